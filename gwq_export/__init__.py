@@ -1,0 +1,39 @@
+"""gwq-export: gradient-aware low-bit quantization of Hugging Face models to GGUF, and the runtime that reads it.
+
+    gwq_export.export("model_folder", "model.gguf", type="gwq4")
+    model = gwq_export.load("model.gguf")
+    print(model.generate("Once upon a time", n=32))
+
+Importing this package imports neither torch nor transformers; only `export` does, when it is called.
+"""
+
+__version__ = "0.1.0"
+
+
+class GwqError(ValueError):
+    """Something the user can mend. The message is one sentence that says what is wrong and what to do."""
+
+
+def export(model, out, **options):
+    """Quantize the Hugging Face model `model` (folder or hub id) into the GGUF file `out`.
+
+    Keyword arguments are named like the flags of `gwq-export`; see `gwq_export.pipeline.export`.
+    Returns what `gwq-export --json` prints. Raises GwqError.
+    """
+    from gwq_export.pipeline import export
+
+    return export(model, out, **options)
+
+
+def load(path, device="cpu", threads=None, ctx=None):
+    """Open a GGUF file for inference; returns a `gwq_export.generate.Model`. Raises GwqError."""
+    from gwq_export.generate import Model
+
+    return Model(path, device=device, threads=threads, ctx=ctx)
+
+
+def open_gguf(path):
+    """Open a GGUF file as data; returns a `gwq_export.container.Reader`. Raises GwqError."""
+    from gwq_export.container import Reader
+
+    return Reader(path)

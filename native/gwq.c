@@ -1,0 +1,418 @@
+/* The public functions: check arguments, choose the instruction set's kernel, split the work over the pool. */
+#include "gwq.h"
+#include <math.h>
+#include <string.h>
+#include "kernels.h"
+
+#ifndef GWQ_ABI_HASH
+#error "build with native/build.py, which defines GWQ_ABI_HASH"
+#endif
+
+const char *gwq_abi(void) { return GWQ_ABI_HASH; }
+
+/* --- tables ----------------------------------------------------------------------------------------------------- */
+
+const gwq_type_row gwq_types[GWQ_K_COUNT] = {
+    [GWQ_K_F32] = {GWQ_TYPE_F32, 0, 1, 4},      [GWQ_K_F16] = {GWQ_TYPE_F16, 0, 1, 2},
+    [GWQ_K_BF16] = {GWQ_TYPE_BF16, 0, 1, 2},    [GWQ_K_Q8_0] = {GWQ_TYPE_Q8_0, 0, 32, sizeof(struct q8_0_block)},
+    [GWQ_K_GWQ2] = {GWQ_TYPE_GWQ2, 2, 64, sizeof(struct gwq2_tile) / 64},
+    [GWQ_K_GWQ3] = {GWQ_TYPE_GWQ3, 3, 64, sizeof(struct gwq3_tile) / 64},
+    [GWQ_K_GWQ4] = {GWQ_TYPE_GWQ4, 4, 64, sizeof(struct gwq4_tile) / 64},
+};
+_Static_assert(sizeof(struct q8_0_block) == 34, "packed");
+_Static_assert(sizeof(struct gwq4_tile) == 2176 && sizeof(struct gwq3_tile) == 1664 && sizeof(struct gwq2_tile) == 1152, "packed");
+
+static const gwq_kernels *const isas[] = {
+    &gwq_scalar,
+#ifdef __x86_64__
+    &gwq_avx2,
+    &gwq_avx512,
+#endif
+};
+enum { ISAS = sizeof isas / sizeof *isas };
+static const gwq_kernels *current = &gwq_scalar;
+
+/* The slot of the instruction set in use, or the scalar one. */
+#define KERNEL(slot) (current->slot ? current->slot : gwq_scalar.slot)
+
+int gwq_type_index(int32_t id) {
+    for (int i = 0; i < GWQ_K_COUNT; i++)
+        if (gwq_types[i].id == id) return i;
+    return -1;
+}
+
+const char *gwq_isa_name(int index) { return index >= 0 && index < ISAS ? isas[index]->isa : NULL; }
+int gwq_isa_supported(int index) { return index >= 0 && index < ISAS && isas[index]->supported(); }
+const char *gwq_isa(void) { return current->isa; }
+
+int gwq_isa_select(const char *name) {
+    for (int i = ISAS - 1; i >= 0; i--)
+        if (isas[i]->supported() && (!name || !strcmp(name, isas[i]->isa))) {
+            current = isas[i];
+            return GWQ_OK;
+        }
+    return GWQ_E_ISA;
+}
+
+/* --- matrices --------------------------------------------------------------------------------------------------- */
+
+uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols) {
+    int k = gwq_type_index(type);
+    const int64_t limit = INT32_MAX;
+    if (k < 0 || rows < 1 || cols < 1 || rows > limit || cols > limit) return 0;
+    if (!gwq_types[k].bits && cols % gwq_types[k].unit) return 0;
+    uint64_t units = (uint64_t)((cols + gwq_types[k].unit - 1) / gwq_types[k].unit);
+    uint64_t held = gwq_types[k].bits ? (uint64_t)gwq_groups(rows) * GWQ_ROWS : (uint64_t)rows;
+    if (held > UINT64_MAX / 64 / units) return 0;
+    return held * units * (uint64_t)gwq_types[k].unit_bytes;
+}
+
+/* One record: counts within the table, rows and columns within the matrix, columns of a row ascending. */
+static int check_record(const gwq_matrix *m, int64_t group, int64_t tile, const uint8_t **at, const uint8_t *end) {
+    const uint8_t *record = *at;
+    if (end - record < GWQ_ROWS) return GWQ_E_RECORD;
+    int64_t rows = m->rows - group * GWQ_ROWS, width = m->cols - tile * GWQ_TILE, total = 0;
+    int most = 0, last[GWQ_ROWS];
+    for (int r = 0; r < GWQ_ROWS; r++) {
+        if (record[r] && r >= rows) return GWQ_E_ROW;
+        if (record[r] > most) most = record[r];
+        total += record[r];
+        last[r] = -1;
+    }
+    if (end - record < GWQ_ROWS + 3 * total) return GWQ_E_RECORD;
+    const uint8_t *column = record + GWQ_ROWS + 2 * total;
+    for (int level = 0; level < most; level++)
+        for (int r = 0; r < GWQ_ROWS; r++) {
+            if (record[r] <= level) continue;
+            int c = *column++;
+            if (c >= width || c <= last[r]) return GWQ_E_COLUMN;
+            last[r] = c;
+        }
+    *at = column;
+    return GWQ_OK;
+}
+
+int gwq_matrix_check(const gwq_matrix *m) {
+    if (!m || !m->data) return GWQ_E_ARGUMENT;
+    int k = gwq_type_index(m->type);
+    if (k < 0) return GWQ_E_TYPE;
+    uint64_t bytes = gwq_matrix_bytes(m->type, m->rows, m->cols);
+    if (!bytes) return GWQ_E_SHAPE;
+    if (bytes != m->data_bytes) return GWQ_E_SIZE;
+    if (!m->outliers) return m->offsets || m->outlier_bytes ? GWQ_E_ARGUMENT : GWQ_OK;
+    if (!gwq_types[k].bits) return GWQ_E_TYPE;
+    int64_t groups = gwq_groups(m->rows), tiles = (m->cols + GWQ_TILE - 1) / GWQ_TILE;
+    if (!m->offsets || m->offset_bytes != 4 * (uint64_t)(groups + 1) || m->outlier_bytes > INT32_MAX ||
+        gwq_load_u32(m->offsets) != 0 || gwq_load_u32(m->offsets + 4 * groups) != m->outlier_bytes)
+        return GWQ_E_OFFSETS;
+    for (int64_t g = 0; g < groups; g++)
+        if (gwq_load_u32(m->offsets + 4 * g + 4) > m->outlier_bytes) return GWQ_E_OFFSETS;
+    const uint8_t *at = m->outliers;
+    for (int64_t g = 0; g < groups; g++) {
+        if (at != gwq_records(m, g)) return GWQ_E_OFFSETS;
+        const uint8_t *end = gwq_records(m, g + 1);
+        for (int64_t t = 0; t < tiles; t++) {
+            int status = check_record(m, g, t, &at, end);
+            if (status) return status;
+        }
+        if (at != end) return GWQ_E_RECORD;
+    }
+    return GWQ_OK;
+}
+
+static int slot_of(const gwq_matrix *m) {
+    int k = gwq_type_index(m->type);
+    return k < 0 ? 0 : k; /* never negative for a usable matrix; says so to the compiler */
+}
+
+/* What every op asks of a matrix that was checked before. */
+static int usable(const gwq_matrix *m) {
+    return m && m->data && gwq_type_index(m->type) >= 0 && m->data_bytes == gwq_matrix_bytes(m->type, m->rows, m->cols);
+}
+
+static float half_to_float(const uint8_t *p) {
+    float f;
+    const gwq_matrix one = {.type = GWQ_TYPE_F16, .rows = 1, .cols = 1, .data = p, .data_bytes = 2};
+    gwq_scalar.dequantize[GWQ_K_F16](&one, 0, &f);
+    return f;
+}
+
+/* out (rows of the group, cols): dense part by kernel, outliers put in. */
+static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
+    KERNEL(dequantize[slot_of(m)])(m, group, out);
+    const uint8_t *record = gwq_records(m, group);
+    if (!record) return;
+    for (int64_t first = 0; first < m->cols; first += GWQ_TILE) {
+        int total = 0, at = 0;
+        for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
+        const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
+        for (int level = 0; at < total; level++)
+            for (int r = 0; r < GWQ_ROWS; r++)
+                if (record[r] > level) {
+                    out[r * m->cols + first + column[at]] = half_to_float(value + 2 * at);
+                    at++;
+                }
+        record = column + total;
+    }
+}
+
+/* --- splitting work --------------------------------------------------------------------------------------------- */
+
+static int64_t share(int64_t count, int thread, int threads) { return count * thread / threads; }
+
+struct dequantize_job {
+    const gwq_matrix *m;
+    int64_t first_group, groups;
+    float *out;
+};
+
+static void dequantize_task(void *p, int thread, int threads) {
+    const struct dequantize_job *j = p;
+    for (int64_t g = share(j->groups, thread, threads); g < share(j->groups, thread + 1, threads); g++)
+        dequantize_group(j->m, j->first_group + g, j->out + g * GWQ_ROWS * j->m->cols);
+}
+
+int gwq_dequantize(gwq_pool *pool, const gwq_matrix *m, int64_t first, int64_t count, float *out) {
+    if (!usable(m) || !out) return GWQ_E_ARGUMENT;
+    /* whole row groups, so that no copy is needed; the last one may be short */
+    if (first < 0 || count < 0 || first % GWQ_ROWS || first + count > m->rows) return GWQ_E_INDEX;
+    if (count % GWQ_ROWS && first + count != m->rows) return GWQ_E_INDEX;
+    struct dequantize_job j = {m, first / GWQ_ROWS, gwq_groups(count), out};
+    gwq_pool_run(pool, dequantize_task, &j);
+    return GWQ_OK;
+}
+
+int gwq_embed(const gwq_matrix *m, const int32_t *ids, int64_t n, float *group, float *out) {
+    if (!usable(m) || (n && (!ids || !out || !group)) || n < 0) return GWQ_E_ARGUMENT;
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= m->rows) return GWQ_E_INDEX;
+    for (int64_t i = 0; i < n; i++) {
+        dequantize_group(m, ids[i] / GWQ_ROWS, group);
+        memcpy(out + i * m->cols, group + ids[i] % GWQ_ROWS * m->cols, (size_t)m->cols * sizeof *out);
+    }
+    return GWQ_OK;
+}
+
+struct matmul_job {
+    const gwq_matrix *const *m;
+    float *const *y;
+    int count;
+    gwq_input in;
+};
+
+static void quantize_task(void *p, int thread, int threads) {
+    const gwq_input *in = &((struct matmul_job *)p)->in;
+    for (int64_t t = share(in->n, thread, threads); t < share(in->n, thread + 1, threads); t++)
+        KERNEL(quantize)(in->x + t * in->cols, in->cols, in->q + t * in->blocks * GWQ_BLOCK, in->scale + t * in->blocks,
+                         in->sum + t * in->blocks);
+}
+
+/* Bytes of the first `groups` row groups, side-table included: what a thread's share is measured in. */
+static uint64_t bytes_before(const gwq_matrix *m, int64_t groups) {
+    return m->data_bytes * (uint64_t)groups / (uint64_t)gwq_groups(m->rows) + (m->outliers ? gwq_load_u32(m->offsets + 4 * groups) : 0);
+}
+
+/* First row group at or after byte `target` of the matrix. */
+static int64_t group_at(const gwq_matrix *m, uint64_t target) {
+    int64_t low = 0, high = gwq_groups(m->rows);
+    while (low < high) {
+        int64_t mid = (low + high) / 2;
+        if (bytes_before(m, mid) < target) low = mid + 1;
+        else high = mid;
+    }
+    return low;
+}
+
+static void matmul_task(void *p, int thread, int threads) {
+    const struct matmul_job *j = p;
+    uint64_t total = 0, base = 0;
+    for (int i = 0; i < j->count; i++) total += bytes_before(j->m[i], gwq_groups(j->m[i]->rows));
+    uint64_t from = total / (uint64_t)threads * (uint64_t)thread;
+    uint64_t to = thread + 1 == threads ? total : total / (uint64_t)threads * (uint64_t)(thread + 1);
+    for (int i = 0; i < j->count; i++) {
+        const gwq_matrix *m = j->m[i];
+        uint64_t size = bytes_before(m, gwq_groups(m->rows));
+        int64_t first = from <= base ? 0 : from >= base + size ? gwq_groups(m->rows) : group_at(m, from - base);
+        int64_t last = to <= base ? 0 : to >= base + size ? gwq_groups(m->rows) : group_at(m, to - base);
+        if (first < last) KERNEL(matmul[slot_of(m)])(m, first, last, &j->in, j->y[i]);
+        base += size;
+    }
+}
+
+static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
+    if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
+    size_t blocks = (size_t)n * (size_t)gwq_blocks(cols);
+    return 64 + blocks * GWQ_BLOCK + 2 * round_up(4 * blocks);
+}
+
+int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n, float *const *y,
+               void *scratch, uint64_t scratch_bytes) {
+    if (!m || !y || !x || count < 1 || n < 1) return GWQ_E_ARGUMENT;
+    int tiles = 0;
+    for (int i = 0; i < count; i++) {
+        if (!usable(m[i]) || !y[i] || m[i]->cols != m[0]->cols) return GWQ_E_ARGUMENT;
+        tiles |= gwq_types[slot_of(m[i])].bits;
+    }
+    int64_t cols = m[0]->cols, blocks = gwq_blocks(cols);
+    struct matmul_job j = {m, y, count, {.n = n, .cols = cols, .blocks = blocks, .x = x}};
+    if (tiles) {
+        if (!scratch || scratch_bytes < gwq_scratch_bytes(n, cols)) return GWQ_E_SCRATCH;
+        uint8_t *at = (uint8_t *)round_up((size_t)scratch);
+        j.in.q = (int8_t *)at;
+        j.in.scale = (float *)(at + n * blocks * GWQ_BLOCK);
+        j.in.sum = (int32_t *)((uint8_t *)j.in.scale + round_up(4 * (size_t)(n * blocks)));
+        if (n == 1) quantize_task(&j, 0, 1);
+        else gwq_pool_run(pool, quantize_task, &j);
+    }
+    gwq_pool_run(pool, matmul_task, &j);
+    return GWQ_OK;
+}
+
+/* --- ops that work row by row ----------------------------------------------------------------------------------- */
+
+struct rows_job {
+    void (*row)(const struct rows_job *j, int64_t i);
+    int64_t n, dim, heads;
+    float *out;
+    const float *x, *a, *b;
+    float eps;
+    int style;
+};
+
+static void rows_task(void *p, int thread, int threads) {
+    const struct rows_job *j = p;
+    for (int64_t i = share(j->n, thread, threads); i < share(j->n, thread + 1, threads); i++) j->row(j, i);
+}
+
+static int run_rows(gwq_pool *pool, struct rows_job *j) {
+    enum { WORTH_A_WAKE = 16384 }; /* floats */
+    if (j->n < 0 || j->dim < 1 || j->n > INT32_MAX || j->dim > INT32_MAX) return GWQ_E_ARGUMENT;
+    if (j->n && (!j->out || !j->x || !j->a)) return GWQ_E_ARGUMENT;
+    if (j->n * j->dim < WORTH_A_WAKE) rows_task(j, 0, 1);
+    else gwq_pool_run(pool, rows_task, j);
+    return GWQ_OK;
+}
+
+static void rmsnorm_row(const struct rows_job *j, int64_t i) {
+    KERNEL(rmsnorm)(j->x + i * j->dim, j->a, j->eps, j->dim, j->out + i * j->dim);
+}
+
+int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, int64_t n, int64_t dim, float *out) {
+    struct rows_job j = {.row = rmsnorm_row, .n = n, .dim = dim, .x = x, .a = weight, .eps = eps, .out = out};
+    return run_rows(pool, &j);
+}
+
+static void silu_mul_row(const struct rows_job *j, int64_t i) {
+    KERNEL(silu_mul)(j->out + i * j->dim, j->a + i * j->dim, j->dim);
+}
+
+int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim) {
+    struct rows_job j = {.row = silu_mul_row, .n = n, .dim = dim, .x = gate, .a = up, .out = gate};
+    return run_rows(pool, &j);
+}
+
+static void rope_row(const struct rows_job *j, int64_t i) {
+    int64_t half = j->dim / 2 / j->heads;
+    const float *cos = j->a + i * half, *sin = j->b + i * half;
+    int64_t step = j->style == GWQ_ROPE_PAIRS ? 2 : 1, other = j->style == GWQ_ROPE_PAIRS ? 1 : half;
+    for (int64_t h = 0; h < j->heads; h++) {
+        float *x = j->out + i * j->dim + h * 2 * half;
+        for (int64_t k = 0; k < half; k++) {
+            float a = x[k * step], b = x[k * step + other];
+            x[k * step] = a * cos[k] - b * sin[k];
+            x[k * step + other] = a * sin[k] + b * cos[k];
+        }
+    }
+}
+
+int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim, int style) {
+    if (!sin || heads < 1 || heads > 65536 || dim < 2 || dim % 2 || dim > 65536) return GWQ_E_ARGUMENT;
+    if (style != GWQ_ROPE_PAIRS && style != GWQ_ROPE_HALVES) return GWQ_E_ARGUMENT;
+    struct rows_job j = {.row = rope_row, .n = n, .dim = heads * dim, .heads = heads, .x = x, .a = cos, .b = sin, .out = x, .style = style};
+    return run_rows(pool, &j);
+}
+
+int gwq_add(float *x, const float *y, int64_t n, int64_t dim, int broadcast) {
+    if (n < 0 || dim < 0 || (n && dim && (!x || !y))) return GWQ_E_ARGUMENT;
+    for (int64_t i = 0; i < n; i++, x += dim, y += broadcast ? 0 : dim)
+        for (int64_t k = 0; k < dim; k++) x[k] += y[k];
+    return GWQ_OK;
+}
+
+/* --- attention -------------------------------------------------------------------------------------------------- */
+
+struct attention_job {
+    const float *q, *k, *v;
+    int64_t n, start, heads, kv_heads, dim, window;
+    float scale, *out;
+};
+
+/* One query head: keys in runs of 32 with a running maximum (online softmax), so no score buffer is needed. */
+static void attend(const struct attention_job *j, int64_t token, int64_t head) {
+    enum { RUN = 32 };
+    int64_t end = j->start + token + 1, first = j->window && end > j->window ? end - j->window : 0;
+    int64_t stride = j->kv_heads * j->dim, offset = head / (j->heads / j->kv_heads) * j->dim;
+    const float *q = j->q + (token * j->heads + head) * j->dim;
+    float *out = j->out + (token * j->heads + head) * j->dim, most = -INFINITY, total = 0, score[RUN];
+    memset(out, 0, (size_t)j->dim * sizeof *out);
+    for (int64_t at = first; at < end; at += RUN) {
+        int run = (int)(end - at < RUN ? end - at : RUN);
+        float top = most;
+        for (int i = 0; i < run; i++) {
+            score[i] = j->scale * KERNEL(dot)(q, j->k + (at + i) * stride + offset, j->dim);
+            if (score[i] > top) top = score[i];
+        }
+        if (top > most) { /* what was summed so far was relative to the old maximum */
+            float shrink = expf(most - top);
+            total *= shrink;
+            for (int64_t d = 0; d < j->dim; d++) out[d] *= shrink;
+            most = top;
+        }
+        for (int i = 0; i < run; i++) {
+            float p = expf(score[i] - most);
+            total += p;
+            KERNEL(axpy)(p, j->v + (at + i) * stride + offset, j->dim, out);
+        }
+    }
+    for (int64_t d = 0; d < j->dim; d++) out[d] /= total;
+}
+
+static void attention_task(void *p, int thread, int threads) {
+    const struct attention_job *j = p;
+    /* tokens in turn: later ones see more keys */
+    for (int64_t i = thread; i < j->n * j->heads; i += threads) attend(j, i % j->n, i / j->n);
+}
+
+int gwq_attention(gwq_pool *pool, const float *q, const float *k, const float *v, int64_t n, int64_t start,
+                  int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float *out) {
+    if (!q || !k || !v || !out || n < 1 || start < 0 || kv_heads < 1 || heads < kv_heads || heads % kv_heads || dim < 1 || window < 0)
+        return GWQ_E_ARGUMENT;
+    struct attention_job j = {q, k, v, n, start, heads, kv_heads, dim, window, scale, out};
+    gwq_pool_run(pool, attention_task, &j);
+    return GWQ_OK;
+}
+
+/* --- memory roof ------------------------------------------------------------------------------------------------ */
+
+struct read_job {
+    const uint8_t *data;
+    uint64_t bytes, sum[256];
+    int streams, ahead;
+};
+
+static void read_task(void *p, int thread, int threads) {
+    struct read_job *j = p;
+    uint64_t part = j->bytes / (uint64_t)threads & ~(uint64_t)4095;
+    j->sum[thread] = KERNEL(read)(j->data + part * (uint64_t)thread, part, j->streams, j->ahead);
+}
+
+int gwq_read(gwq_pool *pool, const void *data, uint64_t bytes, int streams, int ahead, uint64_t *sum) {
+    if (!data || !sum || streams < 1 || streams > 8 || ahead < 0) return GWQ_E_ARGUMENT;
+    struct read_job j = {.data = data, .bytes = bytes, .streams = streams, .ahead = ahead};
+    gwq_pool_run(pool, read_task, &j);
+    *sum = 0;
+    for (int i = 0; i < 256; i++) *sum += j.sum[i];
+    return GWQ_OK;
+}

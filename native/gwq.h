@@ -1,0 +1,97 @@
+/* libgwq: the public ABI. C compiles this text and cffi parses it, so it holds declarations only.
+ *
+ * Every function that can fail returns a gwq_status; none allocates (except gwq_pool_new), prints, exits or keeps a
+ * pointer it was given. Matrices come from untrusted files: call gwq_matrix_check once, then compute with them.
+ * Results do not depend on the number of threads, to the bit. Float arrays are row-major, "(n, dim)" below.
+ */
+#ifndef GWQ_H
+#define GWQ_H
+#include <stdint.h>
+#include "gwq_format.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+enum gwq_status {
+    GWQ_OK = 0,
+    GWQ_E_ARGUMENT,       /* null pointer, negative size, or sizes that do not fit together */
+    GWQ_E_TYPE,           /* not a matrix type */
+    GWQ_E_SHAPE,          /* rows or columns out of range, or not whole blocks */
+    GWQ_E_SIZE,           /* data length is not what type and shape ask for */
+    GWQ_E_OFFSETS,        /* side-table: offsets do not ascend from 0 to the table's end */
+    GWQ_E_RECORD,         /* side-table: a row group's records do not end where the next one's begin */
+    GWQ_E_ROW,            /* side-table: an outlier in a padded row */
+    GWQ_E_COLUMN,         /* side-table: a column beyond the matrix, or not ascending */
+    GWQ_E_ISA,            /* unknown instruction set, or one this machine lacks */
+    GWQ_E_MEMORY,         /* no memory, or no thread could be started */
+    GWQ_E_SCRATCH,        /* scratch buffer too small */
+    GWQ_E_INDEX           /* row index out of range */
+};
+
+typedef struct gwq_pool gwq_pool;
+
+/* A weight matrix in memory as it lies in the file. outliers may be NULL (then offsets too). */
+typedef struct gwq_matrix {
+    int32_t type;             /* enum gwq_type */
+    int64_t rows, cols;       /* outputs, inputs */
+    const void *data;         /* tiles, or rows of a stock type */
+    uint64_t data_bytes;
+    const uint8_t *outliers;  /* side-table records */
+    uint64_t outlier_bytes;
+    const uint8_t *offsets;   /* int32 little-endian, ceil(rows/16) + 1 */
+    uint64_t offset_bytes;
+} gwq_matrix;
+
+enum gwq_rope_style { GWQ_ROPE_PAIRS = 0, GWQ_ROPE_HALVES = 1 }; /* (2i, 2i+1) or (i, i + dim/2) turn together */
+
+/* SHA-256 (hex) of the headers this library was built from. */
+const char *gwq_abi(void);
+
+/* Instruction sets: rows of one table, best last; NULL past the end. */
+const char *gwq_isa_name(int index);
+int gwq_isa_supported(int index);
+const char *gwq_isa(void);            /* the one in use */
+int gwq_isa_select(const char *name); /* NULL: the best supported one */
+
+int gwq_pool_new(int threads, gwq_pool **pool); /* threads 1..256, the caller counts as one */
+void gwq_pool_free(gwq_pool *pool);
+
+/* Bytes of a matrix of this type and shape; 0 for a type or shape that cannot be. */
+uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols);
+int gwq_matrix_check(const gwq_matrix *m);
+/* out (count, cols) = rows first .. first+count-1, outliers included, identical bits on every instruction set.
+ * Whole row groups: first is a multiple of 16, and so is count unless it ends the matrix. */
+int gwq_dequantize(gwq_pool *pool, const gwq_matrix *m, int64_t first, int64_t count, float *out);
+/* out (n, cols) = rows ids[0..n-1]; group (16, cols) is work space. */
+int gwq_embed(const gwq_matrix *m, const int32_t *ids, int64_t n, float *group, float *out);
+
+/* y[i] (n, rows of m[i]) = x (n, cols) * transpose(m[i]), for `count` matrices of equal cols.
+ * Tile types: the dense part sees x as int8 per 64 columns, outliers see x in float32. Stock types: float32. */
+uint64_t gwq_scratch_bytes(int64_t n, int64_t cols);
+int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n, float *const *y,
+               void *scratch, uint64_t scratch_bytes);
+
+/* out (n, dim) = x / sqrt(mean(x^2) + eps) * weight (dim); out may be x. */
+int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, int64_t n, int64_t dim, float *out);
+/* Turn x (n, heads, dim) in place; cos and sin are (n, dim/2), already at the tokens' positions. */
+int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim,
+             int style);
+/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim), scores scaled by `scale`.
+ * Query i sees keys max(0, start+i-window+1) .. start+i; window 0 means all. */
+int gwq_attention(gwq_pool *pool, const float *q, const float *k, const float *v, int64_t n, int64_t start,
+                  int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float *out);
+/* gate = silu(gate) * up, both (n, dim). */
+int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim);
+/* x (n, dim) += y (n, dim), or += y (dim) for every row when `broadcast`. */
+int gwq_add(float *x, const float *y, int64_t n, int64_t dim, int broadcast);
+
+/* Read `bytes` of memory with `streams` (1..8) far-apart streams per thread, software prefetch `ahead` bytes:
+ * what the machine can read at most. *sum keeps the compiler honest. */
+int gwq_read(gwq_pool *pool, const void *data, uint64_t bytes, int streams, int ahead, uint64_t *sum);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+#endif

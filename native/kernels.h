@@ -1,0 +1,71 @@
+/* Inside libgwq: one row of function pointers per instruction set, one row per matrix type.
+ * An empty slot (NULL) means the scalar one is used. Arguments were checked by gwq.c. */
+#ifndef GWQ_KERNELS_H
+#define GWQ_KERNELS_H
+#include <stddef.h>
+#include "gwq.h"
+
+enum { GWQ_K_F32, GWQ_K_F16, GWQ_K_BF16, GWQ_K_Q8_0, GWQ_K_GWQ2, GWQ_K_GWQ3, GWQ_K_GWQ4, GWQ_K_COUNT };
+
+/* A type's facts: what its bytes are, and its place in the kernel tables. */
+typedef struct gwq_type_row {
+    int32_t id;         /* enum gwq_type */
+    int32_t bits;       /* bits of a tile type's code, 0 for a stock type */
+    int32_t unit;       /* columns per storage unit: 64 for tiles, 32 for q8_0, 1 otherwise */
+    int32_t unit_bytes; /* bytes per row and unit (tiles: one sixteenth of a block) */
+} gwq_type_row;
+extern const gwq_type_row gwq_types[GWQ_K_COUNT];
+int gwq_type_index(int32_t id); /* -1: not a matrix type */
+
+/* The activations of one matmul. blocks = ceil(cols / 64); q is padded with zeros to whole blocks. */
+typedef struct gwq_input {
+    int64_t n, cols, blocks;
+    const float *x;  /* (n, cols) */
+    int8_t *q;       /* (n, 64 * blocks), 64-byte aligned rows */
+    float *scale;    /* (n, blocks): x ~ scale * q */
+    int32_t *sum;    /* (n, blocks): sum of q over the block */
+} gwq_input;
+
+typedef struct gwq_kernels {
+    const char *isa;
+    int (*supported)(void);
+    /* One row x (cols) to q (64 * blocks), scale (blocks), sum (blocks): scale = max|x| / 127 per block of 64,
+     * q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical bits on every ISA. */
+    void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int32_t *sum);
+    /* y[t * m->rows + r] for t < in->n and every row r of the row groups (of 16 rows) first .. last-1. */
+    void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);
+    /* out (16 rows, cols; row stride cols) = row group `group`, rows beyond m->rows not written; no outliers. */
+    void (*dequantize[GWQ_K_COUNT])(const gwq_matrix *m, int64_t group, float *out);
+    void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t dim, float *out);
+    void (*silu_mul)(float *gate, const float *up, int64_t count);
+    float (*dot)(const float *a, const float *b, int64_t count);
+    void (*axpy)(float a, const float *x, int64_t count, float *y); /* y += a * x */
+    uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
+} gwq_kernels;
+
+extern const gwq_kernels gwq_scalar;
+extern const gwq_kernels gwq_avx2;
+extern const gwq_kernels gwq_avx512;
+
+/* Tile geometry, shared by every kernel file. A kernel walks a row group tile by tile:
+ *   const uint8_t *tile = gwq_group(m, bits, group);
+ *   for (block = 0; block < in->blocks; block += nb) { nb = min(4, blocks - block);
+ *       scales at tile, lines at tile + 32 * nb; tile += nb * (32 + 64 * lines per block); } */
+static inline int64_t gwq_blocks(int64_t cols) { return (cols + GWQ_BLOCK - 1) / GWQ_BLOCK; }
+static inline int64_t gwq_groups(int64_t rows) { return (rows + GWQ_ROWS - 1) / GWQ_ROWS; }
+static inline size_t gwq_block_bytes(int bits) { return 2 * GWQ_ROWS + (size_t)bits * GWQ_ROWS * GWQ_BLOCK / 8; }
+static inline const uint8_t *gwq_group(const gwq_matrix *m, int bits, int64_t group) {
+    return (const uint8_t *)m->data + (size_t)group * (size_t)gwq_blocks(m->cols) * gwq_block_bytes(bits);
+}
+static inline uint32_t gwq_load_u32(const uint8_t *p) {
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+/* First side-table record of a row group; NULL when the matrix has no side-table. */
+static inline const uint8_t *gwq_records(const gwq_matrix *m, int64_t group) {
+    return m->outliers ? m->outliers + gwq_load_u32(m->offsets + 4 * group) : NULL;
+}
+
+/* The pool: run fn(arg, thread, threads) on every thread of the pool and wait. */
+typedef void (*gwq_task)(void *arg, int thread, int threads);
+void gwq_pool_run(gwq_pool *pool, gwq_task fn, void *arg);
+#endif

@@ -1,0 +1,240 @@
+/* The reference: every slot, in plain C, as short as the format allows. */
+#include <math.h>
+#include <string.h>
+#include "kernels.h"
+
+/* IEEE half to float, exact, subnormals included. */
+static float half(const uint8_t *p) {
+    uint32_t h = (uint32_t)p[0] | (uint32_t)p[1] << 8, sign = (h & 0x8000u) << 16, magnitude = (h & 0x7fffu) << 13;
+    uint32_t bits = (h & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : magnitude + 0x38000000u;
+    float f;
+    if (!(h & 0x7c00u)) { /* zero or subnormal: a multiple of 2^-24 */
+        f = (float)(h & 0x3ffu) * 0x1p-24f;
+        memcpy(&bits, &f, 4);
+    }
+    bits |= sign;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+/* --- tile types: one function per width turns the lines of a block into codes ----------------------------------- */
+
+typedef uint8_t codes[GWQ_ROWS][GWQ_BLOCK];
+
+static void unpack4(const uint8_t *line, codes c) {
+    for (int j = 0; j < 8; j++, line += 64)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++) {
+                uint8_t v = line[4 * r + i];
+                c[r][8 * j + i] = v & 15;
+                c[r][8 * j + 4 + i] = v >> 4;
+            }
+}
+
+static void unpack3(const uint8_t *line, codes c) {
+    for (int j = 0; j < 2; j++, line += 192)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++) {
+                uint8_t A = line[4 * r + i], B = line[64 + 4 * r + i], C = line[128 + 4 * r + i];
+                uint8_t *v = &c[r][32 * j + i];
+                v[0] = A & 7, v[4] = A >> 3 & 7, v[8] = B & 7, v[12] = B >> 3 & 7, v[16] = C & 7, v[20] = C >> 3 & 7;
+                v[24] = A >> 6 | (C >> 4 & 4), v[28] = B >> 6 | (C >> 5 & 4);
+            }
+}
+
+static void unpack2(const uint8_t *line, codes c) {
+    for (int j = 0; j < 4; j++, line += 64)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++)
+                for (int p = 0; p < 4; p++) c[r][16 * j + 4 * p + i] = line[4 * r + i] >> 2 * p & 3;
+}
+
+typedef void (*unpack)(const uint8_t *, codes);
+
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline void tile_dequantize(int bits, unpack f, const gwq_matrix *m, int64_t group, float *out) {
+    const uint8_t *tile = gwq_group(m, bits, group);
+    int64_t rows = min64(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
+    codes c;
+    for (int64_t b = 0; b < blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
+        nb = min64(GWQ_TILE_BLOCKS, blocks - b);
+        for (int64_t k = 0; k < nb; k++) {
+            f(tile + 32 * nb + k * bits * 128, c);
+            int64_t first = (b + k) * GWQ_BLOCK, width = min64(GWQ_BLOCK, m->cols - first);
+            for (int64_t r = 0; r < rows; r++) {
+                float d = half(tile + 32 * k + 2 * r);
+                for (int64_t i = 0; i < width; i++) out[r * m->cols + first + i] = d * (float)(c[r][i] - (1 << (bits - 1)));
+            }
+        }
+    }
+}
+
+static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t first, int64_t last,
+                               const gwq_input *in, float *y) {
+    int zero = 1 << (bits - 1);
+    codes c;
+    for (int64_t g = first; g < last; g++) {
+        const uint8_t *tile = gwq_group(m, bits, g), *record = gwq_records(m, g);
+        int64_t rows = min64(GWQ_ROWS, m->rows - g * GWQ_ROWS), nb;
+        for (int64_t t = 0; t < in->n; t++)
+            for (int64_t r = 0; r < rows; r++) y[t * m->rows + g * GWQ_ROWS + r] = 0;
+        for (int64_t b = 0; b < in->blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
+            nb = min64(GWQ_TILE_BLOCKS, in->blocks - b);
+            for (int64_t k = 0; k < nb; k++) {
+                f(tile + 32 * nb + k * bits * 128, c);
+                for (int64_t t = 0; t < in->n; t++) {
+                    const int8_t *q = in->q + (t * in->blocks + b + k) * GWQ_BLOCK;
+                    float dx = in->scale[t * in->blocks + b + k];
+                    int32_t correction = zero * in->sum[t * in->blocks + b + k];
+                    for (int64_t r = 0; r < rows; r++) {
+                        int32_t s = 0;
+                        for (int i = 0; i < GWQ_BLOCK; i++) s += c[r][i] * q[i];
+                        y[t * m->rows + g * GWQ_ROWS + r] += half(tile + 32 * k + 2 * r) * dx * (float)(s - correction);
+                    }
+                }
+            }
+            if (!record) continue;
+            int total = 0, k = 0;
+            for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
+            const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
+            for (int level = 0; k < total; level++)
+                for (int r = 0; r < GWQ_ROWS; r++) {
+                    if (record[r] <= level) continue;
+                    float v = half(value + 2 * k);
+                    int64_t col = b * GWQ_BLOCK + column[k++];
+                    for (int64_t t = 0; t < in->n; t++)
+                        y[t * m->rows + g * GWQ_ROWS + r] += v * in->x[t * in->cols + col];
+                }
+            record = column + total;
+        }
+    }
+}
+
+#define TILE_TYPE(bits)                                                                                        \
+    static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                         \
+        tile_dequantize(bits, unpack##bits, m, group, out);                                                    \
+    }                                                                                                          \
+    static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
+        tile_matmul(bits, unpack##bits, m, first, last, in, y);                                                \
+    }
+TILE_TYPE(2)
+TILE_TYPE(3)
+TILE_TYPE(4)
+
+/* --- stock types: one function per type reads a weight of a row ------------------------------------------------- */
+
+static inline float f32_at(const uint8_t *row, int64_t i) {
+    float f;
+    memcpy(&f, row + 4 * i, 4);
+    return f;
+}
+static inline float f16_at(const uint8_t *row, int64_t i) { return half(row + 2 * i); }
+static inline float bf16_at(const uint8_t *row, int64_t i) {
+    uint32_t bits = (uint32_t)row[2 * i] << 16 | (uint32_t)row[2 * i + 1] << 24;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+static inline float q8_0_at(const uint8_t *row, int64_t i) {
+    const uint8_t *block = row + i / 32 * 34;
+    return half(block) * (float)(int8_t)block[2 + i % 32];
+}
+
+typedef float (*weight_at)(const uint8_t *, int64_t);
+
+static inline void stock_dequantize(weight_at f, const gwq_matrix *m, int64_t group, float *out) {
+    size_t stride = m->data_bytes / (uint64_t)m->rows;
+    for (int64_t r = group * GWQ_ROWS; r < min64(m->rows, (group + 1) * GWQ_ROWS); r++)
+        for (int64_t i = 0; i < m->cols; i++) *out++ = f((const uint8_t *)m->data + r * stride, i);
+}
+
+static inline void stock_matmul(weight_at f, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+    size_t stride = m->data_bytes / (uint64_t)m->rows;
+    for (int64_t r = first * GWQ_ROWS; r < min64(m->rows, last * GWQ_ROWS); r++)
+        for (int64_t t = 0; t < in->n; t++) {
+            float sum[8] = {0}; /* eight partial sums: the rounding error of one long chain would show */
+            for (int64_t i = 0; i < m->cols; i++) sum[i % 8] += f((const uint8_t *)m->data + r * stride, i) * in->x[t * m->cols + i];
+            y[t * m->rows + r] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+        }
+}
+
+#define STOCK_TYPE(name)                                                                                       \
+    static void dequantize_##name(const gwq_matrix *m, int64_t group, float *out) {                            \
+        stock_dequantize(name##_at, m, group, out);                                                            \
+    }                                                                                                          \
+    static void matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {    \
+        stock_matmul(name##_at, m, first, last, in, y);                                                        \
+    }
+STOCK_TYPE(f32)
+STOCK_TYPE(f16)
+STOCK_TYPE(bf16)
+STOCK_TYPE(q8_0)
+
+/* --- activations and elementwise ops ---------------------------------------------------------------------------- */
+
+static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int32_t *sum) {
+    for (int64_t b = 0; b < gwq_blocks(cols); b++) {
+        int64_t first = b * GWQ_BLOCK, width = min64(GWQ_BLOCK, cols - first);
+        float most = 0;
+        for (int64_t i = 0; i < width; i++) {
+            float a = fabsf(x[first + i]);
+            if (a > most) most = a;
+        }
+        float d = most / 127, inverse = d > 0 ? 1 / d : 0;
+        int32_t total = 0;
+        for (int64_t i = 0; i < GWQ_BLOCK; i++) {
+            float v = i < width ? rintf(x[first + i] * inverse) : 0;
+            v = v > 127 ? 127 : v < -127 ? -127 : v; /* only when 1/d overflowed */
+            q[first + i] = (int8_t)(v == v ? v : 0);
+            total += q[first + i];
+        }
+        scale[b] = d;
+        sum[b] = total;
+    }
+}
+
+static float dot(const float *a, const float *b, int64_t count) {
+    float sum[8] = {0};
+    for (int64_t i = 0; i < count; i++) sum[i % 8] += a[i] * b[i];
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+static void axpy(float a, const float *x, int64_t count, float *y) {
+    for (int64_t i = 0; i < count; i++) y[i] += a * x[i];
+}
+
+static void rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out) {
+    float scale = 1 / sqrtf(dot(x, x, dim) / (float)dim + eps);
+    for (int64_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
+}
+
+static void silu_mul(float *gate, const float *up, int64_t count) {
+    for (int64_t i = 0; i < count; i++) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+}
+
+static uint64_t read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead) {
+    (void)streams, (void)ahead; /* plain C reads one stream */
+    uint64_t sum = 0, word;
+    for (uint64_t i = 0; i + 8 <= bytes; i += 8) {
+        memcpy(&word, data + i, 8);
+        sum += word;
+    }
+    return sum;
+}
+
+static int always(void) { return 1; }
+
+const gwq_kernels gwq_scalar = {
+    .isa = "scalar",
+    .supported = always,
+    .quantize = quantize,
+    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4},
+    .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
+                   dequantize_gwq4},
+    .rmsnorm = rmsnorm,
+    .silu_mul = silu_mul,
+    .dot = dot,
+    .axpy = axpy,
+    .read = read_memory,
+};
