@@ -1,0 +1,495 @@
+"""GGUF version 3, little-endian: a reader on the memory map and a streaming writer.
+
+File: header (metadata, then one descriptor per tensor), zero bytes up to the alignment, tensors in the order of
+their descriptors, each padded with zero bytes to the alignment. Shapes here are numpy's (rows, columns); on disk
+they are reversed. A matrix of a tile type may have two companions, its outlier side-table (see `gwq_format.h`).
+"""
+
+import contextlib
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from gwq_export import GwqError
+from gwq_export.format import BLOCK, FORMAT_VERSION, ROWS, TYPES, TYPES_BY_ID, TensorType, dequantize, outlier_bytes, unpack_outliers
+
+MAGIC, VERSION = b"GGUF", 3
+ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of the files we write; of a file that does not say
+MAX_NAME, MAX_DIMS = 64, 4
+OUTLIERS, OFFSETS = ".outliers", ".outlier_offsets"  # companions of the matrix <name>
+VERSION_KEY = "gwq.format_version"
+
+STRING, ARRAY = 8, 9  # ids of metadata values; the others are numbers:
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # struct and numpy codes
+SCALARS = {id: struct.Struct("<" + code) for id, code in NUMBERS.items()}
+ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
+U32, U64 = SCALARS[4], SCALARS[10]
+
+# stock types that this package does not read, by id: for the message only
+STOCK = "2:q4_0 3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
+STOCK += " 20:iq4_nl 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
+STOCK = dict(entry.split(":") for entry in STOCK.split())
+
+AGAIN = "the file is damaged, download or export it again"
+
+
+def _matrix(shape):
+    """(rows, cols) of a shape: all dimensions but the last are rows."""
+    return prod(shape[:-1]), shape[-1]
+
+
+def _pad(n, alignment):
+    return -(-n // alignment) * alignment
+
+
+@contextlib.contextmanager
+def _about(what):
+    """Prefix the sentence of a GwqError; keep it one line of sane length, whatever names the file holds."""
+    try:
+        yield
+    except GwqError as e:
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{what}: {e}")
+        raise GwqError(text if len(text) < 1000 else f"{text[:500]} ... {text[-300:]}") from None
+
+
+def _layout(tensors, alignment):
+    """[(offset in the data section, bytes)] of [(name, type, shape)], and the length of the section."""
+    at, places = 0, []
+    for name, type, shape in tensors:
+        with _about(f"tensor {name}"):
+            places.append((at, type.nbytes(*_matrix(shape))))
+        at += _pad(places[-1][1], alignment)
+    return places, at
+
+
+def _outlier_counts(tensors):
+    """{matrix: outliers} of [(name, type, shape)], from shapes alone. Raises GwqError for a bad companion."""
+    by_name = {name: (type, shape) for name, type, shape in tensors}
+    counts = {}
+    for base in {n.removesuffix(s) for s in (OUTLIERS, OFFSETS) for n in by_name if n.endswith(s)}:
+        if base not in by_name or not by_name[base][0].bits:
+            raise GwqError(f"a side-table belongs to {base}, which is no tile tensor here: {AGAIN}")
+        if base + OUTLIERS not in by_name or base + OFFSETS not in by_name:
+            raise GwqError(f"tensor {base} has one of {OUTLIERS} and {OFFSETS} without the other: {AGAIN}")
+        rows, cols = _matrix(by_name[base][1])
+        (type, shape), (offsets_type, offsets) = by_name[base + OUTLIERS], by_name[base + OFFSETS]
+        smallest, entries = outlier_bytes(rows, cols, 0)
+        counts[base], rest = divmod(shape[0] - smallest, 3)
+        fits = len(shape) == 1 and offsets == (entries,) and rest == 0 <= counts[base] <= rows * cols
+        if not fits or (type.name, offsets_type.name) != ("i8", "i32"):
+            raise GwqError(f"the side-table of tensor {base} does not fit its {rows} x {cols} weights: {AGAIN}")
+    return counts
+
+
+# --- reader ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """One tensor of an open file. `data` and `outliers` are read-only views of the map and keep it alive."""
+
+    name: str
+    type: TensorType
+    shape: tuple  # numpy order: (rows, cols) or (n,)
+    offset: int  # of its first byte in the file
+    nbytes: int
+    data: np.ndarray  # uint8 (nbytes,)
+    outliers: tuple | None  # (records uint8 (bytes,), offsets int32 (row groups + 1,))
+    outlier_count: int
+
+    @property
+    def companion(self):
+        """True for a part of another tensor's side-table."""
+        return self.name.endswith((OUTLIERS, OFFSETS))
+
+    def dequantize(self):
+        """float32 array of `shape`. Raises GwqError for a damaged side-table."""
+        with _about(f"tensor {self.name}"):
+            return dequantize(self.type, self.data, _matrix(self.shape), self.outliers).reshape(self.shape)
+
+    def check(self):
+        """Read every byte; raises GwqError for a value that is not finite and for a damaged side-table."""
+        if self.type.name in ("i8", "i32"):
+            return  # a side-table is checked with its matrix
+        rows, cols = _matrix(self.shape)
+        unit, width = (ROWS, _pad(cols, BLOCK)) if self.type.bits else (1, cols)  # what is stored together, padding included
+        size = self.type.nbytes(unit, width)
+        step = max(1, (1 << 20) // (unit * width)) * size
+        with _about(f"tensor {self.name}"), np.errstate(invalid="ignore"):
+            finite = self.outliers is None or np.isfinite(unpack_outliers(*self.outliers, (rows, cols))[2]).all()
+            for at in range(0, self.nbytes, step):
+                part = self.data[at : at + step]
+                finite = finite and np.isfinite(dequantize(self.type, part, (len(part) // size * unit, width))).all()
+            if not finite:
+                raise GwqError(f"a value is not finite: {AGAIN}")
+
+
+class Metadata(Mapping):
+    """Key -> str, bool, int, float, numpy array (n,) or list of str. Arrays are decoded at their first use."""
+
+    def __init__(self, values, path):
+        self._values, self._path = values, path
+
+    def __getitem__(self, key):
+        value = self._values[key]
+        if isinstance(value, _Array):
+            with _about(self._path):
+                try:
+                    value = self._values[key] = value.decode()
+                except UnicodeDecodeError:
+                    raise GwqError(f"a string of {key} is not UTF-8: {AGAIN}") from None
+        return value
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self):
+        return len(self._values)
+
+
+@dataclass(frozen=True)
+class _Array:
+    """A metadata array not decoded yet: `count` elements of type `id` in `buffer`."""
+
+    id: int
+    count: int
+    buffer: memoryview
+
+    def decode(self):
+        if self.id != STRING:
+            return np.frombuffer(self.buffer, "B" if self.id == 7 else "<" + NUMBERS[self.id]).astype(NUMBERS[self.id])
+        data, at, out = bytes(self.buffer), 0, []
+        for _ in range(self.count):
+            end = at + 8 + U64.unpack_from(data, at)[0]
+            out.append(data[at + 8 : end].decode())
+            at = end
+        return out
+
+
+class _Cursor:
+    """Reads the header. Past the end of the file: struct.error, OverflowError or GwqError."""
+
+    def __init__(self, buffer):
+        self.buffer, self.at = buffer, 0
+
+    def number(self, code):
+        self.at += code.size
+        return code.unpack_from(self.buffer, self.at - code.size)[0]
+
+    def bytes(self, n, what):
+        if n > len(self.buffer) - self.at:
+            raise GwqError(f"{what} is longer than the file: {AGAIN}")
+        self.at += n
+        return self.buffer[self.at - n : self.at]
+
+    def string(self, what):
+        try:
+            return str(self.bytes(self.number(U64), what), "utf-8")
+        except UnicodeDecodeError:
+            raise GwqError(f"{what} is not UTF-8: {AGAIN}") from None
+
+    def value(self, key):
+        id = self.number(U32)
+        if id == STRING:
+            return self.string(f"the value of {key}")
+        if id in SCALARS:
+            return self.number(SCALARS[id])
+        if id == ARRAY:
+            id, count = self.number(U32), self.number(U64)
+            if id in SCALARS:
+                return _Array(id, count, self.bytes(count * SCALARS[id].size, f"the array {key}"))
+            if id == STRING and count <= (len(self.buffer) - self.at) // 8:
+                at, buffer, unpack = self.at, self.buffer, U64.unpack_from
+                for _ in range(count):  # passes over whole vocabularies: keep it bare
+                    at += 8 + unpack(buffer, at)[0]
+                return _Array(id, count, self.bytes(at - self.at, f"the array {key}"))
+        raise GwqError(f"the value of {key} has a type ({id}) or a length that no GGUF file has: {AGAIN}")
+
+    def keys(self, count):
+        """{key: value}"""
+        values = {}
+        for i in range(count):
+            key = self.string(f"the name of key {i}")
+            if key in values:
+                raise GwqError(f"key {key} occurs twice: {AGAIN}")
+            values[key] = self.value(key)
+        return values
+
+    def descriptors(self, count):
+        """[(name, type, shape)], [offset in the data section]"""
+        tensors, offsets, names = [], [], set()
+        for i in range(count):
+            name = self.string(f"the name of tensor {i}")
+            if name in names or not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
+                raise GwqError(f"tensor name {name[:MAX_NAME]!r} is used twice or is not 1 to {MAX_NAME} printable bytes: {AGAIN}")
+            names.add(name)
+            dims = self.number(U32)
+            shape = tuple(self.number(U64) for _ in range(min(dims, MAX_DIMS)))[::-1]
+            if not 1 <= dims <= MAX_DIMS or not 0 < prod(shape) < 1 << 63:
+                raise GwqError(f"tensor {name} has the impossible shape {shape} ({dims} dimensions): {AGAIN}")
+            id = self.number(U32)
+            if id not in TYPES_BY_ID:
+                which = f"stock type {STOCK[str(id)]} ({id})" if str(id) in STOCK else f"unknown type {id}"
+                raise GwqError(f"tensor {name} has {which}: use a file with types of {', '.join(TYPES)}, or a newer gwq-export")
+            tensors.append((name, TYPES_BY_ID[id], shape))
+            offsets.append(self.number(U64))
+        return tensors, offsets
+
+
+class Reader:
+    """An open GGUF file: its header checked in full, its data read when used (`check` reads all of it).
+
+    path str; metadata Metadata; tensors {name: Tensor} in file order; alignment and nbytes (file size) in bytes.
+    Raises GwqError, naming the path, for anything but a whole and well-formed file.
+    """
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        if not os.path.isfile(path):
+            what = "is a folder" if os.path.isdir(path) else "does not exist or is not a file"
+            raise GwqError(f"{self.path} {what}: give the path of a .gguf file")
+        try:
+            with open(path, "rb") as f:
+                self.nbytes = os.fstat(f.fileno()).st_size
+                buffer = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b"")
+        except (OSError, ValueError) as e:
+            raise GwqError(f"cannot open {self.path}: {getattr(e, 'strerror', None) or e}; check the file and its permissions") from None
+        with _about(self.path):
+            try:
+                self._parse(buffer)
+            except (struct.error, OverflowError):
+                raise GwqError(f"the file ends inside its header: {AGAIN}") from None
+
+    def _parse(self, buffer):
+        cursor = _Cursor(buffer)
+        if not MAGIC.startswith(buffer[:4]) or not self.nbytes:
+            raise GwqError("this is not a GGUF file: give the path of a .gguf file")
+        cursor.at = len(MAGIC)
+        version = cursor.number(U32)
+        if version == VERSION << 24:
+            raise GwqError("this is a big-endian GGUF file: convert it with gguf-convert-endian")
+        if version != VERSION:
+            raise GwqError(f"this is GGUF version {version} and only version {VERSION} can be read: convert it with a current tool")
+        tensor_count, key_count = cursor.number(U64), cursor.number(U64)
+        if tensor_count * 32 + key_count * 13 > self.nbytes:  # the fewest bytes each can take
+            raise GwqError(f"{tensor_count} tensors and {key_count} keys do not fit in {self.nbytes} bytes: {AGAIN}")
+        values = cursor.keys(key_count)
+        tensors, offsets = cursor.descriptors(tensor_count)
+        self._check_version(values.get(VERSION_KEY), tensors)
+
+        ours = any(key.startswith("gwq.") for key in values)
+        self.alignment = a = values.get("general.alignment", STOCK_ALIGNMENT)
+        least = ALIGNMENT if ours else 8
+        if type(a) is not int or a < least or a & (a - 1):
+            raise GwqError(f"general.alignment is not a power of two of at least {least}: {AGAIN}")
+        places, length = _layout(tensors, a)
+        for (name, *_), (expected, _), offset in zip(tensors, places, offsets, strict=True):
+            if offset != expected:
+                raise GwqError(f"tensor {name} starts at byte {offset} of the data instead of {expected}: {AGAIN}")
+        start = _pad(cursor.at, a)
+        # other tools may leave out the last padding, or append bytes of their own
+        needed = start + length if ours else start + sum(places[-1]) if places else cursor.at
+        if self.nbytes < needed:
+            raise GwqError(f"the file is cut short at {self.nbytes} of {needed} bytes: download or export it again")
+        if ours and self.nbytes > needed:
+            raise GwqError(f"{self.nbytes - needed} unknown bytes follow the last tensor: {AGAIN}")
+
+        counts = _outlier_counts(tensors)
+        self.metadata = Metadata(values, self.path)
+        whole = np.frombuffer(buffer, np.uint8)
+        data = {name: whole[start + at :][:n] for (name, *_), (at, n) in zip(tensors, places, strict=True)}
+        self.tensors = {}
+        for (name, type_, shape), (at, nbytes) in zip(tensors, places, strict=True):
+            table = (data[name + OUTLIERS], data[name + OFFSETS].view(np.int32)) if name in counts else None
+            self.tensors[name] = Tensor(name, type_, shape, start + at, nbytes, data[name], table, counts.get(name, 0))
+
+    @staticmethod
+    def _check_version(version, tensors):
+        tile = next((name for name, type, _ in tensors if type.bits), None)
+        if version is None and tile is not None:
+            raise GwqError(f"tensor {tile} has a tile type, but the key {VERSION_KEY} is missing: export the model again")
+        if version is not None and (type(version) is not int or version != FORMAT_VERSION):
+            raise GwqError(
+                f"the file has format version {version!r:.20} and this gwq-export reads version {FORMAT_VERSION}: "
+                "export the model again, or use the gwq-export that wrote it"
+            )
+
+    def check(self):
+        """Read the whole file; raises GwqError for the first string, value or side-table that is damaged."""
+        for key in self.metadata:
+            self.metadata[key]
+        with _about(self.path):
+            for tensor in self.tensors.values():
+                tensor.check()
+
+    def close(self):
+        """Let go of the tensors. Views taken before stay valid: the map is closed with the last of them."""
+        self.tensors = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+# --- writer ---------------------------------------------------------------------------------------------------------
+
+
+def _string(text, key):
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise GwqError(f"a string of {key} cannot be written as UTF-8: mend it in the model's folder") from None
+    return U64.pack(len(data)) + data
+
+
+def _value(key, value):
+    """The bytes of a metadata value, type id first."""
+    if isinstance(value, str):
+        return U32.pack(STRING) + _string(value, key)
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return U32.pack(ARRAY) + U32.pack(STRING) + U64.pack(len(value)) + b"".join(_string(v, key) for v in value)
+    if type(value) in (bool, int, float):
+        small, large = ("<i4", "<i8") if value < 0 else ("<u4", "<u8")
+        fits = type(value) is not int or np.iinfo(small).min <= value <= np.iinfo(small).max
+        value = np.dtype({bool: "?", float: "<f4"}.get(type(value), small if fits else large)).type(value)
+    dtype = value.dtype.newbyteorder("<") if isinstance(value, (np.generic, np.ndarray)) else None
+    if dtype not in ID_OF or value.ndim > 1:
+        raise ValueError(f"metadata {key} has a value that GGUF cannot hold: {type(value).__name__}")
+    kind = U32.pack(ARRAY) + U32.pack(ID_OF[dtype]) + U64.pack(len(value)) if value.ndim else U32.pack(ID_OF[dtype])
+    return kind + value.astype(dtype).tobytes()
+
+
+def _header(metadata, tensors):
+    """(header with padding, {name: (offset in the file, bytes)}, file size)."""
+    metadata = dict(metadata) | {"general.alignment": ALIGNMENT}
+    if any(type.bits for _, type, _ in tensors):
+        metadata[VERSION_KEY] = FORMAT_VERSION
+    tensors = [(name, type, tuple(int(n) for n in shape)) for name, type, shape in tensors]
+    for name, _, shape in tensors:
+        if not 0 < len(name.encode()) < MAX_NAME or not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:  # llama.cpp refuses 64
+            raise ValueError(f"tensor {name!r} of shape {shape} cannot be written")
+    if len({name for name, *_ in tensors}) < len(tensors):
+        raise ValueError("two tensors have the same name")
+    _outlier_counts(tensors)
+    places, length = _layout(tensors, ALIGNMENT)
+    parts = [MAGIC, U32.pack(VERSION), U64.pack(len(tensors)), U64.pack(len(metadata))]
+    for key, value in metadata.items():
+        parts += [_string(key, key), _value(key, value)]
+    for (name, type, shape), (at, _) in zip(tensors, places, strict=True):
+        parts += [_string(name, name), U32.pack(len(shape)), *map(U64.pack, shape[::-1]), U32.pack(type.id), U64.pack(at)]
+    header = b"".join(parts)
+    header += bytes(-len(header) % ALIGNMENT)
+    return header, {t[0]: (len(header) + at, n) for t, (at, n) in zip(tensors, places, strict=True)}, len(header) + length
+
+
+def file_size(metadata, tensors):
+    """Bytes of the file that `Writer` would write; nothing is written."""
+    return _header(metadata, tensors)[2]
+
+
+class Writer:
+    """Writes a GGUF file tensor by tensor, in any order, in constant memory. Use it as a context manager.
+
+    metadata: {key: str, bool, int, float, numpy scalar, numpy array (n,) or list of str}; tensors: [(name, TensorType,
+    shape)] in file order, companions included. `general.alignment`, and with tile types `gwq.format_version`, are set
+    here. The bytes go to `path`.part, and `close` gives them their name; on an exception, and on `abort`, the .part is
+    removed and a file that was there before stays. Raises GwqError when the file cannot be written, ValueError for
+    a fault of the caller. `nbytes` is the size of the file.
+    """
+
+    def __init__(self, path, metadata, tensors):
+        self.path, self._fd = os.fspath(path), None
+        self.part, self.folder = self.path + ".part", os.path.dirname(os.path.abspath(self.path))
+        header, self._places, self.nbytes = _header(metadata, tensors)
+        self._missing = set(self._places)
+        if os.path.lexists(self.path) and not os.path.isfile(self.path):
+            raise GwqError(f"{self.path} is a folder or a device: choose another output name")
+        if not os.path.isdir(self.folder):
+            raise GwqError(f"the folder {self.folder} does not exist: create it or choose another output name")
+        try:
+            with self._sentences():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.part)
+                free = shutil.disk_usage(self.folder).free
+                if free < self.nbytes:
+                    raise GwqError(f"{self.path} needs {self.nbytes} bytes and {free} are free: free space or choose another disk")
+                self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                os.ftruncate(self._fd, self.nbytes)  # all padding reads as zeros
+                self._pwrite(header, 0)
+        except BaseException:
+            self.abort()
+            raise
+
+    @contextlib.contextmanager
+    def _sentences(self):
+        try:
+            yield
+        except OSError as e:
+            raise GwqError(f"cannot write {self.path}: {e.strerror or e}; free space or choose another output name") from None
+
+    def _pwrite(self, data, at):
+        data = memoryview(data).cast("B")
+        while data:
+            n = os.pwrite(self._fd, data[: 1 << 30], at)
+            data, at = data[n:], at + n
+
+    def write(self, name, data):
+        """Write the tensor `name`, once: exactly its bytes, in any contiguous buffer. Several threads may write."""
+        at, nbytes = self._places[name]
+        if memoryview(data).nbytes != nbytes or name not in self._missing:
+            raise ValueError(f"tensor {name}: {memoryview(data).nbytes} bytes instead of {nbytes}, or written twice")
+        with self._sentences():
+            self._pwrite(data, at)
+        self._missing.discard(name)
+
+    def close(self):
+        """Flush the file to the disk and give it its name."""
+        try:
+            if self._missing:
+                raise ValueError(f"tensors never written: {', '.join(sorted(self._missing)[:5])}")
+            with self._sentences():
+                os.fsync(self._fd)
+                if not self._owns_part():
+                    raise GwqError(f"{self.part} was taken over by another export: give each its own output name")
+                os.replace(self.part, self.path)
+        except BaseException:
+            self.abort()
+            raise
+        os.close(self._fd)
+        self._fd = None
+        with contextlib.suppress(OSError):  # some file systems cannot flush a folder
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _owns_part(self):
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.part))
+        return False
+
+    def abort(self):
+        """Remove what was written so far; does nothing after `close`."""
+        if self._fd is not None:
+            if self._owns_part():
+                os.unlink(self.part)
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exc):
+        if kind:
+            self.abort()
+        elif self._fd is not None:
+            self.close()
