@@ -1,0 +1,351 @@
+"""The commands: argument parsing, progress and printing.
+
+Also `python -m gwq_export.cli export|run|eval|bench|info ...`. Exit status: 0 success, 2 what the user can mend (one
+line on stderr), 130 after Ctrl-C, 1 a fault of ours.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from gwq_export import GwqError, __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _parser(prog, text):
+    p = _Parser(prog=prog, description=text)
+    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    p.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
+    return p
+
+
+class _Progress:
+    """A tqdm bar with an ETA per phase, on stderr."""
+
+    def __init__(self):
+        self.phase = self.bar = None
+
+    def __call__(self, phase, done, total):
+        from tqdm import tqdm
+
+        if phase != self.phase:
+            self.close()
+            self.phase, self.bar = phase, tqdm(total=total, desc=phase, file=sys.stderr, unit="", unit_scale=True, leave=False)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+        self.phase = self.bar = None
+
+
+def _fraction(text):
+    try:
+        return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _threads(text):
+    try:
+        values = [int(t) for t in text.split(",")]
+    except ValueError:
+        values = [0]
+    if min(values) < 1 or max(values) > 256:
+        raise argparse.ArgumentTypeError(f"{text!r}: give thread counts from 1 to 256, such as 1,2")
+    return values
+
+
+def _read_text(path, flag):
+    try:
+        return (sys.stdin.buffer if path == "-" else open(path, "rb")).read().decode()
+    except (OSError, UnicodeDecodeError) as e:
+        raise GwqError(f"{flag} {path}: cannot be read as UTF-8 text ({e}); give a text file") from None
+
+
+def _size(n):
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
+
+
+# --- gwq-export -----------------------------------------------------------------------------------------------------
+
+
+def _export_parser():
+    p = _parser("gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file.")
+    p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
+    p.add_argument("--out", required=True, metavar="FILE.gguf")
+    p.add_argument("--type", default="gwq4", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, f16, bf16, f32")
+    p.add_argument("--outliers", type=_fraction, default=0.01, metavar="F", help="fraction of each matrix kept in FP16 (default 0.01)")
+    p.add_argument("--saliency", help="which weights: grad (GWQ's |gradient|), grad-mean, fisher, magnitude, random")
+    p.add_argument("--preset", default="default", help="default, or paper: the published recipe")
+    p.add_argument("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of the tensors whose GGUF name matches")
+    p.add_argument("--calib", metavar="FILE", help="calibration text, UTF-8 (default: a bundled one)")
+    p.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: 16; preset paper: 1)")
+    p.add_argument("--ctx", type=int, default=512, metavar="N", help="tokens per calibration sample (default 512)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="cpu", help="cpu (default) or cuda: where gradients are computed")
+    p.add_argument("--revision", help="hub revision of the model")
+    p.add_argument("--tokenizer-pre", metavar="NAME", help="pre-tokenizer name to write when it is not recognised")
+    p.add_argument("--dry-run", action="store_true", help="print the exact size and write nothing")
+    return p
+
+
+def _export(args, progress):
+    from gwq_export.pipeline import export
+
+    options = {k: v for k, v in vars(args).items() if k not in ("json", "model", "out")}
+    result = export(args.model, args.out, **options, progress=progress)
+    progress.close()
+    verb = "would take" if args.dry_run else "takes"
+    print(f"{result['out']} {verb} {_size(result['bytes'])}: {result['params'] / 1e6:.2f} M parameters, {result['bpw']:.3f} bits per weight"
+          f" ({result['bpw_linear']:.3f} in the decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"
+          f" {result['seconds']:.1f} s, peak memory {_size(result['peak_rss_bytes'])}", file=sys.stderr)  # fmt: skip
+    return result
+
+
+# --- gwq-run --------------------------------------------------------------------------------------------------------
+
+
+def _run_parser():
+    p = _parser("gwq-run", "Generate text from a GGUF file.")
+    p.add_argument("file", metavar="FILE.gguf")
+    p.add_argument("-p", "--prompt", required=True, help="the prompt; - reads it from standard input")
+    p.add_argument("-n", type=int, default=128, metavar="N", help="tokens at most (default 128, -1: until the context is full)")
+    p.add_argument("--temp", type=float, default=0.0, help="temperature (default 0: always the likeliest token)")
+    p.add_argument("--top-k", type=int, default=40)
+    p.add_argument("--top-p", type=float, default=0.95)
+    p.add_argument("--min-p", type=float, default=0.0)
+    p.add_argument("--seed", type=int)
+    p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
+    p.add_argument("--raw", action="store_true", help="do not wrap the prompt in the file's chat template")
+    p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    p.add_argument("--device", default="cpu", help="cpu")
+    return p
+
+
+def _run(args, progress):
+    from gwq_export.generate import Model, Sampling
+
+    prompt = _read_text("-", "-p") if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise GwqError("the prompt is empty: give some text with -p")
+    sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
+    model, stats, text = Model(args.file, args.device, args.threads, args.ctx), {}, []
+    for piece in model.stream(prompt, args.n, sampling, chat=not args.raw, stats=stats):
+        text.append(piece)
+        print(piece, end="", flush=True)
+    print()
+    print(f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; generated {stats['tokens']}, "
+          f"{stats['decode_tps']:.1f} t/s; stopped by {stats['stop']}]", file=sys.stderr)  # fmt: skip
+    return {"text": "".join(text)} | stats
+
+
+# --- gwq-eval -------------------------------------------------------------------------------------------------------
+
+
+def _eval_parser():
+    p = _parser("gwq-eval", "Perplexity of a text by llama.cpp's protocol, and KL divergence from a reference.")
+    p.add_argument("file", metavar="FILE.gguf")
+    p.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads standard input")
+    p.add_argument("--ctx", type=int, default=512, metavar="N", help="tokens per window (default 512); the second half is scored")
+    p.add_argument("--against", metavar="HF_FOLDER|FILE.gguf", help="reference model for KL divergence and top-1 agreement")
+    p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    return p
+
+
+def _eval(args, progress):
+    from gwq_export import evaluate
+    from gwq_export.generate import Model
+
+    text, model, against, ctx = _read_text(args.text, "--text"), Model(args.file, threads=args.threads), None, args.ctx
+    if ctx > model.config.ctx:
+        logging.getLogger("gwq_export").warning("--ctx %d is longer than the model's context: cut to %d", ctx, model.config.ctx)
+        ctx = model.config.ctx
+    if args.against:
+        is_folder = Path(args.against).is_dir()
+        against = evaluate.transformers_logits(args.against) if is_folder else evaluate.runtime_logits(Model(args.against, threads=args.threads))
+    result = evaluate.evaluate(model, text, ctx, against, progress)
+    progress.close()
+    print(f"perplexity {result['ppl']:.4f} ± {result['ppl_error']:.4f} ({result['tokens']} tokens scored, windows of {ctx})")
+    if against:
+        print(f"KL divergence {result['kld_mean']:.6f} ± {result['kld_error']:.6f}, 99 % quantile {result['kld_p99']:.4f}; "
+              f"same top token {result['top1_agreement']:.2%}; perplexity of the reference {result['ppl_against']:.4f}")  # fmt: skip
+    return result
+
+
+# --- gwq-bench ------------------------------------------------------------------------------------------------------
+
+
+def _bench_parser():
+    p = _parser("gwq-bench", "Tokens per second of a GGUF file, or GB/s of the kernels, against the memory roof.")
+    p.add_argument("file", nargs="?", metavar="FILE.gguf")
+    p.add_argument("--kernels", action="store_true", help="measure the kernels on random matrices instead of a file")
+    p.add_argument("-p", type=int, default=512, metavar="N", help="prompt tokens (default 512, 0: leave out)")
+    p.add_argument("-n", type=int, default=128, metavar="N", help="generated tokens (default 128, 0: leave out)")
+    p.add_argument("-t", "--threads", type=_threads, default=[None], metavar="N,N", help="thread counts (default: all CPUs)")
+    p.add_argument("-r", type=int, default=5, metavar="N", help="repetitions (default 5)")
+    p.add_argument("-o", choices=["md", "json", "jsonl", "csv"], default="md", help="output format")
+    return p
+
+
+def _bench(args, progress):
+    from gwq_export import bench
+
+    if bool(args.file) == args.kernels:
+        raise GwqError("give either a GGUF file or --kernels")
+    if args.r < 1:
+        raise GwqError("-r: give at least 1")
+    if args.kernels:
+        rows = bench.kernel_rows(args.threads, args.r, progress=progress)
+    else:
+        rows = bench.model_rows(args.file, args.p, args.n, args.threads, args.r, progress)
+    progress.close()
+    if args.o == "md":
+        print(bench.markdown(rows))
+        print(f"\n{rows[0]['cpu_info']}; of roof: share of the best read rate measured in the same run (above 100 %: from the cache)")
+    elif args.o == "csv":
+        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    elif args.o == "jsonl":
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        print(json.dumps(rows, indent=2))
+    return {"rows": rows}
+
+
+# --- gwq-info -------------------------------------------------------------------------------------------------------
+
+
+def _info_parser():
+    p = _parser("gwq-info", "What is in a GGUF file.")
+    p.add_argument("file", metavar="FILE.gguf")
+    p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
+    return p
+
+
+def _info(args, progress):
+    from gwq_export.container import Reader
+
+    reader = Reader(args.file)
+    if args.check:
+        reader.check()
+    tensors = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes, "outliers": t.outlier_count}
+               for t in reader.tensors.values()]  # fmt: skip
+    main = [t for t in reader.tensors.values() if not t.companion]
+    params = sum(math.prod(t.shape) for t in main)
+    tensor_bytes = sum(t["bytes"] for t in tensors)
+    header = min((t.offset for t in reader.tensors.values()), default=reader.nbytes)
+    result = {
+        "arch": reader.metadata.get("general.architecture"), "params": params, "bytes": reader.nbytes, "bpw": 8 * reader.nbytes / max(params, 1),
+        "header_bytes": header, "tensor_bytes": tensor_bytes, "alignment_bytes": reader.nbytes - header - tensor_bytes,
+        "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")}, "tensors": tensors,
+    }  # fmt: skip
+    if args.check:
+        result["check"] = "ok"
+    print(f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {_size(reader.nbytes)}, {result['bpw']:.3f} bits per weight")
+    for key, value in result["gwq"].items():
+        print(f"  {key} = {value}")
+    width = max((len(t["name"]) for t in tensors), default=0)
+    for t in tensors:
+        kept = f"  {t['outliers']} outliers ({t['outliers'] / (t['shape'][0] * t['shape'][1]):.2%})" if t["outliers"] else ""
+        print(f"  {t['name']:{width}}  {t['type']:5}  {'x'.join(map(str, t['shape'])):>13}  {t['bytes']:>12} bytes{kept}")
+    print(f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes")
+    if args.check:
+        print("  check: ok")
+    return result
+
+
+# --- dispatch -------------------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "export": (_export_parser, _export),
+    "run": (_run_parser, _run),
+    "eval": (_eval_parser, _eval),
+    "bench": (_bench_parser, _bench),
+    "info": (_info_parser, _info),
+}
+
+
+def main(command, argv=None):
+    """Run one command; returns the exit status."""
+    prog, (parser, run) = f"gwq-{command}", COMMANDS[command]
+    logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=logging.WARNING)
+    progress = _Progress()
+
+    def fail(message):
+        progress.close()
+        sys.stdout.flush()
+        print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
+        return 2
+
+    try:
+        args = parser().parse_args(argv)
+        result = run(args, progress)
+        if args.json:
+            print(json.dumps(result, default=_plain))
+        sys.stdout.flush()
+        return 0
+    except GwqError as e:
+        return fail(e)
+    except MemoryError:
+        return fail("not enough memory: close other programs, or use fewer --samples or a smaller --ctx")
+    except KeyboardInterrupt:
+        progress.close()
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if e.errno in (28, 30, 122, 13):  # no space, read-only, quota, permission
+            return fail(f"{e.strerror}: {e.filename or 'output'}; free some space or write elsewhere")
+        traceback.print_exc()
+        return 1
+    except Exception:
+        progress.close()
+        traceback.print_exc()
+        print(f"{prog}: internal error, please report it with the lines above", file=sys.stderr)
+        return 1
+
+
+def _plain(value):
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else list(value)
+
+
+def export():
+    sys.exit(main("export"))
+
+
+def run():
+    sys.exit(main("run"))
+
+
+def evaluate():
+    sys.exit(main("eval"))
+
+
+def bench():
+    sys.exit(main("bench"))
+
+
+def info():
+    sys.exit(main("info"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(f"usage: python -m gwq_export.cli {'|'.join(COMMANDS)} ...", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
