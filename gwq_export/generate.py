@@ -46,6 +46,8 @@ class Model:
             raise GwqError(f"--device {device}: this version runs on the CPU only; use --device cpu")
         self.weights = Weights(path, threads)
         self.config = self.weights.config
+        if ctx is not None and ctx < 1:
+            raise GwqError(f"--ctx {ctx}: give at least 1")
         self.ctx = min(ctx or self.config.ctx, self.config.ctx)
 
     @cached_property

@@ -91,7 +91,7 @@ class Pool:
     """Threads for the ops below; usable from several Python threads at once (a call holds it until it is done)."""
 
     def __init__(self, threads=None):
-        threads = threads or default_threads()
+        threads = default_threads() if threads is None else threads
         if not 1 <= threads <= 256:
             raise GwqError(f"--threads {threads}: give a number from 1 to 256")
         out = ffi.new("gwq_pool **")

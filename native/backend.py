@@ -32,9 +32,9 @@ class BuildPy(build_py):
 class BdistWheel(bdist_wheel):
     """One wheel for every Python 3 of a platform: the library knows nothing of the interpreter."""
 
-    def finalize_options(self):
-        super().finalize_options()
-        self.root_is_pure = False
+    def initialize_options(self):
+        super().initialize_options()
+        self.distribution.has_ext_modules = lambda: True  # files go to platlib
 
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]

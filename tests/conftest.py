@@ -1,0 +1,85 @@
+"""Fixtures: the bundled model, cached exports of it, small random models of every architecture, the shared data."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+DATA = Path(__file__).parent / "data"
+REFERENCE = DATA / "gwq-reference"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Sharper than a fresh initialisation, so that a wrong logit shows in the KL divergence.
+TINY = dict(vocab_size=8192, hidden_size=96, intermediate_size=200, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+            head_dim=16, max_position_embeddings=256, initializer_range=0.1, rms_norm_eps=1e-5)  # fmt: skip
+TINY_MODELS = {  # name -> (transformers config class, its own settings)
+    "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "llama-bias": ("LlamaConfig", {"attention_bias": True, "tie_word_embeddings": True}),
+    "llama3-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                                                        "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+    "linear-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "mistral": ("MistralConfig", {"sliding_window": 24}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+}  # fmt: skip
+
+
+def save_tiny(folder, config_class, **settings):
+    """A random model in `folder` with the bundled model's tokenizer; returns the folder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    config = getattr(transformers, config_class)(**TINY | settings)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, p in model.named_parameters():
+        if p.dim() == 1:  # norms and biases start as ones and zeros, which would hide that they are used
+            p.data += 0.3 * torch.randn_like(p) if "norm" in name else torch.randn_like(p)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(REFERENCE / file, Path(folder) / file)
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny(name) -> folder of the random model TINY_MODELS[name], made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            config_class, settings = TINY_MODELS[name]
+            made[name] = save_tiny(tmp_path_factory.mktemp(name), config_class, **settings)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """exported(model folder, **options) -> (GGUF path, result of export), made once for equal arguments."""
+    import gwq_export
+
+    made = {}
+
+    def make(model=REFERENCE, **options):
+        key = json.dumps([str(model), options], sort_keys=True, default=str)
+        if key not in made:
+            path = tmp_path_factory.mktemp("export") / "model.gguf"
+            made[key] = path, gwq_export.export(model, path, **{"samples": 4, "ctx": 256} | options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared():
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not here")
+    return SHARED

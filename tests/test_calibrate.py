@@ -1,0 +1,63 @@
+"""Block-by-block gradients against a whole-model backward pass."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import REFERENCE, TINY_MODELS
+
+from gwq_export import GwqError
+from gwq_export.calibrate import Calibration, gradients, sample_tokens
+from gwq_export.source import Source
+
+
+def whole_model(folder, tokens):
+    """{parameter: (samples, ...) gradients} and losses of transformers' own model and loss."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found, losses = {}, []
+    for ids in tokens:
+        model.zero_grad()
+        loss = model(input_ids=ids[None], labels=ids[None]).loss
+        loss.backward()
+        losses.append(loss.item())
+        for name, p in model.named_parameters():
+            found.setdefault(name, []).append(p.grad.clone())
+    return {name: torch.stack(g) for name, g in found.items()}, losses
+
+
+@pytest.mark.parametrize("name", [*TINY_MODELS, "reference"])
+def test_equal_to_whole_model_backward(tiny, name):
+    folder = REFERENCE if name == "reference" else tiny(name)
+    source = Source(folder)
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 40))))
+    expected, losses = whole_model(folder, calibration.tokens)
+    ends = [source.arch.embed] if source.tied else [source.arch.embed, source.arch.head]
+    seen = set()
+    for tensor, weight, found in gradients(source, calibration, ("abs", "mean", "square"), ends):
+        g = expected[tensor].double()
+        seen.add(tensor)
+        assert np.array_equal(weight, source.tensor(tensor).numpy())
+        for statistic, value in [("abs", g.abs().mean(0)), ("mean", g.mean(0)), ("square", (g * g).mean(0))]:
+            assert np.abs(found[statistic] - value.numpy()).max() <= 2e-5 * value.abs().max(), (tensor, statistic)
+    linear = {n for i in range(source.layers) for row, n in source.block(i).items() if row.linear}
+    assert seen == linear | set(ends)
+    assert calibration.losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_samples_are_seeded_windows_of_the_text():
+    ids = np.arange(1000)
+    a, b, c = (sample_tokens(ids, 4, 50, seed) for seed in (1, 1, 2))
+    assert a.shape == (4, 50) and torch.equal(a, b) and not torch.equal(a, c)
+    assert all((row[1:] - row[:-1] == 1).all() for row in a)
+    with_bos = sample_tokens(ids, 4, 50, 1, bos=7)
+    assert (with_bos[:, 0] == 7).all() and with_bos.shape == (4, 50)
+    assert sample_tokens(ids, 100, 300, 0).shape == (3, 300)  # fewer samples than asked
+    assert sample_tokens(ids[:20], 4, 50, 0).shape == (1, 20)  # one short window
+    with pytest.raises(GwqError, match="empty"):
+        sample_tokens(ids[:1], 4, 50, 0)
+
+
+def test_hash_follows_the_tokens():
+    a, b = (Calibration(torch.full((1, 4), v)) for v in (1, 2))
+    assert a.hash != b.hash and len(a.hash) == 64

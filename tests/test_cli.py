@@ -1,0 +1,249 @@
+"""The commands as a user meets them: exit status, one line per mistake, JSON last on stdout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import DATA, REFERENCE
+
+from gwq_export.cli import COMMANDS, main
+from gwq_export.container import Reader
+
+
+def command(name, *args, **options):
+    return subprocess.run([sys.executable, "-m", "gwq_export.cli", name, *map(str, args)], capture_output=True, text=True, **options)
+
+
+def call(capsys, name, *args):
+    """(exit status, stdout, stderr) of a command run in this process."""
+    try:
+        status = main(name, [str(a) for a in args])
+    except SystemExit as e:
+        status = e.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def assert_one_line(name, status, err, words):
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert status == 2 and len(lines) == 1, err
+    assert lines[0].startswith(f"gwq-{name}: error: ") and words in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A quick export: (path, JSON result)."""
+    path = tmp_path_factory.mktemp("cli") / "m.gguf"
+    done = command("export", REFERENCE, "--out", path, "--samples", 1, "--ctx", 128, "--json")
+    assert done.returncode == 0, done.stderr
+    return path, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_export(small):
+    path, result = small
+    assert set(result) >= {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}
+    assert result["bytes"] == path.stat().st_size and result["params"] == 5245184
+    assert 50e6 < result["peak_rss_bytes"] < 3e9
+
+
+def test_info(small, capsys):
+    status, out, _ = call(capsys, "info", small[0], "--json", "--check")
+    info = json.loads(out.splitlines()[-1])
+    assert status == 0 and info["check"] == "ok" and info["arch"] == "llama" and info["params"] == 5245184
+    assert info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) + info["alignment_bytes"] == info["bytes"] == small[0].stat().st_size
+    assert info["bpw"] == pytest.approx(small[1]["bpw"])
+    linear = [t for t in info["tensors"] if t["type"] == "gwq4"]
+    assert len(linear) == 28 and sum(t["outliers"] for t in linear) == pytest.approx(31457, abs=30)
+    assert set(linear[0]) == {"name", "type", "shape", "bytes", "outliers"}
+
+
+def test_run(small, capsys):
+    status, out, err = call(capsys, "run", small[0], "-p", "The city", "-n", 8, "--raw", "--json")
+    result = json.loads(out.splitlines()[-1])
+    assert status == 0 and result["tokens"] == 8 and result["decode_tps"] > 0 and result["prompt_tps"] > 0
+    assert out.startswith(result["text"]) and "t/s" in err
+    done = command("run", small[0], "-p", "-", "-n", 8, "--raw", "--json", input="The city")
+    assert json.loads(done.stdout.splitlines()[-1])["text"] == result["text"]
+
+
+def test_eval(small, capsys, tmp_path):
+    (tmp_path / "t.txt").write_text((DATA / "eval.txt").read_text()[:6000])
+    status, out, _ = call(capsys, "eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 256, "--against", REFERENCE, "--json")
+    folder = json.loads(out.splitlines()[-1])
+    assert status == 0 and set(folder) >= {"ppl", "nll", "tokens", "ctx", "kld_mean", "kld_p99", "top1_agreement"}
+    assert folder["ppl"] == pytest.approx(np.exp(folder["nll"])) and 0 < folder["kld_mean"] < 0.2 and folder["top1_agreement"] > 0.7
+    _, out, _ = call(capsys, "eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 256, "--against", small[0], "--json")
+    same = json.loads(out.splitlines()[-1])
+    assert same["kld_mean"] == pytest.approx(0, abs=1e-9) and same["top1_agreement"] == 1 and same["ppl"] == folder["ppl"]
+
+
+@pytest.mark.parametrize("format", ["md", "json", "jsonl", "csv"])
+def test_bench(small, capsys, monkeypatch, format):
+    from gwq_export import bench
+
+    monkeypatch.setattr(bench, "ROOF_BYTES", 8 << 20)
+    status, out, err = call(capsys, "bench", small[0], "-p", 16, "-n", 4, "-r", 2, "-t", "1,2", "-o", format, "--json")
+    assert status == 0, err
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [(r["n_prompt"], r["n_gen"], r["n_threads"]) for r in rows] == [(16, 0, 1), (0, 4, 1), (16, 0, 2), (0, 4, 2)]
+    row, (path, result) = rows[1], small
+    assert len(row["samples_ts"]) == 2 and row["avg_ts"] == pytest.approx(np.mean(row["samples_ts"]))
+    assert row["avg_ts"] == pytest.approx(np.mean([4e9 / ns for ns in row["samples_ns"]]))
+    assert row["model_size"] == path.stat().st_size and row["model_n_params"] == result["params"]
+    norms = 9 * 256 * 4
+    assert row["bytes_per_token"] == sum(t.nbytes for t in Reader(path).tensors.values()) - norms  # tied: the embedding is the head
+    assert row["of_roof"] == pytest.approx(row["gbps"] / row["roof_gbps"])
+    if format == "json":
+        assert json.loads(out[: out.rindex("]") + 1].split("\n{")[0])[0]["n_prompt"] == 16
+    if format == "md":
+        assert "| test |" in out and "pp16" in out and "tg4" in out
+
+
+def test_bench_kernels(capsys, monkeypatch):
+    from gwq_export import bench
+
+    monkeypatch.setattr(bench, "ROOF_BYTES", 4 << 20)
+    monkeypatch.setattr(bench, "SHAPES", [(64, 256)])
+    original = bench.kernel_rows
+    monkeypatch.setattr(bench, "kernel_rows", lambda t, r, progress: original(t, r, 1 << 20, progress))
+    status, out, err = call(capsys, "bench", "--kernels", "-t", "1", "-r", 1, "--json")
+    assert status == 0, err
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert {r["type"] for r in rows} >= {"gwq2", "gwq3", "gwq4", "f16"} and all(r["gbps"] > 0 and r["shape"] == [64, 256] for r in rows)
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--outliers", "2"], "fraction from 0 to"), (["--outliers", "x"], "not a number"), (["--type", "gwq9"], "choose one of"),
+    (["--saliency", "best"], "choose one of grad"), (["--preset", "none"], "choose one of paper"), (["--samples", "0"], "at least 1"),
+    (["--calib", "no/such/file"], "cannot be read"), (["--calib", os.devnull], "empty"), (["--tensor-type", "ffn"], "expected REGEX=TYPE"),
+    (["--tensor-type", "(=gwq4"], "no regular expression"), (["--tensor-type", "nothing=gwq4"], "no tensor has such a name"),
+    (["--device", "tpu"], "choose cpu or cuda"), (["--no-such-flag"], "unrecognized arguments"),
+])  # fmt: skip
+def test_export_mistakes(capsys, tmp_path, args, words):
+    status, _, err = call(capsys, "export", REFERENCE, "--out", tmp_path / "m.gguf", *args)
+    assert_one_line("export", status, err, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_are_wrong(capsys, tmp_path, small):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name, args, words in [
+        ("export", [tmp_path / "none", "--out", tmp_path / "m"], "no such folder"),
+        ("export", [tmp_path / "empty", "--out", tmp_path / "m"], "no config.json"),
+        ("export", [tmp_path / "file", "--out", tmp_path / "m"], "is a file"),
+        ("export", [REFERENCE, "--out", tmp_path / "none" / "m"], "none"),
+        ("export", [REFERENCE, "--out", tmp_path / "empty"], "empty"),
+        ("export", [REFERENCE], "--out"),
+        ("run", [tmp_path / "none.gguf", "-p", "x"], "none.gguf"),
+        ("run", [tmp_path / "file", "-p", "x"], "file"),
+        ("run", [tmp_path / "empty", "-p", "x"], "empty"),
+        ("run", [small[0], "-p", ""], "prompt is empty"),
+        ("run", [small[0], "-p", "x", "-t", "0"], "1 to 256"),
+        ("run", [small[0], "-p", "x", "--temp", "-1"], "must not be negative"),
+        ("eval", [small[0], "--text", tmp_path / "none.txt"], "cannot be read"),
+        ("eval", [small[0], "--text", os.devnull], "fewer than one window"),
+        ("eval", [small[0], "--text", DATA / "eval.txt", "--against", tmp_path / "empty"], "transformers cannot load"),
+        ("bench", [], "either a GGUF file or --kernels"),
+        ("bench", [small[0], "-p", "99999"], "context"),
+        ("bench", [small[0], "-t", "0"], "1 to 256"),
+        ("info", [tmp_path / "none.gguf"], "none.gguf"),
+    ]:
+        status, _, err = call(capsys, name, *args)
+        assert_one_line(name, status, err, words)
+
+
+def damaged(small, tmp_path, name):
+    """A copy of the file with one thing wrong."""
+    data, reader, out = bytearray(small[0].read_bytes()), Reader(small[0]), tmp_path / "bad.gguf"
+    tensors = list(reader.tensors.values())
+    table = next(t for t in tensors if t.name.endswith(".outliers"))
+    match name:
+        case "magic":
+            data[:4] = b"GGML"
+        case "gguf version":
+            data[4] = 9
+        case "format version":
+            at = data.index(b"gwq.format_version") + len("gwq.format_version") + 4
+            data[at] += 1
+        case "type":
+            at = data.index(int(0x34515747).to_bytes(4, "little"))
+            data[at : at + 4] = (60).to_bytes(4, "little")
+        case "outlier column":
+            count = data[table.offset : table.offset + 16]
+            assert sum(count) > 2
+            data[table.offset + 16 + 2 * sum(count)] = 255
+            data[table.offset + 16 + 2 * sum(count) + 1 : table.offset + 16 + 3 * sum(count)] = bytes(sum(count) - 1)
+        case "outlier count":
+            data[table.offset] += 1
+        case "outlier offset":
+            data[next(t for t in tensors if t.name.endswith("offsets")).offset + 4] ^= 64
+    out.write_bytes(data)
+    return out
+
+
+@pytest.mark.parametrize("name, words", [
+    ("magic", "GGUF"), ("gguf version", "version"), ("format version", "version"), ("type", "60"), ("outlier column", "outlier"),
+    ("outlier count", "outlier"), ("outlier offset", "outlier"),
+])  # fmt: skip
+def test_damaged_files(small, capsys, tmp_path, name, words):
+    path = damaged(small, tmp_path, name)
+    for command_name, args in [("run", ["-p", "x"]), ("info", ["--check"]), ("eval", ["--text", DATA / "eval.txt"])]:
+        status, _, err = call(capsys, command_name, path, *args)
+        assert_one_line(command_name, status, err, words)
+
+
+def test_files_cut_in_every_section(small, capsys, tmp_path):
+    data, reader = small[0].read_bytes(), Reader(small[0])
+    first = min(t.offset for t in reader.tensors.values())
+    cuts = {0, 3, 8, 20, 24, 100, first // 2, first - 70, first - 1, first, len(data) - 1}
+    cuts |= {t.offset + t.nbytes // 2 for t in list(reader.tensors.values())[:6]}
+    for cut in sorted(cuts):
+        (tmp_path / "cut.gguf").write_bytes(data[:cut])
+        status, _, err = call(capsys, "info", tmp_path / "cut.gguf")
+        assert_one_line("info", status, err, "cut.gguf")
+
+
+@pytest.mark.parametrize("wait", [2.0, 4.5])
+def test_interrupted_export_leaves_the_old_file(tmp_path, wait):
+    out = tmp_path / "m.gguf"
+    out.write_text("old")
+    child = subprocess.Popen([sys.executable, "-m", "gwq_export.cli", "export", str(REFERENCE), "--out", str(out), "--samples", "400"],
+                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    time.sleep(wait)
+    child.send_signal(signal.SIGINT)
+    err = child.communicate(timeout=60)[1]
+    assert child.returncode == 130 and "Traceback" not in err, err
+    assert out.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_long_ctx_is_cut_and_said(tmp_path):
+    done = command("export", REFERENCE, "--out", tmp_path / "m.gguf", "--samples", 1, "--ctx", 5000, "--dry-run", "--json")
+    assert done.returncode == 0 and "cut to 2048" in done.stderr
+
+
+def test_faults_of_ours_are_status_1(capsys, monkeypatch):
+    def fault(args, progress):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(COMMANDS, "info", (COMMANDS["info"][0], fault))
+    status, _, err = call(capsys, "info", "x.gguf")
+    assert status == 1 and "ZeroDivisionError" in err and "please report" in err
+
+
+def test_a_forced_instruction_set(small):
+    texts = set()
+    for isa in ("scalar", "avx2"):
+        done = command("run", small[0], "-p", "The city", "-n", 6, "--raw", env=os.environ | {"GWQ_ISA": isa})
+        if done.returncode:
+            assert isa != "scalar" and "what this machine supports" in done.stderr
+        else:
+            texts.add(done.stdout)
+    assert len(texts) == 1
+    done = command("run", small[0], "-p", "x", env=os.environ | {"GWQ_ISA": "mmx"})
+    assert_one_line("run", done.returncode, done.stderr, "GWQ_ISA=mmx")

@@ -1,0 +1,81 @@
+"""Who may import whom: the data flow of the design, checked on the source text."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gwq_export"
+ALLOWED = {  # module -> modules of the package it may import
+    "__init__": {"pipeline", "generate", "container"},
+    "format": set(),
+    "arch": set(),
+    "container": {"format"},
+    "native": {"format"},
+    "tokenizer": {"container"},
+    "source": {"arch"},
+    "metadata": {"format"},
+    "calibrate": {"arch"},
+    "quantize": {"format", "native"},
+    "pipeline": {"arch", "source", "metadata", "calibrate", "quantize", "container", "tokenizer", "format"},
+    "model": {"arch", "container", "native"},
+    "generate": {"model", "tokenizer"},
+    "evaluate": {"model", "tokenizer"},
+    "bench": {"generate", "native", "format"},
+    "cli": {"pipeline", "generate", "evaluate", "bench", "container"},
+}
+EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
+
+
+def imports(path):
+    """(module names, at top level only) of every import statement."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "gwq_export":
+            names = [f"gwq_export.{a.name}" for a in node.names if (PACKAGE / f"{a.name}.py").exists()]
+        for name in names:
+            yield name, node in tree.body
+
+
+def test_every_module_has_a_place():
+    assert {p.stem for p in PACKAGE.glob("*.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_follow_the_flow(module):
+    for name, top_level in imports(PACKAGE / f"{module}.py"):
+        if name.startswith("gwq_export."):
+            assert name.split(".")[1] in ALLOWED[module], f"{module} imports {name}"
+        if name.split(".")[0] in EXPORT_ONLY and top_level:
+            assert module == "calibrate", f"{module} imports {name} when it is imported"
+
+
+RUNTIME = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import gwq_export
+from gwq_export import cli, evaluate
+model = gwq_export.load({path!r})
+assert len(model.generate("The city", n=8)) > 4
+assert evaluate.evaluate(model, open({text!r}).read()[:4000], 256)["ppl"] > 1
+assert cli.main("info", [{path!r}, "--check"]) == 0
+assert cli.main("export", ["x", "--out", "y.gguf"]) == 2
+assert cli.main("eval", [{path!r}, "--text", {text!r}, "--against", {folder!r}]) == 2
+"""
+
+
+def test_runtime_without_torch_and_transformers(exported):
+    from conftest import DATA, REFERENCE
+
+    path, _ = exported(type="gwq4")
+    code = RUNTIME.format(blocked=EXPORT_ONLY - {"huggingface_hub"}, path=str(path), text=str(DATA / "eval.txt"), folder=str(REFERENCE))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('pip install "gwq-export[export]"') == 2
