@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from datetime import datetime, timezone
+from functools import partial
 
 import numpy as np
 
@@ -60,6 +61,15 @@ def _timed(run, repeats):
     return samples
 
 
+def _run_tokens(session, prompt, generated):
+    """A prompt in one go, then tokens one by one, in a fresh context."""
+    session.rewind()
+    if len(prompt):
+        session.forward(prompt)
+    for token in generated:
+        session.forward([token])
+
+
 def decode_bytes(model):
     """Bytes of weights read for one token: every matrix, of the embedding only a row (unless it is the head too)."""
     w = model.weights
@@ -82,16 +92,8 @@ def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, progress=l
         params = sum(int(np.prod(x.shape)) for x in reader.tensors.values() if not x.companion)
         for p, g in tests:
             session = model.session(max(p, g))
-
-            def run(session=session, p=p, g=g):
-                session.rewind()
-                if p:
-                    session.forward(ids[:p])
-                for token in ids[:g]:
-                    session.forward([token])
-
             roof.measure(pool)
-            samples = _timed(run, repeats)
+            samples = _timed(partial(_run_tokens, session, ids[:p], ids[:g]), repeats)
             limit = roof.measure(pool)
             speed = [(p + g) * 1e9 / s for s in samples]
             row = {
@@ -113,7 +115,7 @@ def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, progress=l
 
 
 def model_type(reader):
-    """"llama gwq4" or the like: architecture and the type that holds most of the weights."""
+    """ "llama gwq4" or the like: architecture and the type that holds most of the weights."""
     size = {}
     for t in reader.tensors.values():
         size[t.type.name] = size.get(t.type.name, 0) + (0 if t.companion else int(np.prod(t.shape)))
@@ -153,13 +155,9 @@ def kernel_rows(threads=(None,), repeats=5, working_set=400 << 20, progress=lamb
                 ops, x, y = Ops(pool), F32(rng.normal(size=(1, shape[1]))), F32((1, shape[0]))
                 linears = [Linear([m]) for m in copies]
 
-                def run(ops=ops, linears=linears, x=x, y=y):
-                    for linear in linears:
-                        linear(ops, x.ptr, 1, y.ptr)
-
                 roof.measure(pool)
                 nbytes = sum(m.nbytes for m in copies)
-                rate = nbytes / statistics.median(_timed(run, repeats))
+                rate = nbytes / statistics.median(_timed(partial(_run_linears, linears, ops, x, y), repeats))
                 limit = roof.measure(pool)
                 rows.append({
                     "op": "gemv", "type": name, "shape": list(shape), "outliers": outliers, "isa": isa(), "threads": pool.threads,
@@ -168,6 +166,11 @@ def kernel_rows(threads=(None,), repeats=5, working_set=400 << 20, progress=lamb
                 })  # fmt: skip
                 progress("kernels", len(rows), total)
     return rows
+
+
+def _run_linears(linears, ops, x, y):
+    for linear in linears:
+        linear(ops, x.ptr, 1, y.ptr)
 
 
 def _copy(m):
@@ -188,5 +191,3 @@ def markdown(rows):
                  f"{r['gbps']:.1f}" if r["gbps"] else "", f"{r['of_roof']:.0%}" if r["of_roof"] else ""] for r in rows]  # fmt: skip
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines)
-
-

@@ -174,7 +174,9 @@ def _eval(args, progress):
         ctx = model.config.ctx
     if args.against:
         is_folder = Path(args.against).is_dir()
-        against = evaluate.transformers_logits(args.against) if is_folder else evaluate.runtime_logits(Model(args.against, threads=args.threads))
+        against = (
+            evaluate.transformers_logits(args.against) if is_folder else evaluate.runtime_logits(Model(args.against, threads=args.threads))
+        )
     result = evaluate.evaluate(model, text, ctx, against, progress)
     progress.close()
     print(f"perplexity {result['ppl']:.4f} ± {result['ppl_error']:.4f} ({result['tokens']} tokens scored, windows of {ctx})")
@@ -248,7 +250,8 @@ def _info(args, progress):
     tensor_bytes = sum(t["bytes"] for t in tensors)
     header = min((t.offset for t in reader.tensors.values()), default=reader.nbytes)
     result = {
-        "arch": reader.metadata.get("general.architecture"), "params": params, "bytes": reader.nbytes, "bpw": 8 * reader.nbytes / max(params, 1),
+        "arch": reader.metadata.get("general.architecture"), "params": params, "bytes": reader.nbytes,
+        "bpw": 8 * reader.nbytes / max(params, 1),
         "header_bytes": header, "tensor_bytes": tensor_bytes, "alignment_bytes": reader.nbytes - header - tensor_bytes,
         "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")}, "tensors": tensors,
     }  # fmt: skip

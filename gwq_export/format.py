@@ -163,7 +163,9 @@ def pack_tiles(type, scales, codes):
     out = []
     for first, tiles, nb in _tile_runs(blocks):
         part = slice(first, first + tiles * nb)
-        out.append(np.concatenate([d[:, part].reshape(groups, tiles, -1), lines[:, part].reshape(groups, tiles, -1)], -1).reshape(groups, -1))
+        out.append(
+            np.concatenate([d[:, part].reshape(groups, tiles, -1), lines[:, part].reshape(groups, tiles, -1)], -1).reshape(groups, -1)
+        )
     return np.concatenate(out, axis=1).reshape(-1)
 
 

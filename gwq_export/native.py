@@ -188,4 +188,3 @@ def read_roof(pool, array, streams, ahead):
     """Read `array` once; returns nothing, the caller takes the time."""
     out = ffi.new("uint64_t *")
     check(lib().gwq_read(pool.ptr, pointer(array, "void *"), array.nbytes, streams, ahead, out), "read")
-

@@ -82,7 +82,7 @@ class Source:
         shards = sorted(self.folder.glob("*.safetensors"))
         if not shards:
             raise GwqError(f"{self.folder}: no *.safetensors; save the model with save_pretrained(safe_serialization=True)")
-        return {name: path for path in shards for name in self._open(path).keys()}
+        return {name: path for path in shards for name in self._names(path)}
 
     @staticmethod
     def _open(path):
@@ -92,6 +92,10 @@ class Source:
             return safe_open(str(path), "pt")
         except (OSError, SafetensorError) as e:
             raise GwqError(f"{path}: cannot be read ({e}); download the model again") from None
+
+    def _names(self, path):
+        with self._open(path) as f:
+            return list(f.keys())
 
     def __contains__(self, name):
         return name in self._files

@@ -25,11 +25,10 @@ GWQ_INLINE __m256i quad(const int8_t *q) { /* four activations in every 32-bit l
     return _mm256_set1_epi32(v);
 }
 
-/* s += the pairwise products of unsigned codes and activations. gcc would regroup a chain of such sums into a tree that
- * keeps every product alive; the empty statement hides the sum from it. */
+/* s += the pairwise products of unsigned codes and activations. The sum by assembler: gcc 12 regroups a chain of them
+ * into a tree that keeps every product alive, or copies the sum before each addition. */
 GWQ_INLINE void add_pairs(__m256i *s, __m256i codes, __m256i x) {
-    *s = _mm256_add_epi16(*s, _mm256_maddubs_epi16(codes, x));
-    __asm__("" : "+x"(*s));
+    __asm__("vpaddw %1, %0, %0" : "+x"(*s) : "x"(_mm256_maddubs_epi16(codes, x)));
 }
 
 /* --- tile types: one function per width turns a few lines of 8 rows into codes ----------------------------------- */
@@ -68,17 +67,17 @@ GWQ_INLINE void add_rows(const uint8_t *scale, float dx, int32_t correction, __m
     _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_mul_ps(half8(scale), _mm256_set1_ps(dx)), s, _mm256_load_ps(y)));
 }
 
-GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx,
-                      int32_t correction, float *y) {
-    __m256i dot[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* rows 0 .. 7 and 8 .. 15 */
-    for (int j = 0; j < 2; j++) { /* 32 columns: 8 pairs of at most 2 * 15 * 127 fit 16 bits */
-        __m256i v[2][8], s[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-        for (int u = 0; u < 8; u += unit, line += 8 * bits * unit, q += 4 * unit) {
-            quads(line, v[0]);
-            quads(line + 32, v[1]);
-            for (int p = 0; p < unit; p++)
-                for (int h = 0; h < 2; h++) add_pairs(&s[h], v[h][p], quad(q + 4 * p));
-        }
+GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, const uint8_t *line, const int8_t *q,
+                      float dx, int32_t correction, float *y) {
+    __m256i v[2][8], s[2], dot[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* rows 0 .. 7 and 8 .. 15 */
+    const int part = bits < 4 ? 16 : 8; /* quads whose sum fits 16 bits: 8 * 2 * 15 * 127, 16 * 2 * 7 * 127 */
+    for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit) {
+        if (u % part == 0) s[0] = s[1] = _mm256_setzero_si256();
+        quads(line, v[0]);
+        quads(line + 32, v[1]);
+        for (int p = 0; p < unit; p++)
+            for (int h = 0; h < 2; h++) add_pairs(&s[h], v[h][p], quad(q + 4 * (u + p)));
+        if ((u + unit) % part) continue;
         for (int h = 0; h < 2; h++) dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(s[h], _mm256_set1_epi16(1)));
     }
     add_rows(scale, dx, correction, dot[0], y);
@@ -104,8 +103,10 @@ GWQ_INLINE int expand(const uint8_t *count, int *level, const float *product, in
     __m256 y0 = _mm256_load_ps(y), y1 = _mm256_load_ps(y + 8);
     int used = 0;
     for (; used < have; ++*level) {
-        __m256i l = _mm256_set1_epi32(*level), rows0 = _mm256_cmpgt_epi32(count0, l), rows1 = _mm256_cmpgt_epi32(count1, l);
-        int mask0 = _mm256_movemask_ps(_mm256_castsi256_ps(rows0)), mask1 = _mm256_movemask_ps(_mm256_castsi256_ps(rows1));
+        __m256i l = _mm256_set1_epi32(*level);
+        __m256i rows0 = _mm256_cmpgt_epi32(count0, l), rows1 = _mm256_cmpgt_epi32(count1, l);
+        int mask0 = _mm256_movemask_ps(_mm256_castsi256_ps(rows0));
+        int mask1 = _mm256_movemask_ps(_mm256_castsi256_ps(rows1));
         int middle = used + __builtin_popcount((unsigned)mask0), next = middle + __builtin_popcount((unsigned)mask1);
         if (next > have) break;
         y0 = _mm256_add_ps(y0, expand8(rows0, mask0, product + used));
@@ -162,7 +163,8 @@ GWQ_INLINE void few_tokens(const uint8_t *scale, const gwq_codes *codes, int nb,
         }
         for (int i = 0; i < count; i++) {
             int64_t at = (t + i) * in->blocks + b + k;
-            for (int h = 0; h < 2; h++) add_rows(scale + 32 * k + 16 * h, in->scale[at], zero * in->sum[at], dot[i][h], acc[i] + 8 * h);
+            for (int h = 0; h < 2; h++)
+                add_rows(scale + 32 * k + 16 * h, in->scale[at], zero * in->sum[at], dot[i][h], acc[i] + 8 * h);
         }
     }
 }
@@ -214,12 +216,18 @@ void gwq_avx2_halves(const uint8_t *value, int count, float *out) {
     for (; k < count; k++) out[k] = half1(value + 2 * k);
 }
 
+GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
+    for (int t = 0; t < count; t += 8)
+        _mm256_store_ps(sum + t, _mm256_fmadd_ps(_mm256_set1_ps(v), _mm256_load_ps(x + t), _mm256_load_ps(sum + t)));
+}
+
 GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     __m128i c = _mm_loadu_si128((const __m128i *)count), l = _mm_set1_epi8((char)level);
     return 0xffffu ^ (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(c, l), c));
 }
 
-GWQ_INLINE void tile_dequantize(int bits, decode_fn decode, const gwq_matrix *m, int64_t group, float *out) {
+GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_t group, float *out) {
+    const int bits = ops->bits;
     const uint8_t *tile = gwq_group(m, bits, group);
     int64_t rows = least(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
     _Alignas(64) gwq_codes codes;
@@ -227,7 +235,7 @@ GWQ_INLINE void tile_dequantize(int bits, decode_fn decode, const gwq_matrix *m,
     for (int64_t b = 0; b < blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
         nb = least(GWQ_TILE_BLOCKS, blocks - b);
         for (int64_t k = 0; k < nb; k++) {
-            decode(tile + 32 * nb + k * (gwq_block_bytes(bits) - 32), codes);
+            ops->decode(tile + 32 * nb + k * (gwq_block_bytes(bits) - 32), codes);
             int64_t first = (b + k) * GWQ_BLOCK, width = least(GWQ_BLOCK, m->cols - first);
             for (int64_t r = 0; r < rows; r++) {
                 __m256 d = _mm256_set1_ps(half1(tile + 32 * k + 2 * r));
@@ -256,16 +264,17 @@ GWQ_INLINE void tile_dequantize(int bits, decode_fn decode, const gwq_matrix *m,
         block(bits, QUADS##bits, quads##bits, scale, line, q, dx, correction, y);                                                \
     }                                                                                                               \
     static void decode##bits(const uint8_t *line, gwq_codes codes) { decode(bits, QUADS##bits, quads##bits, line, codes); }      \
+    static const tile_ops ops##bits = {bits, ahead, block##bits, multiply, expand, decode##bits, tokens, gwq_avx2_transpose, \
+                                       gwq_avx2_halves, above, spread};                                             \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                              \
-        tile_dequantize(bits, decode##bits, m, group, out);                                                         \
+        tile_dequantize(&ops##bits, m, group, out);                                                                 \
     }                                                                                                               \
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
-        if (in->n == 1) tile_gemv(bits, ahead, block##bits, multiply, expand, m, first, last, in, y);               \
-        else tile_gemm(bits, decode##bits, tokens, gwq_avx2_transpose, gwq_avx2_halves, above, m, first, last, in, y); \
+        tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
     }
-TILE_TYPE(2, 2048)
-TILE_TYPE(3, 2048)
-TILE_TYPE(4, 2048)
+TILE_TYPE(2, 1024)
+TILE_TYPE(3, 1024)
+TILE_TYPE(4, 1024)
 
 /* --- stock types: one function per type adds 32 columns to a row's sums ------------------------------------------- */
 
@@ -313,7 +322,7 @@ GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
 /* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k] with x. */
 GWQ_INLINE void stock_rows(unit_fn unit, size_t unit_bytes, const int rows, const uint8_t *const *row, int64_t cols,
                            const float *x, float *y) {
-    enum { AHEAD = 2048 };
+    enum { AHEAD = 1024 };
     __m256 sum[STREAMS][2], v[4];
     int64_t units = cols / 32, rest = cols % 32;
     for (int k = 0; k < rows; k++) sum[k][0] = sum[k][1] = _mm256_setzero_ps();
@@ -338,8 +347,8 @@ GWQ_INLINE void stock_rows(unit_fn unit, size_t unit_bytes, const int rows, cons
     for (int k = 0; k < rows; k++) y[k] = sum8(_mm256_add_ps(sum[k][0], sum[k][1]));
 }
 
-GWQ_INLINE void stock_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in,
-                           float *y) {
+GWQ_INLINE void stock_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
+                           const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
     int64_t row = first * GWQ_ROWS, end = least(m->rows, last * GWQ_ROWS), each = (end - row) / STREAMS;
     const uint8_t *p[STREAMS];
@@ -401,7 +410,8 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
         if (c < width) { /* the weights beyond `width` are zero */
             float last[8] = {0};
             memcpy(last, x + i * cols + c, (size_t)(width - c) * sizeof *x);
-            for (int r = 0; r < 4; r++) sum[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w[r] + c), _mm256_loadu_ps(last), sum[i][r]);
+            for (int r = 0; r < 4; r++)
+                sum[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w[r] + c), _mm256_loadu_ps(last), sum[i][r]);
         }
         __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum[i][0], sum[i][1]), _mm256_hadd_ps(sum[i][2], sum[i][3]));
         float four[4];
@@ -410,8 +420,8 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
     }
 }
 
-GWQ_INLINE void stock_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in,
-                           float *y) {
+GWQ_INLINE void stock_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
+                           const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
     _Alignas(64) float w[GWQ_ROWS][CHUNK];
     for (int64_t g = first; g < last; g++) {
@@ -497,7 +507,8 @@ static float dot(const float *a, const float *b, int64_t count) {
     for (int k = 0; k < 4; k++) s[k] = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 32 <= count; i += 32)
-        for (int k = 0; k < 4; k++) s[k] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), s[k]);
+        for (int k = 0; k < 4; k++)
+            s[k] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), s[k]);
     for (; i + 8 <= count; i += 8) s[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s[0]);
     float sum = sum8(_mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3])));
     for (; i < count; i++) sum += a[i] * b[i];
@@ -506,7 +517,8 @@ static float dot(const float *a, const float *b, int64_t count) {
 
 static void axpy(float a, const float *x, int64_t count, float *y) {
     int64_t i = 0;
-    for (; i + 8 <= count; i += 8) _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_set1_ps(a), _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_set1_ps(a), _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
     for (; i < count; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 

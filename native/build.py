@@ -1,6 +1,6 @@
 """Compile libgwq with ninja: writes native/build/build.ninja, runs it, puts the library and headers beside the package.
 
-    python native/build.py [--out FOLDER] [--cc COMPILER] [--asan]
+    python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
 
 The wheel calls `build` too (backend.py). A cross compiler is recognised by its own macros, so
 `--cc aarch64-linux-gnu-gcc` builds the aarch64 library (scalar kernels).
@@ -33,8 +33,12 @@ def machine(cc):
     return subprocess.run([*cc.split(), "-dumpmachine"], check=True, capture_output=True, text=True).stdout.split("-")[0]
 
 
-def build(out=PACKAGE, cc=None, asan=False, verbose=False):
-    """Compile into `out` and copy the headers there; returns the library's path. SystemExit with a sentence on failure."""
+def build(out=PACKAGE, cc=None, asan=False, simde=False, verbose=False):
+    """Compile into `out` and copy the headers there; returns the library's path. SystemExit with a sentence on failure.
+
+    asan: with AddressSanitizer and UBSan. simde: AVX-512 code as plain C of the SIMDe headers, so that any x86 CPU can
+    test it (slowly).
+    """
     try:
         import ninja
     except ImportError:
@@ -46,10 +50,12 @@ def build(out=PACKAGE, cc=None, asan=False, verbose=False):
         raise SystemExit("native/build.py: no C compiler found: install one (Debian: apt-get install gcc libc6-dev) or set CC")
     target = machine(cc)
     sources = COMMON | (X86 if target in ("x86_64", "amd64") else {})
+    if simde:
+        sources["avx512.c"] = f"{X86['avx2.c']} -DGWQ_SIMDE"
     flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"' + (" -fsanitize=address,undefined -g" if asan else "")
     out = Path(out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    folder = NATIVE / "build" / (target + ("-asan" if asan else ""))
+    folder = NATIVE / "build" / (target + "-asan" * asan + "-simde" * simde)
     folder.mkdir(parents=True, exist_ok=True)
     library = out / "libgwq.so"
     with open(folder / "build.ninja", "w") as f:
@@ -71,9 +77,10 @@ def main(argv=None):
     parser.add_argument("--out", default=PACKAGE, help="folder for the library and its headers (default: the package)")
     parser.add_argument("--cc", help="C compiler (default: $CC, cc, gcc or clang)")
     parser.add_argument("--asan", action="store_true", help="with AddressSanitizer and UBSan")
+    parser.add_argument("--simde", action="store_true", help="run the AVX-512 code on any x86 CPU, for tests (needs libsimde-dev)")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every command")
     args = parser.parse_args(argv)
-    print(build(args.out, args.cc, args.asan, args.verbose), file=sys.stderr)
+    print(build(args.out, args.cc, args.asan, args.simde, args.verbose), file=sys.stderr)
 
 
 if __name__ == "__main__":

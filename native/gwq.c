@@ -30,10 +30,25 @@ static const gwq_kernels *const isas[] = {
 #endif
 };
 enum { ISAS = sizeof isas / sizeof *isas };
+static gwq_kernels merged;                          /* the chosen row, empty slots filled from the rows before it */
 static const gwq_kernels *current = &gwq_scalar;
 
-/* The slot of the instruction set in use, or the scalar one. */
-#define KERNEL(slot) (current->slot ? current->slot : gwq_scalar.slot)
+static void overlay(gwq_kernels *to, const gwq_kernels *from) {
+#define TAKE(slot) if (from->slot) to->slot = from->slot
+    TAKE(isa);
+    TAKE(supported);
+    TAKE(quantize);
+    for (int k = 0; k < GWQ_K_COUNT; k++) {
+        TAKE(matmul[k]);
+        TAKE(dequantize[k]);
+    }
+    TAKE(rmsnorm);
+    TAKE(silu_mul);
+    TAKE(dot);
+    TAKE(axpy);
+    TAKE(read);
+#undef TAKE
+}
 
 int gwq_type_index(int32_t id) {
     for (int i = 0; i < GWQ_K_COUNT; i++)
@@ -46,11 +61,13 @@ int gwq_isa_supported(int index) { return index >= 0 && index < ISAS && isas[ind
 const char *gwq_isa(void) { return current->isa; }
 
 int gwq_isa_select(const char *name) {
-    for (int i = ISAS - 1; i >= 0; i--)
-        if (isas[i]->supported() && (!name || !strcmp(name, isas[i]->isa))) {
-            current = isas[i];
-            return GWQ_OK;
-        }
+    for (int chosen = ISAS - 1; chosen >= 0; chosen--) {
+        if (!isas[chosen]->supported() || (name && strcmp(name, isas[chosen]->isa))) continue;
+        for (int i = 0; i <= chosen; i++)
+            if (isas[i]->supported()) overlay(&merged, isas[i]);
+        current = &merged;
+        return GWQ_OK;
+    }
     return GWQ_E_ISA;
 }
 
@@ -139,7 +156,7 @@ static float half_to_float(const uint8_t *p) {
 
 /* out (rows of the group, cols): dense part by kernel, outliers put in. */
 static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
-    KERNEL(dequantize[slot_of(m)])(m, group, out);
+    current->dequantize[slot_of(m)](m, group, out);
     const uint8_t *record = gwq_records(m, group);
     if (!record) return;
     for (int64_t first = 0; first < m->cols; first += GWQ_TILE) {
@@ -203,7 +220,7 @@ struct matmul_job {
 static void quantize_task(void *p, int thread, int threads) {
     const gwq_input *in = &((struct matmul_job *)p)->in;
     for (int64_t t = share(in->n, thread, threads); t < share(in->n, thread + 1, threads); t++)
-        KERNEL(quantize)(in->x + t * in->cols, in->cols, in->q + t * in->blocks * GWQ_BLOCK, in->scale + t * in->blocks,
+        current->quantize(in->x + t * in->cols, in->cols, in->q + t * in->blocks * GWQ_BLOCK, in->scale + t * in->blocks,
                          in->sum + t * in->blocks);
 }
 
@@ -234,7 +251,7 @@ static void matmul_task(void *p, int thread, int threads) {
         uint64_t size = bytes_before(m, gwq_groups(m->rows));
         int64_t first = from <= base ? 0 : from >= base + size ? gwq_groups(m->rows) : group_at(m, from - base);
         int64_t last = to <= base ? 0 : to >= base + size ? gwq_groups(m->rows) : group_at(m, to - base);
-        if (first < last) KERNEL(matmul[slot_of(m)])(m, first, last, &j->in, j->y[i]);
+        if (first < last) current->matmul[slot_of(m)](m, first, last, &j->in, j->y[i]);
         base += size;
     }
 }
@@ -296,7 +313,7 @@ static int run_rows(gwq_pool *pool, struct rows_job *j) {
 }
 
 static void rmsnorm_row(const struct rows_job *j, int64_t i) {
-    KERNEL(rmsnorm)(j->x + i * j->dim, j->a, j->eps, j->dim, j->out + i * j->dim);
+    current->rmsnorm(j->x + i * j->dim, j->a, j->eps, j->dim, j->out + i * j->dim);
 }
 
 int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, int64_t n, int64_t dim, float *out) {
@@ -305,7 +322,7 @@ int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, 
 }
 
 static void silu_mul_row(const struct rows_job *j, int64_t i) {
-    KERNEL(silu_mul)(j->out + i * j->dim, j->a + i * j->dim, j->dim);
+    current->silu_mul(j->out + i * j->dim, j->a + i * j->dim, j->dim);
 }
 
 int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim) {
@@ -361,7 +378,7 @@ static void attend(const struct attention_job *j, int64_t token, int64_t head) {
         int run = (int)(end - at < RUN ? end - at : RUN);
         float top = most;
         for (int i = 0; i < run; i++) {
-            score[i] = j->scale * KERNEL(dot)(q, j->k + (at + i) * stride + offset, j->dim);
+            score[i] = j->scale * current->dot(q, j->k + (at + i) * stride + offset, j->dim);
             if (score[i] > top) top = score[i];
         }
         if (top > most) { /* what was summed so far was relative to the old maximum */
@@ -373,7 +390,7 @@ static void attend(const struct attention_job *j, int64_t token, int64_t head) {
         for (int i = 0; i < run; i++) {
             float p = expf(score[i] - most);
             total += p;
-            KERNEL(axpy)(p, j->v + (at + i) * stride + offset, j->dim, out);
+            current->axpy(p, j->v + (at + i) * stride + offset, j->dim, out);
         }
     }
     for (int64_t d = 0; d < j->dim; d++) out[d] /= total;
@@ -405,7 +422,7 @@ struct read_job {
 static void read_task(void *p, int thread, int threads) {
     struct read_job *j = p;
     uint64_t part = j->bytes / (uint64_t)threads & ~(uint64_t)4095;
-    j->sum[thread] = KERNEL(read)(j->data + part * (uint64_t)thread, part, j->streams, j->ahead);
+    j->sum[thread] = current->read(j->data + part * (uint64_t)thread, part, j->streams, j->ahead);
 }
 
 int gwq_read(gwq_pool *pool, const void *data, uint64_t bytes, int streams, int ahead, uint64_t *sum) {

@@ -1,5 +1,6 @@
 /* Inside libgwq: one row of function pointers per instruction set, one row per matrix type.
- * An empty slot (NULL) means the scalar one is used. Arguments were checked by gwq.c. */
+ * An empty slot (NULL) is filled from the row before it in gwq.c's table: AVX2's for AVX-512, in the end the scalar
+ * one. Arguments were checked by gwq.c. */
 #ifndef GWQ_KERNELS_H
 #define GWQ_KERNELS_H
 #include <stddef.h>

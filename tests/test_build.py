@@ -59,7 +59,9 @@ def test_only_the_api_is_exported():
 
 
 def test_the_library_never_prints_or_exits():
-    undefined = subprocess.run(["nm", "-D", "--undefined-only", ROOT / "gwq_export/libgwq.so"], capture_output=True, text=True, check=True).stdout
+    undefined = subprocess.run(
+        ["nm", "-D", "--undefined-only", ROOT / "gwq_export/libgwq.so"], capture_output=True, text=True, check=True
+    ).stdout
     names = {line.split()[-1].split("@")[0] for line in undefined.splitlines()}
     assert not names & {"abort", "exit", "_exit", "printf", "fprintf", "puts", "perror", "__assert_fail", "raise", "fopen", "system"}
 
@@ -103,7 +105,8 @@ def run_case(binary, launcher, folder, name, shape, fraction):
     files = [data, *(table or (np.empty(0, np.uint8), np.empty(0, np.int32))), x]
     for i, a in enumerate(files):
         a.tofile(folder / str(i))
-    done = subprocess.run([*launcher, binary, str(t.id), *map(str, shape), str(n), *(str(folder / str(i)) for i in range(4))], capture_output=True,
+    arguments = [str(t.id), *map(str, shape), str(n), *(str(folder / str(i)) for i in range(4))]
+    done = subprocess.run([*launcher, binary, *arguments], capture_output=True,
                           env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"})  # fmt: skip
     assert done.returncode == 0, (done.returncode, done.stderr)
     out = np.frombuffer(done.stdout, np.float32)
@@ -122,7 +125,9 @@ def test_aarch64_under_emulation(tmp_path):
     assert library.read_bytes()[18] == 183  # ELF machine: AArch64
     binary = tmp_path / "check"
     sources = [NATIVE / s for s in SOURCES] + [ROOT / "tests/native_check.c"]
-    subprocess.run([cc, *build_module().CFLAGS.split(), "-static", '-DGWQ_ABI_HASH="x"', f"-I{NATIVE}", *sources, "-lm", "-o", binary], check=True)
+    subprocess.run(
+        [cc, *build_module().CFLAGS.split(), "-static", '-DGWQ_ABI_HASH="x"', f"-I{NATIVE}", *sources, "-lm", "-o", binary], check=True
+    )
     for case in cases():
         run_case(binary, [qemu], tmp_path, *case)
 
@@ -131,12 +136,21 @@ def test_sanitizers_find_nothing(tmp_path):
     """AddressSanitizer and UBSan over the same cases, on the best instruction set of this machine."""
     module = build_module()
     binary, objects, cc = tmp_path / "check", [], shutil.which("cc")
-    flags = [*module.CFLAGS.replace("-O3", "-O1").split(), "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", '-DGWQ_ABI_HASH="x"', f"-I{NATIVE}"]
+    flags = [
+        *module.CFLAGS.replace("-O3", "-O1").split(),
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        '-DGWQ_ABI_HASH="x"',
+        f"-I{NATIVE}",
+    ]
     isa_sources = module.X86 if module.machine(cc) == "x86_64" else {}
     for source, isa in (module.COMMON | isa_sources).items():
         objects.append(tmp_path / f"{source}.o")
         subprocess.run([cc, *flags, *isa.split(), "-c", NATIVE / source, "-o", objects[-1]], check=True)
-    linked = subprocess.run([cc, *flags, ROOT / "tests/native_check.c", *objects, "-lm", "-pthread", "-o", binary], capture_output=True, text=True)
+    linked = subprocess.run(
+        [cc, *flags, ROOT / "tests/native_check.c", *objects, "-lm", "-pthread", "-o", binary], capture_output=True, text=True
+    )
     if linked.returncode and "san" in linked.stderr:
         pytest.skip("the compiler's sanitizer runtime is not installed")
     assert linked.returncode == 0, linked.stderr

@@ -55,7 +55,11 @@ def test_info(small, capsys):
     status, out, _ = call(capsys, "info", small[0], "--json", "--check")
     info = json.loads(out.splitlines()[-1])
     assert status == 0 and info["check"] == "ok" and info["arch"] == "llama" and info["params"] == 5245184
-    assert info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) + info["alignment_bytes"] == info["bytes"] == small[0].stat().st_size
+    assert (
+        info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) + info["alignment_bytes"]
+        == info["bytes"]
+        == small[0].stat().st_size
+    )
     assert info["bpw"] == pytest.approx(small[1]["bpw"])
     linear = [t for t in info["tensors"] if t["type"] == "gwq4"]
     assert len(linear) == 28 and sum(t["outliers"] for t in linear) == pytest.approx(31457, abs=30)
@@ -172,7 +176,7 @@ def damaged(small, tmp_path, name):
             at = data.index(b"gwq.format_version") + len("gwq.format_version") + 4
             data[at] += 1
         case "type":
-            at = data.index(int(0x34515747).to_bytes(4, "little"))
+            at = data.index((0x34515747).to_bytes(4, "little"))
             data[at : at + 4] = (60).to_bytes(4, "little")
         case "outlier column":
             count = data[table.offset : table.offset + 16]

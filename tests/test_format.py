@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from gwq_export import GwqError
 from gwq_export.format import (
-    BLOCK, TILE, TYPES, decode_stock, dequantize, encode_stock, outlier_bytes, pack_outliers, pack_tiles, tensor_type, unpack_outliers,
+    BLOCK,
+    TILE,
+    TYPES,
+    decode_stock,
+    dequantize,
+    encode_stock,
+    outlier_bytes,
+    pack_outliers,
+    pack_tiles,
+    tensor_type,
+    unpack_outliers,
     unpack_tiles,
 )  # fmt: skip
 
@@ -65,7 +75,9 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 600))
 
 
 @settings(max_examples=80, deadline=None)
-@given(shape=shapes, name=st.sampled_from([t.name for t in TILES]), fraction=st.sampled_from([0, 0.01, 0.2]), seed=st.integers(0, 2**32 - 1))
+@given(
+    shape=shapes, name=st.sampled_from([t.name for t in TILES]), fraction=st.sampled_from([0, 0.01, 0.2]), seed=st.integers(0, 2**32 - 1)
+)
 def test_round_trip(shape, name, fraction, seed):
     t, rng = TYPES[name], np.random.default_rng(seed)
     codes = rng.integers(0, 1 << t.bits, shape).astype(np.uint8)

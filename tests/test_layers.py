@@ -33,7 +33,13 @@ def imports(path):
     """(module names, at top level only) of every import statement."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         if isinstance(node, ast.ImportFrom) and node.module == "gwq_export":
             names = [f"gwq_export.{a.name}" for a in node.names if (PACKAGE / f"{a.name}.py").exists()]
         for name in names:

@@ -30,7 +30,10 @@ def test_any_shape(rows, cols, name, outliers, saliency, seed):
     weight = rng.normal(size=(rows, cols)).astype(np.float32)
     recipe, stats = Recipe(TYPES[name], outliers, saliency, seed=seed), statistics(weight, rng)
     parts = quantize(weight, stats, recipe)
-    sizes = [TYPES[kind].nbytes(*shape) if len(shape) == 2 else TYPES[kind].nbytes(1, *shape) for _, kind, shape in recipe.tensors("w", weight.shape)]
+    sizes = [
+        TYPES[kind].nbytes(*shape) if len(shape) == 2 else TYPES[kind].nbytes(1, *shape)
+        for _, kind, shape in recipe.tensors("w", weight.shape)
+    ]
     assert [p.nbytes for p in parts] == sizes  # known from the shape before any weight was read
     got = decode(recipe, weight, parts)
     exact = np.abs(got - weight) <= 2e-3 * np.abs(weight)

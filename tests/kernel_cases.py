@@ -1,0 +1,142 @@
+"""Matrices, shapes and outlier patterns that kernel tests and benchmarks share.
+
+Data must not be able to hide a swap: values are random or have the period 251, a prime that no stride here divides.
+"""
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+
+from gwq_export import format as fmt
+
+MATRIX_TYPES = ["f32", "f16", "bf16", "q8_0", "gwq2", "gwq3", "gwq4"]
+TILE_TYPES = [t for t in MATRIX_TYPES if fmt.TYPES[t].bits]
+# n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small models
+SHAPES = [
+    (1, 1), (15, 63), (16, 64), (17, 65), (31, 7), (33, 129), (48, 192), (16, 255), (64, 256), (65, 257), (16, 320),
+    (100, 576), (5, 511), (82, 513), (17, 897), (144, 1024),
+]  # fmt: skip
+TOKENS = [1, 2, 3, 5, 6, 7, 8, 17, 64]
+
+
+def none(rng, rows, cols):
+    return None
+
+
+def empty(rng, rows, cols):
+    """A side-table whose counts are all 0."""
+    return np.zeros((rows, cols), bool)
+
+
+def random(rng, rows, cols):
+    return rng.random((rows, cols)) < 0.01
+
+
+def many(rng, rows, cols):
+    return rng.random((rows, cols)) < 0.12
+
+
+def dense_row(rng, rows, cols):
+    """One row with as many outliers per tile as a count can say."""
+    mask = random(rng, rows, cols)
+    mask[rows // 2] = True
+    mask[rows // 2, 255 :: fmt.TILE] = False
+    return mask
+
+
+def dense_column(rng, rows, cols):
+    mask = random(rng, rows, cols)
+    mask[:, cols // 3] = True
+    return mask
+
+
+def last_tile(rng, rows, cols):
+    """Outliers in the last tile of the last row group only."""
+    mask = np.zeros((rows, cols), bool)
+    first_row, first_col = (rows - 1) // fmt.ROWS * fmt.ROWS, (cols - 1) // fmt.TILE * fmt.TILE
+    mask[first_row:, first_col:] = rng.random((rows - first_row, cols - first_col)) < 0.05
+    mask[-1, -1] = True
+    return mask
+
+
+def last_row(rng, rows, cols):
+    mask = np.zeros((rows, cols), bool)
+    mask[-1] = rng.random(cols) < 0.3
+    return mask
+
+
+PATTERNS = [none, empty, random, many, dense_row, dense_column, last_tile, last_row]
+
+
+@dataclass
+class Case:
+    """A matrix: its bytes, and what they mean."""
+
+    type: fmt.TensorType
+    shape: tuple
+    data: np.ndarray  # uint8
+    outliers: tuple | None = None  # (records uint8, offsets int32)
+
+    @property
+    def dense(self):
+        """float32 weights without the outliers."""
+        return fmt.dequantize(self.type, self.data, self.shape)
+
+    @property
+    def full(self):
+        return fmt.dequantize(self.type, self.data, self.shape, self.outliers)
+
+
+def make(type_name, rows, cols, pattern=none, seed=0):
+    """A random matrix. Tile types: any code, scales of both signs, subnormal and zero ones too."""
+    rng, type = np.random.default_rng([seed, rows, cols]), fmt.TYPES[type_name]
+    if not type.bits:
+        return Case(type, (rows, cols), fmt.encode_stock(type, rng.standard_normal((rows, cols), np.float32)))
+    codes = rng.integers(0, 1 << type.bits, (rows, cols), np.uint8)
+    scales = (rng.standard_normal((rows, -(-cols // fmt.BLOCK))) * 10.0 ** rng.integers(-7, 1, (rows, 1))).astype(np.float16)
+    mask = pattern(rng, rows, cols)
+    if mask is None:
+        return Case(type, (rows, cols), fmt.pack_tiles(type, scales, codes))
+    codes[mask] = type.zero
+    row, col = np.nonzero(mask)
+    value = rng.standard_normal(len(row)).astype(np.float16)
+    return Case(type, (rows, cols), fmt.pack_tiles(type, scales, codes), fmt.pack_outliers(row, col, value, (rows, cols)))
+
+
+def activations(n, cols, seed=0):
+    """float32 (n, cols): a pattern of period 251 on which no two near columns agree, and noise."""
+    i = np.arange(n * cols).reshape(n, cols)
+    noise = np.random.default_rng([seed, n, cols]).standard_normal((n, cols), np.float32)
+    return ((i * 97 % 251 - 125) / 125 + noise).astype(np.float32)
+
+
+def quantize(x):
+    """The int8 activations every kernel uses: q (n, 64 * blocks), scale and sum (n, blocks)."""
+    n, cols = x.shape
+    padded = np.zeros((n, -(-cols // fmt.BLOCK), fmt.BLOCK), np.float32)
+    padded.reshape(n, -1)[:, :cols] = x
+    with np.errstate(all="ignore"):
+        scale = np.fmax.reduce(np.abs(padded), 2) / np.float32(127)  # fmax ignores NaN
+        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+        q = np.clip(np.rint(padded * inverse[:, :, None]), -127, 127)
+    q = np.where(np.isnan(q), 0, q).astype(np.int8)
+    return q.reshape(n, -1), scale, q.sum(2, dtype=np.int32)
+
+
+_mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def guarded(array):
+    """A copy that ends where an inaccessible page begins: reading or writing one byte beyond it is a crash."""
+    array = np.ascontiguousarray(array)
+    room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+    whole = np.frombuffer(memory, np.uint8)
+    if _mprotect(whole.ctypes.data + room, mmap.PAGESIZE, 0):
+        raise OSError(ctypes.get_errno(), "mprotect failed")
+    copy = np.frombuffer(memory, array.dtype, array.size, room - array.nbytes).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -1,0 +1,343 @@
+"""Every instruction set against numpy: exact where arithmetic is exact, bounded by arithmetic where it is not.
+
+GWQ_LIBRARY=/path/to/libgwq.so tests another build, GWQ_SIMDE_LIBRARY another SIMDe build.
+"""
+
+import functools
+import inspect
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import MATRIX_TYPES, PATTERNS, SHAPES, TILE_TYPES, TOKENS, activations, guarded, make, quantize, random
+from numpy.testing import assert_allclose, assert_array_equal
+
+from gwq_export import format as fmt
+from gwq_export.format import ffi
+from gwq_export.native import isas, pointer
+
+NATIVE = Path(__file__).parents[1] / "native"
+LIBRARY = os.environ.get("GWQ_LIBRARY", Path(__file__).parents[1] / "gwq_export" / "libgwq.so")
+ISAS = ["scalar", "avx2", "avx512", "avx512-simde"]
+# Float32 sums of up to 1024 terms round to about 1e-7 of sum|w x| (9e-8 for 4096 terms in one chain, less with
+# partial sums); scale * dx * dot adds three roundings of 6e-8. 4e-7 leaves room for both, and no wrong term fits in.
+BOUND = 4e-7
+
+
+def simde_library(tmp_path_factory):
+    if "GWQ_SIMDE_LIBRARY" in os.environ:
+        return os.environ["GWQ_SIMDE_LIBRARY"]
+    sys.path.insert(0, str(NATIVE))
+    import build
+
+    if "simde" not in inspect.signature(build.build).parameters:
+        pytest.skip("native/build.py cannot build with SIMDe")
+    return build.build(out=tmp_path_factory.mktemp("simde"), simde=True)
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """name -> library; the SIMDe one runs the AVX-512 code on any x86 CPU."""
+    opened = {}
+
+    def library(isa):
+        if isa.endswith("-simde") and not os.path.exists("/usr/include/simde/x86/avx512.h"):
+            pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
+        key = isa.endswith("-simde")
+        if key not in opened:
+            opened[key] = ffi.dlopen(str(simde_library(tmp_path_factory) if key else LIBRARY))
+        return opened[key]
+
+    return library
+
+
+@pytest.fixture(scope="session")
+def select(libraries):
+    """Choose an instruction set and return its library; skips when this machine lacks it."""
+
+    def choose(isa):
+        lib, name = libraries(isa), isa.removesuffix("-simde")
+        if name not in isas(lib):
+            pytest.skip(f"this machine has no {name}")
+        assert lib.gwq_isa_select(name.encode()) == 0
+        return lib
+
+    return choose
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def lib(request, select):
+    select(request.param)
+
+    class Selected:
+        """Selects again before each call: another test may have chosen another instruction set meanwhile."""
+
+        def __getattr__(self, name):
+            return getattr(select(request.param), name)
+
+    return Selected()
+
+
+@pytest.fixture(scope="module")
+def pool(lib):
+    pools = {}
+
+    def get(threads):
+        if threads not in pools:
+            out = ffi.new("gwq_pool **")
+            assert lib.gwq_pool_new(threads, out) == 0
+            pools[threads] = out[0]
+        return pools[threads]
+
+    yield get
+    for p in pools.values():
+        lib.gwq_pool_free(p)
+
+
+class Loaded:
+    """A case in guarded memory, as a gwq_matrix."""
+
+    def __init__(self, lib, case):
+        self.data, self.rows, self.cols = guarded(case.data), *case.shape
+        m = self.struct = ffi.new("gwq_matrix *")
+        m.type, m.rows, m.cols = case.type.id, *case.shape
+        m.data, m.data_bytes = pointer(self.data, "void *"), self.data.nbytes
+        if case.outliers is not None:
+            self.table = guarded(case.outliers[0]), guarded(case.outliers[1])
+            m.outliers, m.outlier_bytes = pointer(self.table[0], "uint8_t *"), self.table[0].nbytes
+            m.offsets, m.offset_bytes = pointer(self.table[1], "uint8_t *"), self.table[1].nbytes
+        assert lib.gwq_matrix_check(m) == 0
+
+    def dequantize(self, lib, pool):
+        out = guarded(np.full((self.rows, self.cols), np.nan, np.float32))
+        assert lib.gwq_dequantize(pool, self.struct, 0, self.rows, pointer(out)) == 0
+        return out
+
+
+def scratch_of(lib, n, cols):
+    """64-aligned work space of exactly the size asked for."""
+    size = lib.gwq_scratch_bytes(n, cols)
+    buffer = np.zeros(size + 64, np.uint8)
+    return buffer[-buffer.ctypes.data % 64 :][:size]
+
+
+def matmul(lib, pool, matrices, x, scratch=None):
+    """[y (n, rows)] of matrices that share x, everything at the end of its mapping."""
+    n, cols = x.shape
+    x, ys = guarded(x), [guarded(np.full((n, m.rows), np.nan, np.float32)) for m in matrices]
+    scratch = scratch_of(lib, n, cols) if scratch is None else scratch
+    m, y = ffi.new("gwq_matrix *[]", [m.struct for m in matrices]), ffi.new("float *[]", [pointer(y) for y in ys])
+    assert lib.gwq_matmul(pool, m, len(matrices), pointer(x), n, y, pointer(scratch, "void *"), len(scratch)) == 0
+    return ys
+
+
+@functools.cache
+def cached(type_name, rows, cols, pattern):
+    """A case and its reference result, shared by the instruction sets."""
+    case = make(type_name, rows, cols, pattern)
+    return case, case.full, *expect(case, activations(max(TOKENS), cols))
+
+
+def expect(case, x):
+    """(y, sum|w x|) in float64, with the activations the kernels see."""
+    dense, full, x = case.dense.astype(float), case.full.astype(float), x.astype(float)
+    if not case.type.bits:
+        return x @ full.T, np.abs(x) @ np.abs(full).T
+    q, scale, _ = quantize(x.astype(np.float32))
+    seen = (np.repeat(scale, fmt.BLOCK, 1).astype(float) * q)[:, : x.shape[1]]
+    exact = full - dense  # outliers; their dense weight is zero
+    return seen @ dense.T + x @ exact.T, np.abs(seen) @ np.abs(dense).T + np.abs(x) @ np.abs(exact).T
+
+
+def same_bits(a, b):
+    assert_array_equal(np.asarray(a, np.float32).view(np.uint32), np.asarray(b, np.float32).view(np.uint32))
+
+
+def width_fits(type_name, cols):
+    return cols % fmt.TYPES[type_name].unit == 0 or fmt.TYPES[type_name].bits
+
+
+def patterns(type_name):
+    return PATTERNS if fmt.TYPES[type_name].bits else PATTERNS[:1]
+
+
+# --- matrices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_name", MATRIX_TYPES)
+def test_dequantize_is_exact(lib, pool, type_name):
+    for rows, cols in SHAPES:
+        if width_fits(type_name, cols):
+            for pattern in patterns(type_name):
+                case, full, *_ = cached(type_name, rows, cols, pattern)
+                same_bits(Loaded(lib, case).dequantize(lib, pool(2)), full)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(MATRIX_TYPES), st.integers(1, 70), st.integers(1, 600), st.sampled_from(PATTERNS), st.integers(0, 2**32 - 1)
+)  # fmt: skip
+def test_every_isa_dequantizes_to_the_same_bits(select, type_name, rows, cols, pattern, seed):
+    if not width_fits(type_name, cols):
+        cols = -(-cols // 32) * 32
+    case = make(type_name, rows, cols, pattern if fmt.TYPES[type_name].bits else PATTERNS[0], seed)
+    for isa in ISAS:
+        try:
+            lib = select(isa)
+        except pytest.skip.Exception:
+            continue
+        same_bits(Loaded(lib, case).dequantize(lib, ffi.NULL), case.full)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("type_name", MATRIX_TYPES)
+def test_matmul(lib, pool, type_name, shape):
+    if not width_fits(type_name, shape[1]):
+        pytest.skip("a stock type of whole blocks")
+    for i, pattern in enumerate(patterns(type_name)):
+        case, _, y, size = cached(type_name, *shape, pattern)
+        matrix, x = Loaded(lib, case), activations(max(TOKENS), shape[1])
+        for n in TOKENS if i == 0 or pattern.__name__ == "random" else TOKENS[i % 2 :: 4]:
+            (got,) = matmul(lib, pool(1 + i % 3), [matrix], x[:n])
+            assert (np.abs(got - y[:n]) <= BOUND * size[:n]).all(), (pattern.__name__, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_threads_do_not_change_a_bit(lib, pool, n):
+    """Matrices of several types and sizes in one call, so that a thread's share ends in any of them."""
+    cases = [make(t, rows, 576, random) for t, rows in (("gwq4", 200), ("gwq2", 33), ("gwq3", 120), ("f16", 77), ("q8_0", 50))]
+    matrices, x = [Loaded(lib, c) for c in cases], activations(n, 576)
+    first = matmul(lib, pool(1), matrices, x)
+    for threads in range(2, 9):
+        for a, b in zip(first, matmul(lib, pool(threads), matrices, x), strict=True):
+            same_bits(a, b)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("type_name", TILE_TYPES)
+def test_extreme_codes_do_not_overflow(lib, pool, type_name, n):
+    """Largest codes times largest activations, both signs: the worst case of the 16-bit sums."""
+    type = fmt.TYPES[type_name]
+    for code in (0, (1 << type.bits) - 1):
+        for sign in (-1, 1):
+            codes = np.full((16, 256), code, np.uint8)
+            case = make(type_name, 16, 256)
+            case.data = fmt.pack_tiles(type, np.ones((16, 4), np.float16), codes)
+            (y,) = matmul(lib, pool(1), [Loaded(lib, case)], np.full((n, 256), sign * 127, np.float32))
+            assert_array_equal(y, 256 * 127.0 * sign * (code - type.zero))
+
+
+def quantize_inputs():
+    rng = np.random.default_rng(5)
+    x = [activations(4, cols) for cols in (1, 63, 64, 65, 200)]
+    x.append(rng.integers(-254, 255, (3, 128)).astype(np.float32) / 2)  # halves: round to nearest even
+    wild = rng.standard_normal((6, 130)).astype(np.float32)
+    wild[0] = 0
+    wild[1, 5] = np.nan
+    wild[2, 70] = np.inf
+    wild[3] *= np.float32(1e-39)  # subnormal; 1/scale overflows
+    wild[4] = np.clip(wild[4], -1, 1) * np.float32(3e38)
+    wild[5, 3] = 1e30
+    return [*x, wild]
+
+
+def test_quantize_is_exact(lib, pool):
+    """The activations left in the scratch buffer: q, scale, sum, each on a 64-byte boundary."""
+    for x in quantize_inputs():
+        n, cols = x.shape
+        scratch = scratch_of(lib, n, cols)
+        matmul(lib, pool(1), [Loaded(lib, make("gwq4", 1, cols))], x, scratch)
+        q, scale, total = quantize(x)
+        at = q.size
+        assert_array_equal(scratch[:at].view(np.int8).reshape(q.shape), q)
+        same_bits(scratch[at:][: scale.nbytes].view(np.float32).reshape(scale.shape), scale)
+        at += -(-scale.nbytes // 64) * 64
+        assert_array_equal(scratch[at:][: total.nbytes].view(np.int32).reshape(total.shape), total)
+
+
+# --- the other ops --------------------------------------------------------------------------------------------------
+
+SIZES = [(1, 1), (2, 7), (3, 8), (2, 9), (1, 31), (5, 64), (2, 65), (40, 576)]
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_rmsnorm(lib, pool, n, dim):
+    x, weight = guarded(activations(n, dim)), guarded(activations(1, dim, 1)[0])
+    wide = x.astype(float)
+    want = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5) * weight
+    out = guarded(np.empty_like(x))
+    assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(out)) == 0
+    assert_allclose(out, want, rtol=1e-6)
+    assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(x)) == 0  # in place
+    same_bits(x, out)
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_silu_mul(lib, pool, n, dim):
+    gate, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
+    wide = gate.astype(float)
+    assert lib.gwq_silu_mul(pool(2), pointer(gate), pointer(up), n, dim) == 0
+    assert_allclose(gate, wide / (1 + np.exp(-wide)) * up, rtol=6e-7)  # exp, add, divide, multiply
+
+
+def test_silu_of_large_and_small_values(lib, pool):
+    x = np.concatenate([s * np.logspace(-40, 38, 4001) for s in (-1, 1)]).astype(np.float32)
+    gate, up = guarded(np.append(x, np.float32(0))), guarded(np.ones(len(x) + 1, np.float32))
+    with np.errstate(over="ignore"):
+        wide = gate.astype(float)
+        want = wide / (1 + np.exp(-wide))
+    assert lib.gwq_silu_mul(pool(1), pointer(gate), pointer(up), 1, len(gate)) == 0
+    assert_allclose(gate, want, rtol=6e-7, atol=2e-36)  # below e^-87 the true value does not matter
+
+
+@pytest.mark.parametrize("style", ["PAIRS", "HALVES"])
+def test_rope(lib, pool, style):
+    n, heads, dim = 5, 3, 16
+    x, angle = guarded(activations(n * heads, dim)), np.random.default_rng(1).random((n, dim // 2))
+    cos, sin = guarded(np.cos(angle).astype(np.float32)), guarded(np.sin(angle).astype(np.float32))
+    wide = x.reshape(n, heads, dim).astype(float)
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if style == "PAIRS" else (slice(0, dim // 2), slice(dim // 2, None))
+    want = np.empty_like(wide)
+    want[..., first] = wide[..., first] * cos[:, None] - wide[..., second] * sin[:, None]
+    want[..., second] = wide[..., first] * sin[:, None] + wide[..., second] * cos[:, None]
+    assert lib.gwq_rope(pool(2), pointer(x), pointer(cos), pointer(sin), n, heads, dim, getattr(lib, f"GWQ_ROPE_{style}")) == 0
+    assert_allclose(x.reshape(n, heads, dim), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("broadcast", [0, 1])
+def test_add(lib, broadcast):
+    x, y = guarded(activations(3, 37)), guarded(activations(1 if broadcast else 3, 37, 1))
+    want = x + y
+    assert lib.gwq_add(pointer(x), pointer(y), 3, 37, broadcast) == 0
+    same_bits(x, want)
+
+
+@pytest.mark.parametrize("dim", [7, 8, 64])
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("n,start,window", [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)])
+def test_attention(lib, pool, n, start, window, heads, kv_heads, dim):
+    q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
+    k, v = (guarded(activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim)) for s in (1, 2))
+    key, query = np.arange(start + n), start + np.arange(n)[:, None]
+    seen = (key <= query) & ((key > query - window) | (window == 0))
+    score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1).astype(float)) * 0.125
+    p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
+    want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1).astype(float))
+    out = guarded(np.empty_like(q))
+    args = (pointer(q), pointer(k), pointer(v), n, start, heads, kv_heads, dim, 0.125, window, pointer(out))
+    assert lib.gwq_attention(pool(2), *args) == 0
+    assert_allclose(out, want, rtol=2e-5, atol=2e-6)
+
+
+def test_read_sums_every_byte(lib, pool):
+    data = guarded(np.random.default_rng(1).integers(0, 2**64, 8192, np.uint64, endpoint=False))
+    want = int(data.sum(dtype=np.uint64))
+    for streams in range(1, 9):
+        for threads, ahead in ((1, 0), (2, 2048)):
+            total = ffi.new("uint64_t *")
+            assert lib.gwq_read(pool(threads), pointer(data, "void *"), data.nbytes, streams, ahead, total) == 0
+            assert total[0] == want

@@ -1,0 +1,68 @@
+"""What must hold at sizes that matter: memory that does not grow with depth, kernels that are worth having."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from synthetic import write_llama
+
+from gwq_export import native
+from gwq_export.bench import random_matrix
+from gwq_export.format import TYPES
+from gwq_export.native import F32, Linear, Ops, Pool
+
+SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 8192}
+
+
+def peak(folder, out):
+    """peak_rss_bytes that an export in a process of its own reports."""
+    command = [sys.executable, "-m", "gwq_export.cli", "export", folder, "--out", out, "--samples", "1", "--ctx", "64", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["peak_rss_bytes"]
+
+
+def test_export_memory_is_that_of_one_block(tmp_path):
+    """12 blocks of 11.5 million weights (46 MB each in float32) need hardly more than 3."""
+    peaks = []
+    for layers in (3, 12):
+        write_llama(tmp_path / str(layers), layers, SHAPE)
+        peaks.append(peak(tmp_path / str(layers), tmp_path / "m.gguf"))
+    assert peaks[1] - peaks[0] < 120e6, peaks
+
+
+def seconds(linears, x, y, ops, repeats=7):
+    """Median time of one pass over the matrices."""
+    samples = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for linear in linears:
+            linear(ops, x.ptr, 1, y.ptr)
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples[1:])
+
+
+def test_kernels_earn_their_place():
+    """GEMV of 4-bit tiles with 1 % outliers: far faster than the scalar path, and faster than F16 from memory.
+
+    The bounds are far below what `gwq-bench --kernels` shows, because other processes may be running.
+    """
+    if len(native.isas()) < 2:
+        pytest.skip("this machine has the scalar path only")
+    rng, shape = np.random.default_rng(0), (2048, 2048)
+    ops, x, y = Ops(Pool(1)), F32(rng.normal(size=(1, shape[1]))), F32((1, shape[0]))
+    tiles = [Linear([random_matrix(TYPES["gwq4"], shape, 0.01, rng)]) for _ in range(24)]
+    halves = [Linear([random_matrix(TYPES["f16"], shape, 0, rng)]) for _ in range(24)]  # 200 MB
+    lib, chosen = native.lib(), native.isa()
+    try:
+        assert lib.gwq_isa_select(b"scalar") == 0
+        scalar = seconds(tiles[:2], x, y, ops, 4) / 2
+    finally:
+        lib.gwq_isa_select(chosen.encode())
+    fast, half = seconds(tiles, x, y, ops) / 24, seconds(halves, x, y, ops) / 24
+    assert scalar > 4 * fast, (scalar, fast)
+    assert half > 1.3 * fast, (half, fast)

@@ -1,0 +1,113 @@
+"""The README's tables, as Markdown on stdout: tools/measure [MODEL_FOLDER] [--text FILE] [--rounds N].
+
+Quality: perplexity by llama.cpp's protocol and KL divergence from the F32 export, through real files and the runtime.
+Speed: decoding in alternation with the F16 export (A B A B ...), as the median ratio with its quartiles.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import gwq_export
+from gwq_export.bench import cpu_name
+from gwq_export.evaluate import evaluate, runtime_logits
+from gwq_export.native import isa
+
+DATA = Path(__file__).parents[1] / "tests" / "data"
+TYPES = ("gwq4", "gwq3", "gwq2")
+OUTLIERS = {  # row -> options of export
+    "none": {"outliers": 0.0},
+    "random 1 %": {"saliency": "random"},
+    "\\|gradient\\| 1 %": {"saliency": "grad"},
+    "Fisher 1 %": {"saliency": "fisher"},
+    "magnitude 1 %": {"saliency": "magnitude"},
+    "preset paper": {"preset": "paper"},
+}
+
+
+def table(head, rows):
+    print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+def decode_seconds(model, tokens=48):
+    session = model.session(tokens + 1)
+    session.forward([1])
+    start = time.perf_counter()
+    for token in range(tokens):
+        session.forward([100 + token])
+    return time.perf_counter() - start
+
+
+def speed_ratio(model, baseline, rounds):
+    """(median, lower quartile, upper quartile) of baseline time / model time over alternating runs."""
+    decode_seconds(model), decode_seconds(baseline)
+    ratios = []
+    for _ in range(rounds):
+        b, m = decode_seconds(baseline), decode_seconds(model)
+        ratios.append(b / m)
+    q = np.quantile(ratios, [0.5, 0.25, 0.75])
+    return f"{q[0]:.2f} ({q[1]:.2f}-{q[2]:.2f})"
+
+
+def quality(result):
+    return [f"{result['ppl']:.2f}", f"{result['kld_mean']:.4f} ± {result['kld_error']:.4f}", f"{result['top1_agreement']:.1%}"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default=DATA / "gwq-reference")
+    parser.add_argument("--text", default=DATA / "eval.txt")
+    parser.add_argument("--calib", help="calibration text (default: the bundled one)")
+    parser.add_argument("--ctx", type=int, default=512, help="tokens per window and calibration sample")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    text, folder = Path(args.text).read_text(encoding="utf-8"), Path(tempfile.mkdtemp())
+
+    def export(name, **options):
+        out = folder / f"{name}.gguf"
+        print(f"{name} {options}", file=sys.stderr)
+        return gwq_export.export(args.model, out, ctx=args.ctx, calib=args.calib, **options), gwq_export.load(out, threads=args.threads)
+
+    _, reference = export("f32", type="f32")
+    result16, f16 = export("f16", type="f16")
+    against = runtime_logits(reference)
+    before = evaluate(reference, text, args.ctx)
+    print(f"\n{args.model}, {args.text}: {before['tokens']} tokens scored in windows of {args.ctx}; float32 perplexity "
+          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {isa()}, {f16.weights.pool.threads} threads.")  # fmt: skip
+
+    head = [
+        "file",
+        "MiB",
+        "bits per weight (decoder linears)",
+        "perplexity",
+        "KL divergence",
+        "same top token",
+        "decode, times F16 (quartiles)",
+    ]
+    rows = [["f16", f"{result16['bytes'] / 2**20:.2f}", "16.00 (16.00)", *quality(evaluate(f16, text, args.ctx, against)), "1"]]
+    for type in TYPES:
+        result, model = export(type, type=type)
+        rows.append([type, f"{result['bytes'] / 2**20:.2f}", f"{result['bpw']:.2f} ({result['bpw_linear']:.2f})",
+                     *quality(evaluate(model, text, args.ctx, against)), speed_ratio(model, f16, args.rounds)])  # fmt: skip
+    table(head, rows)
+
+    rows = []
+    for name, options in OUTLIERS.items():
+        row = [name]
+        for type in TYPES:
+            result, model = export(f"{type}-{name.replace(' ', '')}", type=type, **options)
+            found = evaluate(model, text, args.ctx, against)
+            row += [f"{result['bpw_linear']:.2f}", f"{found['ppl']:.2f}", f"{found['kld_mean']:.4f}"]
+        rows.append(row)
+    table(["FP16 outliers", *(f"{t} {what}" for t in TYPES for what in ("bpw", "PPL", "KLD"))], rows)
+
+
+if __name__ == "__main__":
+    main()
