@@ -40,7 +40,9 @@ class _Progress:
 
         if phase != self.phase:
             self.close()
-            self.phase, self.bar = phase, tqdm(total=total, desc=phase, file=sys.stderr, unit="", unit_scale=True, leave=False)
+            every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates: a log file wants few
+            options = {"file": sys.stderr, "mininterval": every, "unit_scale": True, "unit": "", "leave": False}
+            self.phase, self.bar = phase, tqdm(total=total, desc=phase, **options)
         self.bar.total = total
         self.bar.update(done - self.bar.n)
 
