@@ -13,30 +13,35 @@ class TensorRow:
 
     gguf: str  # name after "blk.N."
     hf: str  # name after "<layers>.N."
+    shape: tuple  # names of Source.dims: dim, q (heads x head), kv (kv_heads x head), ffn, head
     linear: bool = False  # a matrix that is calibrated and quantized
     heads: str = ""  # "heads" or "kv_heads"
     optional: bool = False
 
 
-def _linear(gguf, hf, heads=""):
+def _norm(gguf, hf, dim="dim", optional=False):
+    return TensorRow(f"{gguf}.weight", f"{hf}.weight", (dim,), optional=optional)
+
+
+def _linear(gguf, hf, rows, cols, heads=""):
     return (
-        TensorRow(f"{gguf}.weight", f"{hf}.weight", linear=True, heads=heads),
-        TensorRow(f"{gguf}.bias", f"{hf}.bias", heads=heads, optional=True),
+        TensorRow(f"{gguf}.weight", f"{hf}.weight", (rows, cols), linear=True, heads=heads),
+        TensorRow(f"{gguf}.bias", f"{hf}.bias", (rows,), heads=heads, optional=True),
     )
 
 
 LLAMA_BLOCK = (
-    TensorRow("attn_norm.weight", "input_layernorm.weight"),
-    *_linear("attn_q", "self_attn.q_proj", "heads"),
-    *_linear("attn_k", "self_attn.k_proj", "kv_heads"),
-    *_linear("attn_v", "self_attn.v_proj"),
-    TensorRow("attn_q_norm.weight", "self_attn.q_norm.weight", optional=True),
-    TensorRow("attn_k_norm.weight", "self_attn.k_norm.weight", optional=True),
-    *_linear("attn_output", "self_attn.o_proj"),
-    TensorRow("ffn_norm.weight", "post_attention_layernorm.weight"),
-    *_linear("ffn_gate", "mlp.gate_proj"),
-    *_linear("ffn_up", "mlp.up_proj"),
-    *_linear("ffn_down", "mlp.down_proj"),
+    _norm("attn_norm", "input_layernorm"),
+    *_linear("attn_q", "self_attn.q_proj", "q", "dim", heads="heads"),
+    *_linear("attn_k", "self_attn.k_proj", "kv", "dim", heads="kv_heads"),
+    *_linear("attn_v", "self_attn.v_proj", "kv", "dim"),
+    _norm("attn_q_norm", "self_attn.q_norm", "head", optional=True),
+    _norm("attn_k_norm", "self_attn.k_norm", "head", optional=True),
+    *_linear("attn_output", "self_attn.o_proj", "dim", "q"),
+    _norm("ffn_norm", "post_attention_layernorm"),
+    *_linear("ffn_gate", "mlp.gate_proj", "ffn", "dim"),
+    *_linear("ffn_up", "mlp.up_proj", "ffn", "dim"),
+    *_linear("ffn_down", "mlp.down_proj", "dim", "ffn"),
 )
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from gwq_export import GwqError, __version__
 from gwq_export.format import TYPES, outlier_bytes, pack_outliers
 from gwq_export.generate import Model
+from gwq_export.model import BATCH
 from gwq_export.native import F32, Linear, Matrix, Ops, Pool, isa, read_roof
 
 ROOF_BYTES = 256 << 20  # beyond the last-level cache of desktop CPUs
 ROOF_READS = [(streams, ahead) for streams in (1, 2, 4, 8) for ahead in (512, 2048, 4096)]
 SHAPES = [(2048, 2048), (4096, 11008)]
-KERNELS = [("f16", 0.0), ("q8_0", 0.0), ("gwq4", 0.0), ("gwq4", 0.01), ("gwq3", 0.0), ("gwq3", 0.01), ("gwq2", 0.0), ("gwq2", 0.01)]
+KERNELS = [("f16", 0.0), ("q8_0", 0.0), *((t.name, f) for t in TYPES.values() if t.bits for f in (0.0, 0.01))]
 
 
 def cpu_name():
@@ -99,7 +100,7 @@ def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, progress=l
             row = {
                 "build_commit": __version__, "build_number": 0, "cpu_info": cpu_name(), "gpu_info": "", "backends": f"gwq-{isa()}",
                 "model_filename": str(path), "model_type": model_type(reader), "model_size": reader.nbytes, "model_n_params": params,
-                "n_batch": 512, "n_ubatch": 512, "n_threads": pool.threads, "type_k": "f32", "type_v": "f32", "n_gpu_layers": 0,
+                "n_batch": BATCH, "n_ubatch": BATCH, "n_threads": pool.threads, "type_k": "f32", "type_v": "f32", "n_gpu_layers": 0,
                 "n_prompt": p, "n_gen": g, "n_depth": 0, "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "avg_ns": int(statistics.mean(samples)), "stddev_ns": int(statistics.pstdev(samples)),
                 "avg_ts": statistics.mean(speed), "stddev_ts": statistics.pstdev(speed), "samples_ns": samples, "samples_ts": speed,

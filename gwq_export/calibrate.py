@@ -1,9 +1,9 @@
 """Gradients of the next-token cross-entropy with respect to every weight, one decoder block at a time.
 
 Forward keeps only the hidden states between blocks; backward reloads each block, runs it again on its kept input and
-differentiates. Peak memory is one block with its gradients plus (blocks + 1) x samples x ctx x hidden floats, and
-the result is that of a whole-model backward pass. Blocks run as transformers' own modules, so rope, masks and
-attention variants come from there.
+differentiates. Peak memory is that of one block with its gradients, or of embedding and head with one sample's logits if
+they are larger, plus (blocks + 1) x samples x ctx x hidden floats. The result is that of a whole-model backward pass.
+Blocks run as transformers' own modules, so rope, masks and attention variants come from there.
 """
 
 import hashlib
@@ -71,10 +71,13 @@ class BlockModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.source, self.device = source, device
-        config = AutoConfig.from_pretrained(source.folder)
-        config.use_cache = False
-        with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        try:
+            config = AutoConfig.from_pretrained(source.folder)
+            config.use_cache = False
+            with torch.device("meta"):
+                self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        except Exception as e:  # transformers raises many kinds for a config it does not accept
+            raise GwqError(f"{source.folder}/config.json: transformers does not accept it ({' '.join(str(e).split())[:200]})") from None
         self.model.eval().requires_grad_(False)
         parent, _, name = source.arch.layers.rpartition(".")
         parent = self.model.get_submodule(parent)
@@ -84,27 +87,39 @@ class BlockModel:
         for path, module in list(self.model.named_modules()):
             if any(b.is_meta for b in module.buffers(recurse=False)):  # rope frequencies follow from the config
                 self.model.set_submodule(path, type(module)(config).to(device))
-        arch = source.arch
-        names = [arch.embed, arch.norm, *([] if source.tied else [arch.head])]
-        self._assign(self.model, {n: source.tensor(n) for n in names})
-        if source.tied:
-            self.model.get_submodule(arch.head.removesuffix(".weight")).weight = self.parameter(arch.embed)
 
-    def parameter(self, name):
-        return self.model.get_parameter(name)
+    def load_ends(self):
+        """Embedding, last norm and head: on hand only while they are used, as they are large."""
+        arch = self.source.arch
+        names = [arch.embed, arch.norm, *([] if self.source.tied else [arch.head])]
+        self._assign(self.model, {n: self.source.tensor(n) for n in names})
+        if self.source.tied:
+            self._module(arch.head).weight = self.model.get_parameter(arch.embed)
+
+    def drop_ends(self):
+        for name in (self.source.arch.embed, self.source.arch.norm, self.source.arch.head):
+            self._module(name).to("meta")
+
+    def _module(self, name):
+        return self.model.get_submodule(name.removesuffix(".weight"))
 
     def _assign(self, module, tensors):
         tensors = {n: t.to(self.device) for n, t in tensors.items()}
         try:
-            module.load_state_dict(tensors, assign=True, strict=False)
+            unknown = module.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
         except RuntimeError as e:
             raise GwqError(f"{self.source.folder}: weights do not fit the config ({str(e).splitlines()[-1].strip()})") from None
+        if unknown:
+            raise GwqError(f"{self.source.folder}: tensor {unknown[0]} does not fit the config, by which there is none")
         module.requires_grad_(False)
 
     def load(self, i):
         """Block i with its weights."""
         prefix = f"{self.source.arch.layers}.{i}."
         self._assign(self.blocks[i], {n.removeprefix(prefix): self.source.tensor(n) for n in self.source.block(i).values()})
+        for name, p in self.blocks[i].named_parameters():
+            if p.is_meta:
+                raise GwqError(f"{self.source.folder}: tensor {prefix}{name} is missing; download the model again")
         return self.blocks[i]
 
     def drop(self, i):
@@ -152,21 +167,27 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     model, tokens = BlockModel(source, device), calibration.tokens.to(device)
     samples, blocks = len(tokens), source.layers
     with torch.no_grad():
+        model.load_ends()
         states = [torch.cat([model.embed(ids[None]) for ids in tokens])]  # hidden states between blocks
+        model.drop_ends()
         for i in range(blocks):
             model.load(i)
             states.append(torch.cat([model.run(i, h[None]) for h in states[i]]))
             model.drop(i)
             progress("forward", i + 1, blocks)
-    upstream = torch.empty_like(states[-1])
+    last = states.pop()
+    upstream = torch.empty_like(last)
+    model.load_ends()
     for s, ids in enumerate(tokens):
-        output = states[-1][s : s + 1].clone().requires_grad_()
+        output = last[s : s + 1].clone().requires_grad_()
         loss = model.loss(ids[None], output)
         upstream[s] = torch.autograd.grad(loss, output)[0]
         calibration.losses.append(loss.item())
     if not np.isfinite(calibration.losses).all():
         raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
-    last = states.pop() if ends else states.pop()[:0]
+    model.drop_ends()
+    if not ends:
+        del last, output
     for i in reversed(range(blocks)):
         block, totals = model.load(i), {}
         linears = {row.hf: name for row, name in source.block(i).items() if row.linear}
@@ -190,11 +211,13 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
 
 def _end_gradients(model, tokens, last, upstream, statistics, ends):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients."""
-    totals, weights = {}, {name: model.parameter(name).requires_grad_() for name in ends}
+    model.load_ends()
+    totals, weights = {}, {name: model.model.get_parameter(name).requires_grad_() for name in ends}
     for s, ids in enumerate(tokens):
         loss = model.loss(ids[None], last[s : s + 1])
-        found = torch.autograd.grad([loss, model.embed(ids[None])], list(weights.values()),
-                                    [torch.ones_like(loss), upstream[s : s + 1]], allow_unused=True)  # fmt: skip
+        outputs = [(loss, torch.ones_like(loss)), (model.embed(ids[None]), upstream[s : s + 1])]
+        outputs, given = zip(*((o, g) for o, g in outputs if o.requires_grad), strict=True)
+        found = torch.autograd.grad(outputs, list(weights.values()), given)
         for name, g in zip(weights, found, strict=True):
             _accumulate(totals, name, g, statistics, len(tokens))
     for name, w in weights.items():

@@ -170,18 +170,15 @@ def _eval(args, progress):
     from gwq_export import evaluate
     from gwq_export.generate import Model
 
-    text, model, against, ctx = _read_text(args.text, "--text"), Model(args.file, threads=args.threads), None, args.ctx
-    if ctx > model.config.ctx:
-        logging.getLogger("gwq_export").warning("--ctx %d is longer than the model's context: cut to %d", ctx, model.config.ctx)
-        ctx = model.config.ctx
+    text, model, against = _read_text(args.text, "--text"), Model(args.file, threads=args.threads), None
     if args.against:
         is_folder = Path(args.against).is_dir()
         against = (
             evaluate.transformers_logits(args.against) if is_folder else evaluate.runtime_logits(Model(args.against, threads=args.threads))
         )
-    result = evaluate.evaluate(model, text, ctx, against, progress)
+    result = evaluate.evaluate(model, text, args.ctx, against, progress)
     progress.close()
-    print(f"perplexity {result['ppl']:.4f} ± {result['ppl_error']:.4f} ({result['tokens']} tokens scored, windows of {ctx})")
+    print(f"perplexity {result['ppl']:.4f} ± {result['ppl_error']:.4f} ({result['tokens']} tokens scored, windows of {result['ctx']})")
     if against:
         print(f"KL divergence {result['kld_mean']:.6f} ± {result['kld_error']:.6f}, 99 % quantile {result['kld_p99']:.4f}; "
               f"same top token {result['top1_agreement']:.2%}; perplexity of the reference {result['ppl_against']:.4f}")  # fmt: skip
@@ -264,7 +261,7 @@ def _info(args, progress):
         print(f"  {key} = {value}")
     width = max((len(t["name"]) for t in tensors), default=0)
     for t in tensors:
-        kept = f"  {t['outliers']} outliers ({t['outliers'] / (t['shape'][0] * t['shape'][1]):.2%})" if t["outliers"] else ""
+        kept = f"  {t['outliers']} outliers ({t['outliers'] / math.prod(t['shape']):.2%})" if t["outliers"] else ""
         print(f"  {t['name']:{width}}  {t['type']:5}  {'x'.join(map(str, t['shape'])):>13}  {t['bytes']:>12} bytes{kept}")
     print(f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes")
     if args.check:
@@ -288,6 +285,9 @@ def main(command, argv=None):
     prog, (parser, run) = f"gwq-{command}", COMMANDS[command]
     logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=logging.WARNING)
     progress = _Progress()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
 
     def fail(message):
         progress.close()
@@ -313,11 +313,8 @@ def main(command, argv=None):
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:
-        if e.errno in (28, 30, 122, 13):  # no space, read-only, quota, permission
-            return fail(f"{e.strerror}: {e.filename or 'output'}; free some space or write elsewhere")
-        traceback.print_exc()
-        return 1
+    except OSError as e:  # no space, no permission, a name too long, ...
+        return fail(f"{e.strerror or e}: {e.filename or 'output'}; check the path, its permissions and the free space")
     except Exception:
         progress.close()
         traceback.print_exc()

@@ -12,12 +12,13 @@ import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.format import BLOCK, FORMAT_VERSION, ROWS, TYPES, TYPES_BY_ID, TensorType, dequantize, outlier_bytes, unpack_outliers
+from gwq_export.format import FORMAT_VERSION, TYPES, TYPES_BY_ID, TensorType, check_tiles, dequantize, outlier_bytes
 
 MAGIC, VERSION = b"GGUF", 3
 ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of the files we write; of a file that does not say
@@ -114,20 +115,18 @@ class Tensor:
             return dequantize(self.type, self.data, _matrix(self.shape), self.outliers).reshape(self.shape)
 
     def check(self):
-        """Read every byte; raises GwqError for a value that is not finite and for a damaged side-table."""
+        """Read every byte; raises GwqError for a value that is not finite and for damaged tiles or a damaged side-table."""
         if self.type.name in ("i8", "i32"):
             return  # a side-table is checked with its matrix
-        rows, cols = _matrix(self.shape)
-        unit, width = (ROWS, _pad(cols, BLOCK)) if self.type.bits else (1, cols)  # what is stored together, padding included
-        size = self.type.nbytes(unit, width)
-        step = max(1, (1 << 20) // (unit * width)) * size
         with _about(f"tensor {self.name}"), np.errstate(invalid="ignore"):
-            finite = self.outliers is None or np.isfinite(unpack_outliers(*self.outliers, (rows, cols))[2]).all()
-            for at in range(0, self.nbytes, step):
-                part = self.data[at : at + step]
-                finite = finite and np.isfinite(dequantize(self.type, part, (len(part) // size * unit, width))).all()
-            if not finite:
-                raise GwqError(f"a value is not finite: {AGAIN}")
+            if self.type.bits:
+                return check_tiles(self.type, self.data, _matrix(self.shape), self.outliers)
+            rows, cols = _matrix(self.shape)
+            size, step = self.type.nbytes(1, cols), max(1, (1 << 20) // cols)
+            for first in range(0, rows, step):
+                part = self.data[first * size : (first + step) * size]
+                if not np.isfinite(dequantize(self.type, part, (len(part) // size, cols))).all():
+                    raise GwqError(f"a value is not finite: {AGAIN}")
 
 
 class Metadata(Mapping):
@@ -292,7 +291,7 @@ class Reader:
         for (name, *_), (expected, _), offset in zip(tensors, places, offsets, strict=True):
             if offset != expected:
                 raise GwqError(f"tensor {name} starts at byte {offset} of the data instead of {expected}: {AGAIN}")
-        start = _pad(cursor.at, a)
+        self._header_end, start = cursor.at, _pad(cursor.at, a)
         # other tools may leave out the last padding, or append bytes of their own
         needed = start + length if ours else start + sum(places[-1]) if places else cursor.at
         if self.nbytes < needed:
@@ -327,6 +326,17 @@ class Reader:
         with _about(self.path):
             for tensor in self.tensors.values():
                 tensor.check()
+            if any(key.startswith("gwq.") for key in self.metadata):
+                self._check_padding()
+
+    def _check_padding(self):
+        """Between header, tensors and the end there are only zero bytes."""
+        places = [(self._header_end, 0), *((t.offset, t.nbytes) for t in self.tensors.values()), (self.nbytes, 0)]
+        with open(self.path, "rb") as f:
+            for (start, size), (end, _) in pairwise(places):
+                f.seek(start + size)
+                if any(f.read(end - start - size)):
+                    raise GwqError(f"the padding before byte {end} is not zero: {AGAIN}")
 
     def close(self):
         """Let go of the tensors. Views taken before stay valid: the map is closed with the last of them."""

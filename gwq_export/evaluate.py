@@ -5,11 +5,14 @@ token of a window is replaced by BOS where the tokenizer adds one; the second ha
 the prediction of token ctx/2 + 1 on. Values compare with llama-perplexity's, not with sliding-window figures.
 """
 
+import logging
 import math
 
 import numpy as np
 
 from gwq_export import GwqError
+
+log = logging.getLogger("gwq_export")
 
 
 def windows(tokenizer, text, ctx):
@@ -75,7 +78,8 @@ def evaluate(model, text, ctx=512, against=None, progress=lambda phase, done, to
     ppl_error and kld_error are standard errors.
     """
     if ctx > model.config.ctx:
-        raise GwqError(f"a window of {ctx} tokens is longer than the model's context of {model.config.ctx}: use a smaller --ctx")
+        log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, model.config.ctx)
+        ctx = model.config.ctx
     rows, run = windows(model.tokenizer, text, ctx), runtime_logits(model)
     nll, nll_against, kld, same = [], [], [], []
     for i, window in enumerate(rows):
@@ -87,6 +91,8 @@ def evaluate(model, text, ctx=512, against=None, progress=lambda phase, done, to
             if reference.shape[1] < logits.shape[1]:
                 raise GwqError(f"--against: vocabularies differ ({reference.shape[1]} and {logits.shape[1]} tokens)")
             logq = log_softmax(reference[:, : logits.shape[1]])
+            if not np.isfinite(logq).all():
+                raise GwqError("--against: the reference model's logits are not finite: it is damaged")
             nll_against.append(-logq[at, target])
             kld.append((np.exp(logq) * (logq - logp)).sum(-1))
             same.append(logp.argmax(-1) == logq.argmax(-1))

@@ -189,6 +189,25 @@ def unpack_tiles(type, data, rows, cols):
     return scales, codes.swapaxes(1, 2).reshape(groups * ROWS, blocks * BLOCK)[:rows, :cols]
 
 
+def check_tiles(type, data, shape, outliers=None):
+    """Raise GwqError unless padding, and every code under an outlier, is the zero code, and every scale is finite.
+
+    Kernels add the side-table to the dense part, so a dense code under an outlier would count twice.
+    """
+    rows, cols = shape
+    scales, codes = unpack_tiles(type, data, -(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK)
+    if not np.isfinite(scales).all():
+        raise GwqError("a scale is not finite; the file is damaged, export it again")
+    if (codes[rows:] != type.zero).any() or (codes[:, cols:] != type.zero).any():
+        raise GwqError("padding holds a weight; the file is damaged, export it again")
+    if outliers is not None:
+        row, col, value = unpack_outliers(*outliers, shape)
+        if (codes[row, col] != type.zero).any():
+            raise GwqError("a weight under an outlier is not the zero code; the file is damaged, export it again")
+        if not np.isfinite(value).all():
+            raise GwqError("an outlier is not finite; the file is damaged, export it again")
+
+
 # --- outlier side-table ---------------------------------------------------------------------------------------------
 
 

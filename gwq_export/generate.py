@@ -1,5 +1,6 @@
 """Text from a model: sampling, streaming and chat. `Model` is what `gwq_export.load` returns."""
 
+import logging
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.model import Session, Weights
 from gwq_export.tokenizer import Tokenizer
+
+log = logging.getLogger("gwq_export")
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,13 @@ class Sampling:
     def __post_init__(self):
         if not (self.temp >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
             raise GwqError("sampling: temp and top_k must not be negative, top_p lies in (0, 1], min_p in [0, 1]")
+        if self.seed is not None and self.seed < 0:
+            raise GwqError(f"--seed {self.seed}: give a number from 0")
 
     def pick(self, logits, rng):
-        """A token id from logits (vocab,)."""
+        """A token id from logits (vocab,). Raises GwqError when they are not finite."""
+        if not np.isfinite(logits).all():
+            raise GwqError("the model's logits are not finite: the file is damaged (see gwq-info --check), or the model was")
         if self.temp == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")
@@ -48,6 +55,8 @@ class Model:
         self.config = self.weights.config
         if ctx is not None and ctx < 1:
             raise GwqError(f"--ctx {ctx}: give at least 1")
+        if ctx and ctx > self.config.ctx:
+            log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, self.config.ctx)
         self.ctx = min(ctx or self.config.ctx, self.config.ctx)
 
     @cached_property

@@ -14,18 +14,16 @@ _GUESSED = 1024
 def _rope(source):
     """(base frequency, scaling type, its parameters) in the config layouts of transformers 4 and 5."""
     config = source.config
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    base = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise GwqError(f"{source.folder}/config.json: rope scaling is {rope!r}, expected an object")
+    base = source.number(rope.get("rope_theta") or config.get("rope_theta") or 10000.0, "rope_theta")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
         raise GwqError(f"{source.folder}: rope scaling {kind!r} is not supported by this version")
-    if float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
+    if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
         raise GwqError(f"{source.folder}: partial_rotary_factor other than 1 is not supported for {source.arch.gguf}")
     return base, kind, rope
-
-
-def head_dim(source):
-    return source.config.get("head_dim") or source.require("hidden_size") // source.require("num_attention_heads")
 
 
 def rope_factors(source):
@@ -36,12 +34,11 @@ def rope_factors(source):
     base, kind, rope = _rope(source)
     if kind != "llama3":
         return None
-    try:
-        factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-        original = float(rope["original_max_position_embeddings"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise GwqError(f"{source.folder}/config.json: llama3 rope scaling lacks a usable {e}") from None
-    dim = head_dim(source)
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, original = (source.number(rope.get(name), name) for name in names)
+    if low >= high:
+        raise GwqError(f"{source.folder}/config.json: low_freq_factor {low} is not below high_freq_factor {high}")
+    dim = source.dims["head"]
     wavelength = 2 * math.pi * base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     blend = np.clip((original / wavelength - low) / (high - low), 0, 1)  # 0: slowed, 1: kept
     return (1 / ((1 - blend) / factor + blend)).astype(np.float32)
@@ -49,27 +46,26 @@ def rope_factors(source):
 
 def config_keys(source):
     """Hyperparameters under the stock keys of the architecture."""
-    config, arch = source.config, source.arch.gguf
-    heads, dim = source.require("num_attention_heads"), head_dim(source)
+    config, arch, dims = source.config, source.arch.gguf, source.dims
     base, kind, rope = _rope(source)
     keys = {
-        "context_length": source.require("max_position_embeddings"),
-        "embedding_length": source.require("hidden_size"),
+        "context_length": source.integer("max_position_embeddings"),
+        "embedding_length": dims["dim"],
         "block_count": source.layers,
-        "feed_forward_length": source.require("intermediate_size"),
-        "attention.head_count": heads,
-        "attention.head_count_kv": config.get("num_key_value_heads") or heads,
-        "attention.key_length": dim,
-        "attention.value_length": dim,
-        "attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", 1e-6)),
-        "rope.dimension_count": dim,
+        "feed_forward_length": dims["ffn"],
+        "attention.head_count": source.heads["heads"],
+        "attention.head_count_kv": source.heads["kv_heads"],
+        "attention.key_length": dims["head"],
+        "attention.value_length": dims["head"],
+        "attention.layer_norm_rms_epsilon": source.number(config.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
+        "rope.dimension_count": dims["head"],
         "rope.freq_base": base,
-        "vocab_size": source.require("vocab_size"),
+        "vocab_size": source.vocab,
     }
     if source.arch.window and config.get(source.arch.window):
-        keys["attention.sliding_window"] = int(config[source.arch.window])
+        keys["attention.sliding_window"] = source.integer(source.arch.window)
     if kind == "linear":
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": source.number(rope.get("factor"), "factor")}
     return {f"{arch}.{key}": value for key, value in keys.items()}
 
 
@@ -83,7 +79,17 @@ def general_keys(source, name, type_name):
     }
 
 
-def provenance_keys(**facts):
+def provenance_keys(recipe, calibration, **facts):
     """`gwq.*` keys: the format version and how the file was made. None values are left out."""
-    keys = {"format_version": FORMAT_VERSION, "tool_version": __version__} | facts
-    return {f"gwq.{key}": value for key, value in keys.items() if value is not None}
+    facts |= {
+        "format_version": FORMAT_VERSION,
+        "tool_version": __version__,
+        "type": recipe.type.name,
+        "outlier_fraction": float(recipe.outliers),
+        "saliency": recipe.saliency,
+        "scale_fit": "fisher" if recipe.weighted else "unweighted",
+    }
+    if calibration:
+        samples, ctx = calibration.tokens.shape
+        facts |= {"calibration_sha256": calibration.hash, "calibration_samples": samples, "calibration_ctx": ctx}
+    return {f"gwq.{key}": value for key, value in facts.items() if value is not None}

@@ -37,7 +37,7 @@ class Config:
 def _config(reader):
     meta = reader.metadata
     arch = meta.get("general.architecture")
-    if arch not in ROPE_BY_GGUF:
+    if not isinstance(arch, str) or arch not in ROPE_BY_GGUF:
         raise GwqError(f"{reader.path}: architecture {arch!r} is not supported; supported: {', '.join(ROPE_BY_GGUF)}")
 
     def get(key, default=None, kind=int, low=1, high=1 << 24):
@@ -48,7 +48,7 @@ def _config(reader):
 
     heads, dim = get("attention.head_count", high=65536), get("embedding_length")
     scaling = meta.get(f"{arch}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
+    if not isinstance(scaling, str) or scaling not in ("none", "linear"):
         raise GwqError(f"{reader.path}: rope scaling {scaling!r} is not supported by this version")
     embed = reader.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
@@ -174,12 +174,13 @@ class Session:
 
         Raises GwqError when the context is full or an id is out of range.
         """
-        ids = np.ascontiguousarray(tokens, np.int32)
-        n = len(ids)
+        ids = np.asarray(tokens)
+        n = len(ids) if ids.ndim == 1 else 0
         if not n or self.pos + n > self.ctx:
             raise GwqError(f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: use a larger --ctx or a shorter text")
-        if ids.min() < 0 or ids.max() >= self.config.vocab:
-            raise GwqError(f"a token id is outside 0..{self.config.vocab - 1}: the tokenizer does not belong to this model")
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.config.vocab:
+            raise GwqError(f"a token id is not an integer in 0..{self.config.vocab - 1}: the tokenizer does not belong to this model")
+        ids = np.ascontiguousarray(ids, np.int32)
         out = np.empty((keep, self.config.vocab), np.float32)
         for first in range(0, n, BATCH):
             last = min(n, first + BATCH)

@@ -7,6 +7,8 @@ costs as much as a small op. The library never keeps a pointer, so the owners he
 import functools
 import hashlib
 import os
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from gwq_export import GwqError
 from gwq_export.format import BUILD_COMMAND, HEADERS, ROWS, ffi
 
 _FOLDER = Path(__file__).parent
+_opening = threading.Lock()
 _DAMAGED = "the file is damaged, export it again"
 # gwq_status -> sentence, for what a file can cause; anything else is a fault of ours
 _SENTENCES = {
@@ -30,9 +33,14 @@ _SENTENCES = {
 }
 
 
-@functools.cache
 def lib():
     """The native library, with the instruction set of $GWQ_ISA or the best one. Raises GwqError."""
+    with _opening:
+        return _open()
+
+
+@functools.cache
+def _open():
     path = _FOLDER / "libgwq.so"
     if not path.exists():
         raise GwqError(f"{path} is missing: build it with `{BUILD_COMMAND}` or reinstall gwq-export")
@@ -94,9 +102,28 @@ class Pool:
         threads = default_threads() if threads is None else threads
         if not 1 <= threads <= 256:
             raise GwqError(f"--threads {threads}: give a number from 1 to 256")
+        self.threads = threads
+        self.start()
+        _pools.add(self)
+
+    def start(self):
         out = ffi.new("gwq_pool **")
-        check(lib().gwq_pool_new(threads, out), "thread pool")
-        self.ptr, self.threads = ffi.gc(out[0], lib().gwq_pool_free), threads
+        check(lib().gwq_pool_new(self.threads, out), "thread pool")
+        self.ptr = ffi.gc(out[0], lib().gwq_pool_free)
+
+
+_pools = weakref.WeakSet()
+
+
+def _restart_pools():
+    """In the child of a fork: threads do not survive it, so every pool gets new ones."""
+    for pool in _pools:
+        pool.ptr = ffi.gc(pool.ptr, None)  # its threads are gone: joining them would wait for ever
+        pool.start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restart_pools)
 
 
 def default_threads():
@@ -154,14 +181,13 @@ class Ops:
     """The native ops bound to a pool, with one scratch buffer: use one Ops per Python thread."""
 
     def __init__(self, pool):
-        self.lib, self.pool, self._scratch, self._scratch_ptr = lib(), pool.ptr, np.empty(0, np.uint8), ffi.NULL
-        self._keep = pool
+        self.lib, self.pool, self._scratch, self._scratch_ptr = lib(), pool, np.empty(0, np.uint8), ffi.NULL
 
     def matmul(self, m, count, x, n, y, cols):
         if (need := self.lib.gwq_scratch_bytes(n, cols)) > self._scratch.nbytes:
             self._scratch = np.empty(need, np.uint8)
             self._scratch_ptr = pointer(self._scratch, "void *")
-        check(self.lib.gwq_matmul(self.pool, m, count, x, n, y, self._scratch_ptr, self._scratch.nbytes), "matmul")
+        check(self.lib.gwq_matmul(self.pool.ptr, m, count, x, n, y, self._scratch_ptr, self._scratch.nbytes), "matmul")
 
     def embed(self, matrix, ids, out):
         """Rows ids (n,) int32 of a matrix into out (n, cols)."""
@@ -169,16 +195,16 @@ class Ops:
         check(self.lib.gwq_embed(matrix.struct, pointer(ids, "int32_t *"), len(ids), pointer(group), out), "embedding")
 
     def rmsnorm(self, x, weight, eps, n, dim, out):
-        check(self.lib.gwq_rmsnorm(self.pool, x, weight, eps, n, dim, out), "rmsnorm")
+        check(self.lib.gwq_rmsnorm(self.pool.ptr, x, weight, eps, n, dim, out), "rmsnorm")
 
     def rope(self, x, cos, sin, n, heads, dim, style):
-        check(self.lib.gwq_rope(self.pool, x, cos, sin, n, heads, dim, style), "rope")
+        check(self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, style), "rope")
 
     def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, window, out):
-        check(self.lib.gwq_attention(self.pool, q, k, v, n, start, heads, kv_heads, dim, scale, window, out), "attention")
+        check(self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, window, out), "attention")
 
     def silu_mul(self, gate, up, n, dim):
-        check(self.lib.gwq_silu_mul(self.pool, gate, up, n, dim), "silu_mul")
+        check(self.lib.gwq_silu_mul(self.pool.ptr, gate, up, n, dim), "silu_mul")
 
     def add(self, x, y, n, dim, broadcast=False):
         check(self.lib.gwq_add(x, y, n, dim, broadcast), "add")

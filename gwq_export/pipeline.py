@@ -53,9 +53,8 @@ def plan(source, recipe, overrides=()):
 
     Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
     """
-    config, arch = source.config, source.arch
-    heads = {"heads": source.require("num_attention_heads"), "": 0}
-    heads["kv_heads"] = config.get("num_key_value_heads") or heads["heads"]
+    arch = source.arch
+    heads = source.heads if arch.rope == "pairs" else {}  # only llama.cpp's pairs need Q and K in another order
     f32, entries = tensor_type("f32"), []
 
     def add(name, hf, matrix, linear=False, head_count=0):
@@ -73,13 +72,13 @@ def plan(source, recipe, overrides=()):
     add("token_embd.weight", arch.embed, True)
     for i in range(source.layers):
         for row, hf in source.block(i).items():
-            add(gguf_name(i, row), hf, row.linear, row.linear, heads[row.heads])
+            add(gguf_name(i, row), hf, row.linear, row.linear, heads.get(row.heads, 0))
     add("output_norm.weight", arch.norm, False)
     if not source.tied:
         add("output.weight", arch.head, True)
     for pattern, _ in overrides:
-        if not any(pattern.search(e.name) for e in entries):
-            raise GwqError(f"--tensor-type {pattern.pattern}: no tensor has such a name; `gwq-info` lists the names")
+        if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
+            raise GwqError(f"--tensor-type {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
     return entries
 
 
@@ -111,7 +110,7 @@ def _options(preset, type, outliers, saliency, samples, ctx, seed):
         raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
     saliency, samples = saliency or chosen["saliency"], chosen["samples"] if samples is None else samples
-    if type not in EXPORT_TYPES:
+    if type not in EXPORT_TYPES:  # in lower case
         raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
     if not 0 <= outliers <= MAX_OUTLIERS:
         raise GwqError(f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %")
@@ -119,6 +118,8 @@ def _options(preset, type, outliers, saliency, samples, ctx, seed):
         raise GwqError(f"--saliency {saliency}: choose one of {', '.join(SALIENCY)}")
     if samples < 1 or ctx < 2:
         raise GwqError("--samples must be at least 1 and --ctx at least 2")
+    if not 0 <= seed < 1 << 32:
+        raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
     return Recipe(tensor_type(type), outliers, saliency, chosen["weighted"], seed), samples
 
 
@@ -133,7 +134,10 @@ def _calibration(tokenizer, calib, samples, ctx, seed):
     if not text.strip():
         raise GwqError(f"--calib {path}: the text is empty; give a longer one")
     ids = tokenizer.encode(text, special=False, bos=False)
-    return Calibration(sample_tokens(ids, samples, ctx, seed, tokenizer.bos if tokenizer.add_bos else None))
+    found = Calibration(sample_tokens(ids, samples, ctx, seed, tokenizer.bos if tokenizer.add_bos else None))
+    if len(found.tokens) < samples:
+        log.warning("the calibration text gives %d samples of %d tokens, not %d", *found.tokens.shape, samples)
+    return found
 
 
 def _device(name):
@@ -176,26 +180,23 @@ def export(model, out, *, type="gwq4", outliers=0.01, saliency=None, preset="def
     from gwq_export.tokenizer import Tokenizer, to_metadata
 
     progress = progress or (lambda phase, done, total: None)
+    type = type.lower()
     recipe, samples = _options(preset, type, outliers, saliency, samples, ctx, seed)
     overrides, device = _overrides([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
     source = Source(resolve(model, revision))
-    limit = source.require("max_position_embeddings")
+    limit = source.integer("max_position_embeddings")
     if ctx > limit:
         log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, limit)
         ctx = limit
     entries = plan(source, recipe, overrides)
-    tokens = to_metadata(source.folder, source.require("vocab_size"), **({"pre": tokenizer_pre} if tokenizer_pre else {}))
-    header = keys.general_keys(source, Path(str(model)).name, type) | keys.config_keys(source) | tokens
+    tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
+    name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
+    header = keys.general_keys(source, name, type) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
     if any(e.recipe.statistics for e in tiles):
         calibration = _calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles:
-        header |= keys.provenance_keys(
-            type=type, outlier_fraction=float(outliers), saliency=recipe.saliency, scale_fit="fisher" if recipe.weighted else "unweighted",
-            preset=preset, seed=seed, **{"source.name": str(model), "source.revision": revision},
-            **({"calibration.sha256": calibration.hash, "calibration.samples": len(calibration.tokens),
-                "calibration.ctx": calibration.tokens.shape[1]} if calibration else {}),
-        )  # fmt: skip
+        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision)
     factors = keys.rope_factors(source)
     layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
     if factors is not None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from gwq_export import GwqError
 from gwq_export.format import BLOCK, TILE, TensorType, encode_stock, outlier_bytes, pack_outliers, pack_tiles
-from gwq_export.native import default_threads
 
 MAX_OUTLIERS = 0.5  # fraction of a matrix; a row of a tile can hold 255 of 256
 CHUNK = 1 << 16  # weights worked on at once by a thread: its arrays stay in the L2 cache
@@ -144,33 +143,45 @@ def encode_tiles(weight, keep, importance, type):
         n = part.stop - part.start
         w = np.zeros((n, blocks * BLOCK), np.float32)
         w[:, :cols] = weight[part]
-        h = np.zeros_like(w)
-        h[:, :cols] = 1 if importance is None else importance[part]
-        if mask is not None:
-            out = mask[part]
-            w[:, :cols][out] = 0
-            h[:, :cols][out] = 0
-        d, q = fit_blocks(w.reshape(-1, BLOCK), h.reshape(-1, BLOCK), type.bits, importance is not None)
+        used = np.zeros(w.shape, bool)
+        used[:, :cols] = True if mask is None else ~mask[part]
+        w[~used] = 0
+        h = None
+        if importance is not None:
+            h = np.zeros_like(w)
+            h[:, :cols] = importance[part]
+            h = h.reshape(-1, BLOCK)
+        d, q = fit_blocks(w.reshape(-1, BLOCK), used.reshape(-1, BLOCK), h, type.bits)
         scales[part] = d.reshape(n, blocks)
         codes[part] = (q.reshape(n, -1)[:, :cols] + type.zero).astype(np.uint8)
 
-    with ThreadPoolExecutor(default_threads()) as pool:
+    with ThreadPoolExecutor() as pool:
         list(pool.map(work, range(0, rows, step)))
     return scales, codes
 
 
-def fit_blocks(w, h, bits, smooth):
+def _error_weights(used, importance):
+    """Weights of the squared error, float32 (n, 64), 0 where not used.
+
+    Importance (Fisher) is a noisy estimate, so half of every weight's share is its block's mean; a block without any
+    gradient counts all its weights alike.
+    """
+    if importance is None:
+        return used.astype(np.float32)
+    h = np.where(used, importance, 0).astype(np.float64)
+    mean = h.sum(1, keepdims=True) / np.maximum(used.sum(1, keepdims=True), 1)
+    mean[mean == 0] = 1
+    return np.where(used, (h + mean) / mean, 0).astype(np.float32)
+
+
+def fit_blocks(w, used, importance, bits):
     """Best scale d (n,) float16 and codes q (n, 64) in -2^(bits-1) .. 2^(bits-1)-1 for blocks w (n, 64).
 
-    Minimises sum h * (w - d*q)^2 over a grid of first scales of either sign, each refined by least squares.
-    smooth: h is a noisy estimate (Fisher): half of every weight's share comes from its block's mean.
+    Minimises sum h * (w - d*q)^2 over a grid of first scales of either sign, each refined by least squares; h follows
+    from importance (n, 64) or None. used (n, 64) bool: False for outliers and padding, where w is 0.
     """
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    used = h > 0
-    if smooth:
-        mean = h.sum(1, keepdims=True) / np.maximum(used.sum(1, keepdims=True), 1)
-        h = np.where(used, h + mean, 0).astype(np.float32)
-        h /= np.maximum(h.max(1, keepdims=True), np.float32(1e-30))
+    h = _error_weights(used, importance)
     hw = h * w
     extreme = w[np.arange(len(w)), np.abs(w).argmax(1)]
     best_gain, best = np.zeros(len(w), np.float32), np.zeros(len(w), np.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 from gwq_export import GwqError
 from gwq_export.arch import ARCHS
 
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")  # buffers that old checkpoints carry
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja"]
 
 
@@ -33,7 +34,10 @@ def resolve(model, revision=None):
 
 def _read_json(path, what):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
     except FileNotFoundError:
         raise GwqError(f"{path.parent}: no {path.name}; give the folder of a Hugging Face model") from None
     except (OSError, ValueError) as e:
@@ -41,48 +45,62 @@ def _read_json(path, what):
 
 
 class Source:
-    """`config` (dict), `arch` (row of ARCHS), `layers`, and float32 tensors by Hugging Face name. Raises GwqError."""
+    """A model's `config` (dict), `arch` (row of ARCHS), `layers`, `dims` and tensors. Raises GwqError.
+
+    dims: sizes by the names that arch's tensor tables use. Every tensor's shape was compared with them.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.config = _read_json(self.folder / "config.json", "the config")
-        names = self.config.get("architectures") or ["(none)"]
-        self.arch = ARCHS.get(names[0])
+        name = self.config.get("architectures")
+        name = name[0] if isinstance(name, list) and name and isinstance(name[0], str) else str(name)
+        self.arch = ARCHS.get(name)
         if self.arch is None:
-            raise GwqError(f"{self.folder}: architecture {names[0]} is not supported; supported: {', '.join(ARCHS)}")
+            raise GwqError(f"{self.folder}: architecture {name} is not supported; supported: {', '.join(ARCHS)}")
         for key, allowed in self.arch.only.items():
             if key in self.config and self.config[key] not in allowed:
-                raise GwqError(f"{self.folder}: {key} = {self.config[key]!r} is not supported for {names[0]}")
+                raise GwqError(f"{self.folder}: {key} = {self.config[key]!r} is not supported for {name}")
         if self.config.get("quantization_config"):
             raise GwqError(f"{self.folder}: the model is quantized already; export the original FP16/BF16/FP32 model")
-        self.layers = self.require("num_hidden_layers")
-        self._files = self._index()
+        self.layers, self.vocab = self.integer("num_hidden_layers"), self.integer("vocab_size")
+        dim, heads = self.integer("hidden_size"), self.integer("num_attention_heads")
+        kv_heads, head = self.integer("num_key_value_heads", heads), self.integer("head_dim", max(1, dim // heads))
+        if heads % kv_heads or head % 2:
+            raise GwqError(f"{self.folder}/config.json: {heads} heads over {kv_heads} key-value heads of size {head} cannot be")
+        self.heads = {"heads": heads, "kv_heads": kv_heads}
+        self.dims = {"dim": dim, "q": heads * head, "kv": kv_heads * head, "ffn": self.integer("intermediate_size"), "head": head}
+        self._files, self._shapes = {}, {}
+        for path in self._shards():
+            self._read_shapes(path)
         self.tied = self.arch.head not in self._files or bool(self.config.get("tie_word_embeddings"))
         self._check_tensors()
 
-    def require(self, key):
-        """A positive integer of the config."""
+    def integer(self, key, default=None):
+        """A positive integer of the config; the default stands for a missing or null one."""
         value = self.config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
             raise GwqError(f"{self.folder}/config.json: {key} is {value!r}, expected a positive integer")
         return value
 
-    def _index(self):
-        """Tensor name -> safetensors file."""
+    def number(self, value, key):
+        """A positive float that the config holds under `key`."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+            raise GwqError(f"{self.folder}/config.json: {key} is {value!r}, expected a positive number")
+        return float(value)
+
+    def _shards(self):
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
             weight_map = _read_json(index, "the shard index").get("weight_map")
             if not isinstance(weight_map, dict):
                 raise GwqError(f"{index}: no weight_map; download the model again")
-            files = {name: self.folder / str(file) for name, file in weight_map.items()}
-            for path in set(files.values()):
-                if path.resolve().parent != self.folder.resolve() and not path.exists():
-                    raise GwqError(f"{path}: a shard named in the index is missing; download the model again")
-            return files
+            return sorted({self.folder / str(file) for file in weight_map.values()})
         shards = sorted(self.folder.glob("*.safetensors"))
         if not shards:
             raise GwqError(f"{self.folder}: no *.safetensors; save the model with save_pretrained(safe_serialization=True)")
-        return {name: path for path in shards for name in self._names(path)}
+        return shards
 
     @staticmethod
     def _open(path):
@@ -93,15 +111,13 @@ class Source:
         except (OSError, SafetensorError) as e:
             raise GwqError(f"{path}: cannot be read ({e}); download the model again") from None
 
-    def _names(self, path):
+    def _read_shapes(self, path):
         with self._open(path) as f:
-            return list(f.keys())
-
-    def __contains__(self, name):
-        return name in self._files
+            for name in f.keys():  # noqa: SIM118 (not a dict)
+                self._files[name], self._shapes[name] = path, tuple(f.get_slice(name).get_shape())
 
     def shape(self, name):
-        return tuple(self._open(self._files[name]).get_slice(name).get_shape())
+        return self._shapes[name]
 
     def tensor(self, name):
         """A torch.float32 copy of the tensor; GwqError when it is missing, damaged or not a float."""
@@ -127,14 +143,24 @@ class Source:
         return {row: name for row, name in names.items() if name in self._files}
 
     def _check_tensors(self):
-        needed = [self.arch.embed, self.arch.norm, *([] if self.tied else [self.arch.head])]
+        """Everything the architecture needs is there in the size the config says, and nothing else is."""
+        ends = {self.arch.embed: (self.vocab, self.dims["dim"]), self.arch.norm: (self.dims["dim"],)}
+        head = {self.arch.head: (self.vocab, self.dims["dim"])}
+        expected = ends if self.tied else ends | head
+        known = ends | head
         for i in range(self.layers):
-            needed += [f"{self.arch.layers}.{i}.{row.hf}" for row in self.arch.block if not row.optional]
-        for name in needed:
+            for row in self.arch.block:
+                name, shape = f"{self.arch.layers}.{i}.{row.hf}", tuple(self.dims[d] for d in row.shape)
+                known[name] = shape
+                if not row.optional:
+                    expected[name] = shape
+        for name in expected:
             if name not in self._files:
                 raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
-        known = {*needed, self.arch.head, *(n for i in range(self.layers) for n in self.block(i).values())}
-        ignored = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")
-        for name in self._files:
-            if name not in known and not ignored.search(name):
+        for name, shape in self._shapes.items():
+            if name not in known:
+                if _IGNORED.search(name):
+                    continue
                 raise GwqError(f"{self.folder}: tensor {name} has no place in {self.arch.gguf}; this variant is not supported")
+            if shape != known[name]:
+                raise GwqError(f"{self.folder}: tensor {name} has shape {shape}, but {known[name]} would fit the config")

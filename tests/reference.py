@@ -16,12 +16,16 @@ def unpermute(array, heads):
     return array[order]
 
 
-def dequantized_model(folder, path):
-    """The float32 transformers model of `folder` with every weight replaced by what `path` decodes to."""
+def original_model(folder):
+    """The float32 transformers model as it is saved."""
     from transformers import AutoModelForCausalLM
 
-    source, reader = Source(folder), gwq_export.open_gguf(path)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def dequantized_model(folder, path):
+    """`original_model` with every weight replaced by what `path` decodes to."""
+    source, reader, model = Source(folder), gwq_export.open_gguf(path), original_model(folder)
     heads = {"heads": source.config["num_attention_heads"], "kv_heads": source.config["num_key_value_heads"]}
     tensors = {source.arch.embed: ("token_embd.weight", 0), source.arch.norm: ("output_norm.weight", 0)}
     if not source.tied:

@@ -45,6 +45,18 @@ def test_equal_to_whole_model_backward(tiny, name):
     assert calibration.losses == pytest.approx(losses, rel=1e-5)
 
 
+@pytest.mark.parametrize("ends", [["model.embed_tokens.weight"], ["lm_head.weight"]])
+def test_embedding_and_head_alone(tiny, ends):
+    folder = tiny("llama")
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (2, 20))))
+    expected, _ = whole_model(folder, calibration.tokens)
+    found = {tensor: s["mean"] for tensor, _, s in gradients(Source(folder), calibration, ("mean",), ends) if tensor in ends}
+    assert list(found) == ends
+    for tensor in ends:
+        value = expected[tensor].mean(0)
+        assert np.abs(found[tensor] - value.numpy()).max() <= 2e-5 * value.abs().max()
+
+
 def test_samples_are_seeded_windows_of_the_text():
     ids = np.arange(1000)
     a, b, c = (sample_tokens(ids, 4, 50, seed) for seed in (1, 1, 2))

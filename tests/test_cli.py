@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from conftest import DATA, REFERENCE
 
 from gwq_export.cli import COMMANDS, main
 from gwq_export.container import Reader
+from gwq_export.format import unpack_outliers
 
 
 def command(name, *args, **options):
@@ -125,8 +126,9 @@ def test_bench_kernels(capsys, monkeypatch):
     (["--outliers", "2"], "fraction from 0 to"), (["--outliers", "x"], "not a number"), (["--type", "gwq9"], "choose one of"),
     (["--saliency", "best"], "choose one of grad"), (["--preset", "none"], "choose one of paper"), (["--samples", "0"], "at least 1"),
     (["--calib", "no/such/file"], "cannot be read"), (["--calib", os.devnull], "empty"), (["--tensor-type", "ffn"], "expected REGEX=TYPE"),
-    (["--tensor-type", "(=gwq4"], "no regular expression"), (["--tensor-type", "nothing=gwq4"], "no tensor has such a name"),
-    (["--device", "tpu"], "choose cpu or cuda"), (["--no-such-flag"], "unrecognized arguments"),
+    (["--tensor-type", "(=gwq4"], "no regular expression"), (["--tensor-type", "nothing=gwq4"], "no matrix has such a name"),
+    (["--device", "tpu"], "choose cpu or cuda"), (["--seed", "-1"], "number from 0"), (["--seed", str(2**70)], "number from 0"),
+    (["--tensor-type", "output_norm=gwq4"], "no matrix has such a name"), (["--no-such-flag"], "unrecognized arguments"),
 ])  # fmt: skip
 def test_export_mistakes(capsys, tmp_path, args, words):
     status, _, err = call(capsys, "export", REFERENCE, "--out", tmp_path / "m.gguf", *args)
@@ -150,6 +152,10 @@ def test_paths_that_are_wrong(capsys, tmp_path, small):
         ("run", [small[0], "-p", ""], "prompt is empty"),
         ("run", [small[0], "-p", "x", "-t", "0"], "1 to 256"),
         ("run", [small[0], "-p", "x", "--temp", "-1"], "must not be negative"),
+        ("run", [small[0], "-p", "x", "--seed", "-1"], "number from 0"),
+        ("run", ["x" * 5000, "-p", "x"], "give the path"),
+        ("export", ["x" * 5000, "--out", tmp_path / "m"], "name too long"),
+        ("eval", [small[0], "--text", DATA / "eval.txt", "--against", "x" * 5000], "name too long"),
         ("eval", [small[0], "--text", tmp_path / "none.txt"], "cannot be read"),
         ("eval", [small[0], "--text", os.devnull], "fewer than one window"),
         ("eval", [small[0], "--text", DATA / "eval.txt", "--against", tmp_path / "empty"], "transformers cannot load"),
@@ -160,6 +166,12 @@ def test_paths_that_are_wrong(capsys, tmp_path, small):
     ]:
         status, _, err = call(capsys, name, *args)
         assert_one_line(name, status, err, words)
+
+
+def first_gap(reader):
+    """Offset of an alignment byte between two tensors."""
+    tensors = list(reader.tensors.values())
+    return next(a.offset + a.nbytes for a, b in pairwise(tensors) if a.offset + a.nbytes < b.offset)
 
 
 def damaged(small, tmp_path, name):
@@ -183,6 +195,15 @@ def damaged(small, tmp_path, name):
             assert sum(count) > 2
             data[table.offset + 16 + 2 * sum(count)] = 255
             data[table.offset + 16 + 2 * sum(count) + 1 : table.offset + 16 + 3 * sum(count)] = bytes(sum(count) - 1)
+        case "code under an outlier":
+            matrix = reader.tensors[table.name.removesuffix(".outliers")]
+            row, col, _ = unpack_outliers(*matrix.outliers, matrix.shape)
+            assert row[0] < 16 and matrix.shape[1] == 256
+            block, inside = divmod(int(col[0]), 64)
+            at = matrix.offset + 128 + block * 512 + inside // 8 * 64 + int(row[0]) * 4 + inside % 4
+            data[at] ^= 0x10 if inside % 8 >= 4 else 0x01
+        case "padding":
+            data[first_gap(reader)] = 1
         case "outlier count":
             data[table.offset] += 1
         case "outlier offset":
@@ -202,6 +223,12 @@ def test_damaged_files(small, capsys, tmp_path, name, words):
         assert_one_line(command_name, status, err, words)
 
 
+@pytest.mark.parametrize("name, words", [("code under an outlier", "zero code"), ("padding", "padding")])
+def test_check_reads_every_byte(small, capsys, tmp_path, name, words):
+    status, _, err = call(capsys, "info", damaged(small, tmp_path, name), "--check")
+    assert_one_line("info", status, err, words)
+
+
 def test_files_cut_in_every_section(small, capsys, tmp_path):
     data, reader = small[0].read_bytes(), Reader(small[0])
     first = min(t.offset for t in reader.tensors.values())
@@ -213,15 +240,18 @@ def test_files_cut_in_every_section(small, capsys, tmp_path):
         assert_one_line("info", status, err, "cut.gguf")
 
 
-@pytest.mark.parametrize("wait", [2.0, 4.5])
-def test_interrupted_export_leaves_the_old_file(tmp_path, wait):
+@pytest.mark.parametrize("phase", ["forward", "write", "backward"])
+def test_interrupted_export_leaves_the_old_file(tmp_path, phase):
+    """Ctrl-C in every phase, given at the first sign of it on stderr."""
     out = tmp_path / "m.gguf"
     out.write_text("old")
-    child = subprocess.Popen([sys.executable, "-m", "gwq_export.cli", "export", str(REFERENCE), "--out", str(out), "--samples", "400"],
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
-    time.sleep(wait)
+    arguments = ["export", str(REFERENCE), "--out", str(out), "--samples", "150"]
+    child = subprocess.Popen([sys.executable, "-m", "gwq_export.cli", *arguments], stderr=subprocess.PIPE, text=True, bufsize=1)
+    err = ""
+    while phase not in err and child.poll() is None:
+        err += child.stderr.read(1)
     child.send_signal(signal.SIGINT)
-    err = child.communicate(timeout=60)[1]
+    err += child.communicate(timeout=60)[1]
     assert child.returncode == 130 and "Traceback" not in err, err
     assert out.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
@@ -229,6 +259,19 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, wait):
 def test_long_ctx_is_cut_and_said(tmp_path):
     done = command("export", REFERENCE, "--out", tmp_path / "m.gguf", "--samples", 1, "--ctx", 5000, "--dry-run", "--json")
     assert done.returncode == 0 and "cut to 2048" in done.stderr
+
+
+def test_contexts_are_cut_and_said(small, tmp_path):
+    (tmp_path / "t.txt").write_text((DATA / "eval.txt").read_text()[:12000])
+    for args in (["run", small[0], "-p", "x", "-n", 2, "--ctx", 99999], ["eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 4096]):
+        done = command(*args)
+        assert "cut to 2048" in done.stderr and done.returncode == 0, done.stderr
+
+
+def test_a_terminal_without_unicode(small, tmp_path):
+    (tmp_path / "t.txt").write_text((DATA / "eval.txt").read_text()[:6000])
+    done = command("eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 256, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "perplexity" in done.stdout
 
 
 def test_faults_of_ours_are_status_1(capsys, monkeypatch):

@@ -18,12 +18,12 @@ ALLOWED = {  # module -> modules of the package it may import
     "source": {"arch"},
     "metadata": {"format"},
     "calibrate": {"arch"},
-    "quantize": {"format", "native"},
+    "quantize": {"format"},
     "pipeline": {"arch", "source", "metadata", "calibrate", "quantize", "container", "tokenizer", "format"},
     "model": {"arch", "container", "native"},
     "generate": {"model", "tokenizer"},
     "evaluate": {"model", "tokenizer"},
-    "bench": {"generate", "native", "format"},
+    "bench": {"generate", "model", "native", "format"},
     "cli": {"pipeline", "generate", "evaluate", "bench", "container"},
 }
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}

@@ -1,11 +1,13 @@
 """The runtime against transformers: logits, perplexity, state, threads."""
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import DATA, REFERENCE, TINY_MODELS
-from reference import dequantized_model, kl_divergence, logits, perplexity
+from reference import dequantized_model, kl_divergence, logits, original_model, perplexity
 
 import gwq_export
 from gwq_export import GwqError
@@ -17,7 +19,7 @@ IDS = np.random.default_rng(5).integers(3, 8192, 90)
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_float32_logits_equal_transformers(tiny, exported, name):
     path, _ = exported(tiny(name), type="f32")
-    expected = logits(dequantized_model(tiny(name), path), IDS)
+    expected = logits(original_model(tiny(name)), IDS)
     got = gwq_export.load(path).logits(IDS)
     assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
     assert kl_divergence(expected, got) < 1e-5
@@ -86,6 +88,19 @@ def test_threads_do_not_change_a_bit_and_calls_may_overlap(exported):
     assert len(texts) == 1
 
 
+def test_a_forked_child_computes_too(exported):
+    """Threads do not survive a fork: the child's pool must not wait for them."""
+    path, _ = exported(type="gwq4")
+    model = gwq_export.load(path, threads=2)
+    expected = model.logits(IDS)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(0 if np.array_equal(model.logits(IDS), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(model.logits(IDS), expected)
+
+
 def test_generation_is_greedy_or_seeded(exported):
     path, _ = exported(type="gwq4")
     model = gwq_export.load(path)
@@ -115,7 +130,11 @@ def test_what_cannot_be_run_is_refused(exported):
     for call, words in [
         (lambda: model.generate(""), "empty"),
         (lambda: model.generate("word " * 100), "context holds 16"),
-        (lambda: gwq_export.load(path).logits([8192]), "outside 0..8191"),
+        (lambda: gwq_export.load(path).logits([8192]), "integer in 0..8191"),
+        (lambda: gwq_export.load(path).logits([-1]), "integer in 0..8191"),
+        (lambda: gwq_export.load(path).logits([2**32 + 5]), "integer in 0..8191"),
+        (lambda: gwq_export.load(path).logits([1.5]), "integer in 0..8191"),
+        (lambda: gwq_export.load(path).logits([[1, 2]]), "do not fit"),
         (lambda: gwq_export.load(path).logits([]), "do not fit"),
         (lambda: gwq_export.load(path, device="cuda"), "use --device cpu"),
         (lambda: gwq_export.load(path, threads=1000), "1 to 256"),
