@@ -1,4 +1,4 @@
-"""GGUF version 3, little-endian: a reader on the memory map and a streaming writer.
+"""GGUF version 3, little-endian: what a file consists of, and a reader on the memory map.
 
 File: header (metadata, then one descriptor per tensor), zero bytes up to the alignment, tensors in the order of
 their descriptors, each padded with zero bytes to the alignment. Shapes here are numpy's (rows, columns); on disk
@@ -8,7 +8,6 @@ they are reversed. A matrix of a tile type may have two companions, its outlier 
 import contextlib
 import mmap
 import os
-import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ def _about(what):
         raise GwqError(text if len(text) < 1000 else f"{text[:500]} ... {text[-300:]}") from None
 
 
-def _layout(tensors, alignment):
+def layout(tensors, alignment):
     """[(offset in the data section, bytes)] of [(name, type, shape)], and the length of the section."""
     at, places = 0, []
     for name, type, shape in tensors:
@@ -69,7 +68,7 @@ def _layout(tensors, alignment):
     return places, at
 
 
-def _outlier_counts(tensors):
+def outlier_counts(tensors):
     """{matrix: outliers} of [(name, type, shape)], from shapes alone. Raises GwqError for a bad companion."""
     by_name = {name: (type, shape) for name, type, shape in tensors}
     counts = {}
@@ -86,9 +85,6 @@ def _outlier_counts(tensors):
         if not fits or (type.name, offsets_type.name) != ("i8", "i32"):
             raise GwqError(f"the side-table of tensor {base} does not fit its {rows} x {cols} weights: {AGAIN}")
     return counts
-
-
-# --- reader ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +283,7 @@ class Reader:
         least = ALIGNMENT if ours else 8
         if type(a) is not int or a < least or a & (a - 1):
             raise GwqError(f"general.alignment is not a power of two of at least {least}: {AGAIN}")
-        places, length = _layout(tensors, a)
+        places, length = layout(tensors, a)
         for (name, *_), (expected, _), offset in zip(tensors, places, offsets, strict=True):
             if offset != expected:
                 raise GwqError(f"tensor {name} starts at byte {offset} of the data instead of {expected}: {AGAIN}")
@@ -299,7 +295,7 @@ class Reader:
         if ours and self.nbytes > needed:
             raise GwqError(f"{self.nbytes - needed} unknown bytes follow the last tensor: {AGAIN}")
 
-        counts = _outlier_counts(tensors)
+        counts = outlier_counts(tensors)
         self.metadata = Metadata(values, self.path)
         whole = np.frombuffer(buffer, np.uint8)
         data = {name: whole[start + at :][:n] for (name, *_), (at, n) in zip(tensors, places, strict=True)}
@@ -347,159 +343,3 @@ class Reader:
 
     def __exit__(self, *exc):
         self.close()
-
-
-# --- writer ---------------------------------------------------------------------------------------------------------
-
-
-def _string(text, key):
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        raise GwqError(f"a string of {key} cannot be written as UTF-8: mend it in the model's folder") from None
-    return U64.pack(len(data)) + data
-
-
-def _value(key, value):
-    """The bytes of a metadata value, type id first."""
-    if isinstance(value, str):
-        return U32.pack(STRING) + _string(value, key)
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return U32.pack(ARRAY) + U32.pack(STRING) + U64.pack(len(value)) + b"".join(_string(v, key) for v in value)
-    if type(value) in (bool, int, float):
-        small, large = ("<i4", "<i8") if value < 0 else ("<u4", "<u8")
-        fits = type(value) is not int or np.iinfo(small).min <= value <= np.iinfo(small).max
-        value = np.dtype({bool: "?", float: "<f4"}.get(type(value), small if fits else large)).type(value)
-    dtype = value.dtype.newbyteorder("<") if isinstance(value, (np.generic, np.ndarray)) else None
-    if dtype not in ID_OF or value.ndim > 1:
-        raise ValueError(f"metadata {key} has a value that GGUF cannot hold: {type(value).__name__}")
-    kind = U32.pack(ARRAY) + U32.pack(ID_OF[dtype]) + U64.pack(len(value)) if value.ndim else U32.pack(ID_OF[dtype])
-    return kind + value.astype(dtype).tobytes()
-
-
-def _header(metadata, tensors):
-    """(header with padding, {name: (offset in the file, bytes)}, file size)."""
-    metadata = dict(metadata) | {"general.alignment": ALIGNMENT}
-    if any(type.bits for _, type, _ in tensors):
-        metadata[VERSION_KEY] = FORMAT_VERSION
-    tensors = [(name, type, tuple(int(n) for n in shape)) for name, type, shape in tensors]
-    for name, _, shape in tensors:
-        if not 0 < len(name.encode()) < MAX_NAME or not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:  # llama.cpp refuses 64
-            raise ValueError(f"tensor {name!r} of shape {shape} cannot be written")
-    if len({name for name, *_ in tensors}) < len(tensors):
-        raise ValueError("two tensors have the same name")
-    _outlier_counts(tensors)
-    places, length = _layout(tensors, ALIGNMENT)
-    parts = [MAGIC, U32.pack(VERSION), U64.pack(len(tensors)), U64.pack(len(metadata))]
-    for key, value in metadata.items():
-        parts += [_string(key, key), _value(key, value)]
-    for (name, type, shape), (at, _) in zip(tensors, places, strict=True):
-        parts += [_string(name, name), U32.pack(len(shape)), *map(U64.pack, shape[::-1]), U32.pack(type.id), U64.pack(at)]
-    header = b"".join(parts)
-    header += bytes(-len(header) % ALIGNMENT)
-    return header, {t[0]: (len(header) + at, n) for t, (at, n) in zip(tensors, places, strict=True)}, len(header) + length
-
-
-def file_size(metadata, tensors):
-    """Bytes of the file that `Writer` would write; nothing is written."""
-    return _header(metadata, tensors)[2]
-
-
-class Writer:
-    """Writes a GGUF file tensor by tensor, in any order, in constant memory. Use it as a context manager.
-
-    metadata: {key: str, bool, int, float, numpy scalar, numpy array (n,) or list of str}; tensors: [(name, TensorType,
-    shape)] in file order, companions included. `general.alignment`, and with tile types `gwq.format_version`, are set
-    here. The bytes go to `path`.part, and `close` gives them their name; on an exception, and on `abort`, the .part is
-    removed and a file that was there before stays. Raises GwqError when the file cannot be written, ValueError for
-    a fault of the caller. `nbytes` is the size of the file.
-    """
-
-    def __init__(self, path, metadata, tensors):
-        self.path, self._fd = os.fspath(path), None
-        self.part, self.folder = self.path + ".part", os.path.dirname(os.path.abspath(self.path))
-        header, self._places, self.nbytes = _header(metadata, tensors)
-        self._missing = set(self._places)
-        if os.path.lexists(self.path) and not os.path.isfile(self.path):
-            raise GwqError(f"{self.path} is a folder or a device: choose another output name")
-        if not os.path.isdir(self.folder):
-            raise GwqError(f"the folder {self.folder} does not exist: create it or choose another output name")
-        try:
-            with self._sentences():
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.part)
-                free = shutil.disk_usage(self.folder).free
-                if free < self.nbytes:
-                    raise GwqError(f"{self.path} needs {self.nbytes} bytes and {free} are free: free space or choose another disk")
-                self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-                os.ftruncate(self._fd, self.nbytes)  # all padding reads as zeros
-                self._pwrite(header, 0)
-        except BaseException:
-            self.abort()
-            raise
-
-    @contextlib.contextmanager
-    def _sentences(self):
-        try:
-            yield
-        except OSError as e:
-            raise GwqError(f"cannot write {self.path}: {e.strerror or e}; free space or choose another output name") from None
-
-    def _pwrite(self, data, at):
-        data = memoryview(data).cast("B")
-        while data:
-            n = os.pwrite(self._fd, data[: 1 << 30], at)
-            data, at = data[n:], at + n
-
-    def write(self, name, data):
-        """Write the tensor `name`, once: exactly its bytes, in any contiguous buffer. Several threads may write."""
-        at, nbytes = self._places[name]
-        if memoryview(data).nbytes != nbytes or name not in self._missing:
-            raise ValueError(f"tensor {name}: {memoryview(data).nbytes} bytes instead of {nbytes}, or written twice")
-        with self._sentences():
-            self._pwrite(data, at)
-        self._missing.discard(name)
-
-    def close(self):
-        """Flush the file to the disk and give it its name."""
-        try:
-            if self._missing:
-                raise ValueError(f"tensors never written: {', '.join(sorted(self._missing)[:5])}")
-            with self._sentences():
-                os.fsync(self._fd)
-                if not self._owns_part():
-                    raise GwqError(f"{self.part} was taken over by another export: give each its own output name")
-                os.replace(self.part, self.path)
-        except BaseException:
-            self.abort()
-            raise
-        os.close(self._fd)
-        self._fd = None
-        with contextlib.suppress(OSError):  # some file systems cannot flush a folder
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def _owns_part(self):
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self._fd), os.stat(self.part))
-        return False
-
-    def abort(self):
-        """Remove what was written so far; does nothing after `close`."""
-        if self._fd is not None:
-            if self._owns_part():
-                os.unlink(self.part)
-            os.close(self._fd)
-            self._fd = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *exc):
-        if kind:
-            self.abort()
-        elif self._fd is not None:
-            self.close()

@@ -175,9 +175,10 @@ def export(model, out, *, type="gwq4", outliers=0.01, saliency=None, preset="def
     except ImportError as e:
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
-    from gwq_export.container import file_size
     from gwq_export.source import Source, resolve
-    from gwq_export.tokenizer import Tokenizer, to_metadata
+    from gwq_export.tokenizer import Tokenizer
+    from gwq_export.vocabulary import to_metadata
+    from gwq_export.writer import file_size
 
     progress = progress or (lambda phase, done, total: None)
     type = type.lower()
@@ -237,8 +238,8 @@ def _stored_bytes(entry):
 
 
 def _write(out, header, layout, entries, source, calibration, factors, device, progress):
-    from gwq_export.container import Writer
     from gwq_export.quantize import quantize
+    from gwq_export.writer import Writer
 
     done, total = 0, sum(map(_weights, entries))
     with Writer(out, header, layout) as writer:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from gwq_export import GwqError, format
-from gwq_export.container import ALIGNMENT, VERSION_KEY, Reader, Writer, file_size
+from gwq_export.container import ALIGNMENT, VERSION_KEY, Reader
 from gwq_export.format import FORMAT_VERSION, TYPES
+from gwq_export.writer import Writer, file_size
 
 METADATA = {
     "general.architecture": "llama",
@@ -415,7 +416,7 @@ def test_companions_must_fit(tmp_path, small, monkeypatch, change):
     with pytest.raises(GwqError):  # the writer refuses what the reader would
         Writer(tmp_path / "b.gguf", {}, tensors)
     with monkeypatch.context() as m:
-        m.setattr("gwq_export.container._outlier_counts", lambda tensors: {})
+        m.setattr("gwq_export.writer.outlier_counts", lambda tensors: {})
         with Writer(tmp_path / "b.gguf", {VERSION_KEY: FORMAT_VERSION}, tensors) as w:
             for name, type, shape in tensors:
                 w.write(name, bytes(type.nbytes(int(np.prod(shape[:-1])), shape[-1])))

@@ -9,9 +9,11 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from gwq_export import GwqError, tokenizer
-from gwq_export.container import Reader, Writer
-from gwq_export.tokenizer import JSON_KEY, PRE, Tokenizer, to_metadata
+from gwq_export import GwqError, tokenizer, vocabulary
+from gwq_export.container import Reader
+from gwq_export.tokenizer import JSON_KEY, PRE, Tokenizer
+from gwq_export.vocabulary import to_metadata
+from gwq_export.writer import Writer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MODELS = [f"models/{m}" for m in ("stories260K", "babyllama-tok361-1.0M", "gwq-reference")]
@@ -231,7 +233,7 @@ def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
     keys = to_metadata(save(tmp_path, native), 700)
     assert keys["tokenizer.ggml.pre"] == name and JSON_KEY not in keys
     tok = Tokenizer(keys)
-    same(tok, native, NASTY + CORPUS[:3] + [tokenizer.PROBE])
+    same(tok, native, NASTY + CORPUS[:3] + [vocabulary.PROBE])
     for seed in range(30):
         ids = random_ids(tok, seed)
         assert "".join(fragments(tok, ids)) == tok.decode(ids) == native.decode(ids)
