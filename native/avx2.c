@@ -42,13 +42,20 @@ GWQ_INLINE __m256i field(__m256i v, int shift, int mask) {
     return _mm256_and_si256(shift ? _mm256_srli_epi16(v, shift) : v, _mm256_set1_epi8((char)mask));
 }
 
+/* As `load`; gcc may neither repeat it nor make it an operand of another instruction. */
+GWQ_INLINE __m256i load_once(const void *p) {
+    __m256i v = load(p);
+    __asm__("" : "+x"(v));
+    return v;
+}
+
 GWQ_INLINE void quads4(const uint8_t *line, __m256i *v) {
-    __m256i a = load(line);
+    __m256i a = load_once(line);
     v[0] = field(a, 0, 15), v[1] = field(a, 4, 15);
 }
 
 GWQ_INLINE void quads3(const uint8_t *line, __m256i *v) {
-    __m256i a = load(line), b = load(line + 64), c = load(line + 128);
+    __m256i a = load_once(line), b = load_once(line + 64), c = load_once(line + 128);
     v[0] = field(a, 0, 7), v[1] = field(a, 3, 7);
     v[2] = field(b, 0, 7), v[3] = field(b, 3, 7);
     v[4] = field(c, 0, 7), v[5] = field(c, 3, 7);
@@ -57,7 +64,7 @@ GWQ_INLINE void quads3(const uint8_t *line, __m256i *v) {
 }
 
 GWQ_INLINE void quads2(const uint8_t *line, __m256i *v) {
-    __m256i a = load(line);
+    __m256i a = load_once(line);
     v[0] = field(a, 0, 3), v[1] = field(a, 2, 3), v[2] = field(a, 4, 3), v[3] = field(a, 6, 3);
 }
 
@@ -67,63 +74,77 @@ GWQ_INLINE void add_rows(const uint8_t *scale, float dx, int32_t correction, __m
     _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_mul_ps(half8(scale), _mm256_set1_ps(dx)), s, _mm256_load_ps(y)));
 }
 
-GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, const uint8_t *line, const int8_t *q,
-                      float dx, int32_t correction, float *y) {
-    __m256i v[2][8], s[2], dot[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* rows 0 .. 7 and 8 .. 15 */
-    const int part = bits < 4 ? 16 : 8; /* quads whose sum fits 16 bits: 8 * 2 * 15 * 127, 16 * 2 * 7 * 127 */
+GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx,
+                      int32_t sum, float *y) {
+    const __m256i one = _mm256_set1_epi16(1), correction = _mm256_slli_epi32(_mm256_set1_epi32(sum), bits - 1);
+    __m256i v[2][8], s[2][2]; /* rows 0 .. 7 and 8 .. 15; quads of even and of odd number: 8 * 2 * 15 * 127 fits 16 bits */
     for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit) {
-        if (u % part == 0) s[0] = s[1] = _mm256_setzero_si256();
         quads(line, v[0]);
         quads(line + 32, v[1]);
         for (int p = 0; p < unit; p++)
-            for (int h = 0; h < 2; h++) add_pairs(&s[h], v[h][p], quad(q + 4 * (u + p)));
-        if ((u + unit) % part) continue;
-        for (int h = 0; h < 2; h++) dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(s[h], _mm256_set1_epi16(1)));
+            for (int h = 0; h < 2; h++)
+                if (u + p < 2) s[h][p] = _mm256_maddubs_epi16(v[h][p], quad(q + 4 * p));
+                else add_pairs(&s[h][p % 2], v[h][p], quad(q + 4 * (u + p)));
     }
-    add_rows(scale, dx, correction, dot[0], y);
-    add_rows(scale + 16, dx, correction, dot[1], y + 8);
+    for (int h = 0; h < 2; h++) {
+        __m256i dot;
+        if (bits < 4) dot = _mm256_madd_epi16(_mm256_add_epi16(s[h][0], s[h][1]), one); /* 16 * 2 * 7 * 127 fits too */
+        else dot = _mm256_add_epi32(_mm256_madd_epi16(s[h][0], one), _mm256_madd_epi16(s[h][1], one));
+        __m256 d = _mm256_mul_ps(half8(scale + 16 * h), _mm256_set1_ps(dx));
+        dot = _mm256_sub_epi32(dot, correction);
+        _mm256_store_ps(y + 8 * h, _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(dot), _mm256_load_ps(y + 8 * h)));
+    }
 }
 
-/* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product */
-#define RANK(m, r) ((uint64_t)__builtin_popcount((m) & ((1 << (r)) - 1)) << 8 * (r))
-#define RANKS(m) RANK(m, 1) | RANK(m, 2) | RANK(m, 3) | RANK(m, 4) | RANK(m, 5) | RANK(m, 6) | RANK(m, 7)
+/* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product; negative: it has none */
+#define RANK(m, r) ((m) >> (r) & 1 ? (uint64_t)__builtin_popcount((m) & ((1 << (r)) - 1)) : (uint64_t)128) << 8 * (r)
+#define RANKS(m) RANK(m, 0) | RANK(m, 1) | RANK(m, 2) | RANK(m, 3) | RANK(m, 4) | RANK(m, 5) | RANK(m, 6) | RANK(m, 7)
 #define RANKS4(m) RANKS(m), RANKS((m) + 1), RANKS((m) + 2), RANKS((m) + 3)
 #define RANKS16(m) RANKS4(m), RANKS4((m) + 4), RANKS4((m) + 8), RANKS4((m) + 12)
 #define RANKS64(m) RANKS16(m), RANKS16((m) + 16), RANKS16((m) + 32), RANKS16((m) + 48)
 static const uint64_t permute[256] = {RANKS64(0), RANKS64(64), RANKS64(128), RANKS64(192)};
 
-GWQ_INLINE __m256 expand8(__m256i rows, int mask, const float *product) {
-    __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)&permute[mask]));
-    return _mm256_and_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(product), order), _mm256_castsi256_ps(rows));
+GWQ_INLINE __m256 expand8(unsigned mask, const float *product, __m256 zero) {
+    __m256i order = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)&permute[mask]));
+    __m256 v = _mm256_loadu_ps(product);
+    __asm__("" : "+x"(v)); /* as an operand in memory it takes half as long again on Zen 3 */
+    v = _mm256_permutevar8x32_ps(v, order);
+    return _mm256_blendv_ps(v, zero, _mm256_castsi256_ps(order));
 }
 
-GWQ_INLINE int expand(const uint8_t *count, int *level, const float *product, int have, float *y) {
-    __m256i count0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)count));
-    __m256i count1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(count + 8)));
+GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product, float *y) {
     __m256 y0 = _mm256_load_ps(y), y1 = _mm256_load_ps(y + 8);
-    int used = 0;
-    for (; used < have; ++*level) {
-        __m256i l = _mm256_set1_epi32(*level);
-        __m256i rows0 = _mm256_cmpgt_epi32(count0, l), rows1 = _mm256_cmpgt_epi32(count1, l);
-        int mask0 = _mm256_movemask_ps(_mm256_castsi256_ps(rows0));
-        int mask1 = _mm256_movemask_ps(_mm256_castsi256_ps(rows1));
-        int middle = used + __builtin_popcount((unsigned)mask0), next = middle + __builtin_popcount((unsigned)mask1);
-        if (next > have) break;
-        y0 = _mm256_add_ps(y0, expand8(rows0, mask0, product + used));
-        y1 = _mm256_add_ps(y1, expand8(rows1, mask1, product + middle));
-        used = next;
+    __m256i left = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)count)); /* two levels at once */
+    left = _mm256_subs_epu8(left, _mm256_setr_epi32(0, 0, 0, 0, 0x01010101, 0x01010101, 0x01010101, 0x01010101));
+    const float *end = product + total;
+    __m256 zero = _mm256_setzero_ps();
+    __asm__("" : "+x"(zero)); /* knowing it, gcc 12 makes two instructions of a blend */
+    for (int level = 0; level < levels || product < end; level += 2) {
+        uint32_t rows = ~(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(left, _mm256_setzero_si256()));
+        left = _mm256_subs_epu8(left, _mm256_set1_epi8(2));
+        for (int i = 0; i < 2; i++, rows >>= 16) {
+            y0 = _mm256_add_ps(y0, expand8(rows & 255, product, zero));
+            product += __builtin_popcount(rows & 255);
+            y1 = _mm256_add_ps(y1, expand8(rows >> 8 & 255, product, zero));
+            product += __builtin_popcount(rows >> 8 & 255);
+        }
     }
     _mm256_store_ps(y, y0);
     _mm256_store_ps(y + 8, y1);
-    return used;
 }
 
-GWQ_INLINE void multiply(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product) {
+GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product) {
     for (int k = 0; k < count; k += 8) { /* element by element: a gather instruction is slower on AMD */
         uint64_t c;
         memcpy(&c, column + k, 8);
-        __m256 v = _mm256_setr_ps(x[c & 255], x[c >> 8 & 255], x[c >> 16 & 255], x[c >> 24 & 255], x[c >> 32 & 255],
-                                  x[c >> 40 & 255], x[c >> 48 & 255], x[c >> 56]);
+        __m128 p[4];
+        for (int i = 0; i < 4; i++) { /* the lowest two bytes; by assembler, because gcc 12 takes one instruction more for each */
+            p[i] = _mm_load_ss(x + (c & 255));
+            __asm__("vinsertps $16, %1, %0, %0" : "+x"(p[i]) : "m"(x[c >> 8 & 255]));
+            c >>= 16;
+            __asm__("" : "+r"(c));
+        }
+        __m256 v = _mm256_set_m128(_mm_movelh_ps(p[2], p[3]), _mm_movelh_ps(p[0], p[1]));
         _mm256_storeu_ps(product + k, _mm256_mul_ps(half8(value + 2 * k), v));
     }
 }
@@ -258,13 +279,12 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     }
 }
 
-#define TILE_TYPE(bits, ahead)                                                                                      \
-    static void block##bits(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t correction, \
-                            float *y) {                                                                             \
-        block(bits, QUADS##bits, quads##bits, scale, line, q, dx, correction, y);                                                \
+#define TILE_TYPE(bits, ahead)                                                                                       \
+    static void block##bits(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t sum, float *y) { \
+        block(bits, QUADS##bits, quads##bits, scale, line, q, dx, sum, y);                                          \
     }                                                                                                               \
     static void decode##bits(const uint8_t *line, gwq_codes codes) { decode(bits, QUADS##bits, quads##bits, line, codes); }      \
-    static const tile_ops ops##bits = {bits, ahead, block##bits, multiply, expand, decode##bits, tokens, gwq_avx2_transpose, \
+    static const tile_ops ops##bits = {bits, ahead, block##bits, multiply_values, expand, decode##bits, tokens, gwq_avx2_transpose, \
                                        gwq_avx2_halves, above, spread};                                             \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                              \
         tile_dequantize(&ops##bits, m, group, out);                                                                 \

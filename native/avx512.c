@@ -1,4 +1,4 @@
-/* AVX-512 (F, BW, DQ, VL, VNNI): tile matrices. What memory or plain float arithmetic limits comes from AVX2.
+/* AVX-512 (F, BW, DQ, VL, VNNI): tile matrices.
  *
  * With GWQ_SIMDE the same code compiles for any x86 CPU, slowly, for the tests. */
 #ifdef GWQ_SIMDE
@@ -110,8 +110,8 @@ GWQ_INLINE void add_rows(const uint8_t *scale, float dx, __m512i dot, float *y) 
 }
 
 GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx,
-                      int32_t correction, float *y) {
-    __m512i v[8], dot[2] = {_mm512_set1_epi32(-correction), _mm512_setzero_si512()}; /* two: one waits for itself */
+                      int32_t sum, float *y) {
+    __m512i v[8], dot[2] = {_mm512_set1_epi32(-sum * (1 << (bits - 1))), _mm512_setzero_si512()}; /* two: one waits for itself */
     for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit) {
         quads(line, v);
         for (int p = 0; p < unit; p++) add_quads(&dot[p % 2], v[p], q + 4 * (u + p));
@@ -121,22 +121,20 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, 
 
 GWQ_INLINE __mmask16 rows_above(__m512i count, int level) { return _mm512_cmpgt_epi32_mask(count, _mm512_set1_epi32(level)); }
 
-GWQ_INLINE int expand(const uint8_t *count, int *level, const float *product, int have, float *y) {
+GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product, float *y) {
     __m512i counts = bytes16(count);
     __m512 sum = _mm512_loadu_ps(y);
-    int used = 0;
-    for (; used < have; ++*level) {
-        __mmask16 rows = rows_above(counts, *level);
-        int next = used + __builtin_popcount(rows);
-        if (next > have) break;
-        sum = _mm512_add_ps(sum, expand16(rows, product + used));
-        used = next;
+    const float *end = product + total;
+    for (int level = 0; level < levels || product < end; level++) {
+        __mmask16 rows = rows_above(counts, level);
+        sum = _mm512_add_ps(sum, expand16(rows, product));
+        product += __builtin_popcount(rows);
     }
     _mm512_storeu_ps(y, sum);
-    return used;
 }
 
-GWQ_INLINE void multiply(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product) {
+GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x,
+                                float *product) {
     for (int k = 0; k < count; k += 16)
         _mm512_storeu_ps(product + k, _mm512_mul_ps(half16(value + 2 * k), gather16(x, bytes16(column + k))));
 }
@@ -183,12 +181,12 @@ GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
 GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(bytes16(count), level); }
 
 #define TILE_TYPE(bits, ahead)                                                                                      \
-    static void block##bits(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t correction, \
+    static void block##bits(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t sum,        \
                             float *y) {                                                                             \
-        block(bits, QUADS##bits, quads##bits, scale, line, q, dx, correction, y);                                   \
+        block(bits, QUADS##bits, quads##bits, scale, line, q, dx, sum, y);                                          \
     }                                                                                                               \
     static void decode##bits(const uint8_t *line, gwq_codes codes) { decode(bits, QUADS##bits, quads##bits, line, codes); } \
-    static const tile_ops ops##bits = {bits, ahead, block##bits, multiply, expand, decode##bits, tokens, gwq_avx2_transpose, \
+    static const tile_ops ops##bits = {bits, ahead, block##bits, multiply_values, expand, decode##bits, tokens, gwq_avx2_transpose, \
                                        gwq_avx2_halves, above, spread};                                             \
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
         tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
@@ -197,49 +195,9 @@ TILE_TYPE(2, 1024)
 TILE_TYPE(3, 1536)
 TILE_TYPE(4, 1536)
 
-/* --- from AVX2 ---------------------------------------------------------------------------------------------------- */
-
-#define MATMUL(name, k)                                                                                          \
-    static void matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
-        gwq_avx2.matmul[k](m, first, last, in, y);                                                               \
-    }
-#define DEQUANTIZE(name, k) \
-    static void dequantize_##name(const gwq_matrix *m, int64_t group, float *out) { gwq_avx2.dequantize[k](m, group, out); }
-MATMUL(f32, GWQ_K_F32)
-MATMUL(f16, GWQ_K_F16)
-MATMUL(bf16, GWQ_K_BF16)
-MATMUL(q8_0, GWQ_K_Q8_0)
-DEQUANTIZE(f32, GWQ_K_F32)
-DEQUANTIZE(f16, GWQ_K_F16)
-DEQUANTIZE(bf16, GWQ_K_BF16)
-DEQUANTIZE(q8_0, GWQ_K_Q8_0)
-DEQUANTIZE(gwq2, GWQ_K_GWQ2)
-DEQUANTIZE(gwq3, GWQ_K_GWQ3)
-DEQUANTIZE(gwq4, GWQ_K_GWQ4)
-
-static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int32_t *sum) {
-    gwq_avx2.quantize(x, cols, q, scale, sum);
-}
-static void rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out) {
-    gwq_avx2.rmsnorm(x, weight, eps, dim, out);
-}
-static void silu_mul(float *gate, const float *up, int64_t count) { gwq_avx2.silu_mul(gate, up, count); }
-static float dot(const float *a, const float *b, int64_t count) { return gwq_avx2.dot(a, b, count); }
-static void axpy(float a, const float *x, int64_t count, float *y) { gwq_avx2.axpy(a, x, count, y); }
-static uint64_t read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead) {
-    return gwq_avx2.read(data, bytes, streams, ahead);
-}
-
+/* Empty slots are AVX2's (gwq.c): there memory or plain float arithmetic is the limit. */
 const gwq_kernels gwq_avx512 = {
     .isa = "avx512",
     .supported = supported,
-    .quantize = quantize,
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4},
-    .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
-                   dequantize_gwq4},
-    .rmsnorm = rmsnorm,
-    .silu_mul = silu_mul,
-    .dot = dot,
-    .axpy = axpy,
-    .read = read_memory,
+    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2, [GWQ_K_GWQ3] = matmul_gwq3, [GWQ_K_GWQ4] = matmul_gwq4},
 };

@@ -103,18 +103,24 @@ int gwq_pool_new(int threads, gwq_pool **out) {
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->done, NULL);
-    for (int t = 1; t < threads; t++) {
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 1 << 20); /* kernels use up to 100 KB, more than some systems give a thread */
+    int status = GWQ_OK;
+    for (int t = 1; t < threads && !status; t++) {
         struct start *s = malloc(sizeof *s);
         if (s) *s = (struct start){pool, t};
-        if (!s || pthread_create(&pool->ids[t], NULL, worker, s)) {
+        if (!s || pthread_create(&pool->ids[t], &attr, worker, s)) {
             free(s);
-            gwq_pool_free(pool);
-            return GWQ_E_MEMORY;
+            status = GWQ_E_MEMORY;
+        } else {
+            pool->started = t;
         }
-        pool->started = t;
     }
-    *out = pool;
-    return GWQ_OK;
+    pthread_attr_destroy(&attr);
+    if (status) gwq_pool_free(pool);
+    else *out = pool;
+    return status;
 }
 
 void gwq_pool_free(gwq_pool *pool) {

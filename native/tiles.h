@@ -9,8 +9,9 @@
 
 enum {
     STREAMS = 4, /* row groups read at the same time: one core keeps more cache misses in flight */
-    PIECE = 64,  /* outliers multiplied at once; most records fit (a tile has 41 at 1 %) */
-    SLACK = 32,  /* bytes the inner functions may read past the last outlier of a piece */
+    PIECE = 64,  /* outliers whose values are converted at once */
+    MOST = 16 * 255, /* outliers of a record */
+    SLACK = 48,  /* bytes the inner functions may read past the last outlier */
     TOKENS = 16, /* tokens that share a decoded tile */
     FEW = 6,     /* up to here outliers are added token by token, like those of one token */
     GROUPS = 8   /* row groups that share a transposed piece of x */
@@ -39,14 +40,13 @@ typedef uint8_t gwq_codes[GWQ_BLOCK / 4][64];
 typedef struct tile_ops {
     int bits;
     size_t ahead; /* bytes between a read and its prefetch */
-    /* y[16] += dense part of one block: scales, lines, 64 activations q of scale dx; correction = zero * sum(q) */
-    void (*block)(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t correction, float *y);
+    /* y[16] += dense part of a block: its scales and lines, 64 activations q, their scale and sum */
+    void (*block)(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t sum, float *y);
     /* product[k] = value[k] * x[column[k]] for k < count, and anything up to the next multiple of 16; x holds 256
-     * floats, so any column may be looked up. Reads at most SLACK bytes beyond either array. */
+     * floats, so any column may be looked up. */
     void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product);
-    /* Add products to y[16], level by level from *level on, as far as whole levels lie within `have` products.
-     * Returns how many were used. */
-    int (*expand)(const uint8_t *count, int *level, const float *product, int have, float *y);
+    /* Add the products of a record to y[16], level by level; `levels` of them at least, even if empty. */
+    void (*expand)(const uint8_t *count, int levels, int total, const float *product, float *y);
     void (*decode)(const uint8_t *line, gwq_codes codes);
     /* acc[i] += dense part of nb decoded blocks, b the first, for the tokens t+i, i < count <= TOKENS */
     void (*tokens)(const uint8_t *scale, const gwq_codes *codes, int nb, int zero, const gwq_input *in, int64_t t, int count,
@@ -63,71 +63,65 @@ typedef struct tile_ops {
 
 /* --- one token -------------------------------------------------------------------------------------------------- */
 
-struct stream {
-    _Alignas(64) float dense[GWQ_ROWS];
-    float sparse[GWQ_ROWS]; /* apart, so that the order of additions is the row group's own */
-    float product[PIECE + 16];
-    const uint8_t *tile, *record; /* the next ones */
-    /* the record in hand: its first products are made, none is added yet */
-    const uint8_t *count, *value, *column;
-    const float *x;
+/* A side-table record. */
+struct record {
+    const uint8_t *count, *value, *column, *next;
     int total;
 };
 
-/* Products of the record in hand from entry `from` on; returns how many. */
-GWQ_INLINE int fill(struct stream *s, int from, const uint8_t *end, const tile_ops *ops) {
-    int n = (int)least(PIECE, s->total - from);
-    const uint8_t *value = s->value + 2 * from, *column = s->column + from;
-    if (__builtin_expect(end - column < n + SLACK, 0)) { /* the table's last bytes: nothing may be read beyond them */
-        uint8_t v[2 * PIECE + SLACK] = {0}, c[PIECE + SLACK] = {0};
-        memcpy(v, value, 2 * (size_t)n);
-        memcpy(c, column, (size_t)n);
-        ops->multiply(v, c, n, s->x, s->product);
-    } else {
-        ops->multiply(value, column, n, s->x, s->product);
+GWQ_INLINE struct record record_at(const uint8_t *p) {
+    int total = record_total(p);
+    return (struct record){p, p + GWQ_ROWS, p + GWQ_ROWS + 2 * total, p + GWQ_ROWS + 3 * total, total};
+}
+
+/* product[k] = outlier k of the record * x[its column], and anything up to `usual` and a little more; x[256]: the
+ * tile's activations. */
+GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, const float *x, const tile_ops *ops,
+                         float *product) {
+    int n = r->total > usual ? r->total : usual; /* mostly `usual`, so that the CPU predicts the loop */
+    if (__builtin_expect(end - r->value < 3 * n + SLACK, 0)) { /* nothing may be read beyond the table */
+        uint8_t v[2 * SLACK] = {0}, c[SLACK] = {0};
+        n = r->total & ~15;
+        memcpy(v, r->value + 2 * n, 2 * (size_t)(r->total - n));
+        memcpy(c, r->column + n, (size_t)(r->total - n));
+        ops->multiply(v, c, 16, x, product + n);
     }
-    return n;
+    ops->multiply(r->value, r->column, n, x, product);
 }
 
-/* Take up the next record; x[256]: the tile's activations. */
-GWQ_INLINE void take(struct stream *s, const float *x, const uint8_t *end, const tile_ops *ops) {
-    s->count = s->record;
-    s->total = record_total(s->count);
-    s->value = s->count + GWQ_ROWS;
-    s->column = s->value + 2 * s->total;
-    s->record = s->column + s->total;
-    s->x = x;
-    fetch(s->count, 1024, 256); /* a constant: one branch less to mispredict */
-    fill(s, 0, end, ops);
+/* A row group on its way through one token. */
+struct stream {
+    _Alignas(64) float dense[GWQ_ROWS];
+    float sparse[GWQ_ROWS]; /* apart, so that the order of additions is the row group's own */
+    const uint8_t *tile;    /* the next one */
+    struct record in_hand;  /* its products are made, none is added yet: the loads need not wait for stores */
+    float product[MOST + 32];
+};
+
+GWQ_INLINE void settle(struct stream *s, int levels, const tile_ops *ops) {
+    ops->expand(s->in_hand.count, levels, s->in_hand.total, s->product, s->sparse);
 }
 
-/* Add the record in hand to y[16]. Its products were made a while ago, so the loads need not wait for stores. */
-GWQ_INLINE void settle(struct stream *s, const uint8_t *end, const tile_ops *ops, float *y) {
-    int level = 0, done = 0, have = (int)least(PIECE, s->total);
-    for (;;) {
-        done += ops->expand(s->count, &level, s->product, have, y);
-        if (__builtin_expect(done >= s->total, 1)) break;
-        have = fill(s, done, end, ops);
-    }
-    s->total = 0;
-}
-
-GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
-    const int bits = ops->bits;
-    const size_t bytes = gwq_block_bytes(bits), ahead = ops->ahead;
+/* `outliers` is a constant: whether there are any. */
+GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, const int outliers,
+                     float *y) {
+    const size_t bytes = gwq_block_bytes(ops->bits), ahead = ops->ahead;
     /* Prefetches must come at an even rate or memory idles: with outliers, three in eight are left for their turn. */
-    const size_t early = m->outliers ? bytes * 5 / 8 / 64 * 64 : bytes;
+    const size_t early = outliers ? bytes * 5 / 8 / 64 * 64 : bytes;
     const uint8_t *end = m->outliers + m->outlier_bytes;
+    /* What most records have, so that loops are alike for the CPU's branch prediction. */
+    const int64_t records = gwq_groups(m->rows) * ((in->cols + GWQ_TILE - 1) / GWQ_TILE);
+    const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
+    const int usual = (int)least(MOST, (mean + mean / 8 + 7) / 8 * 8), levels = mean / 8 + 3;
     struct stream s[STREAMS];
     float edge[GWQ_TILE] = {0}; /* x of the last, narrower tile */
-    if (m->outliers) memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE, (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
-    memset(s, 0, sizeof s);
+    if (outliers) memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE, (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
     while (first < last) {
         int streams = (int)least(STREAMS, last - first);
         int64_t each = (last - first) / streams; /* consecutive groups per stream: data and records just go on */
         for (int i = 0; i < streams; i++) {
-            s[i].tile = gwq_group(m, bits, first + i * each);
-            s[i].record = gwq_records(m, first + i * each);
+            s[i].tile = gwq_group(m, ops->bits, first + i * each);
+            s[i].in_hand.next = gwq_records(m, first + i * each);
         }
         for (int64_t g = first; g < first + each; g++) {
             for (int i = 0; i < streams; i++) {
@@ -138,32 +132,38 @@ GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t firs
                 int nb = (int)least(GWQ_TILE_BLOCKS, in->blocks - b);
                 const float *x = in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
                 for (int k = 0; k < nb; k++) {
-                    float dx = in->scale[b + k];
-                    int32_t correction = in->sum[b + k] * (1 << (bits - 1));
                     size_t at = 32 * nb + k * (bytes - 32); /* the block's lines within the tile */
                     for (int i = 0; i < streams; i++) {
                         fetch(s[i].tile + at, ahead, early);
-                        ops->block(s[i].tile + 32 * k, s[i].tile + at, in->q + (b + k) * GWQ_BLOCK, dx, correction, s[i].dense);
+                        ops->block(s[i].tile + 32 * k, s[i].tile + at, in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
+                                   in->sum[b + k], s[i].dense);
                     }
-                    if (!m->outliers) continue;
+                    if (!outliers) continue;
                     int upto = k + 1 < nb ? (int)least(k + 1, streams) : streams;
                     for (int i = k; i < upto; i++) { /* a record after each block; the last block takes what is left */
-                        if (b) settle(&s[i], end, ops, s[i].sparse);
+                        if (b) settle(&s[i], levels, ops);
                         for (int j = 0; j < streams; j += 2) fetch(s[j].tile + at + early, ahead, bytes - early);
-                        take(&s[i], x, end, ops);
+                        s[i].in_hand = record_at(s[i].in_hand.next);
+                        fetch(s[i].in_hand.next, 192, 192); /* constants: no loop to mispredict */
+                        multiply(&s[i].in_hand, usual, end, x, ops, s[i].product);
                     }
                     for (int j = 1; j < streams; j += 2) fetch(s[j].tile + at + early, ahead, bytes - early);
                 }
                 for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;
             }
             for (int i = 0; i < streams; i++) {
-                if (m->outliers) settle(&s[i], end, ops, s[i].sparse);
+                if (outliers) settle(&s[i], levels, ops);
                 int64_t row = (g + i * each) * GWQ_ROWS;
                 for (int r = 0; r < least(GWQ_ROWS, m->rows - row); r++) y[row + r] = s[i].dense[r] + s[i].sparse[r];
             }
         }
         first += streams * each;
     }
+}
+
+GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+    if (m->outliers) gemv(ops, m, first, last, in, 1, y);
+    else gemv(ops, m, first, last, in, 0, y);
 }
 
 /* --- several tokens --------------------------------------------------------------------------------------------- */
@@ -188,7 +188,7 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
     _Alignas(64) float dense[GROUPS][TOKENS][GWQ_ROWS], sparse[GROUPS][16][16]; /* [token][row] for a few tokens, */
     _Alignas(64) float x[GWQ_TILE * TOKENS]; /* [token][column] likewise; for more [row][token], [column][token] */
     _Alignas(64) gwq_codes codes[GWQ_TILE_BLOCKS];
-    struct stream s[FEW];
+    _Alignas(64) float product[2][MOST + 32];
     memset(x, 0, sizeof x);
     for (int64_t g = first; g < last; g += GROUPS)
         for (int64_t t = 0; t < in->n; t += TOKENS) {
@@ -210,12 +210,12 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
                     ops->tokens(tile, codes, nb, 1 << (ops->bits - 1), in, t, count, b, dense[i]);
                     if (!m->outliers) continue;
                     if (few) {
-                        for (int j = 0; j < count; j++) {
-                            s[j].record = record[i];
-                            take(&s[j], x + j * GWQ_TILE, end, ops);
+                        struct record r = record_at(record[i]);
+                        for (int j = 0; j <= count; j++) { /* one token behind: the loads need not wait for stores */
+                            if (j < count) multiply(&r, 0, end, x + j * GWQ_TILE, ops, product[j % 2]);
+                            if (j) ops->expand(r.count, 0, r.total, product[(j - 1) % 2], sparse[i][j - 1]);
                         }
-                        for (int j = 0; j < count; j++) settle(&s[j], end, ops, sparse[i][j]);
-                        record[i] = s[0].record;
+                        record[i] = r.next;
                     } else if (count <= 8) {
                         record[i] = record_tokens(record[i], (const float(*)[TOKENS])x, 8, ops, sparse[i]);
                     } else {
