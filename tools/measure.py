@@ -1,4 +1,7 @@
-"""The README's tables, as Markdown on stdout: tools/measure [MODEL_FOLDER] [--text FILE] [--rounds N].
+"""The README's tables, as Markdown on stdout.
+
+    tools/measure [MODEL_FOLDER] [--text FILE] [--rounds N]      quality and speed of every type
+    tools/measure --pair A.gguf B.gguf [--threads 1,2]            decode speed of A against B, and A's scalar path
 
 Quality: perplexity by llama.cpp's protocol and KL divergence from the F32 export, through real files and the runtime.
 Speed: decoding in alternation with the F16 export (A B A B ...), as the median ratio with its quartiles.
@@ -13,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import gwq_export
+from gwq_export import native
 from gwq_export.bench import cpu_name
 from gwq_export.evaluate import evaluate, runtime_logits
-from gwq_export.native import isa
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 TYPES = ("gwq4", "gwq3", "gwq2")
@@ -44,15 +47,29 @@ def decode_seconds(model, tokens=48):
     return time.perf_counter() - start
 
 
-def speed_ratio(model, baseline, rounds):
+def speed_ratio(model, baseline, rounds, tokens=48):
     """(median, lower quartile, upper quartile) of baseline time / model time over alternating runs."""
-    decode_seconds(model), decode_seconds(baseline)
+    decode_seconds(model, tokens), decode_seconds(baseline, tokens)
     ratios = []
     for _ in range(rounds):
-        b, m = decode_seconds(baseline), decode_seconds(model)
+        b, m = decode_seconds(baseline, tokens), decode_seconds(model, tokens)
         ratios.append(b / m)
     q = np.quantile(ratios, [0.5, 0.25, 0.75])
     return f"{q[0]:.2f} ({q[1]:.2f}-{q[2]:.2f})"
+
+
+def pair(paths, threads, rounds):
+    """How many times faster A decodes than B, and than itself on the scalar path (2 tokens, once)."""
+    for t in threads:
+        a, b = (gwq_export.load(path, threads=t) for path in paths)
+        print(f"{cpu_name()}, {native.isa()}, {t} threads: {paths[0]} decodes {speed_ratio(a, b, rounds, 16)} times as fast")
+        print(f"    as {paths[1]} (median and quartiles of {rounds} alternating runs of 16 tokens)")
+        fast, chosen = decode_seconds(a, 2), native.isa()
+        try:
+            native.lib().gwq_isa_select(b"scalar")
+            print(f"    and {decode_seconds(a, 2) / fast:.1f} times as fast as on the scalar path", flush=True)
+        finally:
+            native.lib().gwq_isa_select(chosen.encode())
 
 
 def quality(result):
@@ -66,21 +83,25 @@ def main():
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
     parser.add_argument("--ctx", type=int, default=512, help="tokens per window and calibration sample")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", default=None, help="thread count, or several for --pair: 1,2")
+    parser.add_argument("--pair", nargs=2, metavar="FILE.gguf")
     args = parser.parse_args()
+    threads = [int(t) for t in args.threads.split(",")] if args.threads else [native.default_threads()]
+    if args.pair:
+        return pair(args.pair, threads, args.rounds)
     text, folder = Path(args.text).read_text(encoding="utf-8"), Path(tempfile.mkdtemp())
 
     def export(name, **options):
         out = folder / f"{name}.gguf"
         print(f"{name} {options}", file=sys.stderr)
-        return gwq_export.export(args.model, out, ctx=args.ctx, calib=args.calib, **options), gwq_export.load(out, threads=args.threads)
+        return gwq_export.export(args.model, out, ctx=args.ctx, calib=args.calib, **options), gwq_export.load(out, threads=threads[0])
 
     _, reference = export("f32", type="f32")
     result16, f16 = export("f16", type="f16")
     against = runtime_logits(reference)
     before = evaluate(reference, text, args.ctx)
     print(f"\n{args.model}, {args.text}: {before['tokens']} tokens scored in windows of {args.ctx}; float32 perplexity "
-          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {isa()}, {f16.weights.pool.threads} threads.")  # fmt: skip
+          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {native.isa()}, {f16.weights.pool.threads} threads.")  # fmt: skip
 
     head = [
         "file",
