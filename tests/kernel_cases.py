@@ -11,7 +11,7 @@ import numpy as np
 
 from gwq_export import format as fmt
 
-MATRIX_TYPES = ["f32", "f16", "bf16", "q8_0", "gwq2", "gwq3", "gwq4"]
+MATRIX_TYPES = [t for t in fmt.TYPES if t not in ("i8", "i32")]
 TILE_TYPES = [t for t in MATRIX_TYPES if fmt.TYPES[t].bits]
 # n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small models
 SHAPES = [

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 import gwq_export
-from gwq_export import native
+from gwq_export import format, native
 from gwq_export.bench import cpu_name
 from gwq_export.evaluate import evaluate, runtime_logits
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
-TYPES = ("gwq4", "gwq3", "gwq2")
+TYPES = sorted((t.name for t in format.TYPES.values() if t.bits), reverse=True)
 OUTLIERS = {  # row -> options of export
     "none": {"outliers": 0.0},
     "random 1 %": {"saliency": "random"},
@@ -100,8 +100,8 @@ def main():
     result16, f16 = export("f16", type="f16")
     against = runtime_logits(reference)
     before = evaluate(reference, text, args.ctx)
-    print(f"\n{args.model}, {args.text}: {before['tokens']} tokens scored in windows of {args.ctx}; float32 perplexity "
-          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {native.isa()}, {f16.weights.pool.threads} threads.")  # fmt: skip
+    print(f"\n{args.model}, {args.text}: {before['tokens']} tokens scored, windows of {args.ctx}; float32 perplexity "
+          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {native.isa()}, {threads[0]} threads.")  # fmt: skip
 
     head = [
         "file",
