@@ -170,44 +170,64 @@ class Linear:
 
     def __call__(self, ops, x, n, *ys):
         """x (n, cols) and ys[i] (n, rows of matrix i) are float pointers."""
-        y = ffi.new("float *[]", ys)
-        ops.matmul(self._m, self.count, x, n, y, self.cols)
-        for b, out, m in zip(self._bias, ys, self.matrices, strict=True):
-            if b is not None:
-                ops.add(out, b.ptr, n, m.rows, True)
+        ops.matmul(self._m, self.count, x, n, ys, self.cols)
+        if any(self._bias):
+            for b, out, m in zip(self._bias, ys, self.matrices, strict=True):
+                if b is not None:
+                    ops.add(out, b.ptr, n, m.rows, True)
 
 
 class Ops:
-    """The native ops bound to a pool, with one scratch buffer: use one Ops per Python thread."""
+    """The native ops bound to a pool, with work buffers of their own: use one Ops per Python thread.
+
+    Small models spend as long in these few lines as in the kernels, so they look up and allocate little.
+    """
 
     def __init__(self, pool):
-        self.lib, self.pool, self._scratch, self._scratch_ptr = lib(), pool, np.empty(0, np.uint8), ffi.NULL
+        self.lib, self.pool = lib(), pool
+        self._scratch, self._scratch_ptr, self._need = np.empty(0, np.uint8), ffi.NULL, {}
+        self._outputs = [ffi.new("float *[]", count) for count in range(1, 5)]  # by number of matrices
+        self._group = F32((ROWS, 1))
 
-    def matmul(self, m, count, x, n, y, cols):
-        if (need := self.lib.gwq_scratch_bytes(n, cols)) > self._scratch.nbytes:
-            self._scratch = np.empty(need, np.uint8)
-            self._scratch_ptr = pointer(self._scratch, "void *")
-        check(self.lib.gwq_matmul(self.pool.ptr, m, count, x, n, y, self._scratch_ptr, self._scratch.nbytes), "matmul")
+    def matmul(self, m, count, x, n, ys, cols):
+        need = self._need.get((n, cols))
+        if need is None:
+            need = self._need[n, cols] = self.lib.gwq_scratch_bytes(n, cols)
+            if need > self._scratch.nbytes:
+                self._scratch = np.empty(need, np.uint8)
+                self._scratch_ptr = pointer(self._scratch, "void *")
+        outputs = self._outputs[count - 1]
+        for i in range(count):
+            outputs[i] = ys[i]
+        if s := self.lib.gwq_matmul(self.pool.ptr, m, count, x, n, outputs, self._scratch_ptr, self._scratch.nbytes):
+            check(s, "matmul")
 
     def embed(self, matrix, ids, out):
         """Rows ids (n,) int32 of a matrix into out (n, cols)."""
-        group = np.empty((ROWS, matrix.cols), np.float32)
-        check(self.lib.gwq_embed(matrix.struct, pointer(ids, "int32_t *"), len(ids), pointer(group), out), "embedding")
+        if self._group.array.shape[1] != matrix.cols:
+            self._group = F32((ROWS, matrix.cols))
+        if s := self.lib.gwq_embed(matrix.struct, pointer(ids, "int32_t *"), len(ids), self._group.ptr, out):
+            check(s, "embedding")
 
     def rmsnorm(self, x, weight, eps, n, dim, out):
-        check(self.lib.gwq_rmsnorm(self.pool.ptr, x, weight, eps, n, dim, out), "rmsnorm")
+        if s := self.lib.gwq_rmsnorm(self.pool.ptr, x, weight, eps, n, dim, out):
+            check(s, "rmsnorm")
 
     def rope(self, x, cos, sin, n, heads, dim, style):
-        check(self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, style), "rope")
+        if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, style):
+            check(s, "rope")
 
     def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, window, out):
-        check(self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, window, out), "attention")
+        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, window, out):
+            check(s, "attention")
 
     def silu_mul(self, gate, up, n, dim):
-        check(self.lib.gwq_silu_mul(self.pool.ptr, gate, up, n, dim), "silu_mul")
+        if s := self.lib.gwq_silu_mul(self.pool.ptr, gate, up, n, dim):
+            check(s, "silu_mul")
 
     def add(self, x, y, n, dim, broadcast=False):
-        check(self.lib.gwq_add(x, y, n, dim, broadcast), "add")
+        if s := self.lib.gwq_add(x, y, n, dim, broadcast):
+            check(s, "add")
 
 
 def read_roof(pool, array, streams, ahead):
