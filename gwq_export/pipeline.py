@@ -238,41 +238,36 @@ def _stored_bytes(entry):
 
 
 def _write(out, header, layout, entries, source, calibration, factors, device, progress):
-    from gwq_export.quantize import quantize
+    """Quantize and write every tensor: those that need gradients block by block as these appear, then the others."""
+    from gwq_export.calibrate import gradients
     from gwq_export.writer import Writer
 
-    done, total = 0, sum(map(_weights, entries))
+    calibrated = {e.source: e for e in entries if e.recipe.statistics}
+    others = [e for e in entries if not e.recipe.statistics]
     with Writer(out, header, layout) as writer:
-
-        def store(entry, weight, statistics):
-            nonlocal done
-            weight = permute(weight, entry.heads)
-            statistics = {s: permute(a, entry.heads) for s, a in statistics.items()}
-            names = [name for name, _, _ in entry.recipe.tensors(entry.name, entry.shape)]
-            try:
-                parts = quantize(weight, statistics, entry.recipe)
-            except GwqError as e:
-                raise GwqError(f"{entry.name}: {e}") from None
-            for name, data in zip(names, parts, strict=True):
-                writer.write(name, data)
+        if factors is not None:
+            writer.write("rope_freqs.weight", factors)
+        if calibrated:
+            statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
+            ends = [e.source for e in calibrated.values() if not e.linear]
+            for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
+                if name in calibrated:
+                    _store(writer, calibrated[name], weight, found)
+        done, total = 0, sum(map(_weights, others))
+        for entry in others:
+            _store(writer, entry, source.tensor(entry.source).numpy(), {})
             done += _weights(entry)
             progress("write", done, total)
 
-        if factors is not None:
-            writer.write("rope_freqs.weight", factors)
-        if calibration:
-            _store_calibrated(entries, source, calibration, device, progress, store)
-        for entry in entries:
-            if not (calibration and entry.recipe.statistics):
-                store(entry, source.tensor(entry.source).numpy(), {})
 
+def _store(writer, entry, weight, statistics):
+    from gwq_export.quantize import quantize
 
-def _store_calibrated(entries, source, calibration, device, progress, store):
-    from gwq_export.calibrate import gradients
-
-    wanted = {e.source: e for e in entries if e.recipe.statistics}
-    statistics = sorted({s for e in wanted.values() for s in e.recipe.statistics})
-    ends = [e.source for e in wanted.values() if not e.linear]
-    for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
-        if name in wanted:
-            store(wanted[name], weight, found)
+    weight = permute(weight, entry.heads)
+    statistics = {s: permute(a, entry.heads) for s, a in statistics.items()}
+    try:
+        parts = quantize(weight, statistics, entry.recipe)
+    except GwqError as e:
+        raise GwqError(f"{entry.name}: {e}") from None
+    for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):
+        writer.write(name, data)
