@@ -22,7 +22,7 @@ log = logging.getLogger("gwq_export")
 CALIBRATION = Path(__file__).parent / "data" / "calibration.txt"
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
 PRESETS = {
-    # paper: GWQ (arXiv 2411.00850) as methods know it: |gradient| of one sample, unweighted scales
+    # GWQ (arXiv 2411.00850) as its abstract describes it: gradients of one sample pick the outliers, scales are unweighted
     "paper": {"saliency": "grad", "weighted": False, "samples": 1},
     "default": {"saliency": "grad", "weighted": True, "samples": 16},
 }

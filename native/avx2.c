@@ -333,10 +333,12 @@ GWQ_INLINE void f32_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { p
 GWQ_INLINE void f16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(f16_floats, p, x, sum); }
 GWQ_INLINE void bf16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(bf16_floats, p, x, sum); }
 GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
-    __m256 w[4], s[2];
+    __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si64(p)));
+    __m256 w[4];
     q8_0_codes(p, w);
-    for (int i = 0; i < 2; i++) s[i] = _mm256_fmadd_ps(w[i + 2], x[i + 2], _mm256_mul_ps(w[i], x[i]));
-    sum[0] = _mm256_fmadd_ps(_mm256_set1_ps(half1(p)), _mm256_add_ps(s[0], s[1]), sum[0]);
+    __m256 s = _mm256_mul_ps(w[0], x[0]);
+    for (int i = 1; i < 4; i++) s = _mm256_fmadd_ps(w[i], x[i], s);
+    sum[0] = _mm256_fmadd_ps(d, s, sum[0]);
 }
 
 /* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k] with x. */
