@@ -144,19 +144,18 @@ class Source:
 
     def _check_tensors(self):
         """Everything the architecture needs is there in the size the config says, and nothing else is."""
-        ends = {self.arch.embed: (self.vocab, self.dims["dim"]), self.arch.norm: (self.dims["dim"],)}
-        head = {self.arch.head: (self.vocab, self.dims["dim"])}
-        expected = ends if self.tied else ends | head
-        known = ends | head
+        dim, vocab = self.dims["dim"], self.vocab
+        needed = {self.arch.embed: (vocab, dim), self.arch.norm: (dim,)}
+        optional = {}
+        (optional if self.tied else needed)[self.arch.head] = (vocab, dim)
         for i in range(self.layers):
             for row in self.arch.block:
                 name, shape = f"{self.arch.layers}.{i}.{row.hf}", tuple(self.dims[d] for d in row.shape)
-                known[name] = shape
-                if not row.optional:
-                    expected[name] = shape
-        for name in expected:
+                (optional if row.optional else needed)[name] = shape
+        for name in needed:
             if name not in self._files:
                 raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
+        known = needed | optional
         for name, shape in self._shapes.items():
             if name not in known:
                 if _IGNORED.search(name):
