@@ -246,7 +246,9 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase):
     out = tmp_path / "m.gguf"
     out.write_text("old")
     arguments = ["export", str(REFERENCE), "--out", str(out), "--samples", "150"]
-    child = subprocess.Popen([sys.executable, "-m", "gwq_export.cli", *arguments], stderr=subprocess.PIPE, text=True, bufsize=1)
+    # a shell that starts the tests in the background makes its children ignore SIGINT: undo that
+    child = subprocess.Popen([sys.executable, "-m", "gwq_export.cli", *arguments], stderr=subprocess.PIPE, text=True, bufsize=1,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     err = ""
     while phase not in err and child.poll() is None:
         err += child.stderr.read(1)
