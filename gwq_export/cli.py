@@ -1,94 +1,26 @@
-"""The commands: argument parsing, progress and printing.
+"""The commands: which arguments each takes, what it calls and what it prints.
 
-Also `python -m gwq_export.cli export|run|eval|bench|info ...`. Exit status: 0 success, 2 what the user can mend (one
-line on stderr), 130 after Ctrl-C, 1 a fault of ours.
+Also `python -m gwq_export.cli export|run|eval|bench|info ...`.
 """
 
-import argparse
 import csv
 import json
-import logging
 import math
-import os
 import sys
-import traceback
 from pathlib import Path
 
-from gwq_export import GwqError, __version__
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
-def _parser(prog, text):
-    p = _Parser(prog=prog, description=text)
-    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    p.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
-    return p
-
-
-class _Progress:
-    """A tqdm bar with an ETA per phase, on stderr."""
-
-    def __init__(self):
-        self.phase = self.bar = None
-
-    def __call__(self, phase, done, total):
-        from tqdm import tqdm
-
-        if phase != self.phase:
-            self.close()
-            every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates: a log file wants few
-            options = {"file": sys.stderr, "mininterval": every, "unit_scale": True, "unit": "", "leave": False}
-            self.phase, self.bar = phase, tqdm(total=total, desc=phase, **options)
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-        self.phase = self.bar = None
-
-
-def _fraction(text):
-    try:
-        return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _threads(text):
-    try:
-        values = [int(t) for t in text.split(",")]
-    except ValueError:
-        values = [0]
-    if min(values) < 1 or max(values) > 256:
-        raise argparse.ArgumentTypeError(f"{text!r}: give thread counts from 1 to 256, such as 1,2")
-    return values
-
-
-def _read_text(path, flag):
-    try:
-        return (sys.stdin.buffer if path == "-" else open(path, "rb")).read().decode()
-    except (OSError, UnicodeDecodeError) as e:
-        raise GwqError(f"{flag} {path}: cannot be read as UTF-8 text ({e}); give a text file") from None
-
-
-def _size(n):
-    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
-
+from gwq_export import GwqError
+from gwq_export.console import fraction, make_parser, read_text, run_command, size, thread_counts
 
 # --- gwq-export -----------------------------------------------------------------------------------------------------
 
 
 def _export_parser():
-    p = _parser("gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file.")
+    p = make_parser("gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file.")
     p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
     p.add_argument("--out", required=True, metavar="FILE.gguf")
     p.add_argument("--type", default="gwq4", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, f16, bf16, f32")
-    p.add_argument("--outliers", type=_fraction, default=0.01, metavar="F", help="fraction of each matrix kept in FP16 (default 0.01)")
+    p.add_argument("--outliers", type=fraction, default=0.01, metavar="F", help="fraction of each matrix kept in FP16 (default 0.01)")
     p.add_argument("--saliency", help="which weights: grad (GWQ's |gradient|), grad-mean, fisher, magnitude, random")
     p.add_argument("--preset", default="default", help="default, or paper: the published recipe")
     p.add_argument("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of the tensors whose GGUF name matches")
@@ -110,9 +42,9 @@ def _export(args, progress):
     result = export(args.model, args.out, **options, progress=progress)
     progress.close()
     verb = "would take" if args.dry_run else "takes"
-    print(f"{result['out']} {verb} {_size(result['bytes'])}: {result['params'] / 1e6:.2f} M parameters, {result['bpw']:.3f} bits per weight"
+    print(f"{result['out']} {verb} {size(result['bytes'])}: {result['params'] / 1e6:.2f} M parameters, {result['bpw']:.3f} bits per weight"
           f" ({result['bpw_linear']:.3f} in the decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"
-          f" {result['seconds']:.1f} s, peak memory {_size(result['peak_rss_bytes'])}", file=sys.stderr)  # fmt: skip
+          f" {result['seconds']:.1f} s, peak memory {size(result['peak_rss_bytes'])}", file=sys.stderr)  # fmt: skip
     return result
 
 
@@ -120,7 +52,7 @@ def _export(args, progress):
 
 
 def _run_parser():
-    p = _parser("gwq-run", "Generate text from a GGUF file.")
+    p = make_parser("gwq-run", "Generate text from a GGUF file.")
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("-p", "--prompt", required=True, help="the prompt; - reads it from standard input")
     p.add_argument("-n", type=int, default=128, metavar="N", help="tokens at most (default 128, -1: until the context is full)")
@@ -139,7 +71,7 @@ def _run_parser():
 def _run(args, progress):
     from gwq_export.generate import Model, Sampling
 
-    prompt = _read_text("-", "-p") if args.prompt == "-" else args.prompt
+    prompt = read_text("-", "-p") if args.prompt == "-" else args.prompt
     if not prompt:
         raise GwqError("the prompt is empty: give some text with -p")
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
@@ -157,7 +89,7 @@ def _run(args, progress):
 
 
 def _eval_parser():
-    p = _parser("gwq-eval", "Perplexity of a text by llama.cpp's protocol, and KL divergence from a reference.")
+    p = make_parser("gwq-eval", "Perplexity of a text by llama.cpp's protocol, and KL divergence from a reference.")
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads standard input")
     p.add_argument("--ctx", type=int, default=512, metavar="N", help="tokens per window (default 512); the second half is scored")
@@ -170,7 +102,7 @@ def _eval(args, progress):
     from gwq_export import evaluate
     from gwq_export.generate import Model
 
-    text, model, against = _read_text(args.text, "--text"), Model(args.file, threads=args.threads), None
+    text, model, against = read_text(args.text, "--text"), Model(args.file, threads=args.threads), None
     if args.against:
         is_folder = Path(args.against).is_dir()
         against = (
@@ -189,12 +121,12 @@ def _eval(args, progress):
 
 
 def _bench_parser():
-    p = _parser("gwq-bench", "Tokens per second of a GGUF file, or GB/s of the kernels, against the memory roof.")
+    p = make_parser("gwq-bench", "Tokens per second of a GGUF file, or GB/s of the kernels, against the memory roof.")
     p.add_argument("file", nargs="?", metavar="FILE.gguf")
     p.add_argument("--kernels", action="store_true", help="measure the kernels on random matrices instead of a file")
     p.add_argument("-p", type=int, default=512, metavar="N", help="prompt tokens (default 512, 0: leave out)")
     p.add_argument("-n", type=int, default=128, metavar="N", help="generated tokens (default 128, 0: leave out)")
-    p.add_argument("-t", "--threads", type=_threads, default=[None], metavar="N,N", help="thread counts (default: all CPUs)")
+    p.add_argument("-t", "--threads", type=thread_counts, default=[None], metavar="N,N", help="thread counts (default: all CPUs)")
     p.add_argument("-r", type=int, default=5, metavar="N", help="repetitions (default 5)")
     p.add_argument("-o", choices=["md", "json", "jsonl", "csv"], default="md", help="output format")
     return p
@@ -230,7 +162,7 @@ def _bench(args, progress):
 
 
 def _info_parser():
-    p = _parser("gwq-info", "What is in a GGUF file.")
+    p = make_parser("gwq-info", "What is in a GGUF file.")
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
     return p
@@ -256,7 +188,7 @@ def _info(args, progress):
     }  # fmt: skip
     if args.check:
         result["check"] = "ok"
-    print(f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {_size(reader.nbytes)}, {result['bpw']:.3f} bits per weight")
+    print(f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {size(reader.nbytes)}, {result['bpw']:.3f} bits per weight")
     for key, value in result["gwq"].items():
         print(f"  {key} = {value}")
     width = max((len(t["name"]) for t in tensors), default=0)
@@ -282,48 +214,7 @@ COMMANDS = {
 
 def main(command, argv=None):
     """Run one command; returns the exit status."""
-    prog, (parser, run) = f"gwq-{command}", COMMANDS[command]
-    logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=logging.WARNING)
-    progress = _Progress()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
-
-    def fail(message):
-        progress.close()
-        sys.stdout.flush()
-        print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
-        return 2
-
-    try:
-        args = parser().parse_args(argv)
-        result = run(args, progress)
-        if args.json:
-            print(json.dumps(result, default=_plain))
-        sys.stdout.flush()
-        return 0
-    except GwqError as e:
-        return fail(e)
-    except MemoryError:
-        return fail("not enough memory: close other programs, or use fewer --samples or a smaller --ctx")
-    except KeyboardInterrupt:
-        progress.close()
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as e:  # no space, no permission, a name too long, ...
-        return fail(f"{e.strerror or e}: {e.filename or 'output'}; check the path, its permissions and the free space")
-    except Exception:
-        progress.close()
-        traceback.print_exc()
-        print(f"{prog}: internal error, please report it with the lines above", file=sys.stderr)
-        return 1
-
-
-def _plain(value):
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else list(value)
+    return run_command(f"gwq-{command}", *COMMANDS[command], argv)
 
 
 def export():

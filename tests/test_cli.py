@@ -1,5 +1,6 @@
 """The commands as a user meets them: exit status, one line per mistake, JSON last on stdout."""
 
+import contextlib
 import json
 import os
 import signal
@@ -256,6 +257,30 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase):
     err += child.communicate(timeout=60)[1]
     assert child.returncode == 130 and "Traceback" not in err, err
     assert out.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@pytest.mark.parametrize("after", ["raises", "goes on", "reports"])
+def test_ctrl_c_outranks_what_it_was_turned_into(after, capsys):
+    """C code may answer Ctrl-C with an error of its own, or not at all."""
+    from gwq_export.console import make_parser, run_command
+
+    def work(args, progress):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if after == "raises":
+            raise ValueError("could not determine the shape")
+        if after == "reports":
+            progress("phase", 1, 2)
+            raise AssertionError("the report did not stop it")
+        return {}
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_command("gwq-x", lambda: make_parser("gwq-x", ""), work, ["--json"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    out, err = capsys.readouterr()
+    assert out == "" and err == "gwq-x: interrupted\n"
 
 
 def test_long_ctx_is_cut_and_said(tmp_path):

@@ -26,7 +26,8 @@ ALLOWED = {  # module -> modules of the package it may import
     "generate": {"model", "tokenizer"},
     "evaluate": {"model", "tokenizer"},
     "bench": {"generate", "model", "native", "format"},
-    "cli": {"pipeline", "generate", "evaluate", "bench", "container"},
+    "console": set(),
+    "cli": {"console", "pipeline", "generate", "evaluate", "bench", "container"},
 }
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
 
