@@ -13,10 +13,11 @@ from functools import partial
 import numpy as np
 
 from gwq_export import GwqError, __version__
-from gwq_export.format import TYPES, outlier_bytes, pack_outliers
+from gwq_export.format import ENTRY_MAX, TABLE, TYPES
 from gwq_export.generate import Model
 from gwq_export.model import BATCH
 from gwq_export.native import F32, Linear, Matrix, Ops, Pool, isa, read_roof
+from gwq_export.side_table import outlier_bytes, pack_outliers
 
 ROOF_BYTES = 256 << 20  # beyond the last-level cache of desktop CPUs
 ROOF_READS = [(streams, ahead) for streams in (1, 2, 4, 8) for ahead in (512, 2048, 4096)]
@@ -127,10 +128,12 @@ def random_matrix(type, shape, outliers, rng):
     """A Matrix of random bytes with finite scales and `outliers` of its weights in a side-table: for speed only."""
     rows, cols = shape
     data = rng.integers(0, 256, type.nbytes(rows, cols), np.uint8)
-    if type.name in ("f16", "q8_0") or type.bits:  # FP16 fields: keep the exponent far from infinity
-        data[1::2] &= 0xBF if type.name != "q8_0" else 0xFF
-    if type.name == "q8_0":
-        data[1 :: type.unit_bytes] &= 0xBF
+    fields = {"f16": data[1::2], "q8_0": data[1 :: type.unit_bytes]}  # upper bytes of FP16 values
+    if type.bits:
+        data[:TABLE] &= ENTRY_MAX
+        fields[type.name] = data[TABLE + 1 : type.head_bytes(rows) : 2]
+    if type.name in fields:
+        fields[type.name] &= 0xBF  # keeps the exponent far from infinity
     table = None
     if count := round(outliers * rows * cols):
         at = np.sort(rng.choice(rows * cols, count, replace=False))

@@ -17,7 +17,9 @@ from math import prod
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.format import FORMAT_VERSION, TYPES, TYPES_BY_ID, TensorType, check_tiles, dequantize, outlier_bytes
+from gwq_export.format import FORMAT_VERSION, TYPES, TYPES_BY_ID, TensorType
+from gwq_export.side_table import outlier_bytes
+from gwq_export.tiles import check_tiles, dequantize
 
 MAGIC, VERSION = b"GGUF", 3
 ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of the files we write; of a file that does not say

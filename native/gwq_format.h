@@ -1,24 +1,40 @@
-/* The bytes of a gwq tensor, stated once: C, CUDA and Python (through cffi) read this text.
+/* The bytes of a gwq tensor, stated once: C, CUDA and Python (through cffi) read this text. docs/format.md says it at length.
  *
- * A matrix of N rows and K columns (K is the input width) is cut into row groups of 16 rows, a row group into
- * tiles of 256 columns, a tile into blocks of 64 columns. Tiles lie one after another, row group by row group.
- * The last row group and the last block are padded with weights of value zero; the last tile of a row group has
- * only as many blocks as columns remain (1 to 4), with the same order of parts inside:
+ * A matrix of N rows and K columns (K is the input width) is cut into row groups of 16 rows, a row group into tiles of 256
+ * columns, a tile into blocks of 64 columns; the last row group and the last block are padded. A tensor is
  *
- *     scale[blocks][16]                  FP16, one per block and row
- *     line[blocks * lines per block][64] bytes; byte 4*r + i of a line belongs to row r, i = 0..3
+ *     table[16]                    int8, -32..31: what a window of four bits stands for
+ *     row_scale[16 * row groups]   FP16; 0 for a padded row
+ *     zeros                        up to a multiple of 64 bytes
+ *     tiles                        one after another, row group by row group
  *
- * A weight is scale * (code - zero), computed in float32 (exact: 11 + 4 significant bits), zero = 2^(bits-1).
+ * and a tile, of as many blocks as columns remain (1 to 4),
+ *
+ *     scale[blocks][scale bytes]             6 bits per row and sub-block of 16 (gwq4) or 32 columns (gwq3, gwq2), biased by 32
+ *     line[blocks * lines per block][64]     bytes; byte 4*r + i of a line belongs to row r, i = 0..3
+ *
+ * A weight is row_scale * ((scale - 32) * table[window]), computed in float32 (exact: 11 + 10 significant bits).
+ *
+ * The window is the weight's code and, above it, bits of the code of its neighbour in the same column: of the row before it
+ * in a ring of 8 rows (row 0's neighbour is row 7, row 8's is row 15). `history` = 4 - bits of them, the topmost:
+ *
+ *     window = code | (neighbour >> (bits - history)) << bits        gwq4: none, gwq3: one bit, gwq2: the whole code
+ *
  * Which code bits lie where in a line, with c a column within the block:
  *
  *   gwq4, 8 lines:   line j: low nibble = column 8j+i, high nibble = column 8j+4+i
  *   gwq2, 4 lines:   line j: bits 2p,2p+1 = column 16j+4p+i, p = 0..3
  *   gwq3, 2 x 3 lines A B C: with v(p) = code of column 32j+4p+i, p = 0..7
- *         A = v0 | v1 << 3 | (v6 & 3) << 6
- *         B = v2 | v3 << 3 | (v7 & 3) << 6
- *         C = v4 | v5 << 3 | (v6 >> 2) << 6 | (v7 >> 2) << 7
+ *         A = v0 | v1 << 4 | (v6 & 1) << 3 | (v7 & 1) << 7
+ *         B = v2 | v3 << 4 | (v6 >> 1 & 1) << 3 | (v7 >> 1 & 1) << 7
+ *         C = v4 | v5 << 4 | (v6 >> 2) << 3 | (v7 >> 2) << 7
  *
- * Outliers are exact FP16 values. Their dense code is `zero`, so adding the side-table equals replacing. The
+ * and where the scales s0, s1, .. (biased) of a row's sub-blocks:
+ *
+ *   gwq4, 48 bytes:  byte r = s0 | (s3 & 3) << 6, byte 16+r = s1 | (s3 >> 2 & 3) << 6, byte 32+r = s2 | (s3 >> 4) << 6
+ *   gwq3, gwq2, 24:  byte r = s0 | (s1 & 3) << 6; byte 16+q, q = 0..7: low nibble = s1 >> 2 of row q, high nibble = of row q+8
+ *
+ * Outliers are FP16 values that are added to what the dense part holds in their place, with one rounding to float32. The
  * side-table of a matrix has one record per tile, in the order of the tiles:
  *
  *     count[16]    outliers of each row of the tile (0..255)
@@ -35,9 +51,10 @@
 #include <stdint.h>
 
 enum gwq_geometry {
-    GWQ_FORMAT_VERSION = 0, /* 0: before the freeze; a reader accepts the version it was built for, no other */
+    GWQ_FORMAT_VERSION = 1, /* a reader accepts the version it was built for, no other */
     GWQ_ROWS = 16,          /* rows of a row group */
-    GWQ_BLOCK = 64,         /* columns that share a scale */
+    GWQ_RING = 8,           /* rows that are each other's neighbours */
+    GWQ_BLOCK = 64,         /* columns of a block */
     GWQ_TILE_BLOCKS = 4,    /* blocks of a full tile */
     GWQ_TILE = 256          /* columns of a full tile */
 };
@@ -55,16 +72,19 @@ enum gwq_type {
     GWQ_TYPE_GWQ4 = 0x34515747
 };
 
+struct gwq_head {
+    int8_t table[16]; /* row_scale[16 * row groups] follows */
+};
 struct gwq4_tile {
-    uint16_t scale[4][16];
+    uint8_t scale[4][48];
     uint8_t line[32][64];
 };
 struct gwq3_tile {
-    uint16_t scale[4][16];
+    uint8_t scale[4][24];
     uint8_t line[24][64];
 };
 struct gwq2_tile {
-    uint16_t scale[4][16];
+    uint8_t scale[4][24];
     uint8_t line[16][64];
 };
 struct q8_0_block {
