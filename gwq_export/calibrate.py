@@ -6,6 +6,7 @@ they are larger, plus (blocks + 1) x samples x ctx x hidden floats. The result i
 Blocks run as transformers' own modules, so rope, masks and attention variants come from there.
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 
@@ -14,11 +15,16 @@ import torch
 
 from gwq_export import GwqError
 
-STATISTICS = {  # name -> how a sample's gradient g is accumulated; the mean over samples is kept
+STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
     "abs": lambda g: g.abs(),
     "mean": lambda g: g,
     "square": lambda g: g * g,
 }
+# Per matrix, x its input and z its output at a token: "hessian" (cols, cols) is the mean over tokens of x x^T, "rows" (rows,)
+# that of (dL/dz)^2 with L the loss summed over a sample's tokens. To second order an error E of the matrix then adds
+# sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
+# matrix, arXiv 1503.05671).
+FACTORS = ("hessian", "rows")
 
 
 @dataclass
@@ -143,25 +149,66 @@ class BlockModel:
         return torch.nn.functional.cross_entropy(logits, ids[0, 1:])
 
 
-def _accumulate(totals, name, gradient, statistics, samples):
-    for s in statistics:
-        value = STATISTICS[s](gradient) / samples
-        if (name, s) in totals:
-            totals[name, s] += value
+class _Tap:
+    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run."""
+
+    def __init__(self, modules):
+        self.x, self.z = {}, {}
+        self._handles = [m.register_forward_hook(functools.partial(self._note, name)) for name, m in modules.items()]
+
+    def _note(self, name, module, args, output):
+        self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
+
+    def remove(self):
+        for handle in self._handles:
+            handle.remove()
+
+
+class _Totals:
+    """Sums of statistics, by weight. Matrices that share an input share its Hessian."""
+
+    def __init__(self, statistics, tokens):
+        self.per_weight = [s for s in statistics if s in STATISTICS]
+        self.factors = [s for s in statistics if s in FACTORS]
+        self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
+        self.sums, self.shared = {}, {}
+
+    def _add(self, key, value):
+        if key in self.sums:
+            self.sums[key] += value
         else:
-            totals[name, s] = value
+            self.sums[key] = value
 
+    def weight(self, name, gradient):
+        """Per-weight statistics of one sample's gradient of the mean loss."""
+        for s in self.per_weight:
+            self._add((name, s), STATISTICS[s](gradient) / self.samples)
 
-def _take(totals, name, weight, statistics):
-    """(weight, {statistic: array}) as numpy float32."""
-    return weight.cpu().numpy(), {s: totals.pop((name, s)).cpu().numpy() for s in statistics}
+    def factor(self, inputs, gradients):
+        """Factors of one sample: {name: x (tokens, cols)} and {name: gradient of the mean loss (tokens, rows)}."""
+        owner = {}
+        for name, x in inputs.items():
+            first = owner.setdefault(id(x), name)
+            self.shared[name] = first
+            if first == name and "hessian" in self.factors:
+                self._add((name, "hessian"), x.T @ x / self.tokens)
+            if "rows" in self.factors:
+                g = gradients[name].reshape(len(x), -1)
+                self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
+
+    def take(self, name, weight):
+        """(weight, {statistic: array}) as numpy float32."""
+        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
+        if "hessian" in self.factors:
+            found["hessian"] = self.sums[self.shared[name], "hessian"].cpu().numpy()
+        return weight.cpu().numpy(), found
 
 
 def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None):
-    """Yield (Hugging Face name, weight, {statistic: mean over samples}) for every linear weight of the decoder.
+    """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture; then those of `ends`
-    (embedding, head). Arrays are float32 of the weight's shape. statistics: names from STATISTICS.
+    (embedding, head). statistics: names from STATISTICS, float32 of the weight's shape, and FACTORS.
     `calibration.losses` is filled before the first tensor is yielded.
     """
     model, tokens = BlockModel(source, device), calibration.tokens.to(device)
@@ -189,20 +236,25 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     if not ends:
         del last, output
     for i in reversed(range(blocks)):
-        block, totals = model.load(i), {}
+        block, totals = model.load(i), _Totals(statistics, tokens)
         linears = {row.hf: name for row, name in source.block(i).items() if row.linear}
-        weights = {name: block.get_parameter(hf).requires_grad_() for hf, name in linears.items()}
+        weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
+        wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
+        tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
         for s in range(samples):
             given = states[i][s : s + 1].clone().requires_grad_()
-            found = torch.autograd.grad(model.run(i, given), [given, *weights.values()], upstream[s : s + 1])
-            upstream[s] = found[0]
-            for name, g in zip(weights, found[1:], strict=True):
-                _accumulate(totals, name, g, statistics, samples)
-            del found
+            output = model.run(i, given)
+            found = torch.autograd.grad(output, [given, *wanted.values(), *tap.z.values()], upstream[s : s + 1])
+            for name, g in zip(wanted, found[1:], strict=False):
+                totals.weight(name, g)
+            totals.factor(tap.x, dict(zip(tap.z, found[1 + len(wanted) :], strict=True)))
+            upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
+            del found, output
+        tap.remove()
         states.pop()
         for name, w in weights.items():
-            yield name, *_take(totals, name, w.detach(), statistics)
-        del weights
+            yield name, *totals.take(name, w.detach())
+        del weights, wanted, tap, totals
         model.drop(i)
         progress("backward", blocks - i, blocks)
     if ends:
@@ -210,15 +262,38 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
 
 
 def _end_gradients(model, tokens, last, upstream, statistics, ends):
-    """The same for embedding and head. A tied matrix gets the sum of its two gradients."""
+    """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
-    totals, weights = {}, {name: model.model.get_parameter(name).requires_grad_() for name in ends}
+    arch, totals = model.source.arch, _Totals(statistics, tokens)
+    weights = {name: model.model.get_parameter(name).requires_grad_() for name in ends}
+    tap = _Tap({"head": model._module(arch.head)} if totals.factors else {})
     for s, ids in enumerate(tokens):
-        loss = model.loss(ids[None], last[s : s + 1])
-        outputs = [(loss, torch.ones_like(loss)), (model.embed(ids[None]), upstream[s : s + 1])]
-        outputs, given = zip(*((o, g) for o, g in outputs if o.requires_grad), strict=True)
-        found = torch.autograd.grad(outputs, list(weights.values()), given)
-        for name, g in zip(weights, found, strict=True):
-            _accumulate(totals, name, g, statistics, len(tokens))
+        loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
+        if totals.factors:
+            totals.factor({"head": tap.x["head"]}, {"head": torch.autograd.grad(loss, tap.z["head"], retain_graph=True)[0]})
+        outputs = [(loss, torch.ones_like(loss))]
+        if arch.embed in weights:
+            outputs.append((model.embed(ids[None]), upstream[s : s + 1]))
+        outputs, given = zip(*outputs, strict=True)
+        if totals.per_weight:
+            for name, g in zip(weights, torch.autograd.grad(outputs, list(weights.values()), given), strict=True):
+                totals.weight(name, g)
+    tap.remove()
+    factors = _end_factors(totals, tokens, upstream) if totals.factors else {}
     for name, w in weights.items():
-        yield name, *_take(totals, name, w.detach(), statistics)
+        kind = "tied" if model.source.tied else "head" if name == arch.head else "embed"
+        found = {s: totals.sums.pop((name, s)) for s in totals.per_weight} | {f: factors[kind][f] for f in totals.factors}
+        yield name, w.detach().cpu().numpy(), {s: a.cpu().numpy() for s, a in found.items()}
+
+
+def _end_factors(totals, tokens, upstream):
+    """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes."""
+    head = {f: totals.sums["head", f] for f in totals.factors}
+    g = upstream.reshape(-1, upstream.shape[-1]) * totals.length
+    counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])) / tokens.numel() if "rows" in head else None
+    embed = {"hessian": g.T @ g / tokens.numel(), "rows": counts}
+    tied = dict(embed)
+    if len(head) == len(FACTORS):  # s_i H + f_i G as one product, exact where s and f are alike
+        s, f = head["rows"].sum(), embed["rows"].sum()
+        tied = {"hessian": head["hessian"] * s + embed["hessian"] * f, "rows": (head["rows"] / s + embed["rows"] / f) / 2}
+    return {"head": head, "embed": embed, "tied": tied}

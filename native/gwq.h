@@ -86,6 +86,27 @@ int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_
 /* x (n, dim) += y (n, dim), or += y (dim) for every row when `broadcast`. */
 int gwq_add(float *x, const float *y, int64_t n, int64_t dim, int broadcast);
 
+/* A run of columns to be encoded. Rows are ordered (8 rows of a ring, rings); rings are a multiple of 8. */
+typedef struct gwq_encoding {
+    int32_t type;               /* a tile type */
+    int32_t columns;            /* 1..64, whole sub-blocks unless it ends the matrix */
+    int64_t rings;
+    int32_t fit;                /* find the scales, else take those given */
+    const float *table;         /* (16) entries; ascending at gwq4 */
+    const float *row_scale;     /* (8, rings), not negative */
+    const float *row_weight;    /* (8, rings): how much a row's squared error counts, positive */
+    const float *column_weight; /* (columns): likewise, when scales are fitted */
+    const uint8_t *outlier;     /* (columns, 8, rings) or NULL: 1 where a weight is held out */
+    const float *feedback;      /* (columns, columns) or NULL: [j][k] of column j's error is added to target k > j */
+    const float *before;        /* (columns, 8, rings) or NULL: error = value - before; NULL: value - target */
+    float *target;              /* (columns, 8, rings): what to encode; with feedback, what it had become */
+    int8_t *scale;              /* (sub-blocks, 8, rings), -32..31 */
+    uint8_t *code;              /* out (columns, 8, rings) */
+    float *value;               /* out (columns, 8, rings): what the codes stand for; the target where held out */
+} gwq_encoding;
+/* Codes of least squared error, column after column, each ring's exactly. Identical bits on every instruction set. */
+int gwq_encode(gwq_pool *pool, const gwq_encoding *e);
+
 /* Read `bytes` of memory with `streams` (1..8) far-apart streams per thread, software prefetch `ahead` bytes:
  * what the machine can read at most. *sum keeps the compiler honest. */
 int gwq_read(gwq_pool *pool, const void *data, uint64_t bytes, int streams, int ahead, uint64_t *sum);
