@@ -25,22 +25,21 @@ GWQ_INLINE __m256i quad(const int8_t *q) { /* four activations in every 32-bit l
     return _mm256_set1_epi32(v);
 }
 
-/* s += the pairwise products of unsigned codes and activations. The sum by assembler: gcc 12 regroups a chain of them
+/* s += the pairwise products of biased entries and activations. The sum by assembler: gcc 12 regroups a chain of them
  * into a tree that keeps every product alive, or copies the sum before each addition. */
-GWQ_INLINE void add_pairs(__m256i *s, __m256i codes, __m256i x) {
-    __asm__("vpaddw %1, %0, %0" : "+x"(*s) : "x"(_mm256_maddubs_epi16(codes, x)));
+GWQ_INLINE void add_pairs(__m256i *s, __m256i entries, __m256i x) {
+    __asm__("vpaddw %1, %0, %0" : "+x"(*s) : "x"(_mm256_maddubs_epi16(entries, x)));
 }
 
-/* --- tile types: one function per width turns a few lines of 8 rows into codes ----------------------------------- */
+/* --- tile types: one function per width turns a few lines of 8 rows into table entries ---------------------------- */
 
-/* v[p]: 8 rows x columns 4p .. 4p+3, one byte each, of the lines (64 bytes apart) that hold them together: one line
- * of 2 quads at 4 bits, one of 4 quads at 2 bits, three of 8 quads at 3 bits. */
-typedef void (*quads_fn)(const uint8_t *line, __m256i *v);
-enum { QUADS4 = 2, QUADS3 = 8, QUADS2 = 4 };
+/* v[p]: 8 rows x columns 4p .. 4p+3, one byte each, of lines (64 bytes apart) that hold them together: 4 quads are two
+ * lines at 4 bits and one at 2 bits, 8 quads are three lines at 3 bits. */
+typedef void (*quads_fn)(__m256i table, const uint8_t *line, __m256i *v);
+enum { QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
 
-GWQ_INLINE __m256i field(__m256i v, int shift, int mask) {
-    return _mm256_and_si256(shift ? _mm256_srli_epi16(v, shift) : v, _mm256_set1_epi8((char)mask));
-}
+GWQ_INLINE __m256i all(int byte) { return _mm256_set1_epi8((char)byte); }
+GWQ_INLINE __m256i both(__m256i v, int mask) { return _mm256_and_si256(v, all(mask)); }
 
 /* As `load`; gcc may neither repeat it nor make it an operand of another instruction. */
 GWQ_INLINE __m256i load_once(const void *p) {
@@ -49,51 +48,100 @@ GWQ_INLINE __m256i load_once(const void *p) {
     return v;
 }
 
-GWQ_INLINE void quads4(const uint8_t *line, __m256i *v) {
-    __m256i a = load_once(line);
-    v[0] = field(a, 0, 15), v[1] = field(a, 4, 15);
+/* Row r of the result: the row before r in the ring of 8. */
+GWQ_INLINE __m256i rows_before(__m256i v) {
+    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6));
 }
 
-GWQ_INLINE void quads3(const uint8_t *line, __m256i *v) {
-    __m256i a = load_once(line), b = load_once(line + 64), c = load_once(line + 128);
-    v[0] = field(a, 0, 7), v[1] = field(a, 3, 7);
-    v[2] = field(b, 0, 7), v[3] = field(b, 3, 7);
-    v[4] = field(c, 0, 7), v[5] = field(c, 3, 7);
-    v[6] = _mm256_or_si256(field(a, 6, 3), field(c, 4, 4));
-    v[7] = _mm256_or_si256(field(b, 6, 3), field(c, 5, 4));
+/* Entries of the windows in the low and in the high nibbles. */
+GWQ_INLINE void look_up(__m256i table, __m256i windows, __m256i *low, __m256i *high) {
+    *low = _mm256_shuffle_epi8(table, both(windows, 15));
+    *high = _mm256_shuffle_epi8(table, both(_mm256_srli_epi16(windows, 4), 15));
 }
 
-GWQ_INLINE void quads2(const uint8_t *line, __m256i *v) {
-    __m256i a = load_once(line);
-    v[0] = field(a, 0, 3), v[1] = field(a, 2, 3), v[2] = field(a, 4, 3), v[3] = field(a, 6, 3);
+GWQ_INLINE void quads4(__m256i table, const uint8_t *line, __m256i *v) {
+    look_up(table, load_once(line), v, v + 1);
+    look_up(table, load_once(line + 64), v + 2, v + 3);
 }
 
-/* y[8] += scale * dx * (dot - correction) */
-GWQ_INLINE void add_rows(const uint8_t *scale, float dx, int32_t correction, __m256i dot, float *y) {
-    __m256 s = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot, _mm256_set1_epi32(correction)));
-    _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_mul_ps(half8(scale), _mm256_set1_ps(dx)), s, _mm256_load_ps(y)));
-}
-
-GWQ_INLINE void block(int bits, int unit, quads_fn quads, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx,
-                      int32_t sum, float *y) {
-    const __m256i one = _mm256_set1_epi16(1), correction = _mm256_slli_epi32(_mm256_set1_epi32(sum), bits - 1);
-    __m256i v[2][8], s[2][2]; /* rows 0 .. 7 and 8 .. 15; quads of even and of odd number: 8 * 2 * 15 * 127 fits 16 bits */
-    for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit) {
-        quads(line, v[0]);
-        quads(line + 32, v[1]);
-        for (int p = 0; p < unit; p++)
-            for (int h = 0; h < 2; h++)
-                if (u + p < 2) s[h][p] = _mm256_maddubs_epi16(v[h][p], quad(q + 4 * p));
-                else add_pairs(&s[h][p % 2], v[h][p], quad(q + 4 * (u + p)));
+GWQ_INLINE void quads3(__m256i table, const uint8_t *line, __m256i *v) {
+    __m256i part[3], before, last = _mm256_setzero_si256();
+    for (int k = 0; k < 3; k++) { /* the bits 3 of A, B and C are the codes of the last two quads */
+        part[k] = load_once(line + 64 * k);
+        last = _mm256_or_si256(last, both(_mm256_srli_epi16(part[k], 3 - k), 0x11 << k));
     }
-    for (int h = 0; h < 2; h++) {
-        __m256i dot;
-        if (bits < 4) dot = _mm256_madd_epi16(_mm256_add_epi16(s[h][0], s[h][1]), one); /* 16 * 2 * 7 * 127 fits too */
-        else dot = _mm256_add_epi32(_mm256_madd_epi16(s[h][0], one), _mm256_madd_epi16(s[h][1], one));
-        __m256 d = _mm256_mul_ps(half8(scale + 16 * h), _mm256_set1_ps(dx));
-        dot = _mm256_sub_epi32(dot, correction);
-        _mm256_store_ps(y + 8 * h, _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(dot), _mm256_load_ps(y + 8 * h)));
+    for (int k = 0; k < 3; k++) {
+        before = rows_before(part[k]);
+        look_up(table, _mm256_or_si256(both(part[k], 0x77), both(_mm256_slli_epi16(before, 1), 0x88)), v + 2 * k, v + 2 * k + 1);
     }
+    look_up(table, _mm256_or_si256(last, both(before, 0x88)), v + 6, v + 7); /* their topmost bits are in C as they are wanted */
+}
+
+GWQ_INLINE void quads2(__m256i table, const uint8_t *line, __m256i *v) {
+    __m256i a = load_once(line), before = rows_before(a);
+    look_up(table, _mm256_or_si256(both(a, 0x33), both(_mm256_slli_epi16(before, 2), 0xcc)), v, v + 2);
+    look_up(table, _mm256_or_si256(both(_mm256_srli_epi16(a, 2), 0x33), both(before, 0xcc)), v + 1, v + 3);
+}
+
+/* s[k]: scale of every row for the columns 16k .. 16k+15 of the block, a signed byte; the two halves are alike. */
+typedef void (*scales_fn)(const uint8_t *scale, __m256i s[4]);
+
+GWQ_INLINE __m256i load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+
+GWQ_INLINE void scales4(const uint8_t *scale, __m256i s[4]) {
+    __m256i top = _mm256_setzero_si256();
+    for (int k = 0; k < 3; k++) {
+        __m256i part = load_twice(scale + 16 * k);
+        s[k] = _mm256_sub_epi8(both(part, 63), all(SCALE_BIAS));
+        top = _mm256_or_si256(top, both(_mm256_srli_epi16(part, 6 - 2 * k), 3 << 2 * k));
+    }
+    s[3] = _mm256_sub_epi8(top, all(SCALE_BIAS));
+}
+
+GWQ_INLINE void scales2(const uint8_t *scale, __m256i s[4]) {
+    int64_t nibbles;
+    memcpy(&nibbles, scale + 16, 8);
+    __m256i low = load_twice(scale), high = _mm256_set1_epi64x(nibbles); /* rows 0 .. 7 and, above them, 8 .. 15 */
+    high = both(_mm256_blend_epi32(_mm256_slli_epi16(high, 2), _mm256_srli_epi16(high, 2), 0xcc), 0x3c);
+    s[0] = s[1] = _mm256_sub_epi8(both(low, 63), all(SCALE_BIAS));
+    s[2] = s[3] = _mm256_sub_epi8(_mm256_or_si256(both(_mm256_srli_epi16(low, 6), 3), high), all(SCALE_BIAS));
+}
+#define scales3 scales2
+
+/* 256 * scale of the rows 8h .. 8h+7, twice in each 32-bit lane. With it a block's sum just fits: 64 * 32 * 127 * 32 * 256 < 2^31. */
+GWQ_INLINE __m256i spread_scales(__m256i s, int h) {
+    const __m256i zeros_and_rows = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380, 0x04800480, 0x05800580,
+                                                     0x06800680, 0x07800780);
+    return _mm256_shuffle_epi8(s, h ? _mm256_add_epi8(zeros_and_rows, _mm256_set1_epi16(0x0800)) : zeros_and_rows);
+}
+#define UNIT (1.f / 256)
+
+/* The bias of 16 columns in every 32-bit lane */
+GWQ_INLINE __m256i bias16(const int16_t *bias) {
+    int32_t v;
+    memcpy(&v, bias, 4);
+    return _mm256_set1_epi32(v);
+}
+
+GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, const uint8_t *table, const uint8_t *scale,
+                      const uint8_t *line, const int8_t *q, float dx, const int16_t *bias, float *y) {
+    const __m256i t = load(table);
+    __m256i s[4], v[8], dot[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* rows 0 .. 7 and 8 .. 15 */
+    scales(scale, s);
+#pragma GCC unroll 4
+    for (int u = 0; u < GWQ_BLOCK / 4; u += unit)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            quads(t, line + 8 * bits * u + 32 * h, v);
+#pragma GCC unroll 8
+            for (int p = 0; p < unit; p += 4) { /* 16 columns: their sum fits 16 bits, see kernels.h */
+                __m256i sum = bias16(bias + (u + p) / 2);
+                for (int i = 0; i < 4; i++) add_pairs(&sum, v[p + i], quad(q + 4 * (u + p + i)));
+                dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(sum, spread_scales(s[(u + p) / 4], h)));
+            }
+        }
+    for (int h = 0; h < 2; h++)
+        _mm256_store_ps(y + 8 * h, _mm256_fmadd_ps(_mm256_set1_ps(dx), _mm256_cvtepi32_ps(dot[h]), _mm256_load_ps(y + 8 * h)));
 }
 
 /* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product; negative: it has none */
@@ -151,52 +199,59 @@ GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int
 
 /* --- tile types, several tokens --------------------------------------------------------------------------------- */
 
-GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *line, gwq_codes codes) {
+GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table, const uint8_t *line, gwq_entries entries) {
     for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit)
         for (int h = 0; h < 2; h++) {
             __m256i v[8];
-            quads(line + 32 * h, v);
-            for (int p = 0; p < unit; p++) _mm256_store_si256((__m256i *)&codes[u + p][32 * h], v[p]);
+            quads(load(table), line + 32 * h, v);
+            for (int p = 0; p < unit; p++) _mm256_store_si256((__m256i *)&entries[u + p][32 * h], v[p]);
         }
 }
 
+/* scales[k]: for 16 columns 256 * scale as int16, twice for each row */
+GWQ_INLINE void decode_scales(scales_fn f, const uint8_t *scale, gwq_scales scales) {
+    __m256i s[4];
+    f(scale, s);
+    for (int k = 0; k < 4; k++)
+        for (int h = 0; h < 2; h++) _mm256_store_si256((__m256i *)&scales[k][32 * h], spread_scales(s[k], h));
+}
+
 /* `count` (constant) tokens against nb decoded blocks. */
-GWQ_INLINE void few_tokens(const uint8_t *scale, const gwq_codes *codes, int nb, int zero, const gwq_input *in, int64_t t,
-                           const int count, int64_t b, float (*acc)[GWQ_ROWS]) {
+GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, const int count,
+                           int64_t b, float (*acc)[GWQ_ROWS]) {
     for (int k = 0; k < nb; k++) {
         __m256i dot[4][2] = {0};
-        const int8_t *q = in->q + (t * in->blocks + b + k) * GWQ_BLOCK;
-        for (int j = 0; j < 2; j++) { /* 16-bit sums over 32 columns, see `block` */
+        const int64_t at = t * in->blocks + b + k;
+        for (int j = 0; j < 4; j++) { /* 16-bit sums over 16 columns, see `block` */
             __m256i s[4][2];
-            for (int i = 0; i < count; i++) s[i][0] = s[i][1] = _mm256_setzero_si256();
-            for (int p = 0; p < 8; p++) {
-                __m256i v0 = _mm256_load_si256((const __m256i *)codes[k][8 * j + p]);
-                __m256i v1 = _mm256_load_si256((const __m256i *)&codes[k][8 * j + p][32]);
+            for (int i = 0; i < count; i++) s[i][0] = s[i][1] = bias16(in->bias + 8 * (at + i * in->blocks) + 2 * j);
+            for (int p = 0; p < 4; p++) {
+                __m256i v0 = _mm256_load_si256((const __m256i *)entries[k][4 * j + p]);
+                __m256i v1 = _mm256_load_si256((const __m256i *)&entries[k][4 * j + p][32]);
                 for (int i = 0; i < count; i++) {
-                    __m256i x = quad(q + i * in->blocks * GWQ_BLOCK + 32 * j + 4 * p);
+                    __m256i x = quad(in->q + (at + i * in->blocks) * GWQ_BLOCK + 16 * j + 4 * p);
                     add_pairs(&s[i][0], v0, x);
                     add_pairs(&s[i][1], v1, x);
                 }
             }
             for (int i = 0; i < count; i++)
                 for (int h = 0; h < 2; h++)
-                    dot[i][h] = _mm256_add_epi32(dot[i][h], _mm256_madd_epi16(s[i][h], _mm256_set1_epi16(1)));
+                    dot[i][h] = _mm256_add_epi32(dot[i][h], _mm256_madd_epi16(s[i][h], load(&scales[k][j][32 * h])));
         }
-        for (int i = 0; i < count; i++) {
-            int64_t at = (t + i) * in->blocks + b + k;
+        for (int i = 0; i < count; i++)
             for (int h = 0; h < 2; h++)
-                add_rows(scale + 32 * k + 16 * h, in->scale[at], zero * in->sum[at], dot[i][h], acc[i] + 8 * h);
-        }
+                _mm256_store_ps(acc[i] + 8 * h, _mm256_fmadd_ps(_mm256_set1_ps(in->scale[at + i * in->blocks]), _mm256_cvtepi32_ps(dot[i][h]),
+                                                               _mm256_load_ps(acc[i] + 8 * h)));
     }
 }
 
-static __attribute__((noinline)) void tokens(const uint8_t *scale, const gwq_codes *codes, int nb, int zero, const gwq_input *in, int64_t t, int count,
-                   int64_t b, float (*acc)[GWQ_ROWS]) {
+static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t,
+                                             int count, int64_t b, float (*acc)[GWQ_ROWS]) {
     int i = 0;
-    for (; i + 4 <= count; i += 4) few_tokens(scale, codes, nb, zero, in, t + i, 4, b, acc + i);
-    if (count - i == 3) few_tokens(scale, codes, nb, zero, in, t + i, 3, b, acc + i);
-    if (count - i == 2) few_tokens(scale, codes, nb, zero, in, t + i, 2, b, acc + i);
-    if (count - i == 1) few_tokens(scale, codes, nb, zero, in, t + i, 1, b, acc + i);
+    for (; i + 4 <= count; i += 4) few_tokens(scales, entries, nb, in, t + i, 4, b, acc + i);
+    if (count - i == 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
+    if (count - i == 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
+    if (count - i == 1) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
 }
 
 /* 8 x 8 floats, turned over the diagonal */
@@ -248,24 +303,31 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
 }
 
 GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_t group, float *out) {
-    const int bits = ops->bits;
-    const uint8_t *tile = gwq_group(m, bits, group);
+    const size_t bytes = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits);
+    const uint8_t *tile = gwq_group(m, ops->bits, group);
     int64_t rows = least(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
-    _Alignas(64) gwq_codes codes;
-    const __m256i zero = _mm256_set1_epi32(1 << (bits - 1));
-    for (int64_t b = 0; b < blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
+    _Alignas(64) gwq_entries entries;
+    _Alignas(64) gwq_scales scales;
+    _Alignas(64) uint8_t table[64];
+    float d[GWQ_ROWS];
+    gwq_avx2_halves(gwq_row_scales(m, group), GWQ_ROWS, d);
+    biased_table(m, table);
+    for (int64_t b = 0; b < blocks; b += nb, tile += nb * (bytes + lines)) {
         nb = least(GWQ_TILE_BLOCKS, blocks - b);
         for (int64_t k = 0; k < nb; k++) {
-            ops->decode(tile + 32 * nb + k * (gwq_block_bytes(bits) - 32), codes);
+            ops->decode(table, tile + nb * bytes + k * lines, entries);
+            ops->scales(tile + k * bytes, scales);
             int64_t first = (b + k) * GWQ_BLOCK, width = least(GWQ_BLOCK, m->cols - first);
-            for (int64_t r = 0; r < rows; r++) {
-                __m256 d = _mm256_set1_ps(half1(tile + 32 * k + 2 * r));
+            for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < width; c += 8) { /* 8 columns are two quads */
                     uint32_t low, high;
-                    memcpy(&low, &codes[c / 4][4 * r], 4);
-                    memcpy(&high, &codes[c / 4 + 1][4 * r], 4);
+                    int16_t scale;
+                    memcpy(&low, &entries[c / 4][4 * r], 4);
+                    memcpy(&high, &entries[c / 4 + 1][4 * r], 4);
+                    memcpy(&scale, &scales[c / 16][4 * r], 2);
                     __m256i v = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)((uint64_t)high << 32 | low)));
-                    __m256 f = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_sub_epi32(v, zero)));
+                    v = _mm256_sub_epi32(v, _mm256_set1_epi32(ENTRY_BIAS));
+                    __m256 f = _mm256_mul_ps(_mm256_set1_ps(d[r] * ((float)scale * UNIT)), _mm256_cvtepi32_ps(v));
                     float *to = out + r * m->cols + first + c, last[8];
                     if (width - c >= 8) {
                         _mm256_storeu_ps(to, f);
@@ -274,23 +336,26 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
                         memcpy(to, last, (size_t)(width - c) * sizeof *to);
                     }
                 }
-            }
         }
     }
 }
 
 #define TILE_TYPE(bits, ahead)                                                                                       \
-    static void block##bits(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t sum, float *y) { \
-        block(bits, QUADS##bits, quads##bits, scale, line, q, dx, sum, y);                                          \
-    }                                                                                                               \
-    static void decode##bits(const uint8_t *line, gwq_codes codes) { decode(bits, QUADS##bits, quads##bits, line, codes); }      \
-    static const tile_ops ops##bits = {bits, ahead, block##bits, multiply_values, expand, decode##bits, tokens, gwq_avx2_transpose, \
-                                       gwq_avx2_halves, above, spread};                                             \
-    static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                              \
-        tile_dequantize(&ops##bits, m, group, out);                                                                 \
-    }                                                                                                               \
-    static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
-        tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
+    static void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
+                            const int16_t *bias, float *y) {                                                         \
+        block(bits, QUADS##bits, quads##bits, scales##bits, table, scale, line, q, dx, bias, y);                     \
+    }                                                                                                                \
+    static void decode##bits(const uint8_t *table, const uint8_t *line, gwq_entries entries) {                       \
+        decode(bits, QUADS##bits, quads##bits, table, line, entries);                                                \
+    }                                                                                                                \
+    static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
+    static const tile_ops ops##bits = {bits, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens, \
+                                       gwq_avx2_transpose, gwq_avx2_halves, above, spread};                          \
+    static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
+        tile_dequantize(&ops##bits, m, group, out);                                                                  \
+    }                                                                                                                \
+    static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {  \
+        tile_matmul(&ops##bits, m, first, last, in, y);                                                              \
     }
 TILE_TYPE(2, 1024)
 TILE_TYPE(3, 1024)
@@ -486,7 +551,7 @@ STOCK_TYPE(q8_0, 34)
 
 /* --- activations and elementwise ops ----------------------------------------------------------------------------- */
 
-static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int32_t *sum) {
+static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     for (int64_t b = 0; b < gwq_blocks(cols); b++, q += GWQ_BLOCK) {
         float last[GWQ_BLOCK] = {0};
@@ -504,23 +569,26 @@ static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int3
         m4 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
         float d = _mm_cvtss_f32(_mm_max_ss(m4, _mm_movehdup_ps(m4))) / 127;
         __m256 inverse = _mm256_set1_ps(d > 0 ? 1 / d : 0);
-        __m256i n[8], total = _mm256_setzero_si256();
+        __m256i n[8];
         for (int i = 0; i < 8; i++) { /* as in scalar.c: NaN becomes 0, the clamp matters only when 1/d overflowed */
             __m256 f = _mm256_mul_ps(v[i], inverse);
             f = _mm256_and_ps(f, _mm256_cmp_ps(f, f, _CMP_ORD_Q));
             f = _mm256_max_ps(_mm256_min_ps(f, _mm256_set1_ps(127)), _mm256_set1_ps(-127));
             n[i] = _mm256_cvtps_epi32(f);
-            total = _mm256_add_epi32(total, n[i]);
         }
         for (int i = 0; i < 8; i += 4) { /* the packs work within 128 bits: put the dwords in order afterwards */
             __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(n[i], n[i + 1]), _mm256_packs_epi32(n[i + 2], n[i + 3]));
             p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
             _mm256_storeu_si256((__m256i *)(q + 8 * i), p);
         }
-        __m128i t4 = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-        t4 = _mm_add_epi32(t4, _mm_shuffle_epi32(t4, 0x4e));
+        __m128i sum[2];
+        for (int i = 0; i < 2; i++) { /* 32 columns: of each 16, first and second column pairs of every quad */
+            __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(n[4 * i], n[4 * i + 1]), _mm256_add_epi32(n[4 * i + 2], n[4 * i + 3]));
+            sum[i] = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        }
+        __m128i packed = _mm_packs_epi32(sum[0], sum[1]);
+        _mm_storeu_si128((__m128i *)(bias + 8 * b), _mm_mullo_epi16(packed, _mm_set1_epi16(-ENTRY_BIAS)));
         scale[b] = d;
-        sum[b] = _mm_cvtsi128_si32(_mm_add_epi32(t4, _mm_shuffle_epi32(t4, 0xb1)));
     }
 }
 

@@ -15,12 +15,14 @@ const char *gwq_abi(void) { return GWQ_ABI_HASH; }
 const gwq_type_row gwq_types[GWQ_K_COUNT] = {
     [GWQ_K_F32] = {GWQ_TYPE_F32, 0, 1, 4},      [GWQ_K_F16] = {GWQ_TYPE_F16, 0, 1, 2},
     [GWQ_K_BF16] = {GWQ_TYPE_BF16, 0, 1, 2},    [GWQ_K_Q8_0] = {GWQ_TYPE_Q8_0, 0, 32, sizeof(struct q8_0_block)},
-    [GWQ_K_GWQ2] = {GWQ_TYPE_GWQ2, 2, 64, sizeof(struct gwq2_tile) / 64},
-    [GWQ_K_GWQ3] = {GWQ_TYPE_GWQ3, 3, 64, sizeof(struct gwq3_tile) / 64},
-    [GWQ_K_GWQ4] = {GWQ_TYPE_GWQ4, 4, 64, sizeof(struct gwq4_tile) / 64},
+    [GWQ_K_GWQ2] = {GWQ_TYPE_GWQ2, 2, 64, sizeof(struct gwq2_tile) / GWQ_TILE_BLOCKS},
+    [GWQ_K_GWQ3] = {GWQ_TYPE_GWQ3, 3, 64, sizeof(struct gwq3_tile) / GWQ_TILE_BLOCKS},
+    [GWQ_K_GWQ4] = {GWQ_TYPE_GWQ4, 4, 64, sizeof(struct gwq4_tile) / GWQ_TILE_BLOCKS},
 };
 _Static_assert(sizeof(struct q8_0_block) == 34, "packed");
-_Static_assert(sizeof(struct gwq4_tile) == 2176 && sizeof(struct gwq3_tile) == 1664 && sizeof(struct gwq2_tile) == 1152, "packed");
+_Static_assert(sizeof(struct gwq_head) == 16, "packed");
+_Static_assert(sizeof(struct gwq4_tile) == 4 * (48 + 4 * 128) && sizeof(struct gwq3_tile) == 4 * (24 + 3 * 128) &&
+               sizeof(struct gwq2_tile) == 4 * (24 + 2 * 128), "as gwq_block_bytes says");
 
 static const gwq_kernels *const isas[] = {
     &gwq_scalar,
@@ -79,9 +81,9 @@ uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols) {
     if (k < 0 || rows < 1 || cols < 1 || rows > limit || cols > limit) return 0;
     if (!gwq_types[k].bits && cols % gwq_types[k].unit) return 0;
     uint64_t units = (uint64_t)((cols + gwq_types[k].unit - 1) / gwq_types[k].unit);
-    uint64_t held = gwq_types[k].bits ? (uint64_t)gwq_groups(rows) * GWQ_ROWS : (uint64_t)rows;
-    if (held > UINT64_MAX / 64 / units) return 0;
-    return held * units * (uint64_t)gwq_types[k].unit_bytes;
+    uint64_t held = gwq_types[k].bits ? (uint64_t)gwq_groups(rows) : (uint64_t)rows, limit64 = UINT64_MAX / 1024;
+    if (held > limit64 / units) return 0;
+    return held * units * (uint64_t)gwq_types[k].unit_bytes + (gwq_types[k].bits ? gwq_head_bytes(rows) : 0);
 }
 
 /* One record: counts within the table, rows and columns within the matrix, columns of a row ascending. */
@@ -116,6 +118,8 @@ int gwq_matrix_check(const gwq_matrix *m) {
     uint64_t bytes = gwq_matrix_bytes(m->type, m->rows, m->cols);
     if (!bytes) return GWQ_E_SHAPE;
     if (bytes != m->data_bytes) return GWQ_E_SIZE;
+    for (int i = 0; gwq_types[k].bits && i < (int)sizeof(struct gwq_head); i++)
+        if (gwq_table(m)[i] < -ENTRY_BIAS || gwq_table(m)[i] >= ENTRY_BIAS) return GWQ_E_TABLE;
     if (!m->outliers) return m->offsets || m->outlier_bytes ? GWQ_E_ARGUMENT : GWQ_OK;
     if (!gwq_types[k].bits) return GWQ_E_TYPE;
     int64_t groups = gwq_groups(m->rows), tiles = (m->cols + GWQ_TILE - 1) / GWQ_TILE;
@@ -154,7 +158,7 @@ static float half_to_float(const uint8_t *p) {
     return f;
 }
 
-/* out (rows of the group, cols): dense part by kernel, outliers put in. */
+/* out (rows of the group, cols): dense part by kernel, outliers added. */
 static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
     current->dequantize[slot_of(m)](m, group, out);
     const uint8_t *record = gwq_records(m, group);
@@ -166,7 +170,7 @@ static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
         for (int level = 0; at < total; level++)
             for (int r = 0; r < GWQ_ROWS; r++)
                 if (record[r] > level) {
-                    out[r * m->cols + first + column[at]] = half_to_float(value + 2 * at);
+                    out[r * m->cols + first + column[at]] += half_to_float(value + 2 * at);
                     at++;
                 }
         record = column + total;
@@ -221,7 +225,7 @@ static void quantize_task(void *p, int thread, int threads) {
     const gwq_input *in = &((struct matmul_job *)p)->in;
     for (int64_t t = share(in->n, thread, threads); t < share(in->n, thread + 1, threads); t++)
         current->quantize(in->x + t * in->cols, in->cols, in->q + t * in->blocks * GWQ_BLOCK, in->scale + t * in->blocks,
-                         in->sum + t * in->blocks);
+                         in->bias + 8 * t * in->blocks);
 }
 
 /* Bytes of the first `groups` row groups, side-table included: what a thread's share is measured in. */
@@ -261,7 +265,7 @@ static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
     if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
     size_t blocks = (size_t)n * (size_t)gwq_blocks(cols);
-    return 64 + blocks * GWQ_BLOCK + 2 * round_up(4 * blocks);
+    return 64 + blocks * GWQ_BLOCK + round_up(sizeof(float) * blocks) + round_up(8 * sizeof(int16_t) * blocks);
 }
 
 int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n, float *const *y,
@@ -279,7 +283,7 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
         uint8_t *at = (uint8_t *)round_up((size_t)scratch);
         j.in.q = (int8_t *)at;
         j.in.scale = (float *)(at + n * blocks * GWQ_BLOCK);
-        j.in.sum = (int32_t *)((uint8_t *)j.in.scale + round_up(4 * (size_t)(n * blocks)));
+        j.in.bias = (int16_t *)((uint8_t *)j.in.scale + round_up(sizeof(float) * (size_t)(n * blocks)));
         if (n == 1) quantize_task(&j, 0, 1);
         else gwq_pool_run(pool, quantize_task, &j);
     }

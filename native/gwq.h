@@ -26,7 +26,8 @@ enum gwq_status {
     GWQ_E_ISA,            /* unknown instruction set, or one this machine lacks */
     GWQ_E_MEMORY,         /* no memory, or no thread could be started */
     GWQ_E_SCRATCH,        /* scratch buffer too small */
-    GWQ_E_INDEX           /* row index out of range */
+    GWQ_E_INDEX,          /* row index out of range */
+    GWQ_E_TABLE           /* a table entry is not in -32..31 */
 };
 
 typedef struct gwq_pool gwq_pool;
@@ -35,7 +36,7 @@ typedef struct gwq_pool gwq_pool;
 typedef struct gwq_matrix {
     int32_t type;             /* enum gwq_type */
     int64_t rows, cols;       /* outputs, inputs */
-    const void *data;         /* tiles, or rows of a stock type */
+    const void *data;         /* head and tiles, or rows of a stock type */
     uint64_t data_bytes;
     const uint8_t *outliers;  /* side-table records */
     uint64_t outlier_bytes;

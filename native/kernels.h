@@ -13,7 +13,7 @@ typedef struct gwq_type_row {
     int32_t id;         /* enum gwq_type */
     int32_t bits;       /* bits of a tile type's code, 0 for a stock type */
     int32_t unit;       /* columns per storage unit: 64 for tiles, 32 for q8_0, 1 otherwise */
-    int32_t unit_bytes; /* bytes per row and unit (tiles: one sixteenth of a block) */
+    int32_t unit_bytes; /* bytes per unit of a row; tiles: of the 16 rows of a row group */
 } gwq_type_row;
 extern const gwq_type_row gwq_types[GWQ_K_COUNT];
 int gwq_type_index(int32_t id); /* -1: not a matrix type */
@@ -24,15 +24,18 @@ typedef struct gwq_input {
     const float *x;  /* (n, cols) */
     int8_t *q;       /* (n, 64 * blocks), 64-byte aligned rows */
     float *scale;    /* (n, blocks): x ~ scale * q */
-    int32_t *sum;    /* (n, blocks): sum of q over the block */
+    /* (n, 4 * blocks, 2), for each 16 columns: -ENTRY_BIAS times the sum of q over the columns 4j and 4j+1, and over the
+     * columns 4j+2 and 4j+3. A kernel that looks up entries without their sign starts its 16-bit sums here; the result
+     * of 8 columns fits 16 bits again (8 * 32 * 127), whatever overflowed in between. */
+    int16_t *bias;
 } gwq_input;
 
 typedef struct gwq_kernels {
     const char *isa;
     int (*supported)(void);
-    /* One row x (cols) to q (64 * blocks), scale (blocks), sum (blocks): scale = max|x| / 127 per block of 64,
+    /* One row x (cols) to q (64 * blocks), scale (blocks), bias (8 * blocks): scale = max|x| / 127 per block of 64,
      * q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical bits on every ISA. */
-    void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int32_t *sum);
+    void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
     /* y[t * m->rows + r] for t < in->n and every row r of the row groups (of 16 rows) first .. last-1. */
     void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);
     /* out (16 rows, cols; row stride cols) = row group `group`, rows beyond m->rows not written; no outliers. */
@@ -51,12 +54,23 @@ extern const gwq_kernels gwq_avx512;
 /* Tile geometry, shared by every kernel file. A kernel walks a row group tile by tile:
  *   const uint8_t *tile = gwq_group(m, bits, group);
  *   for (block = 0; block < in->blocks; block += nb) { nb = min(4, blocks - block);
- *       scales at tile, lines at tile + 32 * nb; tile += nb * (32 + 64 * lines per block); } */
+ *       scales at tile, lines at tile + nb * gwq_scale_bytes(bits); tile += nb * gwq_block_bytes(bits); } */
+enum { ENTRY_BIAS = 32, SCALE_BIAS = 32 };
 static inline int64_t gwq_blocks(int64_t cols) { return (cols + GWQ_BLOCK - 1) / GWQ_BLOCK; }
 static inline int64_t gwq_groups(int64_t rows) { return (rows + GWQ_ROWS - 1) / GWQ_ROWS; }
-static inline size_t gwq_block_bytes(int bits) { return 2 * GWQ_ROWS + (size_t)bits * GWQ_ROWS * GWQ_BLOCK / 8; }
+static inline size_t gwq_scale_bytes(int bits) { return bits == 4 ? 48 : 24; } /* of a block; gwq.c compares the structs */
+static inline size_t gwq_line_bytes(int bits) { return (size_t)bits * GWQ_ROWS * GWQ_BLOCK / 8; } /* of a block */
+static inline size_t gwq_block_bytes(int bits) { return gwq_scale_bytes(bits) + gwq_line_bytes(bits); }
+static inline size_t gwq_head_bytes(int64_t rows) {
+    return (sizeof(struct gwq_head) + 2 * GWQ_ROWS * (size_t)gwq_groups(rows) + 63) & ~(size_t)63;
+}
+static inline const int8_t *gwq_table(const gwq_matrix *m) { return ((const struct gwq_head *)m->data)->table; }
+/* FP16, of the rows of a row group */
+static inline const uint8_t *gwq_row_scales(const gwq_matrix *m, int64_t group) {
+    return (const uint8_t *)m->data + sizeof(struct gwq_head) + 2 * GWQ_ROWS * (size_t)group;
+}
 static inline const uint8_t *gwq_group(const gwq_matrix *m, int bits, int64_t group) {
-    return (const uint8_t *)m->data + (size_t)group * (size_t)gwq_blocks(m->cols) * gwq_block_bytes(bits);
+    return (const uint8_t *)m->data + gwq_head_bytes(m->rows) + (size_t)group * (size_t)gwq_blocks(m->cols) * gwq_block_bytes(bits);
 }
 static inline uint32_t gwq_load_u32(const uint8_t *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;

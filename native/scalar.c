@@ -37,8 +37,9 @@ static void unpack3(const uint8_t *line, codes c) {
             for (int i = 0; i < 4; i++) {
                 uint8_t A = line[4 * r + i], B = line[64 + 4 * r + i], C = line[128 + 4 * r + i];
                 uint8_t *v = &c[r][32 * j + i];
-                v[0] = A & 7, v[4] = A >> 3 & 7, v[8] = B & 7, v[12] = B >> 3 & 7, v[16] = C & 7, v[20] = C >> 3 & 7;
-                v[24] = A >> 6 | (C >> 4 & 4), v[28] = B >> 6 | (C >> 5 & 4);
+                v[0] = A & 7, v[4] = A >> 4 & 7, v[8] = B & 7, v[12] = B >> 4 & 7, v[16] = C & 7, v[20] = C >> 4 & 7;
+                v[24] = (A >> 3 & 1) | (B >> 3 & 1) << 1 | (C >> 3 & 1) << 2;
+                v[28] = A >> 7 | B >> 7 << 1 | C >> 7 << 2;
             }
 }
 
@@ -49,22 +50,53 @@ static void unpack2(const uint8_t *line, codes c) {
                 for (int p = 0; p < 4; p++) c[r][16 * j + 4 * p + i] = line[4 * r + i] >> 2 * p & 3;
 }
 
+/* Scales of a block, for each 16 columns: a sub-block of 32 repeats its own. */
+static void unpack_scales(int bits, const uint8_t *p, int s[GWQ_ROWS][4]) {
+    for (int r = 0; r < GWQ_ROWS; r++) {
+        if (bits == 4) {
+            for (int k = 0; k < 3; k++) s[r][k] = (p[16 * k + r] & 63) - SCALE_BIAS;
+            s[r][3] = (p[r] >> 6 | p[16 + r] >> 6 << 2 | p[32 + r] >> 6 << 4) - SCALE_BIAS;
+        } else {
+            int high = p[16 + r % 8] >> (r < 8 ? 0 : 4) & 15;
+            s[r][0] = s[r][1] = (p[r] & 63) - SCALE_BIAS;
+            s[r][2] = s[r][3] = (p[r] >> 6 | high << 2) - SCALE_BIAS;
+        }
+    }
+}
+
 typedef void (*unpack)(const uint8_t *, codes);
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* A block: its entries and the scales of each 16 columns. */
+struct block {
+    int entry[GWQ_ROWS][GWQ_BLOCK], scale[GWQ_ROWS][4];
+};
+
+/* Block k of a tile of nb blocks. */
+static inline void decode(int bits, unpack f, const int8_t *table, const uint8_t *tile, int64_t nb, int64_t k, struct block *out) {
+    codes c;
+    f(tile + nb * gwq_scale_bytes(bits) + k * gwq_line_bytes(bits), c);
+    unpack_scales(bits, tile + k * gwq_scale_bytes(bits), out->scale);
+    for (int r = 0; r < GWQ_ROWS; r++) { /* above a code: the 4 - bits topmost bits of its neighbour's */
+        const uint8_t *before = c[r / GWQ_RING * GWQ_RING + (r + GWQ_RING - 1) % GWQ_RING];
+        for (int i = 0; i < GWQ_BLOCK; i++) out->entry[r][i] = table[c[r][i] | before[i] >> (2 * bits - 4) << bits];
+    }
+}
+
 static inline void tile_dequantize(int bits, unpack f, const gwq_matrix *m, int64_t group, float *out) {
     const uint8_t *tile = gwq_group(m, bits, group);
     int64_t rows = min64(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
-    codes c;
+    struct block e;
     for (int64_t b = 0; b < blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
         nb = min64(GWQ_TILE_BLOCKS, blocks - b);
         for (int64_t k = 0; k < nb; k++) {
-            f(tile + 32 * nb + k * bits * 128, c);
+            decode(bits, f, gwq_table(m), tile, nb, k, &e);
             int64_t first = (b + k) * GWQ_BLOCK, width = min64(GWQ_BLOCK, m->cols - first);
             for (int64_t r = 0; r < rows; r++) {
-                float d = half(tile + 32 * k + 2 * r);
-                for (int64_t i = 0; i < width; i++) out[r * m->cols + first + i] = d * (float)(c[r][i] - (1 << (bits - 1)));
+                float d = half(gwq_row_scales(m, group) + 2 * r);
+                for (int64_t i = 0; i < width; i++) /* as floats: so a zero has the sign of its factors */
+                    out[r * m->cols + first + i] = d * ((float)e.scale[r][i / 16] * (float)e.entry[r][i]);
             }
         }
     }
@@ -72,8 +104,7 @@ static inline void tile_dequantize(int bits, unpack f, const gwq_matrix *m, int6
 
 static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t first, int64_t last,
                                const gwq_input *in, float *y) {
-    int zero = 1 << (bits - 1);
-    codes c;
+    struct block e;
     for (int64_t g = first; g < last; g++) {
         const uint8_t *tile = gwq_group(m, bits, g), *record = gwq_records(m, g);
         int64_t rows = min64(GWQ_ROWS, m->rows - g * GWQ_ROWS), nb;
@@ -82,19 +113,21 @@ static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t 
         for (int64_t b = 0; b < in->blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
             nb = min64(GWQ_TILE_BLOCKS, in->blocks - b);
             for (int64_t k = 0; k < nb; k++) {
-                f(tile + 32 * nb + k * bits * 128, c);
+                decode(bits, f, gwq_table(m), tile, nb, k, &e);
                 for (int64_t t = 0; t < in->n; t++) {
                     const int8_t *q = in->q + (t * in->blocks + b + k) * GWQ_BLOCK;
                     float dx = in->scale[t * in->blocks + b + k];
-                    int32_t correction = zero * in->sum[t * in->blocks + b + k];
                     for (int64_t r = 0; r < rows; r++) {
-                        int32_t s = 0;
-                        for (int i = 0; i < GWQ_BLOCK; i++) s += c[r][i] * q[i];
-                        y[t * m->rows + g * GWQ_ROWS + r] += half(tile + 32 * k + 2 * r) * dx * (float)(s - correction);
+                        int32_t sum = 0;
+                        for (int i = 0; i < GWQ_BLOCK; i++) sum += e.scale[r][i / 16] * e.entry[r][i] * q[i];
+                        y[t * m->rows + g * GWQ_ROWS + r] += dx * (float)sum;
                     }
                 }
             }
-            if (!record) continue;
+        }
+        for (int64_t t = 0; t < in->n; t++)
+            for (int64_t r = 0; r < rows; r++) y[t * m->rows + g * GWQ_ROWS + r] *= half(gwq_row_scales(m, g) + 2 * r);
+        for (int64_t c = 0; record && c < m->cols; c += GWQ_TILE) {
             int total = 0, k = 0;
             for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
             const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
@@ -102,7 +135,7 @@ static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t 
                 for (int r = 0; r < GWQ_ROWS; r++) {
                     if (record[r] <= level) continue;
                     float v = half(value + 2 * k);
-                    int64_t col = b * GWQ_BLOCK + column[k++];
+                    int64_t col = c + column[k++];
                     for (int64_t t = 0; t < in->n; t++)
                         y[t * m->rows + g * GWQ_ROWS + r] += v * in->x[t * in->cols + col];
                 }
@@ -173,7 +206,7 @@ STOCK_TYPE(q8_0)
 
 /* --- activations and elementwise ops ---------------------------------------------------------------------------- */
 
-static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int32_t *sum) {
+static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias) {
     for (int64_t b = 0; b < gwq_blocks(cols); b++) {
         int64_t first = b * GWQ_BLOCK, width = min64(GWQ_BLOCK, cols - first);
         float most = 0;
@@ -182,15 +215,15 @@ static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int3
             if (a > most) most = a;
         }
         float d = most / 127, inverse = d > 0 ? 1 / d : 0;
-        int32_t total = 0;
+        for (int i = 0; i < 8; i++) bias[8 * b + i] = 0;
         for (int64_t i = 0; i < GWQ_BLOCK; i++) {
             float v = i < width ? rintf(x[first + i] * inverse) : 0;
             v = v > 127 ? 127 : v < -127 ? -127 : v; /* only when 1/d overflowed */
             q[first + i] = (int8_t)(v == v ? v : 0);
-            total += q[first + i];
+            int16_t *part = bias + 8 * b + i / 16 * 2 + i % 4 / 2;
+            *part = (int16_t)(*part - ENTRY_BIAS * q[first + i]);
         }
         scale[b] = d;
-        sum[b] = total;
     }
 }
 

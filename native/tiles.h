@@ -33,24 +33,30 @@ GWQ_INLINE int record_total(const uint8_t *count) {
     return (int)(pairs * 0x0001000100010001u >> 48);
 }
 
-/* A decoded block: 16 quads of columns, each 16 rows x 4 codes. */
-typedef uint8_t gwq_codes[GWQ_BLOCK / 4][64];
+/* A decoded block: 16 quads of columns, each 16 rows x 4 table entries, with ENTRY_BIAS; and what an instruction set
+ * makes of its scales, for each 16 columns. */
+typedef uint8_t gwq_entries[GWQ_BLOCK / 4][64];
+typedef uint8_t gwq_scales[4][64];
 
 /* What an instruction set does for a tile type. Constants, so that all of it is inlined into the walks below. */
 typedef struct tile_ops {
     int bits;
     size_t ahead; /* bytes between a read and its prefetch */
-    /* y[16] += dense part of a block: its scales and lines, 64 activations q, their scale and sum */
-    void (*block)(const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, int32_t sum, float *y);
+    float unit;   /* y of the dense part counts in these: row scales are multiplied in at the end of the row group */
+    /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's scales and lines, 64
+     * activations q, their scale and bias */
+    void (*block)(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, const int16_t *bias,
+                  float *y);
     /* product[k] = value[k] * x[column[k]] for k < count, and anything up to the next multiple of 16; x holds 256
      * floats, so any column may be looked up. */
     void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product);
     /* Add the products of a record to y[16], level by level; `levels` of them at least, even if empty. */
     void (*expand)(const uint8_t *count, int levels, int total, const float *product, float *y);
-    void (*decode)(const uint8_t *line, gwq_codes codes);
+    void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
+    void (*scales)(const uint8_t *scale, gwq_scales scales);
     /* acc[i] += dense part of nb decoded blocks, b the first, for the tokens t+i, i < count <= TOKENS */
-    void (*tokens)(const uint8_t *scale, const gwq_codes *codes, int nb, int zero, const gwq_input *in, int64_t t, int count,
-                   int64_t b, float (*acc)[GWQ_ROWS]);
+    void (*tokens)(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, int count, int64_t b,
+                   float (*acc)[GWQ_ROWS]);
     /* out[c][t] = x[t * stride + c] for t < count <= TOKENS, c < width; zero for the other tokens */
     void (*transpose)(const float *x, int64_t stride, int count, int width, float (*out)[TOKENS]);
     /* out[i] = float of the FP16 value i < count */
@@ -60,6 +66,11 @@ typedef struct tile_ops {
     /* sum[t] += v * x[t] for t < count (8 or 16), and maybe up to 16 */
     void (*spread)(float v, const float *x, int count, float *sum);
 } tile_ops;
+
+/* A matrix's table as `block` and `decode` want it. */
+GWQ_INLINE void biased_table(const gwq_matrix *m, uint8_t *table) {
+    for (int i = 0; i < 64; i++) table[i] = (uint8_t)(gwq_table(m)[i % 16] + ENTRY_BIAS);
+}
 
 /* --- one token -------------------------------------------------------------------------------------------------- */
 
@@ -105,7 +116,7 @@ GWQ_INLINE void settle(struct stream *s, int levels, const tile_ops *ops) {
 /* `outliers` is a constant: whether there are any. */
 GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, const int outliers,
                      float *y) {
-    const size_t bytes = gwq_block_bytes(ops->bits), ahead = ops->ahead;
+    const size_t scales = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits), bytes = scales + lines, ahead = ops->ahead;
     /* Prefetches must come at an even rate or memory idles: with outliers, three in eight are left for their turn. */
     const size_t early = outliers ? bytes * 5 / 8 / 64 * 64 : bytes;
     const uint8_t *end = m->outliers + m->outlier_bytes;
@@ -114,6 +125,8 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
     const int usual = (int)least(MOST, (mean + mean / 8 + 7) / 8 * 8), levels = mean / 8 + 3;
     struct stream s[STREAMS];
+    _Alignas(64) uint8_t table[64];
+    biased_table(m, table);
     float edge[GWQ_TILE] = {0}; /* x of the last, narrower tile */
     if (outliers) memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE, (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
     while (first < last) {
@@ -122,9 +135,11 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
         for (int i = 0; i < streams; i++) {
             s[i].tile = gwq_group(m, ops->bits, first + i * each);
             s[i].in_hand.next = gwq_records(m, first + i * each);
+            fetch(gwq_row_scales(m, first + i * each), 0, 64);
         }
         for (int64_t g = first; g < first + each; g++) {
             for (int i = 0; i < streams; i++) {
+                fetch(gwq_row_scales(m, g + i * each), 64, 64);
                 memset(s[i].dense, 0, sizeof s[i].dense);
                 memset(s[i].sparse, 0, sizeof s[i].sparse);
             }
@@ -132,11 +147,11 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                 int nb = (int)least(GWQ_TILE_BLOCKS, in->blocks - b);
                 const float *x = in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
                 for (int k = 0; k < nb; k++) {
-                    size_t at = 32 * nb + k * (bytes - 32); /* the block's lines within the tile */
+                    size_t at = nb * scales + k * lines; /* the block's lines within the tile */
                     for (int i = 0; i < streams; i++) {
                         fetch(s[i].tile + at, ahead, early);
-                        ops->block(s[i].tile + 32 * k, s[i].tile + at, in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
-                                   in->sum[b + k], s[i].dense);
+                        ops->block(table, s[i].tile + k * scales, s[i].tile + at, in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
+                                   in->bias + 8 * (b + k), s[i].dense);
                     }
                     if (!outliers) continue;
                     int upto = k + 1 < nb ? (int)least(k + 1, streams) : streams;
@@ -154,7 +169,10 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
             for (int i = 0; i < streams; i++) {
                 if (outliers) settle(&s[i], levels, ops);
                 int64_t row = (g + i * each) * GWQ_ROWS;
-                for (int r = 0; r < least(GWQ_ROWS, m->rows - row); r++) y[row + r] = s[i].dense[r] + s[i].sparse[r];
+                float scale[GWQ_ROWS];
+                ops->halves(gwq_row_scales(m, g + i * each), GWQ_ROWS, scale);
+                for (int r = 0; r < least(GWQ_ROWS, m->rows - row); r++)
+                    y[row + r] = ops->unit * scale[r] * s[i].dense[r] + s[i].sparse[r];
             }
         }
         first += streams * each;
@@ -183,12 +201,15 @@ GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[
 }
 
 GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
-    const size_t bytes = gwq_block_bytes(ops->bits);
+    const size_t per_block = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits), bytes = per_block + lines;
     const uint8_t *end = m->outliers + m->outlier_bytes;
     _Alignas(64) float dense[GROUPS][TOKENS][GWQ_ROWS], sparse[GROUPS][16][16]; /* [token][row] for a few tokens, */
     _Alignas(64) float x[GWQ_TILE * TOKENS]; /* [token][column] likewise; for more [row][token], [column][token] */
-    _Alignas(64) gwq_codes codes[GWQ_TILE_BLOCKS];
+    _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
+    _Alignas(64) gwq_scales scales[GWQ_TILE_BLOCKS];
+    _Alignas(64) uint8_t table[64];
     _Alignas(64) float product[2][MOST + 32];
+    biased_table(m, table);
     memset(x, 0, sizeof x);
     for (int64_t g = first; g < last; g += GROUPS)
         for (int64_t t = 0; t < in->n; t += TOKENS) {
@@ -206,8 +227,11 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
                 for (int i = 0; i < groups; i++) {
                     const uint8_t *tile = gwq_group(m, ops->bits, g + i) + b * bytes;
                     fetch(tile, nb * bytes, nb * bytes); /* the group's next tile, wanted after the other groups' */
-                    for (int k = 0; k < nb; k++) ops->decode(tile + 32 * nb + k * (bytes - 32), codes[k]);
-                    ops->tokens(tile, codes, nb, 1 << (ops->bits - 1), in, t, count, b, dense[i]);
+                    for (int k = 0; k < nb; k++) {
+                        ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
+                        ops->scales(tile + k * per_block, scales[k]);
+                    }
+                    ops->tokens(scales, entries, nb, in, t, count, b, dense[i]);
                     if (!m->outliers) continue;
                     if (few) {
                         struct record r = record_at(record[i]);
@@ -223,10 +247,14 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
                     }
                 }
             }
-            for (int i = 0; i < groups; i++)
+            for (int i = 0; i < groups; i++) {
+                float scale[GWQ_ROWS];
+                ops->halves(gwq_row_scales(m, g + i), GWQ_ROWS, scale);
                 for (int j = 0; j < count; j++)
                     for (int r = 0; r < least(GWQ_ROWS, m->rows - (g + i) * GWQ_ROWS); r++)
-                        y[(t + j) * m->rows + (g + i) * GWQ_ROWS + r] = dense[i][j][r] + (few ? sparse[i][j][r] : sparse[i][r][j]);
+                        y[(t + j) * m->rows + (g + i) * GWQ_ROWS + r] =
+                            ops->unit * scale[r] * dense[i][j][r] + (few ? sparse[i][j][r] : sparse[i][r][j]);
+            }
         }
 }
 

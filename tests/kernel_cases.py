@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export import format as fmt
+from gwq_export.side_table import pack_outliers, unpack_outliers
+from gwq_export.tiles import dequantize, pack_tiles
 
 MATRIX_TYPES = [t for t in fmt.TYPES if t not in ("i8", "i32")]
 TILE_TYPES = [t for t in MATRIX_TYPES if fmt.TYPES[t].bits]
@@ -82,27 +84,42 @@ class Case:
     @property
     def dense(self):
         """float32 weights without the outliers."""
-        return fmt.dequantize(self.type, self.data, self.shape)
+        return dequantize(self.type, self.data, self.shape)
+
+    @property
+    def sparse(self):
+        """The outliers alone, float32."""
+        out = np.zeros(self.shape, np.float32)
+        if self.outliers is not None:
+            row, col, value = unpack_outliers(*self.outliers, self.shape)
+            out[row, col] = value
+        return out
 
     @property
     def full(self):
-        return fmt.dequantize(self.type, self.data, self.shape, self.outliers)
+        return dequantize(self.type, self.data, self.shape, self.outliers)
+
+
+def random_parts(rng, type, rows, cols):
+    """What `pack_tiles` takes: any table, codes and scales, in the padding too; row scales of both signs, subnormal and
+    zero ones too."""
+    padded, blocks = fmt.padded_rows(rows), -(-cols // fmt.BLOCK)
+    table = rng.integers(fmt.ENTRY_MIN, fmt.ENTRY_MAX + 1, fmt.TABLE).astype(np.int8)
+    row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 1, rows)).astype(np.float16)
+    scales = rng.integers(-fmt.SCALE_BIAS, fmt.SCALE_BIAS, (padded, blocks * fmt.BLOCK // type.sub)).astype(np.int8)
+    return table, row_scales, scales, rng.integers(0, 1 << type.bits, (padded, blocks * fmt.BLOCK), np.uint8)
 
 
 def make(type_name, rows, cols, pattern=none, seed=0):
-    """A random matrix. Tile types: any code, scales of both signs, subnormal and zero ones too."""
+    """A random matrix. Tile types: random parts and an outlier wherever `pattern` says."""
     rng, type = np.random.default_rng([seed, rows, cols]), fmt.TYPES[type_name]
     if not type.bits:
         return Case(type, (rows, cols), fmt.encode_stock(type, rng.standard_normal((rows, cols), np.float32)))
-    codes = rng.integers(0, 1 << type.bits, (rows, cols), np.uint8)
-    scales = (rng.standard_normal((rows, -(-cols // fmt.BLOCK))) * 10.0 ** rng.integers(-7, 1, (rows, 1))).astype(np.float16)
-    mask = pattern(rng, rows, cols)
+    data, mask = pack_tiles(type, *random_parts(rng, type, rows, cols)), pattern(rng, rows, cols)
     if mask is None:
-        return Case(type, (rows, cols), fmt.pack_tiles(type, scales, codes))
-    codes[mask] = type.zero
+        return Case(type, (rows, cols), data)
     row, col = np.nonzero(mask)
-    value = rng.standard_normal(len(row)).astype(np.float16)
-    return Case(type, (rows, cols), fmt.pack_tiles(type, scales, codes), fmt.pack_outliers(row, col, value, (rows, cols)))
+    return Case(type, (rows, cols), data, pack_outliers(row, col, rng.standard_normal(len(row)).astype(np.float16), (rows, cols)))
 
 
 def activations(n, cols, seed=0):
@@ -113,7 +130,8 @@ def activations(n, cols, seed=0):
 
 
 def quantize(x):
-    """The int8 activations every kernel uses: q (n, 64 * blocks), scale and sum (n, blocks)."""
+    """The int8 activations every kernel uses: q (n, 64 * blocks), scale (n, blocks), bias (n, 4 * blocks, 2): -32 times
+    the sum over the first and over the second two columns of every four, by 16 columns."""
     n, cols = x.shape
     padded = np.zeros((n, -(-cols // fmt.BLOCK), fmt.BLOCK), np.float32)
     padded.reshape(n, -1)[:, :cols] = x
@@ -122,7 +140,8 @@ def quantize(x):
         inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
         q = np.clip(np.rint(padded * inverse[:, :, None]), -127, 127)
     q = np.where(np.isnan(q), 0, q).astype(np.int8)
-    return q.reshape(n, -1), scale, q.sum(2, dtype=np.int32)
+    bias = -32 * q.reshape(n, -1, 4, 2, 2).sum((2, 4), dtype=np.int16)
+    return q.reshape(n, -1), scale, bias
 
 
 _mprotect = ctypes.CDLL(None, use_errno=True).mprotect

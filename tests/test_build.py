@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from gwq_export.format import BLOCK, TYPES, dequantize, pack_outliers, pack_tiles
+from kernel_cases import empty, make, many, none, random
 
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "native"
@@ -89,31 +88,26 @@ def test_wheel(tmp_path):
 
 
 def cases():
-    """(type, shape, outlier fraction) whose bytes go through another architecture's library."""
-    return [(name, shape, f) for name in ("gwq2", "gwq3", "gwq4") for shape in ((5, 70), (33, 600)) for f in (0.0, 0.03)]
+    """Matrices whose bytes go through another architecture's library."""
+    return [make(name, *shape, pattern) for name in ("gwq2", "gwq3", "gwq4") for shape in ((5, 70), (33, 600))
+            for pattern in (none, empty, random, many)]  # fmt: skip
 
 
-def run_case(binary, launcher, folder, name, shape, fraction):
+def run_case(binary, launcher, folder, case):
     """Bytes in, weights and products out: equal to numpy's decoder to the bit, products to rounding."""
-    rng, t, n = np.random.default_rng(0), TYPES[name], 3
-    scales = rng.normal(size=(shape[0], -(-shape[1] // BLOCK))).astype(np.float16)
-    codes, (row, col) = rng.integers(0, 1 << t.bits, shape).astype(np.uint8), np.nonzero(rng.random(shape) < fraction)
-    codes[row, col] = t.zero  # as the format asks under an outlier
-    data = pack_tiles(t, scales, codes)
-    table = pack_outliers(row, col, rng.normal(size=len(row)), shape) if fraction else None
-    x = rng.normal(size=(n, shape[1])).astype(np.float32)
-    files = [data, *(table or (np.empty(0, np.uint8), np.empty(0, np.int32))), x]
+    n, shape, weight = 3, case.shape, case.full
+    x = np.random.default_rng(0).normal(size=(n, shape[1])).astype(np.float32)
+    files = [case.data, *(case.outliers or (np.empty(0, np.uint8), np.empty(0, np.int32))), x]
     for i, a in enumerate(files):
         a.tofile(folder / str(i))
-    arguments = [str(t.id), *map(str, shape), str(n), *(str(folder / str(i)) for i in range(4))]
+    arguments = [str(case.type.id), *map(str, shape), str(n), *(str(folder / str(i)) for i in range(4))]
     done = subprocess.run([*launcher, binary, *arguments], capture_output=True,
                           env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"})  # fmt: skip
     assert done.returncode == 0, (done.returncode, done.stderr)
     out = np.frombuffer(done.stdout, np.float32)
-    weight = dequantize(t, data, shape, table)
     assert np.array_equal(out[: weight.size].reshape(shape).view(np.uint32), weight.view(np.uint32))
     # int8 activations: at most half a step of max|x| / 127 per input
-    bound = np.abs(weight).sum(1) * np.abs(x).max() / 254 + 1e-4
+    bound = np.abs(case.dense).sum(1) * np.abs(x).max() / 254 + 1e-6 * np.abs(x) @ np.abs(weight).T
     assert (np.abs(out[weight.size :].reshape(n, -1) - x @ weight.T) <= bound).all()
 
 
@@ -129,7 +123,7 @@ def test_aarch64_under_emulation(tmp_path):
         [cc, *build_module().CFLAGS.split(), "-static", '-DGWQ_ABI_HASH="x"', f"-I{NATIVE}", *sources, "-lm", "-o", binary], check=True
     )
     for case in cases():
-        run_case(binary, [qemu], tmp_path, *case)
+        run_case(binary, [qemu], tmp_path, case)
 
 
 def test_sanitizers_find_nothing(tmp_path):
@@ -155,4 +149,4 @@ def test_sanitizers_find_nothing(tmp_path):
         pytest.skip("the compiler's sanitizer runtime is not installed")
     assert linked.returncode == 0, linked.stderr
     for case in cases():
-        run_case(binary, [], tmp_path, *case)
+        run_case(binary, [], tmp_path, case)

@@ -4,61 +4,127 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import random_parts
 
 from gwq_export import GwqError
-from gwq_export.format import (
-    BLOCK,
-    TILE,
-    TYPES,
-    decode_stock,
-    dequantize,
-    encode_stock,
-    outlier_bytes,
-    pack_outliers,
-    pack_tiles,
-    tensor_type,
-    unpack_outliers,
-    unpack_tiles,
-)  # fmt: skip
+from gwq_export.format import BLOCK, TILE, TYPES, decode_stock, encode_stock, padded_rows, tensor_type
+from gwq_export.side_table import outlier_bytes, pack_outliers, unpack_outliers
+from gwq_export.tiles import check_tiles, dequantize, pack_tiles, unpack_tiles, windows
 
 TILES = [t for t in TYPES.values() if t.bits]
 
 
-def test_sizes_are_those_of_the_design():
-    assert {t.name: t.unit_bytes for t in TILES} == {"gwq2": 18, "gwq3": 26, "gwq4": 34}
+def test_sizes_are_those_of_the_header():
+    assert {t.name: (t.bits, t.history, t.sub, t.unit_bytes) for t in TILES} == {
+        "gwq2": (2, 2, 32, 280),
+        "gwq3": (3, 1, 32, 408),
+        "gwq4": (4, 0, 16, 560),
+    }
     assert TYPES["gwq4"].id == int.from_bytes(b"GWQ4", "little")
-    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.25 * 4096 * 4096
-    assert TYPES["gwq3"].nbytes(17, 65) == 32 * 2 * 26
+    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (2 * 4096 + 64)  # table and zeros: a line
+    assert TYPES["gwq3"].nbytes(17, 65) == 128 + 2 * 2 * 408  # 16 + 2 * 32, up to 128
+    assert TYPES["gwq2"].nbytes(24 * 16 - 8, 1) == 16 + 768 + 48 + 24 * 280
     assert TYPES["q8_0"].nbytes(3, 64) == 3 * 68
 
 
-def test_one_block_by_hand():
-    """Bytes written out by hand from gwq_format.h: row 0 holds the codes 1 2 3 ... in its first columns."""
-    rows, cols = 16, 64
-    for name, first in [("gwq4", [0x51, 0x62, 0x73, 0x84]), ("gwq2", [0x21, 0xF6])]:
-        codes = np.full((rows, cols), TYPES[name].zero, np.uint8)
-        if name == "gwq4":
-            codes[0, :8] = [1, 2, 3, 4, 5, 6, 7, 8]
-        else:  # byte i holds columns i, 4+i, 8+i, 12+i
-            codes[0, [0, 4, 8, 12, 1, 5, 9, 13]] = [1, 0, 2, 0, 2, 1, 3, 3]
-        data = pack_tiles(TYPES[name], np.ones((rows, 1), np.float16), codes)
-        assert data[:2].tobytes() == np.float16(1).tobytes()
-        assert list(data[32 : 32 + len(first)]) == first
-    codes = np.full((rows, cols), 4, np.uint8)
-    codes[0, 0:32:4] = [1, 2, 3, 4, 5, 6, 7, 0]
-    data = pack_tiles(TYPES["gwq3"], np.ones((rows, 1), np.float16), codes)
-    assert [data[32], data[96], data[160]] == [0xD1, 0x23, 0x75]
+def zeros(name, rows=16, blocks=1):
+    """table 0, 1, .. 15; row scales 1; scales 1; codes 0: the parts of a matrix to change by hand."""
+    t = TYPES[name]
+    scales = np.ones((padded_rows(rows), blocks * BLOCK // t.sub), np.int8)
+    return np.arange(16, dtype=np.int8), np.ones(rows, np.float16), scales, np.zeros((padded_rows(rows), blocks * BLOCK), np.uint8)
+
+
+def test_head_by_hand():
+    table, row_scales, scales, codes = zeros("gwq4", 17)
+    table[:3], row_scales[1], row_scales[16] = (-32, 31, -1), -2, 0.5
+    data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
+    assert data[:16].tobytes() == bytes([0xE0, 0x1F, 0xFF, *range(3, 16)])
+    assert data[16:20].tobytes() == bytes([0x00, 0x3C, 0x00, 0xC0])  # 1, -2
+    assert data[48:50].tobytes() == bytes([0x00, 0x38]) and not data[50:128].any()  # 0.5; padded rows and the head's end
+
+
+def test_scales_by_hand():
+    """Row 0 has the biased scales 1, 2, 3, 54 (4 bits) or 1, 54 (3 and 2 bits), row 8 of these 63, 13."""
+    parts = zeros("gwq4")
+    parts[2][:] = -32
+    parts[2][0] = np.array([1, 2, 3, 54]) - 32
+    at = pack_tiles(TYPES["gwq4"], *parts)[64:]
+    assert [at[0], at[16], at[32]] == [1 | 2 << 6, 2 | 1 << 6, 3 | 3 << 6]
+    assert not np.delete(at[:48], [0, 16, 32]).any()
+    for name in ("gwq3", "gwq2"):
+        parts = zeros(name)
+        parts[2][:] = -32
+        parts[2][0], parts[2][8] = np.array([1, 54]) - 32, np.array([63, 13]) - 32
+        at = pack_tiles(TYPES[name], *parts)[64:]
+        assert [at[0], at[8], at[16]] == [1 | 2 << 6, 63 | 1 << 6, 13 | 3 << 4]
+        assert not np.delete(at[:24], [0, 8, 16]).any()
+
+
+def test_lines_by_hand():
+    parts = zeros("gwq4")
+    parts[3][0, :8] = [1, 2, 3, 4, 5, 6, 7, 8]
+    parts[3][15, 63] = 9
+    line = pack_tiles(TYPES["gwq4"], *parts)[64 + 48 :]
+    assert list(line[:4]) == [0x51, 0x62, 0x73, 0x84] and line[7 * 64 + 63] == 0x90
+    parts = zeros("gwq2")
+    parts[3][0, [0, 4, 8, 12, 1, 5, 9, 13]] = [1, 0, 2, 3, 2, 1, 3, 3]  # byte i holds columns i, 4+i, 8+i, 12+i
+    line = pack_tiles(TYPES["gwq2"], *parts)[64 + 24 :]
+    assert list(line[:2]) == [0xE1, 0xF6]
+    parts = zeros("gwq3")
+    parts[3][0, 32:64:4] = [1, 2, 3, 4, 5, 6, 3, 5]
+    line = pack_tiles(TYPES["gwq3"], *parts)[64 + 24 + 3 * 64 :]
+    assert [line[0], line[64], line[128]] == [0x29 | 1 << 7, 0x4B, 0x65 | 1 << 7]
+
+
+def test_windows_by_hand():
+    """A code's upper bits lie above the code of the next row of its ring; row 0 follows row 7, row 8 follows row 15."""
+    for name, above in (("gwq3", {3: 0, 5: 8, 7: 8}), ("gwq2", {1: 4, 2: 8, 3: 12})):
+        for code, bits in above.items():
+            for row, after in ((0, 1), (6, 7), (7, 0), (8, 9), (15, 8)):
+                parts = zeros(name)
+                parts[3][row, 5] = code
+                expected = np.zeros((16, 64), np.float32)
+                expected[row, 5], expected[after, 5] = code, bits
+                assert np.array_equal(windows(TYPES[name], parts[3]), expected)
+                assert np.array_equal(dequantize(TYPES[name], pack_tiles(TYPES[name], *parts), (16, 64)), expected)
+    parts = zeros("gwq4")
+    parts[3][3, 5] = 15
+    assert windows(TYPES["gwq4"], parts[3]).sum() == 15
+
+
+def test_a_padded_row_can_be_a_neighbour():
+    parts = zeros("gwq2", 1)
+    parts[3][7, 2] = 3
+    assert dequantize(TYPES["gwq2"], pack_tiles(TYPES["gwq2"], *parts), (1, 3)).tolist() == [[0, 0, 12]]
+
+
+def test_weight_by_hand():
+    table, row_scales, scales, codes = zeros("gwq4")
+    table[5], row_scales[2], codes[2, 20] = -7, -0.5, 5
+    scales[2] = [3, -31, 2, 1]
+    assert dequantize(TYPES["gwq4"], pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes), (16, 64))[2, 20] == -0.5 * (-31 * -7)
+
+
+def test_outliers_are_added():
+    table, row_scales, scales, codes = zeros("gwq4")
+    codes[1, 9] = 3
+    data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
+    outliers = pack_outliers([1, 4], [9, 63], np.float16([0.25, -2]), (16, 64))
+    expected = np.zeros((16, 64), np.float32)
+    expected[1, 9], expected[4, 63] = 3.25, -2
+    assert np.array_equal(dequantize(TYPES["gwq4"], data, (16, 64), outliers), expected)
 
 
 def test_tile_order_by_hand():
-    """Block b of row group g starts where the drawing in gwq_format.h says, in full and in narrow tiles."""
-    t, shape = TYPES["gwq4"], (32, 6 * BLOCK)
-    scales = np.arange(32 * 6, dtype=np.float16).reshape(32, 6)
-    data = pack_tiles(t, scales, np.full(shape, 8, np.uint8))
-    group = 6 * 16 * 34
-    assert np.array_equal(data[: 4 * 32].view(np.float16).reshape(4, 16), scales[:16, :4].T)  # full tile: 4 scale lines first
-    narrow = group + 4 * 16 * 34
-    assert np.array_equal(data[narrow : narrow + 2 * 32].view(np.float16).reshape(2, 16), scales[16:, 4:].T)
+    """Blocks lie where the drawing in gwq_format.h says, in full and in narrow tiles: first all scales, then all lines."""
+    t, parts = TYPES["gwq4"], zeros("gwq4", 32, 6)
+    parts[2][0, 4:8] = 5 - 32  # row 0, block 1
+    parts[3][16, 5 * BLOCK] = 7  # row group 1, block 5
+    data = pack_tiles(t, *parts)
+    tile, group = t.head_bytes(32), 6 * 560
+    assert (t.head_bytes(32), t.nbytes(32, 6 * BLOCK)) == (128, 128 + 2 * group)
+    assert data[tile] == 33 | (33 & 3) << 6 and data[tile + 48] == 5 | (5 & 3) << 6
+    assert data[tile + group + 4 * 560 + 2 * 48 + 512] == 7
 
 
 def test_side_table_by_hand():
@@ -80,22 +146,42 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 600))
 )
 def test_round_trip(shape, name, fraction, seed):
     t, rng = TYPES[name], np.random.default_rng(seed)
-    codes = rng.integers(0, 1 << t.bits, shape).astype(np.uint8)
-    scales = rng.normal(size=(shape[0], -(-shape[1] // BLOCK))).astype(np.float16)
+    parts = random_parts(rng, t, *shape)
+    table, row_scales, scales, codes = parts
     row, col = np.nonzero(rng.random(shape) < fraction)
     value = rng.normal(size=len(row)).astype(np.float16)
-    data = pack_tiles(t, scales, codes)
+    data = pack_tiles(t, *parts)
     assert data.size == t.nbytes(*shape)
-    for got, expected in zip(unpack_tiles(t, data, *shape), (scales, codes), strict=True):
+    for got, expected in zip(unpack_tiles(t, data, *shape), parts, strict=True):
         assert np.array_equal(got, expected)
     order = rng.permutation(len(row))
-    table = pack_outliers(row[order], col[order], value[order], shape)
-    assert (table[0].size, table[1].size) == outlier_bytes(*shape, len(row))
-    for got, expected in zip(unpack_outliers(*table, shape), (row, col, value), strict=True):
+    outliers = pack_outliers(row[order], col[order], value[order], shape)
+    assert (outliers[0].size, outliers[1].size) == outlier_bytes(*shape, len(row))
+    for got, expected in zip(unpack_outliers(*outliers, shape), (row, col, value), strict=True):
         assert np.array_equal(got, expected)
-    expected = np.repeat(scales.astype(np.float32), BLOCK, 1)[:, : shape[1]] * (codes.astype(np.float32) - t.zero)
-    expected[row, col] = value
-    assert np.array_equal(dequantize(t, data, shape, table).view(np.uint32), expected.view(np.uint32))
+    check_tiles(t, data, shape, outliers)
+    for r, c in zip(rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True):  # one by one, as the header says
+        before = codes[r // 8 * 8 + (r - 1) % 8, c]
+        window = codes[r, c] | (before >> (t.bits - t.history)) << t.bits if t.history else codes[r, c]
+        weight = float(row_scales[r]) * float(scales[r, c // t.sub]) * float(table[window])
+        assert dequantize(t, data, shape)[r, c] == weight
+    expected = dequantize(t, data, shape)
+    expected[row, col] += value.astype(np.float32)
+    assert np.array_equal(dequantize(t, data, shape, outliers).view(np.uint32), expected.view(np.uint32))
+
+
+def test_damaged_tiles_are_refused():
+    t, shape = TYPES["gwq3"], (20, 100)
+    good = pack_tiles(t, *random_parts(np.random.default_rng(0), t, *shape))
+    damages = [(3, 32, "table"), (15, 0x80, "table"), (17, 0x7C, "not finite"), (16 + 2 * 20, 1, "padding"), (127, 1, "padding")]
+    for at, byte, sentence in damages:
+        data = good.copy()
+        data[at] = byte
+        with pytest.raises(GwqError, match=sentence):
+            check_tiles(t, data, shape)
+    outliers = pack_outliers([0], [0], np.float16([np.inf]), shape)
+    with pytest.raises(GwqError, match="outlier is not finite"):
+        check_tiles(t, good, shape, outliers)
 
 
 @settings(max_examples=150, deadline=None)

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_TYPES, PATTERNS, SHAPES, TILE_TYPES, TOKENS, activations, guarded, make, quantize, random
+from kernel_cases import MATRIX_TYPES, PATTERNS, SHAPES, TILE_TYPES, TOKENS, Case, activations, guarded, make, quantize, random
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gwq_export import format as fmt
 from gwq_export.format import ffi
 from gwq_export.native import isas, pointer
+from gwq_export.tiles import pack_tiles
 
 NATIVE = Path(__file__).parents[1] / "native"
 LIBRARY = os.environ.get("GWQ_LIBRARY", Path(__file__).parents[1] / "gwq_export" / "libgwq.so")
 ISAS = ["scalar", "avx2", "avx512", "avx512-simde"]
 # Float32 sums of up to 1024 terms round to about 1e-7 of sum|w x| (9e-8 for 4096 terms in one chain, less with
-# partial sums); scale * dx * dot adds three roundings of 6e-8. 4e-7 leaves room for both, and no wrong term fits in.
+# partial sums). A tile's dense sums are integers over 64 columns, exact in float32, so that fewer terms are left; the
+# row's scale and the outliers' own sum add three roundings of 6e-8. 4e-7 leaves room for both, and no wrong term fits in.
 BOUND = 4e-7
 
 
@@ -141,12 +143,11 @@ def cached(type_name, rows, cols, pattern):
 
 def expect(case, x):
     """(y, sum|w x|) in float64, with the activations the kernels see."""
-    dense, full, x = case.dense.astype(float), case.full.astype(float), x.astype(float)
+    dense, exact, x = case.dense.astype(float), case.sparse.astype(float), x.astype(float)
     if not case.type.bits:
-        return x @ full.T, np.abs(x) @ np.abs(full).T
+        return x @ dense.T, np.abs(x) @ np.abs(dense).T
     q, scale, _ = quantize(x.astype(np.float32))
     seen = (np.repeat(scale, fmt.BLOCK, 1).astype(float) * q)[:, : x.shape[1]]
-    exact = full - dense  # outliers; their dense weight is zero
     return seen @ dense.T + x @ exact.T, np.abs(seen) @ np.abs(dense).T + np.abs(x) @ np.abs(exact).T
 
 
@@ -214,18 +215,60 @@ def test_threads_do_not_change_a_bit(lib, pool, n):
             same_bits(a, b)
 
 
-@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("n", [1, 2, 5, 16])
 @pytest.mark.parametrize("type_name", TILE_TYPES)
-def test_extreme_codes_do_not_overflow(lib, pool, type_name, n):
-    """Largest codes times largest activations, both signs: the worst case of the 16-bit sums."""
-    type = fmt.TYPES[type_name]
-    for code in (0, (1 << type.bits) - 1):
-        for sign in (-1, 1):
-            codes = np.full((16, 256), code, np.uint8)
-            case = make(type_name, 16, 256)
-            case.data = fmt.pack_tiles(type, np.ones((16, 4), np.float16), codes)
-            (y,) = matmul(lib, pool(1), [Loaded(lib, case)], np.full((n, 256), sign * 127, np.float32))
-            assert_array_equal(y, 256 * 127.0 * sign * (code - type.zero))
+def test_extremes_do_not_overflow(lib, pool, type_name, n):
+    """Largest entries, scales and activations, their signs equal or not: the worst cases of 16-bit and of 32-bit sums."""
+    type, rng = fmt.TYPES[type_name], np.random.default_rng(0)
+    table = np.full(16, fmt.ENTRY_MAX, np.int8)
+    table[0] = fmt.ENTRY_MIN
+    for some in (np.zeros(256, bool), np.ones(256, bool), rng.random(256) < 0.5):  # columns of the largest entry, else the smallest
+        codes = np.broadcast_to(np.where(some, (1 << type.bits) - 1, 0).astype(np.uint8), (16, 256))
+        for scale in (-32, 31):
+            scales = np.full((16, 256 // type.sub), scale, np.int8)
+            case = Case(type, (16, 256), pack_tiles(type, table, np.ones(16, np.float16), scales, codes))
+            for sign in (np.where(some, 1, -1), np.where(some, -1, 1), np.tile([1, 1, -1, -1], 64), np.tile([1, -1], 128)):
+                (y,) = matmul(lib, pool(1), [Loaded(lib, case)], np.tile(np.float32(127) * sign, (n, 1)).astype(np.float32))
+                want = 127 * scale * np.where(some, fmt.ENTRY_MAX, fmt.ENTRY_MIN) @ sign
+                assert (np.abs(y - want) <= BOUND * 256 * 127 * 1024).all()
+
+
+def status(lib, **changes):
+    """gwq_matrix_check of a good gwq3 matrix of 20 x 100 with `changes` to it."""
+    loaded = Loaded(lib, make("gwq3", 20, 100, random))
+    table = changes.pop("table", {})
+    for at, entry in table.items():
+        loaded.data[at] = entry & 255
+    for name, value in changes.items():
+        setattr(loaded.struct, name, getattr(loaded.struct, name) + value)
+    return ffi.typeof("enum gwq_status").elements[lib.gwq_matrix_check(loaded.struct)]
+
+
+def test_damaged_matrices_are_refused(lib):
+    assert status(lib) == status(lib, table={0: -32, 15: 31}) == "GWQ_OK"
+    for at in range(fmt.TABLE):
+        assert status(lib, table={at: 32}) == status(lib, table={at: -33}) == status(lib, table={at: -128}) == "GWQ_E_TABLE"
+    assert status(lib, data_bytes=-1) == status(lib, data_bytes=1) == status(lib, rows=16) == status(lib, cols=64) == "GWQ_E_SIZE"
+    assert status(lib, rows=-20) == status(lib, cols=-100) == "GWQ_E_SHAPE"
+    assert status(lib, outlier_bytes=-1) == status(lib, offset_bytes=4) == "GWQ_E_OFFSETS"
+
+
+def test_sizes_are_those_of_python(lib):
+    for type in (fmt.TYPES[name] for name in TILE_TYPES):
+        for rows, cols in [*SHAPES, (151936, 896), (2**31 - 1, 64)]:
+            assert lib.gwq_matrix_bytes(type.id, rows, cols) == type.nbytes(rows, cols)
+    assert lib.gwq_matrix_bytes(fmt.TYPES["gwq4"].id, 2**31 - 1, 2**31 - 1) == fmt.TYPES["gwq4"].nbytes(2**31 - 1, 2**31 - 1)
+
+
+def test_embedding_rows(lib):
+    """Rows by number, in any order and repeatedly."""
+    for type_name in MATRIX_TYPES:
+        case = make(type_name, 50, 96, random)
+        ids = np.array([49, 0, 17, 17, 31, 48], np.int32)
+        group, out = guarded(np.empty((fmt.ROWS, 96), np.float32)), guarded(np.empty((len(ids), 96), np.float32))
+        m = Loaded(lib, case)
+        assert lib.gwq_embed(m.struct, pointer(ids, "int32_t *"), len(ids), pointer(group), pointer(out)) == 0
+        same_bits(out, case.full[ids])
 
 
 def quantize_inputs():
@@ -243,17 +286,17 @@ def quantize_inputs():
 
 
 def test_quantize_is_exact(lib, pool):
-    """The activations left in the scratch buffer: q, scale, sum, each on a 64-byte boundary."""
+    """The activations left in the scratch buffer: q, scale, bias, each on a 64-byte boundary."""
     for x in quantize_inputs():
         n, cols = x.shape
         scratch = scratch_of(lib, n, cols)
         matmul(lib, pool(1), [Loaded(lib, make("gwq4", 1, cols))], x, scratch)
-        q, scale, total = quantize(x)
+        q, scale, bias = quantize(x)
         at = q.size
         assert_array_equal(scratch[:at].view(np.int8).reshape(q.shape), q)
         same_bits(scratch[at:][: scale.nbytes].view(np.float32).reshape(scale.shape), scale)
         at += -(-scale.nbytes // 64) * 64
-        assert_array_equal(scratch[at:][: total.nbytes].view(np.int32).reshape(total.shape), total)
+        assert_array_equal(scratch[at:][: bias.nbytes].view(np.int16).reshape(bias.shape), bias)
 
 
 # --- the other ops --------------------------------------------------------------------------------------------------
