@@ -61,11 +61,17 @@ def transformers_logits(folder):
         reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     except (OSError, ValueError) as e:
         raise GwqError(f"--against {folder}: transformers cannot load it ({str(e).splitlines()[0]})") from None
+    return module_logits(reference)
+
+
+def module_logits(model):
+    """The same by a transformers model in memory."""
+    import torch
 
     @torch.no_grad()
     def run(window):
         ids = torch.from_numpy(window[None, :-1].astype(np.int64))
-        return reference(input_ids=ids).logits[0, -scored(len(window)) :].float().numpy()
+        return model(input_ids=ids).logits[0, -scored(len(window)) :].float().numpy()
 
     return run
 
@@ -73,14 +79,21 @@ def transformers_logits(folder):
 def evaluate(model, text, ctx=512, against=None, progress=lambda phase, done, total: None):
     """Score `text`; returns {"ppl", "ppl_error", "nll", "tokens", "ctx", "windows"}, nll in nats per token.
 
-    against: a function like `runtime_logits`'s result for the reference model; adds kld_mean, kld_error, kld_p99 (KL
-    divergence of this model from the reference, nats), top1_agreement (share of tokens) and ppl_against.
-    ppl_error and kld_error are standard errors.
+    against: as for `score`, which says what it adds.
     """
     if ctx > model.config.ctx:
         log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, model.config.ctx)
         ctx = model.config.ctx
-    rows, run = windows(model.tokenizer, text, ctx), runtime_logits(model)
+    return score(runtime_logits(model), windows(model.tokenizer, text, ctx), against, progress)
+
+
+def score(run, rows, against=None, progress=lambda phase, done, total: None):
+    """What `evaluate` returns, of windows (n, ctx). run: a function like `runtime_logits`'s result.
+
+    against: such a function for the reference model; adds kld_mean, kld_error, kld_p99 (KL divergence of this model
+    from the reference, nats), top1_agreement (share of tokens) and ppl_against. ppl_error and kld_error are standard errors.
+    """
+    ctx = rows.shape[1]
     nll, nll_against, kld, same = [], [], [], []
     for i, window in enumerate(rows):
         logits, target = run(window), window[-scored(ctx) :]

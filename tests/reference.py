@@ -23,12 +23,14 @@ def original_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def dequantized_model(folder, path):
-    """`original_model` with every weight replaced by what `path` decodes to."""
+def dequantized_model(folder, path, ends=True):
+    """`original_model` with every weight replaced by what `path` decodes to; without `ends`, embedding and head are kept."""
     source, reader, model = Source(folder), gwq_export.open_gguf(path), original_model(folder)
     heads = {"heads": source.config["num_attention_heads"], "kv_heads": source.config["num_key_value_heads"]}
-    tensors = {source.arch.embed: ("token_embd.weight", 0), source.arch.norm: ("output_norm.weight", 0)}
-    if not source.tied:
+    tensors = {source.arch.norm: ("output_norm.weight", 0)}
+    if ends:
+        tensors[source.arch.embed] = "token_embd.weight", 0
+    if ends and not source.tied:
         tensors[source.arch.head] = ("output.weight", 0)
     for i in range(source.layers):
         for row, hf in source.block(i).items():

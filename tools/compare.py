@@ -1,0 +1,150 @@
+"""Quality of llama.cpp's own types, each "pure" on every decoder linear, and of our files beside them, as Markdown on stdout.
+
+    tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--gguf OURS.gguf ...]
+
+Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the
+same calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in
+float32 by transformers, with the float32 embedding and output head in every row, so that rows differ by nothing but
+the decoder's linear layers. Bits per weight are of these layers, with the side-tables. Perplexity is by llama.cpp's protocol.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import stock
+import torch
+import transformers
+
+import gwq_export
+from gwq_export import GwqError
+from gwq_export.arch import gguf_name
+from gwq_export.evaluate import module_logits, score, windows
+from gwq_export.pipeline import _calibration
+from gwq_export.source import Source
+from gwq_export.tokenizer import Tokenizer
+from gwq_export.vocabulary import to_metadata
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.append(str(TESTS))
+from reference import dequantized_model, original_model  # noqa: E402
+
+TYPES = "q4_0,iq4_nl,q4_k,iq4_xs,q3_k,iq3_s,iq3_xxs,q2_k,iq2_s,iq2_xs"
+
+
+def linears(source):
+    """[(Hugging Face name, GGUF name)] of the decoder's linear weights."""
+    return [(hf, gguf_name(i, row)) for i in range(source.layers) for row, hf in source.block(i).items() if row.linear]
+
+
+def stock_model(original, source, name, importance):
+    """(model with every decoder linear as stock type `name` has it, bits per weight of these)."""
+    model, nbytes, weights = copy.deepcopy(original), 0, 0
+    for hf, _ in linears(source):
+        weight = model.get_parameter(hf)
+        weight.data = torch.from_numpy(np.ascontiguousarray(stock.fake_quantize(name, weight.detach().numpy(), importance.get(hf))))
+        nbytes, weights = nbytes + stock.nbytes(name, *weight.shape), weights + weight.numel()
+    return model, 8 * nbytes / weights
+
+
+def file_model(source, path):
+    """(model with the decoder of one of our files, its types, bits per weight of its linears with their side-tables)."""
+    tensors, names = gwq_export.open_gguf(path).tensors, [name for _, name in linears(source)]
+    nbytes = sum(t.nbytes for t in tensors.values() if t.name.startswith(tuple(names)))  # companions are called <matrix>.<what>
+    kinds = "+".join(sorted({tensors[n].type.name for n in names}))
+    return (
+        dequantized_model(source.folder, path, ends=False),
+        kinds,
+        8 * nbytes / sum(source.shape(hf)[0] * source.shape(hf)[1] for hf, _ in linears(source)),
+    )
+
+
+def cached(run):
+    """`run` of gwq_export.evaluate, each window computed once."""
+    known = {}
+
+    def again(window):
+        key = window.tobytes()
+        if key not in known:
+            known[key] = run(window)
+        return known[key]
+
+    return again
+
+
+def quality(model, reference, rows):
+    """gwq_export.evaluate's figures of a transformers model on windows (n, ctx). reference: `cached` logits of the original."""
+    return score(module_logits(model), rows, reference)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default=TESTS / "data" / "gwq-reference", help="Hugging Face folder")
+    parser.add_argument("--text", default=TESTS / "data" / "eval.txt", help="evaluation text")
+    parser.add_argument("--windows", type=int, default=60, help="how many windows of it, evenly spread; 0 for all")
+    parser.add_argument("--types", default=TYPES, help="stock types; '' for none")
+    parser.add_argument(
+        "--no-importance", action="store_true", help="stock types without importance vector, as from a plain llama-quantize"
+    )
+    parser.add_argument("--gguf", nargs="+", default=[], metavar="FILE", help="our files of the same model")
+    parser.add_argument("--calib", help="calibration text (default: the bundled one)")
+    parser.add_argument("--samples", type=int, default=96, help="calibration windows")
+    parser.add_argument("--ctx", type=int, default=512, help="tokens per window and calibration sample")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        compare(args)
+    except (GwqError, OSError) as e:
+        sys.exit(f"compare: error: {e}")
+
+
+def compare(args):
+    source = Source(Path(args.model))
+    ctx = min(args.ctx, source.integer("max_position_embeddings"))
+    tokenizer = Tokenizer(to_metadata(source.folder, source.vocab))
+    rows = windows(tokenizer, Path(args.text).read_text(encoding="utf-8"), ctx)
+    if 0 < args.windows < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, args.windows).round().astype(int)]
+    original = original_model(source.folder)
+    reference = cached(module_logits(original))
+    calibration = None if args.no_importance else _calibration(tokenizer, args.calib, args.samples, ctx, args.seed)
+    importance = stock.importance(original, calibration.tokens) if calibration else {}
+    before = score(reference, rows)
+    print(f"{args.model}, {args.text}: {len(rows)} windows of {ctx}, {before['tokens']} tokens scored; float32 perplexity "
+          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. Importance: "
+          f"{'{} x {} tokens'.format(*calibration.tokens.shape) if calibration else 'none'} (--seed {args.seed}). "
+          "Embedding and head float32.\n")  # fmt: skip
+    print("| decoder linears | bits per weight | perplexity | KL divergence | same top token |\n|" + " --- |" * 5)
+    found = []
+
+    def row(name, model, bits, start):
+        result = {"name": name, "bpw_linear": bits} | quality(model, reference, rows)
+        found.append(result)
+        print(f"| {name} | {bits:.3f} | {result['ppl']:.2f} | {result['kld_mean']:.5f} ± {result['kld_error']:.5f} | "
+              f"{result['top1_agreement']:.2%} |", flush=True)  # fmt: skip
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+    for name in filter(None, args.types.split(",")):
+        start, narrow = time.monotonic(), [hf for hf, _ in linears(source) if not stock.fits(name, source.shape(hf)[1])]
+        if narrow:
+            print(f"{name}: left out, its blocks do not divide the width of {len(narrow)} linears such as {narrow[0]}", file=sys.stderr)
+            continue
+        row(name.lower(), *stock_model(original, source, name, importance), start)
+    for path in args.gguf:
+        start = time.monotonic()
+        model, kinds, bits = file_model(source, path)
+        row(f"{Path(path).name} ({kinds})", model, bits, start)
+    if args.json:
+        print(json.dumps({"model": str(args.model), "text": str(args.text), "reference": before, "rows": found}))
+
+
+if __name__ == "__main__":
+    main()
