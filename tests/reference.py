@@ -23,9 +23,9 @@ def original_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def dequantized_model(folder, path):
-    """`original_model` with every weight replaced by what `path` decodes to."""
-    source, reader, model = Source(folder), gwq_export.open_gguf(path), original_model(folder)
+def dequantized_model(folder, path, reader=None):
+    """`original_model` with every weight replaced by what `path` decodes to; reader: who decodes it."""
+    source, reader, model = Source(folder), reader or gwq_export.open_gguf(path), original_model(folder)
     heads = {"heads": source.config["num_attention_heads"], "kv_heads": source.config["num_key_value_heads"]}
     tensors = {source.arch.embed: ("token_embd.weight", 0), source.arch.norm: ("output_norm.weight", 0)}
     if not source.tied:

@@ -24,10 +24,13 @@ ALLOWED = {  # module -> modules of the package it may import
     "pipeline": {"arch", "source", "metadata", "calibrate", "quantize", "writer", "vocabulary", "tokenizer", "format"},
     "model": {"arch", "container", "native"},
     "generate": {"model", "tokenizer"},
-    "evaluate": {"model", "tokenizer"},
+    "stock": {"generate", "container", "format"},
+    "predict": {"stock", "model"},
+    "evaluate": {"predict"},
+    "tasks": {"evaluate", "predict"},
     "bench": {"generate", "model", "native", "format"},
     "console": set(),
-    "cli": {"console", "pipeline", "generate", "evaluate", "bench", "container"},
+    "cli": {"console", "pipeline", "generate", "stock", "predict", "evaluate", "tasks", "bench", "container"},
 }
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
 
