@@ -28,6 +28,7 @@ ALLOWED = {  # module -> modules of the package it may import
     "predict": {"stock", "model"},
     "evaluate": {"predict"},
     "tasks": {"evaluate", "predict"},
+    "harness": {"tasks", "predict", "stock", "generate"},
     "bench": {"generate", "model", "native", "format"},
     "console": set(),
     "cli": {"console", "pipeline", "generate", "stock", "predict", "evaluate", "tasks", "bench", "container"},
