@@ -38,7 +38,7 @@ def requests(kind, *arguments):
 
 def test_loglikelihood(ours):
     said = ours.model.generate("The history of the", n=2)
-    pairs = [("The city of", " London"), ("The history of the", said), ("", "A word")]
+    pairs = [("The city of", " London"), ("The history of the", said), ("", "A word"), ("<|im_start|>user<|im_end|>", " x")]
     found = ours.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
     for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
         tok = ours.model.tokenizer
@@ -47,7 +47,7 @@ def test_loglikelihood(ours):
         logp = log_softmax(ours.model.logits([*head, *tail][:-1])[-len(tail) :])
         assert total == pytest.approx(logp[np.arange(len(tail)), tail].sum(), abs=1e-3)
         assert greedy == (logp.argmax(1).tolist() == tail)
-    assert [greedy for _, greedy in found] == [False, True, False]
+    assert [greedy for _, greedy in found] == [False, True, False, False]
 
 
 def test_loglikelihood_rolling(ours, exported):
