@@ -12,7 +12,7 @@ from gwq_export import GwqError
 from gwq_export.evaluate import PROTOCOLS, evaluate, log_softmax, windows
 from gwq_export.predict import Predictor, runtime_logits, transformers_logits
 
-TEXT = (DATA / "eval.txt").read_text()[:6000]
+TEXT = (DATA / "eval.txt").read_text()[:3000]
 
 
 def cross_entropy(oracle, rows):

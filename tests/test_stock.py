@@ -18,7 +18,7 @@ gguf = pytest.importorskip("gguf", reason="needs gguf-py, which the export extra
 from stock_files import MIXED, decoded, rewrite  # noqa: E402
 
 IDS = np.random.default_rng(5).integers(3, 8192, 70)
-TEXT = (DATA / "eval.txt").read_text()[:4000]
+TEXT = (DATA / "eval.txt").read_text()[:2500]
 
 
 @pytest.fixture(scope="module")
