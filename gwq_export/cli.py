@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import sys
-from pathlib import Path
 
 from gwq_export import GwqError
 from gwq_export.console import fraction, make_parser, read_text, run_command, size, thread_counts
@@ -89,32 +88,56 @@ def _run(args, progress):
 
 
 def _eval_parser():
-    p = make_parser("gwq-eval", "Perplexity of a text by llama.cpp's protocol, and KL divergence from a reference.")
-    p.add_argument("file", metavar="FILE.gguf")
-    p.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads standard input")
-    p.add_argument("--ctx", type=int, default=512, metavar="N", help="tokens per window (default 512); the second half is scored")
-    p.add_argument("--against", metavar="HF_FOLDER|FILE.gguf", help="reference model for KL divergence and top-1 agreement")
+    p = make_parser("gwq-eval", "Perplexity of a text, zero-shot tasks, and how far both are from a reference model.")
+    p.add_argument("file", metavar="FILE.gguf", help="a file of gwq-export, or any other GGUF file of a supported architecture")
+    p.add_argument("--text", metavar="FILE", help="perplexity of a UTF-8 text; - reads standard input")
+    p.add_argument("--protocol", help="llama.cpp (default): second half of every window scored; window: all of it, like papers do")
+    p.add_argument("--ctx", type=int, metavar="N", help="tokens per window (default: the protocol's, 512 or 2048)")
+    p.add_argument("--task", action="append", default=[], metavar="NAME|FILE.jsonl", help="zero-shot task (repeat it for several)")
+    p.add_argument("--limit", type=int, metavar="N", help="the first N items of every task (default: all)")
+    p.add_argument("--against", metavar="HF_FOLDER|FILE.gguf", help="reference model: KL divergence, top-1 agreement, same answers")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     return p
 
 
 def _eval(args, progress):
-    from gwq_export import evaluate
-    from gwq_export.generate import Model
+    from gwq_export import evaluate, predict, stock, tasks
 
-    text, model, against = read_text(args.text, "--text"), Model(args.file, threads=args.threads), None
-    if args.against:
-        is_folder = Path(args.against).is_dir()
-        against = (
-            evaluate.transformers_logits(args.against) if is_folder else evaluate.runtime_logits(Model(args.against, threads=args.threads))
-        )
-    result = evaluate.evaluate(model, text, args.ctx, against, progress)
-    progress.close()
-    print(f"perplexity {result['ppl']:.4f} ± {result['ppl_error']:.4f} ({result['tokens']} tokens scored, windows of {result['ctx']})")
-    if against:
-        print(f"KL divergence {result['kld_mean']:.6f} ± {result['kld_error']:.6f}, 99 % quantile {result['kld_p99']:.4f}; "
-              f"same top token {result['top1_agreement']:.2%}; perplexity of the reference {result['ppl_against']:.4f}")  # fmt: skip
+    if args.text is None and not args.task:
+        raise GwqError("give --text FILE for perplexity, --task NAME for a task, or both")
+    for flag, value, needs in [("--protocol", args.protocol, "--text"), ("--ctx", args.ctx, "--text"), ("--limit", args.limit, "--task")]:
+        if value is not None and getattr(args, needs[2:]) in (None, []):
+            raise GwqError(f"{flag} goes with {needs}: give that too, or leave {flag} out")
+    text = None if args.text is None else read_text(args.text, "--text")
+    items = [(p.stem, tasks.parse(read_text(p, "--task"), p.stem, args.limit)) for p in map(tasks.find, args.task)]
+    model = stock.load(args.file, args.threads)
+    against = args.against and predict.reference_logits(args.against, model, args.threads)
+    result = {"bytes": model.weights.reader.nbytes}
+    if args.text is not None:
+        result |= evaluate.evaluate(model, text, args.ctx, against, progress, args.protocol or "llama.cpp")
+        progress.close()
+        _print_text(result)
+    for name, questions in items:
+        scores = tasks.run(model, questions, name, against, progress)
+        result.setdefault("tasks", []).append(scores)
+        progress.close()
+        _print_task(scores)
     return result
+
+
+def _print_text(r):
+    print(f"perplexity {r['ppl']:.4f} ± {r['ppl_error']:.4f} ({r['tokens']} tokens scored by {r['protocol']}, windows of {r['ctx']})")
+    if "kld_mean" in r:
+        print(f"  {r['ppl_ratio']:.4f} ± {r['ppl_ratio_error']:.4f} times the reference's {r['ppl_against']:.4f}")
+        print(f"  KL divergence {r['kld_mean']:.6f} ± {r['kld_error']:.6f}, median {r['kld_median']:.6f}, 99 % {r['kld_p99']:.4f}")
+        print(f"  same top token {r['top1_agreement']:.2%} ± {r['top1_error']:.2%}")
+
+
+def _print_task(r):
+    norm = f", by length {r['acc_norm']:.2%} ± {r['acc_norm_error']:.2%}" if "acc_norm" in r else ""
+    print(f"{r['task']}: accuracy {r['acc']:.2%} ± {r['acc_error']:.2%}{norm} ({r['n']} items)")
+    if "agreement" in r:
+        print(f"  the reference {r['acc_against']:.2%}; same answer as it {r['agreement']:.2%} ± {r['agreement_error']:.2%}")
 
 
 # --- gwq-bench ------------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ class _Cursor:
             values[key] = self.value(key)
         return values
 
-    def descriptors(self, count):
+    def descriptors(self, count, other_type):
         """[(name, type, shape)], [offset in the data section]"""
         tensors, offsets, names = [], [], set()
         for i in range(count):
@@ -231,10 +231,11 @@ class _Cursor:
             if not 1 <= dims <= MAX_DIMS or not 0 < prod(shape) < 1 << 63:
                 raise GwqError(f"tensor {name} has the impossible shape {shape} ({dims} dimensions): {AGAIN}")
             id = self.number(U32)
-            if id not in TYPES_BY_ID:
+            type = TYPES_BY_ID.get(id) or other_type(id)
+            if type is None:
                 which = f"stock type {STOCK[str(id)]} ({id})" if str(id) in STOCK else f"unknown type {id}"
                 raise GwqError(f"tensor {name} has {which}: use a file with types of {', '.join(TYPES)}, or a newer gwq-export")
-            tensors.append((name, TYPES_BY_ID[id], shape))
+            tensors.append((name, type, shape))
             offsets.append(self.number(U64))
         return tensors, offsets
 
@@ -243,11 +244,12 @@ class Reader:
     """An open GGUF file: its header checked in full, its data read when used (`check` reads all of it).
 
     path str; metadata Metadata; tensors {name: Tensor} in file order; alignment and nbytes (file size) in bytes.
+    other_type: type id -> TensorType of a type that is not in TYPES (only its name and sizes are used), or None.
     Raises GwqError, naming the path, for anything but a whole and well-formed file.
     """
 
-    def __init__(self, path):
-        self.path = os.fspath(path)
+    def __init__(self, path, other_type=lambda id: None):
+        self.path, self._other_type = os.fspath(path), other_type
         if not os.path.isfile(path):
             what = "is a folder" if os.path.isdir(path) else "does not exist or is not a file"
             raise GwqError(f"{self.path} {what}: give the path of a .gguf file")
@@ -277,7 +279,7 @@ class Reader:
         if tensor_count * 32 + key_count * 13 > self.nbytes:  # the fewest bytes each can take
             raise GwqError(f"{tensor_count} tensors and {key_count} keys do not fit in {self.nbytes} bytes: {AGAIN}")
         values = cursor.keys(key_count)
-        tensors, offsets = cursor.descriptors(tensor_count)
+        tensors, offsets = cursor.descriptors(tensor_count, self._other_type)
         self._check_version(values.get(VERSION_KEY), tensors)
 
         ours = any(key.startswith("gwq.") for key in values)

@@ -1,37 +1,62 @@
-"""Perplexity and KL divergence on a text, by llama.cpp's protocol.
+"""Perplexity of a text, and KL divergence and top-1 agreement with a reference model.
 
-The text is tokenized once and cut into windows of `ctx` tokens without overlap (the tail is dropped); the first
-token of a window is replaced by BOS where the tokenizer adds one; the second half of every window is scored, from
-the prediction of token ctx/2 + 1 on. Values compare with llama-perplexity's, not with sliding-window figures.
+The text is tokenized once and cut into windows of `ctx` tokens without overlap (the tail is dropped). What is scored is
+the protocol's; figures compare within one protocol only, and not with sliding-window figures:
+
+llama.cpp   what llama-perplexity prints: windows of 512, whose first token is replaced by BOS where the tokenizer adds
+            one; the second half is scored, from the prediction of token ctx/2 + 1 on
+window      what papers on quantization print: windows of 2048, every prediction in them is scored; BOS, where there is
+            one, starts the text. For WikiText-2 they join the rows of the data set with two newlines: give it that text
 """
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from gwq_export import GwqError
+from gwq_export.predict import runtime_logits
 
 log = logging.getLogger("gwq_export")
 
+STEP = 64  # rows of logits that are turned into float64 at once
 
-def windows(tokenizer, text, ctx):
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is tokenized, and what of a window is scored."""
+
+    ctx: int  # tokens per window unless asked for
+    skipped: Callable  # ctx -> how many predictions at the start of a window are not scored
+    bos: bool  # every window starts with BOS in place of its first token, where the tokenizer adds one
+    special: bool  # names of special tokens in the text are read as such, like transformers' tokenizers do
+
+    def scored(self, ctx):
+        """How many predictions of a window are scored: the last ones of ctx - 1."""
+        return ctx - 1 - self.skipped(ctx)
+
+
+PROTOCOLS = {
+    "llama.cpp": Protocol(512, lambda ctx: ctx // 2, bos=True, special=False),
+    "window": Protocol(2048, lambda ctx: 0, bos=False, special=True),
+}
+QUANTILES = {"kld_median": 0.5, "kld_p90": 0.9, "kld_p99": 0.99, "kld_max": 1.0}
+
+
+def windows(tokenizer, text, ctx, protocol=PROTOCOLS["llama.cpp"]):
     """int32 (windows, ctx). Raises GwqError for a text shorter than one window."""
     if ctx < 4:
         raise GwqError(f"--ctx {ctx}: give at least 4")
-    ids = np.asarray(tokenizer.encode(text, special=False), np.int32)
+    ids = np.asarray(tokenizer.encode(text, special=protocol.special), np.int32)
     count = len(ids) // ctx
     if not count:
         raise GwqError(f"the text has {len(ids)} tokens, fewer than one window of {ctx}: give a longer text or a smaller --ctx")
     out = ids[: count * ctx].reshape(count, ctx).copy()
-    if tokenizer.add_bos:
+    if protocol.bos and tokenizer.add_bos:
         out[:, 0] = tokenizer.bos
     return out
-
-
-def scored(ctx):
-    """How many of a window's logits are scored: those that predict tokens ctx/2 + 1 .. ctx - 1."""
-    return ctx - 1 - ctx // 2
 
 
 def log_softmax(logits):
@@ -41,85 +66,86 @@ def log_softmax(logits):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def runtime_logits(model):
-    """window (ctx,) -> its scored logits, float32 (scored, vocab), by our runtime."""
-
-    def run(window):
-        return model.session(len(window)).forward(window[:-1], keep=scored(len(window)))
-
-    return run
+def mean_error(values):
+    """(mean, its standard error) of independent values (n,)."""
+    return values.mean(), values.std() / math.sqrt(len(values))
 
 
-def transformers_logits(folder):
-    """The same by transformers in float32, from a Hugging Face folder; needs the export extra."""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM
-    except ImportError as e:
-        raise GwqError(f'--against a Hugging Face folder needs {e.name}: pip install "gwq-export[export]"') from None
-    try:
-        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    except (OSError, ValueError) as e:
-        raise GwqError(f"--against {folder}: transformers cannot load it ({str(e).splitlines()[0]})") from None
-    return module_logits(reference)
+def _finite(logp, whose):
+    if not np.isfinite(logp).all():
+        raise GwqError(f"{whose} logits are not finite: the file is damaged, or the model was")
+    return logp
 
 
-def module_logits(model):
-    """The same by a transformers model in memory."""
-    import torch
+def _score(logits, targets, reference):
+    """One row per prediction: nll and, with reference logits, nll by the reference, KL divergence (nats), same top token.
 
-    @torch.no_grad()
-    def run(window):
-        ids = torch.from_numpy(window[None, :-1].astype(np.int64))
-        return model(input_ids=ids).logits[0, -scored(len(window)) :].float().numpy()
-
-    return run
-
-
-def evaluate(model, text, ctx=512, against=None, progress=lambda phase, done, total: None):
-    """Score `text`; returns {"ppl", "ppl_error", "nll", "tokens", "ctx", "windows"}, nll in nats per token.
-
-    against: as for `score`, which says what it adds.
+    logits and reference: float32 (n, vocab), reference None or at least as wide; targets: ids (n,). Returns float64 (1 or 4, n).
     """
-    if ctx > model.config.ctx:
-        log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, model.config.ctx)
-        ctx = model.config.ctx
-    return score(runtime_logits(model), windows(model.tokenizer, text, ctx), against, progress)
+    columns = []
+    for first in range(0, len(logits), STEP):
+        part = slice(first, first + STEP)
+        logp, at = _finite(log_softmax(logits[part]), "the model's"), (np.arange(len(targets[part])), targets[part])
+        rows = [-logp[at]]
+        if reference is not None:
+            logq = _finite(log_softmax(reference[part, : logits.shape[1]]), "--against: the reference model's")
+            kld, same = (np.exp(logq) * (logq - logp)).sum(-1), logp.argmax(-1) == logq.argmax(-1)
+            rows += [-logq[at], kld, same]
+        columns.append(np.array(rows))
+    return np.concatenate(columns, axis=1)
 
 
-def score(run, rows, against=None, progress=lambda phase, done, total: None):
-    """What `evaluate` returns, of windows (n, ctx). run: a function like `runtime_logits`'s result.
+def _scores(mine, against, window, scored):
+    """`_score` of a window's last `scored` predictions, by Predictors (against may be None)."""
+    targets, columns, at = window[-scored:], [], 0
+    other = against and against.logits(window[:-1], scored)
+    for logits in mine.logits(window[:-1], scored):
+        reference = next(other) if against else None
+        if against and reference.shape[1] < logits.shape[1]:
+            raise GwqError(f"--against: vocabularies differ ({reference.shape[1]} and {logits.shape[1]} tokens)")
+        columns.append(_score(logits, targets[at : at + len(logits)], reference))
+        at += len(logits)
+    return np.concatenate(columns, axis=1)
 
-    against: such a function for the reference model; adds kld_mean, kld_error, kld_p99 (KL divergence of this model
-    from the reference, nats), top1_agreement (share of tokens) and ppl_against. ppl_error and kld_error are standard errors.
+
+def evaluate(model, text, ctx=None, against=None, progress=lambda phase, done, total: None, protocol="llama.cpp"):
+    """Score `text`; returns {"ppl", "ppl_error", "nll", "tokens", "ctx", "windows", "protocol"}, nll in nats per token.
+
+    ctx: tokens per window (None: the protocol's), cut to the models' contexts. against: a Predictor of the reference
+    model; adds kld_mean, kld_error, kld_median, kld_p90, kld_p99, kld_max (KL divergence of this model from the
+    reference, nats), top1_agreement and top1_error (share of tokens), ppl_against, and ppl_ratio and ppl_ratio_error
+    (ppl / ppl_against). Errors are standard errors over tokens, that of the ratio from the differences token by token.
+    Raises GwqError.
     """
-    ctx = rows.shape[1]
-    nll, nll_against, kld, same = [], [], [], []
+    if protocol not in PROTOCOLS:
+        raise GwqError(f"--protocol {protocol}: choose one of {', '.join(PROTOCOLS)}")
+    name, protocol = protocol, PROTOCOLS[protocol]
+    ctx, limit = protocol.ctx if ctx is None else ctx, min(model.config.ctx, against.ctx if against else model.config.ctx)
+    if ctx > limit:
+        log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, limit)
+        ctx = limit
+    rows = windows(model.tokenizer, text, ctx, protocol)
+    return score(runtime_logits(model), rows, protocol.scored(ctx), against, progress) | {"protocol": name}
+
+
+def score(mine, rows, scored, against=None, progress=lambda phase, done, total: None):
+    """What `evaluate` returns, of the last `scored` predictions of windows (n, ctx), by Predictors."""
+    scores = []
     for i, window in enumerate(rows):
-        logits, target = run(window), window[-scored(ctx) :]
-        logp, at = log_softmax(logits), np.arange(len(target))
-        nll.append(-logp[at, target])
-        if against:
-            reference = against(window)
-            if reference.shape[1] < logits.shape[1]:
-                raise GwqError(f"--against: vocabularies differ ({reference.shape[1]} and {logits.shape[1]} tokens)")
-            logq = log_softmax(reference[:, : logits.shape[1]])
-            if not np.isfinite(logq).all():
-                raise GwqError("--against: the reference model's logits are not finite: it is damaged")
-            nll_against.append(-logq[at, target])
-            kld.append((np.exp(logq) * (logq - logp)).sum(-1))
-            same.append(logp.argmax(-1) == logq.argmax(-1))
+        scores.append(_scores(mine, against, window, scored))
         progress("evaluate", i + 1, len(rows))
-    nll = np.concatenate(nll)
-    mean, error = nll.mean(), nll.std() / math.sqrt(len(nll))
-    if not np.isfinite(mean):
-        raise GwqError("the model's logits are not finite: the file is damaged, or the model was")
+    nll, *others = np.concatenate(scores, axis=1)
+    mean, error = mean_error(nll)
     ppl = math.exp(min(mean, 700))
-    out = {"ppl": ppl, "ppl_error": ppl * error, "nll": mean, "tokens": len(nll), "ctx": ctx, "windows": len(rows)}
+    out = {"ppl": ppl, "ppl_error": ppl * error, "nll": mean, "tokens": len(nll), "ctx": rows.shape[1], "windows": len(rows)}
     if against:
-        kld, same = np.concatenate(kld), np.concatenate(same)
+        nll_against, kld, same = others
+        (kld_mean, kld_error), (top1, top1_error) = mean_error(kld), mean_error(same)
+        difference, difference_error = mean_error(nll - nll_against)
+        ratio = math.exp(min(difference, 700))
         out |= {
-            "kld_mean": kld.mean(), "kld_error": kld.std() / math.sqrt(len(kld)), "kld_p99": np.quantile(kld, 0.99),
-            "top1_agreement": same.mean(), "ppl_against": math.exp(np.concatenate(nll_against).mean()),
+            "kld_mean": kld_mean, "kld_error": kld_error, **{key: np.quantile(kld, q) for key, q in QUANTILES.items()},
+            "top1_agreement": top1, "top1_error": top1_error, "ppl_against": math.exp(min(nll_against.mean(), 700)),
+            "ppl_ratio": ratio, "ppl_ratio_error": ratio * difference_error,
         }  # fmt: skip
-    return {k: v if isinstance(v, int) else float(v) for k, v in out.items()}
+    return {k: float(v) if isinstance(v, np.floating) else v for k, v in out.items()}

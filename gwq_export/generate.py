@@ -46,12 +46,12 @@ class Sampling:
 
 
 class Model:
-    """A GGUF file ready for inference. Every method may be called from several threads at once. Raises GwqError."""
+    """A GGUF file (path or open Reader) ready for inference. Methods may be called from several threads at once. Raises GwqError."""
 
-    def __init__(self, path, device="cpu", threads=None, ctx=None):
+    def __init__(self, file, device="cpu", threads=None, ctx=None):
         if device != "cpu":
             raise GwqError(f"--device {device}: this version runs on the CPU only; use --device cpu")
-        self.weights = Weights(path, threads)
+        self.weights = Weights(file, threads)
         self.config = self.weights.config
         if ctx is not None and ctx < 1:
             raise GwqError(f"--ctx {ctx}: give at least 1")

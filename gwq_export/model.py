@@ -92,8 +92,9 @@ class Layer:
 class Weights:
     """All tensors of a model, checked against its config. Raises GwqError. Safe to share between threads."""
 
-    def __init__(self, path, threads=None):
-        self.reader = Reader(path)
+    def __init__(self, file, threads=None):
+        """file: a path, or a Reader that is open."""
+        self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = _config(self.reader)
         lib()
         self.pool = Pool(threads)

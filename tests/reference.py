@@ -23,9 +23,12 @@ def original_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def dequantized_model(folder, path, ends=True):
-    """`original_model` with every weight replaced by what `path` decodes to; without `ends`, embedding and head are kept."""
-    source, reader, model = Source(folder), gwq_export.open_gguf(path), original_model(folder)
+def dequantized_model(folder, path, reader=None, ends=True):
+    """`original_model` with every weight replaced by what `path` decodes to.
+
+    reader: who decodes it; without `ends`, embedding and head are kept.
+    """
+    source, reader, model = Source(folder), reader or gwq_export.open_gguf(path), original_model(folder)
     heads = {"heads": source.config["num_attention_heads"], "kv_heads": source.config["num_key_value_heads"]}
     tensors = {source.arch.norm: ("output_norm.weight", 0)}
     if ends:

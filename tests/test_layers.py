@@ -22,14 +22,19 @@ ALLOWED = {  # module -> modules of the package it may import
     "source": {"arch"},
     "metadata": {"format"},
     "calibrate": {"arch"},
-    "quantize": {"format"},
+    "encoder": {"format", "native"},
+    "quantize": {"encoder", "format", "side_table", "tiles"},
     "pipeline": {"arch", "source", "metadata", "calibrate", "quantize", "writer", "vocabulary", "tokenizer", "format"},
     "model": {"arch", "container", "native"},
     "generate": {"model", "tokenizer"},
-    "evaluate": {"model", "tokenizer"},
+    "stock": {"generate", "container", "format"},
+    "predict": {"stock", "model"},
+    "evaluate": {"predict"},
+    "tasks": {"evaluate", "predict"},
+    "harness": {"tasks", "predict", "stock", "generate"},
     "bench": {"generate", "model", "native", "format", "side_table"},
     "console": set(),
-    "cli": {"console", "pipeline", "generate", "evaluate", "bench", "container"},
+    "cli": {"console", "pipeline", "generate", "stock", "predict", "evaluate", "tasks", "bench", "container"},
 }
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
 

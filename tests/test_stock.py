@@ -1,134 +1,131 @@
-"""tools/stock.py and tools/compare.py: the peer's quantizers, where tools/build_ggml has built them."""
+"""Stock GGUF files with types that the runtime does not know: evaluated as gguf-py decodes them, refused everywhere else."""
 
+import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REFERENCE
-from reference import logits, original_model
+from conftest import DATA, save_tiny
+from reference import dequantized_model, logits, perplexity
+from test_cli import assert_one_line, call
 
-from gwq_export import GwqError
+import gwq_export
+from gwq_export import GwqError, stock
+from gwq_export.container import Reader
+from gwq_export.evaluate import evaluate, log_softmax, windows
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import stock
+gguf = pytest.importorskip("gguf", reason="needs gguf-py, which the export extra installs")
+from stock_files import MIXED, decoded, rewrite  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not stock.library_path().exists(), reason=f"no {stock.library_path()}: run tools/build_ggml")
-
-BPW = {"q4_0": 4.5, "iq4_nl": 4.5, "q4_k": 4.5, "iq4_xs": 4.25, "q3_k": 3.4375, "iq3_s": 3.4375, "iq3_xxs": 3.0625, "q2_k": 2.625,
-       "iq2_s": 2.5625, "iq2_xs": 2.3125, "q5_0": 5.5, "q6_k": 6.5625, "q8_0": 8.5}  # fmt: skip
-RNG = np.random.default_rng(7)
-WEIGHT = RNG.standard_normal((24, 512)).astype(np.float32)
-IMPORTANCE = RNG.exponential(size=512).astype(np.float32) ** 2
-
-
-def error(name, importance=None, columns=1.0):
-    """Mean squared error of WEIGHT, its columns weighted."""
-    return float((columns * (stock.fake_quantize(name, WEIGHT, importance) - WEIGHT) ** 2).mean())
+IDS = np.random.default_rng(5).integers(3, 8192, 70)
+TEXT = (DATA / "eval.txt").read_text()[:2500]
 
 
-@pytest.mark.parametrize("name", BPW)
-def test_bits_per_weight(name):
-    assert stock.bpw(name) == BPW[name]
-    assert stock.quantize(name, WEIGHT, IMPORTANCE).nbytes * 8 / WEIGHT.size == BPW[name]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random Llama whose widths K-quants divide."""
+    settings = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32, "num_hidden_layers": 2}
+    return save_tiny(tmp_path_factory.mktemp("wide"), "LlamaConfig", tie_word_embeddings=False, **settings)
 
 
-@pytest.mark.parametrize("importance", [None, IMPORTANCE], ids=["plain", "importance"])
-@pytest.mark.parametrize("name", sorted(stock.STOCK))
-def test_the_gguf_package_decodes_the_same(name, importance):
-    gguf = pytest.importorskip("gguf")
-    if importance is None and name in ("iq2_xxs", "iq2_xs", "iq1_s"):
-        with pytest.raises(GwqError, match="cannot be made without"):
-            stock.quantize(name, WEIGHT)
-        return
-    raw = stock.quantize(name, WEIGHT, importance)
-    decoded = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(stock.STOCK[name]))
-    ours = stock.fake_quantize(name, WEIGHT, importance)
-    assert np.array_equal(stock.dequantize(name, raw, 512), ours)
-    np.testing.assert_allclose(decoded, ours, rtol=1e-6, atol=1e-6)  # the order of two products may differ
-    if name == "q4_0":
-        assert np.array_equal(decoded, ours)
+@pytest.fixture(scope="module")
+def f32(folder, exported):
+    return exported(folder, type="f32")[0]
 
 
-@pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q4_k", "iq4_xs", "q3_k", "iq3_s", "iq3_xxs", "q2_k", "iq2_s"])
-def test_importance_counts(name):
-    assert error(name, IMPORTANCE, IMPORTANCE) < error(name, None, IMPORTANCE)
+@pytest.fixture(scope="module")
+def mixed(f32, tmp_path_factory):
+    """Path of a file that has another type in every kind of matrix."""
+    return rewrite(f32, tmp_path_factory.mktemp("stock") / "mixed.gguf", MIXED)
 
 
-def test_narrow_rows_are_padded_or_refused():
-    narrow = WEIGHT[:, :172]
-    padded = np.pad(narrow, [(0, 0), (0, 20)])
-    assert stock.nbytes("iq4_nl", 24, 172) == 24 * 192 * 4.5 / 8
-    weighted = stock.fake_quantize("iq4_nl", padded, np.pad(IMPORTANCE[:172], (0, 20)))
-    assert np.array_equal(stock.fake_quantize("iq4_nl", narrow, IMPORTANCE[:172]), weighted[:, :172])
-    assert stock.fits("q4_0", 172) and not stock.fits("q4_k", 172)
-    with pytest.raises(GwqError, match="not whole blocks of 256"):
-        stock.quantize("q4_k", narrow)
+def test_log_probabilities_equal_transformers_on_dequantized_weights(folder, mixed):
+    model, oracle = stock.load(mixed, threads=1), dequantized_model(folder, mixed, decoded(mixed))
+    expected, got = (log_softmax(x) for x in (logits(oracle, IDS), model.logits(IDS)))
+    assert np.abs(got - expected).max() < 1e-3 < 0.5 < np.ptp(expected)
+    assert evaluate(model, TEXT, 128)["ppl"] == pytest.approx(perplexity(oracle, windows(model.tokenizer, TEXT, 128)), rel=1e-4)
 
 
-@pytest.mark.parametrize("bad", [np.full(512, np.nan), np.full(512, -1.0), np.ones(100)])
-def test_bad_importance_is_refused(bad):
-    with pytest.raises(GwqError, match="512 finite numbers"):
-        stock.quantize("q4_0", WEIGHT, bad)
+def test_command_against_the_dequantized_model(folder, mixed, f32, tmp_path, capsys):
+    """--against takes a Hugging Face folder and any GGUF file."""
+    dequantized_model(folder, mixed, decoded(mixed)).save_pretrained(tmp_path / "hf")
+    (tmp_path / "t.txt").write_text(TEXT)
+    found = {}
+    for name, file, against in [("folder", mixed, tmp_path / "hf"), ("f32", mixed, f32), ("swapped", f32, mixed)]:
+        status, out, err = call(capsys, "eval", file, "--text", tmp_path / "t.txt", "--ctx", 128, "--against", against, "--json")
+        assert status == 0, err
+        found[name] = json.loads(out.splitlines()[-1])
+    assert found["folder"]["kld_mean"] < 1e-6 and found["folder"]["ppl_ratio"] == pytest.approx(1, abs=1e-4)
+    assert found["f32"]["kld_mean"] > 0.05 and found["f32"]["bytes"] == mixed.stat().st_size
+    assert found["f32"]["ppl_ratio"] == pytest.approx(1 / found["swapped"]["ppl_ratio"])
 
 
-def test_importance_is_the_mean_squared_input(tiny):
-    import torch
-
-    model = original_model(tiny("llama"))
-    tokens, block = torch.arange(48).reshape(2, 24), model.model.layers[0]
-    found = stock.importance(model, tokens)
-    assert sorted(found) == sorted(n for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n)
-    with torch.no_grad():
-        first = block.input_layernorm(model.model.embed_tokens(tokens)).numpy()
-    np.testing.assert_allclose(found["model.layers.0.self_attn.q_proj.weight"], (first**2).mean((0, 1)), rtol=1e-5)
-    assert not any(m._forward_pre_hooks for m in model.modules())
+def test_known_types_stay_in_the_map(mixed):
+    raw, opened, expected = Reader(mixed, stock.stock_type), stock.open_stock(mixed), decoded(mixed)
+    assert {t.type.name for t in raw.tensors.values()} == {"f32"} | {t.name.lower() for t in MIXED.values()}
+    for name, tensor in opened.tensors.items():
+        assert tensor.shape == raw.tensors[name].shape
+        assert tensor.type.name == (raw.tensors[name].type.name if raw.tensors[name].type.name in ("f32", "q8_0") else "f32")
+        assert np.array_equal(tensor.dequantize(), expected.tensors[name].dequantize()), name
 
 
-def prepared():
-    """(compare, its source, the reference model, {HF name: importance}) of the bundled model."""
-    import compare
-
-    from gwq_export.source import Source
-
-    model = original_model(REFERENCE)
-    return compare, Source(REFERENCE), model, stock.importance(model, np.arange(512).reshape(2, 256) * 7)
-
-
-@pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q4_k", "iq3_s", "q2_k"])
-def test_a_real_stock_file_is_what_is_compared(exported, tmp_path, name):
-    """Stock llama.cpp (PyPI: xllamacpp) runs a file of these bytes and agrees with the model whose figures are printed."""
+def test_same_log_probabilities_as_llama_cpp(mixed):
+    """llama.cpp computes these types with activations rounded to 8 bits, hence the tolerance."""
     pytest.importorskip("xllamacpp", reason="needs the interop extra: pip install xllamacpp")
-    import json
+    from test_peer import IDS as prompt
+    from test_peer import peer
 
-    from test_peer import IDS, peer
-
-    from gwq_export.evaluate import log_softmax
-
-    compare, source, original, importance = prepared()
-    by_gguf = {gguf: importance[hf] for hf, gguf in compare.linears(source)}
-    stock.write_gguf(exported(type="f32")[0], tmp_path / "stock.gguf", name, by_gguf)
-    fake, _ = compare.stock_model(original, source, name, importance)
-    done = peer(tmp_path / "stock.gguf")
+    done = peer(mixed)
     assert done.returncode == 0, done.stderr[-2000:]
     top = json.loads(done.stdout.splitlines()[-1])["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    expected, before = (log_softmax(logits(m, IDS)[-1]) for m in (fake, original))
-    difference = [np.abs([values[t["id"]] - t["logprob"] for t in top]).max() for values in (expected, before)]
-    assert difference[0] < 0.15 and difference[0] < difference[1] / 2, difference  # it rounds activations, we do not
+    ours = log_softmax(stock.load(mixed).logits(prompt)[-1])
+    assert len(top) == 50 and np.abs([ours[t["id"]] - t["logprob"] for t in top]).max() < 0.15
 
 
-def test_our_file_and_stock_share_one_measure(exported):
-    """Rows of tools/compare: bits as the export reports them, and a stock row's figures for a Q8_0 file of ours."""
-    compare, source, original, importance = prepared()
-    path, result = exported(type="gwq4")
-    model, kinds, bits = compare.file_model(source, path)
-    assert kinds == "gwq4" and bits == pytest.approx(result["bpw_linear"])
-    assert np.array_equal(model.lm_head.weight.detach(), original.lm_head.weight.detach())
-    rows = RNG.integers(0, 8192, (2, 64)).astype(np.int32)
-    reference = compare.cached(compare.module_logits(original))
-    assert compare.quality(original, reference, rows)["kld_mean"] == 0
-    file, _, _ = compare.file_model(source, exported(type="q8_0")[0])
-    fake, bits = compare.stock_model(original, source, "q8_0", importance)
-    assert bits == 8.5
-    results = [compare.quality(m, reference, rows) for m in (file, fake)]
-    assert results[0]["kld_mean"] == pytest.approx(results[1]["kld_mean"], rel=0.05)
+def test_other_commands_refuse_stock_types(mixed, capsys):
+    for name, args in [("run", ["-p", "x"]), ("info", []), ("bench", [])]:
+        status, _, err = call(capsys, name, mixed, *args)
+        assert_one_line(name, status, err, "stock type q")
+    with pytest.raises(GwqError, match="stock type q"):
+        gwq_export.load(mixed)
+
+
+def test_damage_is_found(mixed, f32, tmp_path, capsys):
+    data, out = mixed.read_bytes(), tmp_path / "bad.gguf"
+    raw = Reader(mixed, stock.stock_type)
+    first = next(t for t in raw.tensors.values() if t.type.name == "q4_0")
+    last = max(raw.tensors.values(), key=lambda t: t.offset)
+
+    def with_type(id):
+        """The type of `first` in its descriptor: after its name, 4 bytes of dimensions and 2 x 8 of shape."""
+        at = data.index(first.name.encode()) + len(first.name) + 4 + 16
+        return data[:at] + id.to_bytes(4, "little") + data[at + 4 :]
+
+    nan = np.float16(np.nan).tobytes()
+    for content, words in [
+        (data[: last.offset + last.nbytes - 1], "cut short"),
+        (with_type(6), "instead of"),  # q5_0 takes more bytes: the offsets do not fit
+        (with_type(9), "stock type q8_1"),  # gguf-py has no decoder
+        (with_type(77), "unknown type 77"),
+        (data[: first.offset] + nan + data[first.offset + 2 :], f"tensor {first.name}: a value is not finite"),
+    ]:
+        out.write_bytes(content)
+        status, _, err = call(capsys, "eval", out, "--text", DATA / "eval.txt")
+        assert_one_line("eval", status, err, words)
+        assert "bad.gguf" in err
+
+
+def test_without_gguf(mixed, f32, tmp_path, capsys, monkeypatch):
+    (tmp_path / "t.txt").write_text(TEXT)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    status, _, err = call(capsys, "eval", mixed, "--text", tmp_path / "t.txt", "--ctx", 128)
+    assert_one_line("eval", status, err, 'needs gguf: pip install "gwq-export[export]"')
+    assert call(capsys, "eval", f32, "--text", tmp_path / "t.txt", "--ctx", 128)[0] == 0
+
+
+def test_another_vocabulary_is_no_reference(mixed, f32, tmp_path, capsys):
+    tokens = list(gwq_export.open_gguf(f32).metadata["tokenizer.ggml.tokens"])
+    tokens[500], tokens[501] = tokens[501], tokens[500]
+    other = rewrite(f32, tmp_path / "other.gguf", {}, {"tokenizer.ggml.tokens": tokens})
+    status, _, err = call(capsys, "eval", mixed, "--text", DATA / "eval.txt", "--against", other)
+    assert_one_line("eval", status, err, "vocabulary")

@@ -24,8 +24,9 @@ import transformers
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
-from gwq_export.evaluate import module_logits, score, windows
+from gwq_export.evaluate import PROTOCOLS, score, windows
 from gwq_export.pipeline import _calibration
+from gwq_export.predict import Predictor, module_logits
 from gwq_export.source import Source
 from gwq_export.tokenizer import Tokenizer
 from gwq_export.vocabulary import to_metadata
@@ -64,22 +65,22 @@ def file_model(source, path):
     )
 
 
-def cached(run):
-    """`run` of gwq_export.evaluate, each window computed once."""
+def cached(predictor):
+    """The same Predictor, each window computed once."""
     known = {}
 
-    def again(window):
-        key = window.tobytes()
+    def logits(ids, keep, reuse=False):
+        key = np.asarray(ids).tobytes(), keep
         if key not in known:
-            known[key] = run(window)
-        return known[key]
+            known[key] = list(predictor.logits(ids, keep))
+        return iter(known[key])
 
-    return again
+    return Predictor(predictor.ctx, logits)
 
 
 def quality(model, reference, rows):
-    """gwq_export.evaluate's figures of a transformers model on windows (n, ctx). reference: `cached` logits of the original."""
-    return score(module_logits(model), rows, reference)
+    """gwq_export.evaluate's figures of a transformers model on windows (n, ctx). reference: `cached` one of the original."""
+    return score(module_logits(model), rows, PROTOCOLS["llama.cpp"].scored(rows.shape[1]), reference)
 
 
 def main():
@@ -117,7 +118,7 @@ def compare(args):
     reference = cached(module_logits(original))
     calibration = None if args.no_importance else _calibration(tokenizer, args.calib, args.samples, ctx, args.seed)
     importance = stock.importance(original, calibration.tokens) if calibration else {}
-    before = score(reference, rows)
+    before = score(reference, rows, PROTOCOLS["llama.cpp"].scored(ctx))
     print(f"{args.model}, {args.text}: {len(rows)} windows of {ctx}, {before['tokens']} tokens scored; float32 perplexity "
           f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. Importance: "
           f"{'{} x {} tokens'.format(*calibration.tokens.shape) if calibration else 'none'} (--seed {args.seed}). "
