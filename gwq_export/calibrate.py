@@ -200,7 +200,10 @@ class _Totals:
         """(weight, {statistic: array}) as numpy float32."""
         found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
         if "hessian" in self.factors:
-            found["hessian"] = self.sums[self.shared[name], "hessian"].cpu().numpy()
+            key = self.shared[name], "hessian"
+            if not isinstance(self.sums[key], np.ndarray):  # one array for all that share it
+                self.sums[key] = self.sums[key].cpu().numpy()
+            found["hessian"] = self.sums[key]
         return weight.cpu().numpy(), found
 
 

@@ -19,12 +19,16 @@ def _export_parser():
     p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
     p.add_argument("--out", required=True, metavar="FILE.gguf")
     p.add_argument("--type", default="gwq4", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, f16, bf16, f32")
-    p.add_argument("--outliers", type=fraction, default=0.01, metavar="F", help="fraction of each matrix kept in FP16 (default 0.01)")
-    p.add_argument("--saliency", help="which weights: grad (GWQ's |gradient|), grad-mean, fisher, magnitude, random")
+    p.add_argument(
+        "--outliers", type=fraction, metavar="F", help="fraction of each matrix kept in FP16 (default: 0.0025)"
+    )
+    p.add_argument(
+        "--saliency", help="which weights: loss (default), grad (GWQ's |gradient|), fisher, hessian, magnitude, ..."
+    )
     p.add_argument("--preset", default="default", help="default, or paper: the published recipe")
     p.add_argument("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of the tensors whose GGUF name matches")
     p.add_argument("--calib", metavar="FILE", help="calibration text, UTF-8 (default: a bundled one)")
-    p.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: 16; preset paper: 1)")
+    p.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: 32; preset paper: 1)")
     p.add_argument("--ctx", type=int, default=512, metavar="N", help="tokens per calibration sample (default 512)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda: where gradients are computed")

@@ -4,15 +4,66 @@ Rows are worked on in the order of the native encoder, (columns, 8 rows of a rin
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from gwq_export.format import BLOCK, ENTRY_MAX, RING, ROWS, SCALE_BIAS, ffi
-from gwq_export.native import lib, pointer
+from gwq_export import GwqError
+from gwq_export.format import BLOCK, RING, SCALE_BIAS, ffi, padded_rows
+from gwq_export.native import check, lib, pointer
 
 LANES = 8  # the native encoder takes rings by eights
 HEADROOM = 0.9  # of the largest scale that the first fit of a row may take: error feedback moves weights
 DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
+ROW_FLOOR = 0.1  # of the mean row weight, added to every one: the estimate is noisy
+_POINTERS = {"float32": "float *", "uint8": "uint8_t *", "int8": "int8_t *"}
+
+
+class Curvature:
+    """The Hessian (cols, cols) of a matrix's inputs, damped and padded, and what error feedback needs of it.
+
+    Matrices that share an input share one: its factorization is computed once.
+    """
+
+    def __init__(self, hessian):
+        cols = len(hessian)
+        padded = -(-cols // BLOCK) * BLOCK
+        self.cols, mean = cols, max(float(np.trace(hessian)) / cols, 1e-30)
+        self.matrix = np.zeros((padded, padded), np.float32)
+        self.matrix[:cols, :cols] = hessian
+        self.matrix[np.arange(cols), np.arange(cols)] += DAMPING * mean
+        self.matrix[np.arange(cols, padded), np.arange(cols, padded)] = DAMPING * mean
+        self.column_weight = np.ascontiguousarray(np.diag(self.matrix) / mean)  # float32 (padded cols,)
+        self.column_weight[cols:] = 0
+
+    @cached_property
+    def factor(self):
+        """U, upper triangular, float32: U^T U is the inverse of the matrix."""
+        import torch
+
+        # With the columns in reverse order, matrix = L L^T becomes matrix = R R^T, R upper; U is R's inverse.
+        matrix = torch.from_numpy(self.matrix).double()
+        lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+        if failed:
+            raise GwqError("the inputs of a matrix are not finite, or far out of proportion: is the model damaged?")
+        upper = lower.flip(0, 1)
+        return torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True).float().numpy()
+
+
+class Curvatures:
+    """Makes a Curvature of each Hessian that comes by, one of neighbours that share it."""
+
+    def __init__(self):
+        self.of = self.last = None
+
+    def put(self, statistics):
+        """The statistics with a Curvature in the place of the Hessian, if they have one."""
+        hessian = statistics.get("hessian")
+        if hessian is None:
+            return statistics
+        if self.of is not hessian:
+            self.of, self.last = hessian, Curvature(hessian)
+        return statistics | {"hessian": self.last}
 
 
 @dataclass
@@ -37,11 +88,10 @@ def to_lanes(array):
     return out
 
 
-def from_lanes(lanes):
-    """(cols, 8, rings) -> (rows, cols), rows up to a multiple of 16."""
-    cols = len(lanes)
-    rows = np.ascontiguousarray(lanes.transpose(2, 1, 0)).reshape(-1, cols)
-    return rows[: len(rows) // ROWS * ROWS]
+def from_lanes(lanes, rows):
+    """(cols, 8, rings) -> (padded rows, cols)."""
+    flat = np.ascontiguousarray(lanes.transpose(2, 1, 0)).reshape(-1, len(lanes))
+    return flat[: padded_rows(rows)]
 
 
 def _rows_to_lanes(vector, rings, fill):
@@ -50,108 +100,97 @@ def _rows_to_lanes(vector, rings, fill):
     return np.ascontiguousarray(out.reshape(rings, RING).T)
 
 
-def run(pool, type, table, row_scale, row_weight, target, scale, *, column_weight=None, outlier=None, feedback=None, before=None):
-    """The native encoder over some columns; fits scales when column_weight is given. Returns (codes, values) in lanes.
-
-    target (columns, 8, rings) is overwritten with what feedback made of it; scale (sub-blocks, 8, rings) int8 with the fit.
-    """
-    e, (columns, _, rings) = ffi.new("gwq_encoding *"), target.shape
-    codes, values = np.empty(target.shape, np.uint8), np.empty(target.shape, np.float32)
-    e.type, e.columns, e.rings, e.fit = type.id, columns, rings, column_weight is not None
-    arrays = {
-        "table": table, "row_scale": row_scale, "row_weight": row_weight, "column_weight": column_weight, "outlier": outlier,
-        "feedback": feedback, "before": before, "target": target, "scale": scale, "code": codes, "value": values,
-    }  # fmt: skip
-    for name, array in arrays.items():
-        if array is not None:
-            assert array.flags.c_contiguous
-            setattr(e, name, pointer(array, {"uint8": "uint8_t *", "int8": "int8_t *"}.get(array.dtype.name, "float *")))
-    code = lib().gwq_encode(pool, e)
-    assert code == 0, code
-    return codes, values
-
-
 def row_scales(weight, type, table, outlier):
     """FP16 (padded rows,): units in which every sub-block's scale fits six bits; weight and outlier in lanes."""
     held = weight if outlier is None else np.where(outlier, 0, weight)
     largest = np.abs(held).max(0) / (np.abs(table).max() * HEADROOM * (SCALE_BIAS - 1))
-    return largest.astype(np.float16).astype(np.float32)
+    return np.ascontiguousarray(_half(largest))
 
 
-def encode(pool, weight, type, table, hessian=None, row_weight=None, outlier=None, sweeps=0, feedback=True):
+def _half(values):
+    """Rounded to FP16, and within its range."""
+    return np.minimum(values, 65504).astype(np.float16).astype(np.float32)
+
+
+def encode(weight, type, table, *, curvature=None, row_weight=None, outlier=None, feedback=True, sweeps=0, pool=ffi.NULL):
     """Encode weight (rows, cols) float32 with the integer table (16,).
 
-    hessian (cols, cols): mean of x x^T of the matrix's inputs; the squared error of the outputs is what is minimised, with
-    error feedback column by column (GPTQ, arXiv 2210.17323) and then `sweeps` rounds of coordinate descent; None: the
-    squared error of the weights. row_weight (rows,): how much an output counts. outlier (rows, cols) bool: held out.
+    curvature: a Curvature; the squared error of the outputs is what is minimised: scales are fitted under its diagonal,
+    `feedback` hands the error of each column on to later ones (GPTQ, arXiv 2210.17323), `sweeps` rounds of coordinate
+    descent follow (as in arXiv 2309.01885), then a fit of the row scales. None: the squared error of the weights.
+    row_weight (rows,): how much the error of an output counts. outlier (rows, cols) bool: held out.
     """
     rows, cols = weight.shape
     w, table = to_lanes(np.ascontiguousarray(weight, np.float32)), np.asarray(table, np.float32)
     padded, _, rings = w.shape
     outlier = None if outlier is None else to_lanes(outlier.astype(np.uint8))
-    d = np.ascontiguousarray(row_scales(w, type, table, outlier))
-    rw = np.ones(rows, np.float32) if row_weight is None else row_weight / max(row_weight.mean(), 1e-30) + 0.1
-    rw = _rows_to_lanes(rw, rings, 1)
-    h = np.zeros((padded, padded))
-    h[:cols, :cols] = np.eye(cols) if hessian is None else hessian
-    mean = max(np.trace(h) / cols, 1e-30)
-    h[np.diag_indices(cols)] += DAMPING * mean
-    h[np.arange(cols, padded), np.arange(cols, padded)] = 1e-3 * mean
-    column_weight = np.ascontiguousarray(np.diag(h) / mean, np.float32)
-    column_weight[cols:] = 0
-    per = BLOCK // type.sub
-    scales, codes, values = np.empty((padded // type.sub, RING, rings), np.int8), np.empty(w.shape, np.uint8), np.empty_like(w)
-    target, factor = w.copy(), None
-    if hessian is not None and feedback:
-        factor = np.linalg.cholesky(np.linalg.inv(h)).T  # upper: inverse = factor^T factor
-        factor = (factor / np.diag(factor)[:, None]).astype(np.float32)
+    d = row_scales(w, type, table, outlier)
+    row_weight = np.ones(rows, np.float32) if row_weight is None else row_weight / max(row_weight.mean(), 1e-30) + ROW_FLOOR
+    matrix = _Matrix(type, table, d, _rows_to_lanes(row_weight, rings, 1), w, outlier, pool)
+    column_weight = curvature.column_weight if curvature else (np.arange(padded) < cols).astype(np.float32)
+    factor = curvature.factor / np.diag(curvature.factor)[:, None] if curvature and feedback else None
+    target = w.copy()
     for b in range(0, padded, BLOCK):
-        part, now = slice(b, b + BLOCK), np.ascontiguousarray(target[b : b + BLOCK])
-        own = np.ascontiguousarray(scales[b // type.sub : b // type.sub + per])
-        codes[part], values[part] = run(
-            pool, type, table, d, rw, now, own, column_weight=np.ascontiguousarray(column_weight[part]),
-            outlier=None if outlier is None else np.ascontiguousarray(outlier[part]),
-            feedback=None if factor is None else np.ascontiguousarray(factor[part, part]))  # fmt: skip
-        scales[b // type.sub : b // type.sub + per] = own
-        if factor is not None and b + BLOCK < padded:
-            error = (values[part] - now).reshape(BLOCK, -1)
-            target[b + BLOCK :] += (factor[part, b + BLOCK :].T @ error).reshape(target[b + BLOCK :].shape)
-    if hessian is not None:
-        h = h.astype(np.float32)
-        for _ in range(sweeps):
-            _sweep(pool, type, table, d, rw, w, h, scales, outlier, codes, values)
-        if feedback:
-            d = _refit_rows(d, w, h, outlier, values)
-    return Encoded(table.astype(np.int8), from_lanes(d[None])[:, 0].astype(np.float16)[:rows], from_lanes(scales),
-                   from_lanes(codes), from_lanes(values)[:rows, :cols])  # fmt: skip
-
-
-def _sweep(pool, type, table, d, rw, w, h, scales, outlier, codes, values):
-    """One round of coordinate descent on tr((values - w) h (values - w)^T), a column at a time, in place."""
-    error, per, diagonal = (values - w).reshape(len(w), -1), BLOCK // type.sub, np.diag(h)
-    for b in range(0, len(w), BLOCK):
         part = slice(b, b + BLOCK)
-        gradient = h[part] @ error
-        target = np.ascontiguousarray((values[part].reshape(BLOCK, -1) - gradient / diagonal[part, None]).reshape(values[part].shape))
-        own = np.ascontiguousarray(scales[b // type.sub : b // type.sub + per])
-        codes[part], values[part] = run(
-            pool, type, table, d, rw, target, own, outlier=None if outlier is None else np.ascontiguousarray(outlier[part]),
-            feedback=np.ascontiguousarray(-h[part, part] / diagonal[None, part]), before=np.ascontiguousarray(values[part]))  # fmt: skip
-        error[part] = (values[part] - w[part]).reshape(BLOCK, -1)
+        own = None if factor is None else factor[part, part]
+        error = matrix.run(b, target[part], column_weight=column_weight[part], feedback=own)
+        if factor is not None and b + BLOCK < padded:
+            target[b + BLOCK :] += (factor[part, b + BLOCK :].T @ error).reshape(target[b + BLOCK :].shape)
+    if factor is not None:
+        for _ in range(sweeps):
+            matrix.sweep(curvature.matrix)
+        matrix.refit_rows(curvature.matrix)
+    d, scales, codes, values = (from_lanes(a, rows) for a in (matrix.d[None], matrix.scales, matrix.codes, matrix.values))
+    return Encoded(table.astype(np.int8), d[:rows, 0].astype(np.float16), scales, codes, values[:rows, :cols])
 
 
-def _refit_rows(d, w, h, outlier, values):
-    """Row scales of least output error for the codes there are; `values` follow, in place."""
-    dense = values if outlier is None else np.where(outlier, 0, values)
-    wanted = (w - values + dense).reshape(len(w), -1)
-    flat = dense.reshape(len(w), -1)
-    image = h @ flat
-    up, down = (image * wanted).sum(0), (image * flat).sum(0)
-    factor = np.divide(up, down, out=np.ones_like(up), where=down > 0).reshape(d.shape)
-    new = (d * np.clip(factor, 0.5, 2)).astype(np.float16).astype(np.float32)
-    ratio = np.divide(new, d, out=np.zeros_like(d), where=d > 0)
-    values *= ratio if outlier is None else np.where(outlier, 1, ratio)
-    return new
+class _Matrix:
+    """A matrix on its way: its parts in lanes."""
 
+    def __init__(self, type, table, d, row_weight, w, outlier, pool):
+        self.type, self.table, self.d, self.row_weight, self.w, self.outlier, self.pool = type, table, d, row_weight, w, outlier, pool
+        self.scales = np.empty((len(w) // type.sub, *w.shape[1:]), np.int8)
+        self.codes, self.values = np.empty(w.shape, np.uint8), np.empty_like(w)
 
-assert ENTRY_MAX < SCALE_BIAS
+    def run(self, first, target, column_weight=None, feedback=None, before=None):
+        """Encode the block of columns at `first`; scales are fitted when column_weight is given. Returns value - target, flat.
+
+        target (64, 8, rings); feedback (64, 64) and before (64, 8, rings) as in `gwq_encoding`.
+        """
+        part, subs = slice(first, first + BLOCK), slice(first // self.type.sub, (first + BLOCK) // self.type.sub)
+        target = np.ascontiguousarray(target)
+        arrays = {
+            "table": self.table, "row_scale": self.d, "row_weight": self.row_weight, "column_weight": column_weight,
+            "outlier": None if self.outlier is None else self.outlier[part], "feedback": feedback, "before": before,
+            "target": target, "scale": self.scales[subs], "code": self.codes[part], "value": self.values[part],
+        }  # fmt: skip
+        e, kept = ffi.new("gwq_encoding *"), {}
+        e.type, e.columns, e.rings, e.fit = self.type.id, BLOCK, target.shape[2], column_weight is not None
+        for name, array in arrays.items():
+            if array is not None:
+                kept[name] = np.ascontiguousarray(array)
+                setattr(e, name, pointer(kept[name], _POINTERS[array.dtype.name]))
+        check(lib().gwq_encode(self.pool, e), "the encoder")
+        return (self.values[part] - target).reshape(BLOCK, -1)
+
+    def sweep(self, h):
+        """One round of coordinate descent on tr((values - w) h (values - w)^T), a column at a time."""
+        error, diagonal = (self.values - self.w).reshape(len(self.w), -1), np.diag(h)
+        for b in range(0, len(self.w), BLOCK):
+            part = slice(b, b + BLOCK)
+            step = ((h[part] @ error) / diagonal[part, None]).reshape(self.w[part].shape)
+            before = self.values[part].copy()
+            self.run(b, before - step, feedback=-h[part, part] / diagonal[None, part], before=before)
+            error[part] = (self.values[part] - self.w[part]).reshape(BLOCK, -1)
+
+    def refit_rows(self, h):
+        """Row scales of least output error for the codes there are."""
+        dense = self.values if self.outlier is None else np.where(self.outlier, 0, self.values)
+        wanted, flat = (self.w - self.values + dense).reshape(len(h), -1), dense.reshape(len(h), -1)
+        image = h @ flat
+        up, down = (image * wanted).sum(0), (image * flat).sum(0)
+        factor = np.divide(up, down, out=np.ones_like(up), where=down > 0).reshape(self.d.shape)
+        new = _half(self.d * np.clip(factor, 0.5, 2))
+        ratio = np.divide(new, self.d, out=np.zeros_like(self.d), where=self.d > 0)
+        self.values *= ratio if self.outlier is None else np.where(self.outlier, 1, ratio)
+        self.d = new

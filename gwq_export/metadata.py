@@ -87,7 +87,8 @@ def provenance_keys(recipe, calibration, **facts):
         "type": recipe.type.name,
         "outlier_fraction": float(recipe.outliers),
         "saliency": recipe.saliency,
-        "scale_fit": "fisher" if recipe.weighted else "unweighted",
+        "table": recipe.table,
+        "error_feedback": recipe.feedback,
     }
     if calibration:
         samples, ctx = calibration.tokens.shape

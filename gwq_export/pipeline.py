@@ -21,10 +21,11 @@ log = logging.getLogger("gwq_export")
 
 CALIBRATION = Path(__file__).parent / "data" / "calibration.txt"
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
-PRESETS = {
-    # GWQ (arXiv 2411.00850) as its abstract describes it: gradients of one sample pick the outliers, scales are unweighted
-    "paper": {"saliency": "grad", "weighted": False, "samples": 1},
-    "default": {"saliency": "grad", "weighted": True, "samples": 16},
+PRESETS = {  # name -> (samples, what it says about a recipe)
+    # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of the weights, the others are
+    # rounded to the nearest of a uniform grid
+    "paper": (1, {"saliency": "grad", "outliers": 0.01, "table": "grid", "curvature": False, "feedback": False, "sweeps": 0}),
+    "default": (32, {"saliency": "loss", "outliers": 0.0025}),
 }
 
 
@@ -104,12 +105,16 @@ def _overrides(pairs):
 
 def _options(preset, type, outliers, saliency, samples, ctx, seed):
     """Checked recipe and calibration size."""
-    from gwq_export.quantize import MAX_OUTLIERS, SALIENCY, Recipe
+    from gwq_export.quantize import MAX_OUTLIERS, Recipe
+    from gwq_export.saliency import SALIENCY
 
     if preset not in PRESETS:
         raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
-    saliency, samples = saliency or chosen["saliency"], chosen["samples"] if samples is None else samples
+    usual, chosen = PRESETS[preset]
+    samples = usual if samples is None else samples
+    given = {"saliency": saliency, "outliers": outliers}
+    chosen = chosen | {k: v for k, v in given.items() if v is not None}
+    saliency, outliers = chosen["saliency"], chosen["outliers"]
     if type not in EXPORT_TYPES:  # in lower case
         raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
     if not 0 <= outliers <= MAX_OUTLIERS:
@@ -120,7 +125,7 @@ def _options(preset, type, outliers, saliency, samples, ctx, seed):
         raise GwqError("--samples must be at least 1 and --ctx at least 2")
     if not 0 <= seed < 1 << 32:
         raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
-    return Recipe(tensor_type(type), outliers, saliency, chosen["weighted"], seed), samples
+    return Recipe(tensor_type(type), seed=seed, **chosen), samples
 
 
 def _calibration(tokenizer, calib, samples, ctx, seed):
@@ -155,12 +160,12 @@ def peak_rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(model, out, *, type="gwq4", outliers=0.01, saliency=None, preset="default", tensor_type=(), calib=None, samples=None,
+def export(model, out, *, type="gwq4", outliers=None, saliency=None, preset="default", tensor_type=(), calib=None, samples=None,
            ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
-    type: of the decoder's linear layers (EXPORT_TYPES). outliers: fraction of each kept in FP16. saliency: name of a
-    rule in quantize.SALIENCY, default the preset's. tensor_type: "REGEX=TYPE" strings, later ones win. calib: UTF-8
+    type: of the decoder's linear layers (EXPORT_TYPES). outliers: fraction of each kept in FP16; saliency: name of a
+    rule in saliency.SALIENCY; both by default the preset's. tensor_type: "REGEX=TYPE" strings, later ones win. calib: UTF-8
     text file, default the bundled text; samples x ctx tokens of it are used. progress(phase, done, total) is called
     as work goes on. dry_run: plan only.
 
@@ -240,33 +245,37 @@ def _stored_bytes(entry):
 def _write(out, header, layout, entries, source, calibration, factors, device, progress):
     """Quantize and write every tensor: those that need gradients block by block as these appear, then the others."""
     from gwq_export.calibrate import gradients
+    from gwq_export.encoder import Curvatures
+    from gwq_export.native import Pool
     from gwq_export.writer import Writer
 
     calibrated = {e.source: e for e in entries if e.recipe.statistics}
     others = [e for e in entries if not e.recipe.statistics]
+    pool = Pool()
     with Writer(out, header, layout) as writer:
         if factors is not None:
             writer.write("rope_freqs.weight", factors)
         if calibrated:
             statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
             ends = [e.source for e in calibrated.values() if not e.linear]
+            curvatures = Curvatures()
             for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
                 if name in calibrated:
-                    _store(writer, calibrated[name], weight, found)
+                    _store(writer, calibrated[name], weight, curvatures.put(found), pool)
         done, total = 0, sum(map(_weights, others))
         for entry in others:
-            _store(writer, entry, source.tensor(entry.source).numpy(), {})
+            _store(writer, entry, source.tensor(entry.source).numpy(), {}, pool)
             done += _weights(entry)
             progress("write", done, total)
 
 
-def _store(writer, entry, weight, statistics):
+def _store(writer, entry, weight, statistics, pool):
     from gwq_export.quantize import quantize
 
     weight = permute(weight, entry.heads)
-    statistics = {s: permute(a, entry.heads) for s, a in statistics.items()}
+    statistics = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in statistics.items()}
     try:
-        parts = quantize(weight, statistics, entry.recipe)
+        parts = quantize(weight, statistics, entry.recipe, pool.ptr)
     except GwqError as e:
         raise GwqError(f"{entry.name}: {e}") from None
     for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):

@@ -678,4 +678,5 @@ const gwq_kernels gwq_avx2 = {
     .dot = dot,
     .axpy = axpy,
     .read = read_memory,
+    .encode = gwq_encode_avx2,
 };

@@ -6,7 +6,6 @@
 #include <string.h>
 #include "kernels.h"
 
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 8, RING = GWQ_RING, COLUMNS = GWQ_BLOCK, WINDOWS = 16, FACTORS = 8 };

@@ -35,6 +35,8 @@ enum { ISAS = sizeof isas / sizeof *isas };
 static gwq_kernels merged;                          /* the chosen row, empty slots filled from the rows before it */
 static const gwq_kernels *current = &gwq_scalar;
 
+const gwq_kernels *gwq_in_use(void) { return current; }
+
 static void overlay(gwq_kernels *to, const gwq_kernels *from) {
 #define TAKE(slot) if (from->slot) to->slot = from->slot
     TAKE(isa);
@@ -49,6 +51,7 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(dot);
     TAKE(axpy);
     TAKE(read);
+    TAKE(encode);
 #undef TAKE
 }
 

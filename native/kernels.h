@@ -45,7 +45,12 @@ typedef struct gwq_kernels {
     float (*dot)(const float *a, const float *b, int64_t count);
     void (*axpy)(float a, const float *x, int64_t count, float *y); /* y += a * x */
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
+    void (*encode)(const gwq_encoding *e, int64_t first, int64_t last); /* rings first .. last-1, multiples of 8 */
 } gwq_kernels;
+
+const gwq_kernels *gwq_in_use(void);
+void gwq_encode_any(const gwq_encoding *e, int64_t first, int64_t last);
+void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
 
 extern const gwq_kernels gwq_scalar;
 extern const gwq_kernels gwq_avx2;

@@ -270,4 +270,5 @@ const gwq_kernels gwq_scalar = {
     .dot = dot,
     .axpy = axpy,
     .read = read_memory,
+    .encode = gwq_encode_any,
 };
