@@ -216,6 +216,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     """
     model, tokens = BlockModel(source, device), calibration.tokens.to(device)
     samples, blocks = len(tokens), source.layers
+    calibration.losses.clear()
     with torch.no_grad():
         model.load_ends()
         states = [torch.cat([model.embed(ids[None]) for ids in tokens])]  # hidden states between blocks

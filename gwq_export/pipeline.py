@@ -5,127 +5,20 @@ soon as its block's gradients exist (last block first).
 """
 
 import logging
-import re
+import math
 import resource
 import sys
 import time
-import zlib
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gwq_export import GwqError
-from gwq_export.arch import gguf_name
-from gwq_export.format import TYPES, tensor_type
+from gwq_export.format import TYPES
+from gwq_export.plan import budget_bytes, options, overrides_of, permute, plan, sizes, stored_bytes, weights
 
 log = logging.getLogger("gwq_export")
 
 CALIBRATION = Path(__file__).parent / "data" / "calibration.txt"
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
-PRESETS = {  # name -> (samples, what it says about a recipe)
-    # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of the weights, the others are
-    # rounded to the nearest of a uniform grid
-    "paper": (1, {"saliency": "grad", "outliers": 0.01, "table": "grid", "curvature": False, "feedback": False, "sweeps": 0}),
-    "default": (32, {"saliency": "loss", "outliers": 0.0025}),
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One weight of the plan: where it comes from and how it is stored. heads: permute rows for this head count."""
-
-    name: str  # GGUF
-    source: str  # Hugging Face
-    shape: tuple
-    recipe: object
-    linear: bool  # a decoder linear
-    heads: int = 0
-
-
-def permute(array, heads):
-    """Rows of Q or K from transformers' order (halves of a head turn together) to llama.cpp's (neighbours do)."""
-    if not heads:
-        return array
-    half = array.shape[0] // heads // 2
-    return array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
-
-
-def plan(source, recipe, overrides=()):
-    """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
-
-    Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
-    """
-    arch = source.arch
-    heads = source.heads if arch.rope == "pairs" else {}  # only llama.cpp's pairs need Q and K in another order
-    f32, entries = tensor_type("f32"), []
-
-    def add(name, hf, matrix, linear=False, head_count=0):
-        shape = source.shape(hf)
-        kind = recipe.type if linear else _end_type(recipe.type, shape) if matrix else f32
-        if matrix:
-            for pattern, override in overrides:
-                if pattern.search(name):
-                    kind = override
-        if not kind.bits:
-            kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
-        seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
-        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, seed=seed), linear, head_count))
-
-    add("token_embd.weight", arch.embed, True)
-    for i in range(source.layers):
-        for row, hf in source.block(i).items():
-            add(gguf_name(i, row), hf, row.linear, row.linear, heads.get(row.heads, 0))
-    add("output_norm.weight", arch.norm, False)
-    if not source.tied:
-        add("output.weight", arch.head, True)
-    for pattern, _ in overrides:
-        if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
-            raise GwqError(f"--tensor-type {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
-    return entries
-
-
-def _end_type(type, shape):
-    if not type.bits:
-        return type
-    return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
-
-
-def _overrides(pairs):
-    """("REGEX=TYPE", ...) as (compiled regex, TensorType)."""
-    out = []
-    for text in pairs:
-        pattern, _, name = text.rpartition("=")
-        if not pattern or name.lower() not in EXPORT_TYPES:
-            raise GwqError(f"--tensor-type {text}: expected REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}")
-        try:
-            out.append((re.compile(pattern), tensor_type(name)))
-        except re.error as e:
-            raise GwqError(f"--tensor-type {text}: {pattern!r} is no regular expression ({e})") from None
-    return out
-
-
-def _options(preset, type, outliers, saliency, samples, ctx, seed):
-    """Checked recipe and calibration size."""
-    from gwq_export.quantize import MAX_OUTLIERS, Recipe
-    from gwq_export.saliency import SALIENCY
-
-    if preset not in PRESETS:
-        raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
-    usual, chosen = PRESETS[preset]
-    samples = usual if samples is None else samples
-    given = {"saliency": saliency, "outliers": outliers}
-    chosen = chosen | {k: v for k, v in given.items() if v is not None}
-    saliency, outliers = chosen["saliency"], chosen["outliers"]
-    if type not in EXPORT_TYPES:  # in lower case
-        raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
-    if not 0 <= outliers <= MAX_OUTLIERS:
-        raise GwqError(f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %")
-    if saliency not in SALIENCY:
-        raise GwqError(f"--saliency {saliency}: choose one of {', '.join(SALIENCY)}")
-    if samples < 1 or ctx < 2:
-        raise GwqError("--samples must be at least 1 and --ctx at least 2")
-    if not 0 <= seed < 1 << 32:
-        raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
-    return Recipe(tensor_type(type), seed=seed, **chosen), samples
 
 
 def _calibration(tokenizer, calib, samples, ctx, seed):
@@ -160,17 +53,21 @@ def peak_rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(model, out, *, type="gwq4", outliers=None, saliency=None, preset="default", tensor_type=(), calib=None, samples=None,
-           ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False, progress=None):  # fmt: skip
+def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(),
+           calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False,
+           progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
-    type: of the decoder's linear layers (EXPORT_TYPES). outliers: fraction of each kept in FP16; saliency: name of a
-    rule in saliency.SALIENCY; both by default the preset's. tensor_type: "REGEX=TYPE" strings, later ones win. calib: UTF-8
-    text file, default the bundled text; samples x ctx tokens of it are used. progress(phase, done, total) is called
-    as work goes on. dry_run: plan only.
+    type: of the decoder's linear layers (EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
+    name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
+    or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
+    "REGEX=TYPE" strings, later ones win. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
+    used. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing.
 
-    Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"} and, when
-    calibrated, "calibration_tokens" and "calibration_loss" (nats per token). Raises GwqError.
+    Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
+    "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
+    token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
+    "outliers", "bytes", "loss"}]). Raises GwqError.
     """
     started = time.monotonic()
     try:
@@ -186,30 +83,45 @@ def export(model, out, *, type="gwq4", outliers=None, saliency=None, preset="def
     from gwq_export.writer import file_size
 
     progress = progress or (lambda phase, done, total: None)
-    type = type.lower()
-    recipe, samples = _options(preset, type, outliers, saliency, samples, ctx, seed)
-    overrides, device = _overrides([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
+    budgeted = bpw is not None or size is not None
+    if budgeted and (type is not None or preset != "default"):
+        raise GwqError("--bpw and --size choose the types themselves: leave out --type and --preset, or fix tensors with --tensor-type")
+    type = (type or "gwq4").lower()
+    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed)
+    overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
     source = Source(resolve(model, revision))
     limit = source.integer("max_position_embeddings")
     if ctx > limit:
         log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, limit)
         ctx = limit
     entries = plan(source, recipe, overrides)
+    budget = budget_bytes(bpw, size, sum(map(weights, entries)))
     tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
-    header = keys.general_keys(source, name, type) | keys.config_keys(source) | tokens
+    header = keys.general_keys(source, name, "mixed" if budgeted else type) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
-    if any(e.recipe.statistics for e in tiles):
+    if budgeted or any(e.recipe.statistics for e in tiles):
         calibration = _calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles:
-        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision)
+        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision,
+                                       budget_bytes=budget)  # fmt: skip
     factors = keys.rope_factors(source)
-    layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
-    if factors is not None:
-        layout.append(("rope_freqs.weight", TYPES["f32"], factors.shape))
-    result = {"out": str(out)} | _sizes(entries, file_size(header, layout))
+
+    def laid_out(entries):
+        layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
+        return layout if factors is None else [*layout, ("rope_freqs.weight", TYPES["f32"], factors.shape)]
+
+    found = {}
+    if calibration and (budgeted or dry_run):
+        from gwq_export.survey import fit, survey
+
+        offers = survey(source, entries, calibration, budgeted, outliers, device, progress)
+        if budgeted:
+            entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
+        found = _predicted(entries, offers, calibration)
+    result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
     if not dry_run:
-        _write(out, header, layout, entries, source, calibration, factors, device, progress)
+        _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
         loss = sum(calibration.losses) / len(calibration.losses)
@@ -217,29 +129,15 @@ def export(model, out, *, type="gwq4", outliers=None, saliency=None, preset="def
     return result
 
 
-def _weights(entry):
-    return entry.shape[0] * (entry.shape[1] if len(entry.shape) == 2 else 1)
+def _predicted(entries, offers, calibration):
+    """What the survey says of the entries' recipes."""
+    from gwq_export.survey import loss_of
 
-
-def _sizes(entries, nbytes):
-    """The size fields of the result."""
-    params = sum(map(_weights, entries))
-    linear = [e for e in entries if e.linear]
-    stored = sum(_stored_bytes(e) for e in linear)
-    tiles = [e for e in entries if e.recipe.type.bits]
-    kept = sum(e.recipe.outlier_count(e.shape) for e in tiles)
-    return {
-        "bytes": nbytes,
-        "params": params,
-        "bpw": 8 * nbytes / params,
-        "bpw_linear": 8 * stored / sum(map(_weights, linear)),
-        "outlier_fraction": kept / sum(map(_weights, tiles)) if tiles else 0.0,
-    }
-
-
-def _stored_bytes(entry):
-    return sum(TYPES[kind].nbytes(*shape) if len(shape) == 2 else TYPES[kind].nbytes(1, *shape)
-               for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape))  # fmt: skip
+    losses = {e.name: loss_of(e, offers[e.name]) for e in entries if e.name in offers}
+    before, added = sum(calibration.losses) / len(calibration.losses), sum(losses.values())
+    rows = [{"name": e.name, "type": e.recipe.type.name, "outliers": e.recipe.outlier_count(e.shape), "bytes": stored_bytes(e),
+             "loss": losses.get(e.name)} for e in entries]  # fmt: skip
+    return {"predicted_loss": added, "calibration_ppl": math.exp(before), "predicted_ppl": math.exp(before + added), "plan": rows}
 
 
 def _write(out, header, layout, entries, source, calibration, factors, device, progress):
@@ -262,10 +160,10 @@ def _write(out, header, layout, entries, source, calibration, factors, device, p
             for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
                 if name in calibrated:
                     _store(writer, calibrated[name], weight, curvatures.put(found), pool)
-        done, total = 0, sum(map(_weights, others))
+        done, total = 0, sum(map(weights, others))
         for entry in others:
             _store(writer, entry, source.tensor(entry.source).numpy(), {}, pool)
-            done += _weights(entry)
+            done += weights(entry)
             progress("write", done, total)
 
 

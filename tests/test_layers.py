@@ -25,7 +25,12 @@ ALLOWED = {  # module -> modules of the package it may import
     "encoder": {"format", "native"},
     "saliency": set(),
     "quantize": {"saliency", "encoder", "format", "side_table", "tiles"},
+    "plan": {"arch", "container", "format", "quantize", "saliency"},
+    "allocate": {"encoder", "format", "quantize", "saliency"},
+    "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency"},
     "pipeline": {
+        "plan",
+        "survey",
         "arch",
         "source",
         "metadata",

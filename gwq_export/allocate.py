@@ -1,0 +1,181 @@
+"""Bits and outliers per matrix under a byte budget: what each choice would cost, and the best choices that fit.
+
+The loss that a choice adds is predicted to second order (see `calibrate.FACTORS`) from a quantization without error
+feedback of a sample of rows; losses of different matrices add up.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from gwq_export.encoder import Curvature, encode
+from gwq_export.format import RING, TYPES, decode_stock, encode_stock, ffi
+from gwq_export.quantize import TABLES
+from gwq_export.saliency import SALIENCY, diagonal
+
+FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02)  # outliers to choose from; in between to fill a budget
+KINDS = ("gwq2", "gwq3", "gwq4", "q8_0", "f16")
+RINGS = 24  # rings of 8 rows that are quantized to predict the others
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to store a matrix: its bytes in the file and the loss it adds, nats per token."""
+
+    recipe: object
+    nbytes: int
+    loss: float
+
+
+class Sample:
+    """What is needed of a matrix to predict its loss under several recipes."""
+
+    def __init__(self, weight, statistics, saliency="loss", seed=0, pool=ffi.NULL):
+        self.curvature = statistics["hessian"]
+        if not isinstance(self.curvature, Curvature):
+            self.curvature = Curvature(self.curvature)
+        self.shape, self.pool = weight.shape, pool
+        h, s = diagonal(self.curvature), statistics["rows"]
+        power = s * (weight * weight @ h)  # (rows,): the loss without the row
+        rings = np.add.reduceat(power, np.arange(0, len(power), RING))
+        self.power = float(power.sum())
+        if len(rings) > 2 * RINGS:  # systematic, in proportion to what a ring matters
+            cumulative = np.cumsum(rings) / max(rings.sum(), 1e-300)
+            chosen = np.unique(np.searchsorted(cumulative, (np.arange(RINGS) + 0.5) / RINGS).clip(0, len(rings) - 1))
+        else:
+            chosen = np.arange(len(rings))
+        rows = (chosen[:, None] * RING + np.arange(RING)).reshape(-1)
+        self.rows = rows[rows < len(weight)]
+        self.weight, self.row_weight = weight[self.rows], s[self.rows]
+        self._score = None
+        self._make_score = lambda: self._saliency(weight, statistics, saliency, seed)
+        self._full = len(chosen) == len(rings)
+
+    def _saliency(self, weight, statistics, saliency, seed):
+        first = lambda: encode(weight, TYPES["gwq3"], TABLES["trellis"]["gwq3"], pool=self.pool).values  # noqa: E731
+        return SALIENCY[saliency].score(weight, statistics, np.random.default_rng(seed), first)
+
+    def _outliers(self, count):
+        """Mask of the sampled rows: the `count` largest scores of the whole matrix."""
+        if not count:
+            return None
+        if self._score is None:
+            self._score = self._make_score()
+        flat = self._score.reshape(-1)
+        return self._score[self.rows] >= np.partition(flat, len(flat) - count)[len(flat) - count]
+
+    def loss(self, recipe):
+        """Predicted loss, nats per token, that storing the matrix by `recipe` adds."""
+        w, h = self.weight, diagonal(self.curvature)
+        if recipe.type.bits:
+            mask = self._outliers(recipe.outlier_count(self.shape))
+            fit = {"curvature": self.curvature, "row_weight": self.row_weight} if recipe.curvature else {}
+            e = encode(w, recipe.type, TABLES[recipe.table][recipe.type.name], outlier=mask, feedback=False, pool=self.pool, **fit)
+            error = w - e.values if mask is None else np.where(mask, 0, w - e.values)
+        else:
+            stored = encode_stock(recipe.type, w)
+            error = w - decode_stock(recipe.type, stored, *w.shape)
+        column = h
+        if recipe.type.bits and recipe.feedback:  # later columns make an error good again but for this share
+            column = 1 / np.diag(self.curvature.factor)[: len(h)] ** 2
+        squares = self.row_weight * (error * error @ column)
+        if self._full:
+            return float(squares.sum()) / 2
+        return float(squares.sum() / max((self.row_weight * (w * w @ h)).sum(), 1e-300)) * self.power / 2
+
+
+def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
+    """Choices of a matrix, by ascending bytes, those that another one beats left out.
+
+    recipe: the one to vary; size(recipe) -> bytes in the file.
+    """
+    out = []
+    for kind in kinds:
+        type = TYPES[kind]
+        if not type.bits and sample.shape[1] % type.unit:
+            continue
+        for fraction in fractions if type.bits else (0.0,):
+            r = replace(recipe, type=type, outliers=fraction)
+            out.append(Choice(r, size(r), sample.loss(r)))
+    out.sort(key=lambda c: (c.nbytes, c.loss))
+    kept = []
+    for c in out:
+        if not kept or c.loss < kept[-1].loss:
+            kept.append(c)
+    return kept
+
+
+def hull(options):
+    """Those of ascending choices at which the loss saved per byte falls: no mix of two others beats them."""
+    out = []
+    for c in options:
+        while len(out) > 1 and _slope(out[-2], out[-1]) <= _slope(out[-1], c):
+            out.pop()
+        out.append(c)
+    return out
+
+
+def _slope(a, b):
+    """Loss saved per byte."""
+    return (a.loss - b.loss) / max(b.nbytes - a.nbytes, 1e-9)
+
+
+def allocate(options, budget):
+    """One index per matrix into `options` (lists of ascending Choices), of least loss within `budget` bytes; or None.
+
+    Greedy along the convex hulls, which is optimal up to the last step (Shoham and Gersho, 1988), then whatever still fits.
+    """
+    picked = [0] * len(options)
+    left = budget - sum(o[0].nbytes for o in options)
+    if left < 0:
+        return None
+    steps = []
+    for i, o in enumerate(options):
+        corners = hull(o)
+        steps += [(_slope(a, b), i, a, b) for a, b in pairwise(corners)]
+    stopped = set()
+    for _, i, a, b in sorted(steps, key=lambda s: -s[0]):
+        if i in stopped or b.nbytes - a.nbytes > left:
+            stopped.add(i)  # its later steps start from this one
+            continue
+        left -= b.nbytes - a.nbytes
+        picked[i] = options[i].index(b)
+    while True:  # what is left buys the best single change
+        best = None
+        for i, o in enumerate(options):
+            now = o[picked[i]]
+            for k in range(picked[i] + 1, len(o)):
+                if o[k].nbytes - now.nbytes <= left and o[k].loss < now.loss:
+                    gain = now.loss - o[k].loss
+                    if best is None or gain > best[0]:
+                        best = gain, i, k
+        if best is None:
+            return picked
+        _, i, k = best
+        left -= options[i][k].nbytes - options[i][picked[i]].nbytes
+        picked[i] = k
+
+
+def fill(options, picked, sizes, budget):
+    """Recipes of the picked options, some with more outliers where bytes are left: those that save most per byte first.
+
+    sizes: for each matrix a function recipe -> bytes.
+    """
+    left = budget - sum(o[i].nbytes for o, i in zip(options, picked, strict=True))
+    recipes, offers = [o[i].recipe for o, i in zip(options, picked, strict=True)], []
+    for m, (o, i) in enumerate(zip(options, picked, strict=True)):
+        now = o[i]
+        more = [c for c in o[i + 1 :] if c.recipe.type == now.recipe.type and c.recipe.outliers > now.recipe.outliers]
+        offers += [(_slope(now, c), m, now, c) for c in more[:1]]
+    for _, m, now, more in sorted(offers, key=lambda offer: -offer[0]):
+        low, high = now.recipe.outliers, more.recipe.outliers
+        for _ in range(24):  # bisection: bytes grow with the fraction
+            middle = (low + high) / 2
+            if sizes[m](replace(now.recipe, outliers=middle)) - now.nbytes <= left:
+                low = middle
+            else:
+                high = middle
+        recipes[m] = replace(now.recipe, outliers=low)
+        left -= sizes[m](recipes[m]) - now.nbytes
+    return recipes

@@ -1,0 +1,170 @@
+"""Which tensors a file has, and how each is stored: presets, options and the plan that follows from them."""
+
+import re
+import zlib
+from dataclasses import dataclass, replace
+
+from gwq_export import GwqError
+from gwq_export.arch import gguf_name
+from gwq_export.container import ALIGNMENT
+from gwq_export.format import TYPES, tensor_type
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
+PRESETS = {  # name -> (samples, what it says about a recipe)
+    # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of the weights, the others are
+    # rounded to the nearest of a uniform grid
+    "paper": (1, {"saliency": "grad", "outliers": 0.01, "table": "grid", "curvature": False, "feedback": False, "sweeps": 0}),
+    "default": (32, {"saliency": "loss", "outliers": 0.0025}),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight of the plan: where it comes from and how it is stored. heads: permute rows for this head count."""
+
+    name: str  # GGUF
+    source: str  # Hugging Face
+    shape: tuple
+    recipe: object
+    linear: bool  # a decoder linear
+    heads: int = 0
+    fixed: bool = False  # named by --tensor-type: a budget leaves it alone
+
+
+def permute(array, heads):
+    """Rows of Q or K from transformers' order (halves of a head turn together) to llama.cpp's (neighbours do)."""
+    if not heads:
+        return array
+    half = array.shape[0] // heads // 2
+    return array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
+
+
+def plan(source, recipe, overrides=()):
+    """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
+
+    Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
+    """
+    arch = source.arch
+    heads = source.heads if arch.rope == "pairs" else {}  # only llama.cpp's pairs need Q and K in another order
+    f32, entries = tensor_type("f32"), []
+
+    def add(name, hf, matrix, linear=False, head_count=0):
+        shape = source.shape(hf)
+        kind, fixed = recipe.type if linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
+        if matrix:
+            for pattern, override in overrides:
+                if pattern.search(name):
+                    kind, fixed = override, True
+        if not kind.bits:
+            kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
+        seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
+        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, seed=seed), linear, head_count, fixed))
+
+    add("token_embd.weight", arch.embed, True)
+    for i in range(source.layers):
+        for row, hf in source.block(i).items():
+            add(gguf_name(i, row), hf, row.linear, row.linear, heads.get(row.heads, 0))
+    add("output_norm.weight", arch.norm, False)
+    if not source.tied:
+        add("output.weight", arch.head, True)
+    for pattern, _ in overrides:
+        if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
+            raise GwqError(f"--tensor-type {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
+    return entries
+
+
+def _end_type(type, shape):
+    if not type.bits:
+        return type
+    return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
+
+
+def overrides_of(pairs):
+    """("REGEX=TYPE", ...) as (compiled regex, TensorType)."""
+    out = []
+    for text in pairs:
+        pattern, _, name = text.rpartition("=")
+        if not pattern or name.lower() not in EXPORT_TYPES:
+            raise GwqError(f"--tensor-type {text}: expected REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}")
+        try:
+            out.append((re.compile(pattern), tensor_type(name)))
+        except re.error as e:
+            raise GwqError(f"--tensor-type {text}: {pattern!r} is no regular expression ({e})") from None
+    return out
+
+
+def options(preset, type, outliers, saliency, samples, ctx, seed):
+    """Checked recipe and calibration size."""
+    from gwq_export.quantize import MAX_OUTLIERS, Recipe
+    from gwq_export.saliency import SALIENCY
+
+    if preset not in PRESETS:
+        raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
+    usual, chosen = PRESETS[preset]
+    samples = usual if samples is None else samples
+    given = {"saliency": saliency, "outliers": outliers}
+    chosen = chosen | {k: v for k, v in given.items() if v is not None}
+    saliency, outliers = chosen["saliency"], chosen["outliers"]
+    if type not in EXPORT_TYPES:  # in lower case
+        raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
+    if not 0 <= outliers <= MAX_OUTLIERS:
+        raise GwqError(f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %")
+    if saliency not in SALIENCY:
+        raise GwqError(f"--saliency {saliency}: choose one of {', '.join(SALIENCY)}")
+    if samples < 1 or ctx < 2:
+        raise GwqError("--samples must be at least 1 and --ctx at least 2")
+    if not 0 <= seed < 1 << 32:
+        raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
+    return Recipe(tensor_type(type), seed=seed, **chosen), samples
+
+
+def file_bytes(name, shape, recipe):
+    """Bytes that the tensors of a matrix take in a file, with their descriptions in the header and up to the alignment."""
+    total = 0
+    for part, kind, dims in recipe.tensors(name, shape):
+        nbytes = TYPES[kind].nbytes(*dims) if len(dims) == 2 else TYPES[kind].nbytes(1, *dims)
+        total += -(-nbytes // ALIGNMENT) * ALIGNMENT + 24 + len(part.encode()) + 8 * len(dims)
+    return total
+
+
+def budget_bytes(bpw, size, params):
+    """The byte budget of --bpw or --size ("640MiB", "1.2GB", bytes), or None. Raises GwqError."""
+    if bpw is None and size is None:
+        return None
+    if bpw is not None and size is not None:
+        raise GwqError("--bpw and --size both name the size: give one")
+    if bpw is not None:
+        if not 0 < bpw <= 64:
+            raise GwqError(f"--bpw {bpw:g}: give bits per weight of the whole file, such as 4.5")
+        return int(bpw * params / 8)
+    found = re.fullmatch(r"([0-9.]+)\s*([KMG]i?)?B?", str(size), re.IGNORECASE)
+    try:
+        return int(float(found[1]) * UNITS[(found[2] or "").lower()])
+    except (TypeError, ValueError):
+        raise GwqError(f"--size {size}: give a number of bytes, or one with a unit, such as 640MiB or 1.2GB") from None
+
+
+def weights(entry):
+    return entry.shape[0] * (entry.shape[1] if len(entry.shape) == 2 else 1)
+
+
+def sizes(entries, nbytes):
+    """The size fields of the result."""
+    params = sum(map(weights, entries))
+    linear = [e for e in entries if e.linear]
+    stored = sum(stored_bytes(e) for e in linear)
+    tiles = [e for e in entries if e.recipe.type.bits]
+    kept = sum(e.recipe.outlier_count(e.shape) for e in tiles)
+    return {
+        "bytes": nbytes,
+        "params": params,
+        "bpw": 8 * nbytes / params,
+        "bpw_linear": 8 * stored / sum(map(weights, linear)),
+        "outlier_fraction": kept / sum(map(weights, tiles)) if tiles else 0.0,
+    }
+
+
+def stored_bytes(entry):
+    return sum(TYPES[kind].nbytes(*shape) if len(shape) == 2 else TYPES[kind].nbytes(1, *shape)
+               for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape))  # fmt: skip
