@@ -48,9 +48,11 @@ GWQ_INLINE __m256i load_once(const void *p) {
     return v;
 }
 
-/* Row r of the result: the row before r in the ring of 8. */
-GWQ_INLINE __m256i rows_before(__m256i v) {
-    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6));
+/* Row r of the result: the row before r in the ring of 8 whose rows lie at p. */
+GWQ_INLINE __m256i rows_before(const uint8_t *p) {
+    int32_t last;
+    memcpy(&last, p + 28, 4);
+    return _mm256_blend_epi32(load(p - 4), _mm256_set1_epi32(last), 1); /* what lies before a line: a line, or scales */
 }
 
 /* Entries of the windows in the low and in the high nibbles. */
@@ -71,14 +73,14 @@ GWQ_INLINE void quads3(__m256i table, const uint8_t *line, __m256i *v) {
         last = _mm256_or_si256(last, both(_mm256_srli_epi16(part[k], 3 - k), 0x11 << k));
     }
     for (int k = 0; k < 3; k++) {
-        before = rows_before(part[k]);
+        before = rows_before(line + 64 * k);
         look_up(table, _mm256_or_si256(both(part[k], 0x77), both(_mm256_slli_epi16(before, 1), 0x88)), v + 2 * k, v + 2 * k + 1);
     }
     look_up(table, _mm256_or_si256(last, both(before, 0x88)), v + 6, v + 7); /* their topmost bits are in C as they are wanted */
 }
 
 GWQ_INLINE void quads2(__m256i table, const uint8_t *line, __m256i *v) {
-    __m256i a = load_once(line), before = rows_before(a);
+    __m256i a = load_once(line), before = rows_before(line);
     look_up(table, _mm256_or_si256(both(a, 0x33), both(_mm256_slli_epi16(before, 2), 0xcc)), v, v + 2);
     look_up(table, _mm256_or_si256(both(_mm256_srli_epi16(a, 2), 0x33), both(before, 0xcc)), v + 1, v + 3);
 }
@@ -340,8 +342,8 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     }
 }
 
-#define TILE_TYPE(bits, ahead)                                                                                       \
-    static void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
+#define TILE_TYPE(bits, streams, ahead)                                                                                       \
+    GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
                             const int16_t *bias, float *y) {                                                         \
         block(bits, QUADS##bits, quads##bits, scales##bits, table, scale, line, q, dx, bias, y);                     \
     }                                                                                                                \
@@ -349,7 +351,7 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
         decode(bits, QUADS##bits, quads##bits, table, line, entries);                                                \
     }                                                                                                                \
     static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
-    static const tile_ops ops##bits = {bits, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens, \
+    static const tile_ops ops##bits = {bits, streams, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens, \
                                        gwq_avx2_transpose, gwq_avx2_halves, above, spread};                          \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
         tile_dequantize(&ops##bits, m, group, out);                                                                  \
@@ -357,9 +359,9 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {  \
         tile_matmul(&ops##bits, m, first, last, in, y);                                                              \
     }
-TILE_TYPE(2, 1024)
-TILE_TYPE(3, 1024)
-TILE_TYPE(4, 1024)
+TILE_TYPE(2, 3, 1024)
+TILE_TYPE(3, 3, 1024)
+TILE_TYPE(4, 3, 1024)
 
 /* --- stock types: one function per type adds 32 columns to a row's sums ------------------------------------------- */
 

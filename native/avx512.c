@@ -259,8 +259,8 @@ GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
 
 GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(bytes16(count), level); }
 
-#define TILE_TYPE(bits, ahead)                                                                                      \
-    static void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
+#define TILE_TYPE(bits, streams, ahead)                                                                                      \
+    GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
                             const int16_t *bias, float *y) {                                                        \
         block(bits, QUADS##bits, quads##bits, SUB##bits, scales##bits, table, scale, line, q, dx, bias, y);         \
     }                                                                                                               \
@@ -274,14 +274,14 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(b
                                                        int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {   \
         tokens(SUB##bits, scales, entries, nb, in, t, count, b, acc);                                               \
     }                                                                                                               \
-    static const tile_ops ops##bits = {bits, ahead, 1, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens##bits, \
+    static const tile_ops ops##bits = {bits, streams, ahead, 1, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens##bits, \
                                        gwq_avx2_transpose, gwq_avx2_halves, above, spread};                         \
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
         tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
     }
-TILE_TYPE(2, 1024)
-TILE_TYPE(3, 1536)
-TILE_TYPE(4, 1536)
+TILE_TYPE(2, STREAMS, 1024)
+TILE_TYPE(3, STREAMS, 1536)
+TILE_TYPE(4, STREAMS, 1536)
 
 /* Empty slots are AVX2's (gwq.c): there memory or plain float arithmetic is the limit. */
 const gwq_kernels gwq_avx512 = {

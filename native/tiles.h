@@ -41,6 +41,7 @@ typedef uint8_t gwq_scales[4][64];
 /* What an instruction set does for a tile type. Constants, so that all of it is inlined into the walks below. */
 typedef struct tile_ops {
     int bits;
+    int streams;  /* row groups at the same time, of a matrix without outliers; with them STREAMS */
     size_t ahead; /* bytes between a read and its prefetch */
     float unit;   /* y of the dense part counts in these: row scales are multiplied in at the end of the row group */
     /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's scales and lines, 64
@@ -130,7 +131,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     float edge[GWQ_TILE] = {0}; /* x of the last, narrower tile */
     if (outliers) memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE, (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
     while (first < last) {
-        int streams = (int)least(STREAMS, last - first);
+        int streams = (int)least(outliers ? STREAMS : ops->streams, last - first);
         int64_t each = (last - first) / streams; /* consecutive groups per stream: data and records just go on */
         for (int i = 0; i < streams; i++) {
             s[i].tile = gwq_group(m, ops->bits, first + i * each);
