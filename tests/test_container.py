@@ -12,10 +12,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from kernel_cases import random_parts
 
 from gwq_export import GwqError, format
 from gwq_export.container import ALIGNMENT, VERSION_KEY, Reader
 from gwq_export.format import FORMAT_VERSION, TYPES
+from gwq_export.side_table import pack_outliers, unpack_outliers
+from gwq_export.tiles import dequantize, pack_tiles
 from gwq_export.writer import Writer, file_size
 
 METADATA = {
@@ -57,14 +60,11 @@ def example(rng=None):
     for type in (t for t in TYPES.values() if t.bits):
         for shape, count in (((17, 300), 40), ((16, 64), 0), ((1, 1), 1), ((40, 700), None)):
             name = f"{type.name}.{shape[0]}x{shape[1]}"
-            codes = rng.integers(0, 1 << type.bits, shape).astype(np.uint8)
-            scales = rng.uniform(0.1, 2, (shape[0], -(-shape[1] // 64))).astype(np.float16)
             at = rng.permutation(shape[0] * shape[1])[: count or 0]
-            codes.reshape(-1)[at] = type.zero
             tensors.append((name, type, shape))
-            data[name] = format.pack_tiles(type, scales, codes)
+            data[name] = pack_tiles(type, *random_parts(rng, type, *shape))
             if count is not None:
-                records, offsets = format.pack_outliers(at // shape[1], at % shape[1], rng.normal(size=count).astype(np.float16), shape)
+                records, offsets = pack_outliers(at // shape[1], at % shape[1], rng.normal(size=count).astype(np.float16), shape)
                 for suffix, kind, array in ((".outliers", "i8", records), (".outlier_offsets", "i32", offsets)):
                     tensors.append((name + suffix, TYPES[kind], array.shape))
                     data[name + suffix] = array
@@ -81,7 +81,7 @@ def write(path, metadata, tensors, data, order=None):
 @pytest.fixture
 def small(tmp_path):
     """A small file of ours: a tile tensor with two outliers, and a vector; (path, bytes)."""
-    records, offsets = format.pack_outliers([0, 3], [1, 2], np.array([1, 2], np.float16), (4, 64))
+    records, offsets = pack_outliers([0, 3], [1, 2], np.array([1, 2], np.float16), (4, 64))
     type = TYPES["gwq4"]
     tensors = [
         ("w", type, (4, 64)),
@@ -89,8 +89,8 @@ def small(tmp_path):
         ("w.outlier_offsets", TYPES["i32"], offsets.shape),
         ("n", TYPES["f32"], (3,)),
     ]
-    codes = np.full((4, 64), type.zero, np.uint8)
-    data = {"w": format.pack_tiles(type, np.ones((4, 1), np.float16), codes), "w.outliers": records, "w.outlier_offsets": offsets}
+    zeros = pack_tiles(type, np.arange(16), np.ones(4, np.float16), np.ones((16, 4), np.int8), np.zeros((16, 64), np.uint8))
+    data = {"w": zeros, "w.outliers": records, "w.outlier_offsets": offsets}
     data["n"] = np.ones(3, np.float32)
     metadata = {"general.architecture": "llama", "words": ["a", "bc", "def"], "ints": np.arange(5, dtype=np.int32), "x": 1.5}
     path = write(tmp_path / "small.gguf", metadata, tensors, data)
@@ -132,9 +132,9 @@ def test_round_trip(tmp_path):
             assert not t.data.flags.writeable and t.data.dtype == np.uint8
             table = (data[name + ".outliers"], data[name + ".outlier_offsets"]) if name + ".outliers" in data else None
             assert (t.outliers is None) == (table is None) and t.companion == ("outlier" in name)
-            assert t.outlier_count == (len(format.unpack_outliers(*table, shape)[0]) if table else 0)
+            assert t.outlier_count == (len(unpack_outliers(*table, shape)[0]) if table else 0)
             matrix = (int(np.prod(shape[:-1])), shape[-1])
-            expected = format.dequantize(type, np.asarray(data[name]).reshape(-1).view(np.uint8), matrix, table).reshape(shape)
+            expected = dequantize(type, np.asarray(data[name]).reshape(-1).view(np.uint8), matrix, table).reshape(shape)
             got = t.dequantize()
             assert got.dtype == np.float32 and got.shape == shape and np.array_equal(got, expected)
         r.check()
@@ -433,9 +433,13 @@ def test_check_finds_damaged_contents(small):
         ("w.outliers", 4, b"\1"),  # row 4 of 4
         ("w.outliers", 16, b"\0\x7c"),  # an infinite outlier
         ("w.outlier_offsets", 4, b"\xff"),
-        ("w", 0, b"\0\x7c"),  # an infinite scale
-        ("w", 2, b"\1\xfe"),  # a scale that is no number
-        ("w", 30, b"\0\x7c"),  # of a padding row
+        ("w", 3, b"\x20"),  # a table entry beyond 31
+        ("w", 15, b"\xdf"),  # and one below -32
+        ("w", 16, b"\0\x7c"),  # an infinite scale
+        ("w", 18, b"\1\xfe"),  # a scale that is no number
+        ("w", 16 + 2 * 4, b"\1\0"),  # a scale of a padding row
+        ("w", 16 + 2 * 15, b"\0\x7c"),
+        ("w", 63, b"\1"),  # before the tiles
         ("n", 8, b"\0\0\xc0\x7f"),
     ):
         start = at[name] + offset
