@@ -16,6 +16,7 @@ from gwq_export.saliency import SALIENCY, diagonal
 
 FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02)  # outliers to choose from; in between to fill a budget
 KINDS = ("gwq2", "gwq3", "gwq4", "q8_0", "f16")
+MOST = 0.25  # outliers that are added to fill a budget
 RINGS = 24  # rings of 8 rows that are quantized to predict the others
 
 
@@ -42,15 +43,19 @@ class Sample:
         self.power = float(power.sum())
         if len(rings) > 2 * RINGS:  # systematic, in proportion to what a ring matters
             cumulative = np.cumsum(rings) / max(rings.sum(), 1e-300)
-            chosen = np.unique(np.searchsorted(cumulative, (np.arange(RINGS) + 0.5) / RINGS).clip(0, len(rings) - 1))
+            chosen = np.searchsorted(cumulative, (np.arange(RINGS) + 0.5) / RINGS).clip(0, len(rings) - 1)
+            chosen, times = np.unique(chosen, return_counts=True)
         else:
-            chosen = np.arange(len(rings))
+            chosen, times = np.arange(len(rings)), None
         rows = (chosen[:, None] * RING + np.arange(RING)).reshape(-1)
         self.rows = rows[rows < len(weight)]
+        if times is not None:  # a ring stands for as much as any other: its share of the sum
+            self.share = (times / rings[chosen] / RINGS).repeat(RING)[rows < len(weight)] * self.power
+        else:
+            self.share = np.ones(len(self.rows))
         self.weight, self.row_weight = weight[self.rows], s[self.rows]
-        self._score = None
+        self._score, self._thresholds = None, {}
         self._make_score = lambda: self._saliency(weight, statistics, saliency, seed)
-        self._full = len(chosen) == len(rings)
 
     def _saliency(self, weight, statistics, saliency, seed):
         first = lambda: encode(weight, TYPES["gwq3"], TABLES["trellis"]["gwq3"], pool=self.pool).values  # noqa: E731
@@ -62,8 +67,10 @@ class Sample:
             return None
         if self._score is None:
             self._score = self._make_score()
-        flat = self._score.reshape(-1)
-        return self._score[self.rows] >= np.partition(flat, len(flat) - count)[len(flat) - count]
+        if count not in self._thresholds:
+            flat = self._score.reshape(-1)
+            self._thresholds[count] = np.partition(flat, len(flat) - count)[len(flat) - count]
+        return self._score[self.rows] >= self._thresholds[count]
 
     def loss(self, recipe):
         """Predicted loss, nats per token, that storing the matrix by `recipe` adds."""
@@ -80,13 +87,11 @@ class Sample:
         if recipe.type.bits and recipe.feedback:  # later columns make an error good again but for this share
             column = 1 / np.diag(self.curvature.factor)[: len(h)] ** 2
         squares = self.row_weight * (error * error @ column)
-        if self._full:
-            return float(squares.sum()) / 2
-        return float(squares.sum() / max((self.row_weight * (w * w @ h)).sum(), 1e-300)) * self.power / 2
+        return float((squares * self.share).sum()) / 2
 
 
 def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
-    """Choices of a matrix, by ascending bytes, those that another one beats left out.
+    """Choices of a matrix.
 
     recipe: the one to vary; size(recipe) -> bytes in the file.
     """
@@ -98,16 +103,20 @@ def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
         for fraction in fractions if type.bits else (0.0,):
             r = replace(recipe, type=type, outliers=fraction)
             out.append(Choice(r, size(r), sample.loss(r)))
-    out.sort(key=lambda c: (c.nbytes, c.loss))
+    return out
+
+
+def frontier(options):
+    """Choices by ascending bytes, those that another one beats left out."""
     kept = []
-    for c in out:
+    for c in sorted(options, key=lambda c: (c.nbytes, c.loss)):
         if not kept or c.loss < kept[-1].loss:
             kept.append(c)
     return kept
 
 
 def hull(options):
-    """Those of ascending choices at which the loss saved per byte falls: no mix of two others beats them."""
+    """Those of a frontier at which the loss saved per byte falls: no mix of two others beats them."""
     out = []
     for c in options:
         while len(out) > 1 and _slope(out[-2], out[-1]) <= _slope(out[-1], c):
@@ -122,7 +131,7 @@ def _slope(a, b):
 
 
 def allocate(options, budget):
-    """One index per matrix into `options` (lists of ascending Choices), of least loss within `budget` bytes; or None.
+    """One of each matrix's options (frontiers), of least loss within `budget` bytes; or None.
 
     Greedy along the convex hulls, which is optimal up to the last step (Shoham and Gersho, 1988), then whatever still fits.
     """
@@ -151,31 +160,46 @@ def allocate(options, budget):
                     if best is None or gain > best[0]:
                         best = gain, i, k
         if best is None:
-            return picked
+            return [o[k] for o, k in zip(options, picked, strict=True)]
         _, i, k = best
         left -= options[i][k].nbytes - options[i][picked[i]].nbytes
         picked[i] = k
 
 
 def fill(options, picked, sizes, budget):
-    """Recipes of the picked options, some with more outliers where bytes are left: those that save most per byte first.
+    """Recipes of the picked choices, some with more outliers where bytes are left: those that save most per byte first.
 
     sizes: for each matrix a function recipe -> bytes.
     """
-    left = budget - sum(o[i].nbytes for o, i in zip(options, picked, strict=True))
-    recipes, offers = [o[i].recipe for o, i in zip(options, picked, strict=True)], []
-    for m, (o, i) in enumerate(zip(options, picked, strict=True)):
-        now = o[i]
-        more = [c for c in o[i + 1 :] if c.recipe.type == now.recipe.type and c.recipe.outliers > now.recipe.outliers]
-        offers += [(_slope(now, c), m, now, c) for c in more[:1]]
-    for _, m, now, more in sorted(offers, key=lambda offer: -offer[0]):
+    left, picked = budget - sum(c.nbytes for c in picked), list(picked)
+    while True:
+        offers = []
+        for m, (o, now) in enumerate(zip(options, picked, strict=True)):
+            more = [c for c in o if c.recipe.type == now.recipe.type and c.recipe.outliers > now.recipe.outliers and c.nbytes > now.nbytes]
+            more = min(more, key=lambda c: c.recipe.outliers, default=None)
+            if not more and now.recipe.type.bits and now.recipe.outliers < MOST:  # beyond what was asked for: no loss known
+                recipe = replace(now.recipe, outliers=min(MOST, max(2 * now.recipe.outliers, 0.001)))
+                more = Choice(recipe, sizes[m](recipe), now.loss)
+            if more and sizes[m](replace(now.recipe, outliers=_next(now.recipe.outliers, more.recipe.outliers))) - now.nbytes <= left:
+                offers.append((_slope(now, more), m, now, more))
+        if not offers:
+            return [c.recipe for c in picked]
+        _, m, now, more = max(offers, key=lambda offer: offer[0])
         low, high = now.recipe.outliers, more.recipe.outliers
-        for _ in range(24):  # bisection: bytes grow with the fraction
+        if more.nbytes - now.nbytes <= left:
+            low = high
+        for _ in range(24 * (low < high)):  # bisection: bytes grow with the fraction
             middle = (low + high) / 2
             if sizes[m](replace(now.recipe, outliers=middle)) - now.nbytes <= left:
                 low = middle
             else:
                 high = middle
-        recipes[m] = replace(now.recipe, outliers=low)
-        left -= sizes[m](recipes[m]) - now.nbytes
-    return recipes
+        recipe = replace(now.recipe, outliers=low)
+        share = (low - now.recipe.outliers) / (more.recipe.outliers - now.recipe.outliers)
+        picked[m] = Choice(recipe, sizes[m](recipe), now.loss + share * (more.loss - now.loss))
+        left -= picked[m].nbytes - now.nbytes
+
+
+def _next(a, b):
+    """A fraction a little above a: a step that fits nothing is not worth a try."""
+    return a + (b - a) / 64

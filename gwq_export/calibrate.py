@@ -294,8 +294,11 @@ def _end_factors(totals, tokens, upstream):
     """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes."""
     head = {f: totals.sums["head", f] for f in totals.factors}
     g = upstream.reshape(-1, upstream.shape[-1]) * totals.length
-    counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])) / tokens.numel() if "rows" in head else None
-    embed = {"hessian": g.T @ g / tokens.numel(), "rows": counts}
+    embed = {"hessian": g.T @ g / tokens.numel()}
+    if "rows" in head:  # how often a token comes; those that did not come share what Good and Turing give them
+        counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])).float()
+        unseen = (counts == 1).sum() / tokens.numel()
+        embed["rows"] = counts / tokens.numel() * (1 - unseen) + unseen / len(counts)
     tied = dict(embed)
     if len(head) == len(FACTORS):  # s_i H + f_i G as one product, exact where s and f are alike
         s, f = head["rows"].sum(), embed["rows"].sum()

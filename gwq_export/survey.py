@@ -5,7 +5,7 @@ from functools import partial
 from itertools import pairwise
 
 from gwq_export import GwqError
-from gwq_export.allocate import FRACTIONS, KINDS, Sample, allocate, choices, fill
+from gwq_export.allocate import FRACTIONS, KINDS, Sample, allocate, choices, fill, frontier
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
 from gwq_export.native import Pool
@@ -31,7 +31,7 @@ def survey(source, entries, calibration, free, fraction, device, progress):
             if free and not entry.fixed:
                 kinds = KINDS
                 if fraction is None:
-                    fractions = FRACTIONS if entry.linear else (0.0,)
+                    fractions = FRACTIONS
             offers[entry.name] = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
     return offers
 
@@ -53,17 +53,18 @@ def fit(entries, offers, budget, size):
         return [replace(e, recipe=recipes[e.name]) if e.name in recipes else e for e in entries]
 
     options, chosen = [offers[n] for n in names], [e for e in entries if e.name in names]
+    fronts = [frontier(o) for o in options]
     sizes = [partial(file_bytes, e.name, e.shape) for e in chosen]
-    least = size(with_recipes({n: o[0].recipe for n, o in zip(names, options, strict=True)}))
-    most = size(with_recipes({n: o[-1].recipe for n, o in zip(names, options, strict=True)}))
-    overhead = least - sum(o[0].nbytes for o in options)
+    least = size(with_recipes({n: o[0].recipe for n, o in zip(names, fronts, strict=True)}))
+    most = size(with_recipes({n: o[-1].recipe for n, o in zip(names, fronts, strict=True)}))
+    overhead = least - sum(o[0].nbytes for o in fronts)
     if budget < least:
         raise GwqError(f"the budget of {budget} bytes is too small: the smallest file takes {least}; give a larger --size or --bpw")
     if budget * 0.995 > most:
         raise GwqError(f"the budget of {budget} bytes is larger than the model in F16 ({most} bytes): use --type f16")
     room = budget - overhead
     while True:  # the header's own alignment may take what was left
-        recipes = dict(zip(names, fill(options, allocate(options, room), sizes, room), strict=True))
+        recipes = dict(zip(names, fill(options, allocate(fronts, room), sizes, room), strict=True))
         if (took := size(with_recipes(recipes))) <= budget:
             return with_recipes(recipes)
         room -= took - budget

@@ -1,0 +1,184 @@
+"""Budgets: the choice among options against an exact solver, file sizes, and what the predictions are worth."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA, REFERENCE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gwq_export
+from gwq_export import GwqError
+from gwq_export.allocate import FRACTIONS, Choice, Sample, allocate, choices, frontier, hull
+from gwq_export.calibrate import Calibration
+from gwq_export.format import TYPES
+from gwq_export.plan import budget_bytes, file_bytes, plan
+from gwq_export.quantize import Recipe, quantize
+from gwq_export.source import Source
+from gwq_export.survey import fit, survey
+from gwq_export.tiles import dequantize
+from gwq_export.writer import file_size
+
+
+def random_options(rng, matrices):
+    """Ascending Choices with falling losses, not convex."""
+    out = []
+    for _ in range(matrices):
+        n = rng.integers(1, 9)
+        nbytes, loss = np.sort(rng.choice(1000, n, replace=False)) + 100, -np.sort(-rng.exponential(size=n))
+        out.append([Choice(None, int(b), float(x)) for b, x in zip(nbytes, loss, strict=True)])
+    return out
+
+
+def best_loss(options, budget):
+    """By scipy's mixed-integer solver: exactly one option of every matrix, bytes within the budget."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    flat = [c for o in options for c in o]
+    one = np.zeros((len(options), len(flat)))
+    for i, o in enumerate(options):
+        first = sum(map(len, options[:i]))
+        one[i, first : first + len(o)] = 1
+    constraints = [LinearConstraint(one, 1, 1), LinearConstraint(np.array([[c.nbytes for c in flat]]), 0, budget)]
+    found = milp([c.loss for c in flat], constraints=constraints, integrality=np.ones(len(flat)), bounds=Bounds(0, 1))
+    return found.fun if found.success else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), matrices=st.integers(1, 30), share=st.floats(0, 1))
+def test_close_to_the_exact_optimum(seed, matrices, share):
+    rng = np.random.default_rng(seed)
+    options = random_options(rng, matrices)
+    least, most = (sum(o[i].nbytes for o in options) for i in (0, -1))
+    budget = int(least + share * (most - least)) - (seed % 7 == 0)
+    picked, best = allocate(options, budget), best_loss(options, budget)
+    if picked is None:
+        assert best is None
+        return
+    assert sum(c.nbytes for c in picked) <= budget and all(c in o for c, o in zip(picked, options, strict=True))
+    loss = sum(c.loss for c in picked)
+    # greedy along the hulls misses the optimum by at most one step of one matrix
+    step = max((a.loss - b.loss for o in options for a, b in pairwise(hull(o))), default=0)
+    assert best - 1e-9 <= loss <= best + step + 1e-9
+
+
+def test_a_hull_has_no_dents():
+    c = [Choice(None, b, x) for b, x in [(0, 10.0), (1, 9.5), (2, 4.0), (3, 3.9), (4, 1.0)]]
+    assert [h.nbytes for h in hull(c)] == [0, 2, 4]
+
+
+def test_budget_of_words():
+    assert budget_bytes(None, None, 8) is None
+    assert budget_bytes(4.5, None, 16) == 9
+    sizes = {"640MiB": 640 << 20, "1.5 GB": 15 * 10**8, "12k": 12000, 777: 777, "2gib": 2 << 30}
+    assert {s: budget_bytes(None, s, 1) for s in sizes} == sizes
+    for bpw, size in [(0, None), (-1, None), (float("nan"), None), (None, "x"), (None, "-5"), (None, "1TB"), (3, "1G"), (None, "1.2.3M")]:
+        with pytest.raises(GwqError, match=r"--bpw|--size"):
+            budget_bytes(bpw, size, 100)
+
+
+def ids(samples, ctx):
+    from gwq_export.tokenizer import Tokenizer
+    from gwq_export.vocabulary import to_metadata
+
+    tokens = Tokenizer(to_metadata(REFERENCE, 8192)).encode((DATA / "eval.txt").read_text()[:60000], special=False, bos=False)
+    return torch.tensor(tokens[: samples * ctx]).reshape(samples, ctx)
+
+
+@pytest.fixture(scope="module", params=["reference", "llama"])
+def surveyed(request, tiny):
+    folder = REFERENCE if request.param == "reference" else tiny(request.param)
+    source = Source(folder)
+    entries = plan(source, Recipe(TYPES["gwq4"], 0.0025))
+    offers = survey(source, entries, Calibration(ids(4, 128)), True, None, "cpu", lambda *_: None)
+    return entries, offers
+
+
+def test_every_budget_is_met(surveyed):
+    entries, offers = surveyed
+
+    def size(entries):
+        layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
+        return file_size({"general.name": "x"}, layout)
+
+    params, losses = sum(int(np.prod(e.shape)) for e in entries), []
+    budgets = np.sort(np.random.default_rng(0).uniform(3.4, 9, 20)) * params / 8
+    for budget in budgets.astype(int):
+        chosen = fit(entries, offers, int(budget), size)
+        assert 0.995 * budget <= size(chosen) <= budget
+        losses.append(sum(min(c.loss for c in offers[e.name] if c.recipe.type == e.recipe.type) for e in chosen if e.name in offers))
+    assert losses[0] > 3 * losses[-1]
+    with pytest.raises(GwqError, match="too small: the smallest file takes"):
+        fit(entries, offers, int(1.5 * params / 8), size)
+    with pytest.raises(GwqError, match="--type f16"):
+        fit(entries, offers, 3 * params, size)
+
+
+def test_offers_are_sound(surveyed):
+    """More bytes, less loss; the bytes are those in the file."""
+    entries, offers = surveyed
+    for e in entries:
+        if len(e.shape) < 2:
+            assert e.name not in offers
+            continue
+        found = frontier(offers[e.name])
+        assert len(found) > 3 and all(a.nbytes < b.nbytes and a.loss > b.loss >= 0 for a, b in pairwise(found))
+        assert all(c.nbytes == file_bytes(e.name, e.shape, c.recipe) for c in found)
+        assert {c.recipe.outliers for c in found} <= set(FRACTIONS)
+
+
+def test_prediction_of_a_matrix():
+    """The predicted loss is the second-order loss of what quantize does, within a fifth, from a sample of the rows."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(320, 320)) * np.exp(rng.normal(size=320) / 4)
+    x = rng.normal(size=(4000, 320)) @ mix
+    weight = (rng.standard_t(5, size=(1600, 320)) * np.exp(rng.normal(size=(1600, 1)) / 3)).astype(np.float32)
+    statistics = {"hessian": (x.T @ x / len(x)).astype(np.float32), "rows": rng.exponential(size=1600).astype(np.float32)}
+    sample = Sample(weight, statistics)
+    assert len(sample.rows) < 400
+    for name, fraction in [("gwq4", 0.0), ("gwq3", 0.0025), ("gwq2", 0.01)]:
+        recipe = Recipe(TYPES[name], fraction, sweeps=0)  # a sweep takes some more off, how much depends on the model
+        parts = quantize(weight, statistics, recipe)
+        side = (parts[1], parts[2].view(np.int32)) if fraction else None
+        error = (dequantize(recipe.type, parts[0], weight.shape, side) - weight).astype(np.float64)
+        loss = ((error @ statistics["hessian"] * error).sum(1) * statistics["rows"]).sum() / 2
+        assert sample.loss(recipe) == pytest.approx(loss, rel=0.2), name
+    assert sample.loss(Recipe(TYPES["f16"])) < 1e-3 * sample.loss(Recipe(TYPES["gwq4"]))
+    assert [c.recipe.type.name for c in choices(sample, Recipe(TYPES["gwq4"]), lambda r: file_bytes("w", weight.shape, r))][-1] == "f16"
+
+
+def test_dry_run_and_budget_through_files(tmp_path):
+    """The plan's bytes are the file's, the prediction is near what is measured, and a budget beats the uniform file of its size."""
+    from gwq_export.evaluate import evaluate
+    from gwq_export.predict import transformers_logits
+
+    text, against = (DATA / "eval.txt").read_text()[:24000], transformers_logits(REFERENCE)
+    options = {"ctx": 256, "samples": 32}
+
+    def measured(**more):
+        found = gwq_export.export(REFERENCE, tmp_path / "m.gguf", **options, **more)
+        assert (tmp_path / "m.gguf").stat().st_size == found["bytes"]
+        return found, evaluate(gwq_export.load(tmp_path / "m.gguf"), text, 256, against)["kld_mean"]
+
+    planned = gwq_export.export(REFERENCE, tmp_path / "never.gguf", type="gwq3", dry_run=True, **options)
+    assert not (tmp_path / "never.gguf").exists()
+    uniform, uniform_kld = measured(type="gwq3")
+    assert planned["bytes"] == uniform["bytes"]
+    assert planned["predicted_loss"] == pytest.approx(uniform_kld, rel=0.25)  # 12 samples
+    assert planned["predicted_ppl"] == pytest.approx(planned["calibration_ppl"] * np.exp(planned["predicted_loss"]))
+    # the embedding stays as it is, so that only the decoder's linear layers differ
+    free, free_kld = measured(size=uniform["bytes"], tensor_type="token_embd=q8_0")
+    assert 0.995 * uniform["bytes"] <= free["bytes"] <= uniform["bytes"]
+    assert free_kld < 0.9 * uniform_kld
+    assert sum(row["bytes"] for row in free["plan"]) <= free["bytes"]
+
+
+@pytest.mark.parametrize("more, words", [({"bpw": 4, "size": "1G"}, "give one"), ({"bpw": 4, "type": "gwq3"}, "leave out --type"),
+                                         ({"size": "9e9x"}, "--size"), ({"bpw": 4, "preset": "paper"}, "--preset"),
+                                         ({"bpw": 1.0, "samples": 1, "ctx": 64}, "too small")])  # fmt: skip
+def test_budgets_that_cannot_be(tmp_path, more, words):
+    with pytest.raises(GwqError, match=words):
+        gwq_export.export(REFERENCE, tmp_path / "m.gguf", **more)
+    assert not list(tmp_path.iterdir())
