@@ -125,6 +125,11 @@ GWQ_INLINE __m256i bias16(const int16_t *bias) {
     return _mm256_set1_epi32(v);
 }
 
+/* y[8] += dx * dot */
+GWQ_INLINE void add_rows(float dx, __m256i dot, float *y) {
+    _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_set1_ps(dx), _mm256_cvtepi32_ps(dot), _mm256_load_ps(y)));
+}
+
 GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, const uint8_t *table, const uint8_t *scale,
                       const uint8_t *line, const int8_t *q, float dx, const int16_t *bias, float *y) {
     const __m256i t = load(table);
@@ -142,8 +147,7 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, cons
                 dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(sum, spread_scales(s[(u + p) / 4], h)));
             }
         }
-    for (int h = 0; h < 2; h++)
-        _mm256_store_ps(y + 8 * h, _mm256_fmadd_ps(_mm256_set1_ps(dx), _mm256_cvtepi32_ps(dot[h]), _mm256_load_ps(y + 8 * h)));
+    for (int h = 0; h < 2; h++) add_rows(dx, dot[h], y + 8 * h);
 }
 
 /* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product; negative: it has none */
@@ -242,13 +246,12 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
         }
         for (int i = 0; i < count; i++)
             for (int h = 0; h < 2; h++)
-                _mm256_store_ps(acc[i] + 8 * h, _mm256_fmadd_ps(_mm256_set1_ps(in->scale[at + i * in->blocks]), _mm256_cvtepi32_ps(dot[i][h]),
-                                                               _mm256_load_ps(acc[i] + 8 * h)));
+                add_rows(in->scale[at + i * in->blocks], dot[i][h], acc[i] + 8 * h);
     }
 }
 
-static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t,
-                                             int count, int64_t b, float (*acc)[GWQ_ROWS]) {
+static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in,
+                                             int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {
     int i = 0;
     for (; i + 4 <= count; i += 4) few_tokens(scales, entries, nb, in, t + i, 4, b, acc + i);
     if (count - i == 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
@@ -342,17 +345,17 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     }
 }
 
-#define TILE_TYPE(bits, streams, ahead)                                                                                       \
+#define TILE_TYPE(bits, streams, ahead)                                                                              \
     GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
-                            const int16_t *bias, float *y) {                                                         \
+                                const int16_t *bias, float *y) {                                                     \
         block(bits, QUADS##bits, quads##bits, scales##bits, table, scale, line, q, dx, bias, y);                     \
     }                                                                                                                \
     static void decode##bits(const uint8_t *table, const uint8_t *line, gwq_entries entries) {                       \
         decode(bits, QUADS##bits, quads##bits, table, line, entries);                                                \
     }                                                                                                                \
     static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
-    static const tile_ops ops##bits = {bits, streams, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens, \
-                                       gwq_avx2_transpose, gwq_avx2_halves, above, spread};                          \
+    static const tile_ops ops##bits = {bits, streams, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, \
+                                       decode_scales##bits, tokens, gwq_avx2_transpose, gwq_avx2_halves, above, spread}; \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
         tile_dequantize(&ops##bits, m, group, out);                                                                  \
     }                                                                                                                \

@@ -259,9 +259,9 @@ GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
 
 GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(bytes16(count), level); }
 
-#define TILE_TYPE(bits, streams, ahead)                                                                                      \
+#define TILE_TYPE(bits, streams, ahead)                                                                             \
     GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
-                            const int16_t *bias, float *y) {                                                        \
+                                const int16_t *bias, float *y) {                                                    \
         block(bits, QUADS##bits, quads##bits, SUB##bits, scales##bits, table, scale, line, q, dx, bias, y);         \
     }                                                                                                               \
     static void decode##bits(const uint8_t *table, const uint8_t *line, gwq_entries entries) {                      \
@@ -270,12 +270,13 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(b
     static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) {                                      \
         decode_scales(SUB##bits, scales##bits, scale, scales);                                                      \
     }                                                                                                               \
-    static __attribute__((noinline)) void tokens##bits(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, \
-                                                       int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {   \
+    static __attribute__((noinline)) void tokens##bits(const gwq_scales *scales, const gwq_entries *entries, int nb, \
+                                                       const gwq_input *in, int64_t t, int count, int64_t b,        \
+                                                       float (*acc)[GWQ_ROWS]) {                                    \
         tokens(SUB##bits, scales, entries, nb, in, t, count, b, acc);                                               \
     }                                                                                                               \
-    static const tile_ops ops##bits = {bits, streams, ahead, 1, block##bits, multiply_values, expand, decode##bits, decode_scales##bits, tokens##bits, \
-                                       gwq_avx2_transpose, gwq_avx2_halves, above, spread};                         \
+    static const tile_ops ops##bits = {bits, streams, ahead, 1, block##bits, multiply_values, expand, decode##bits, \
+                                       decode_scales##bits, tokens##bits, gwq_avx2_transpose, gwq_avx2_halves, above, spread}; \
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
         tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
     }

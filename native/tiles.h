@@ -19,9 +19,17 @@ enum {
 
 GWQ_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Start loading `bytes` that are needed soon. May lie beyond the buffer: a prefetch never faults. */
+/* Start loading `bytes` that are needed soon. May lie beyond the buffer: a prefetch never faults. By assembler on x86: gcc 12 orders
+ * the code around its own __builtin_prefetch so that 4-bit AVX2 without outliers read a fifth slower on Zen 3. */
 GWQ_INLINE void fetch(const uint8_t *p, size_t ahead, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + ahead + i), 0, 3);
+    for (size_t i = 0; i < bytes; i += 64) {
+        const char *at = (const char *)((uintptr_t)p + ahead + i);
+#ifdef __x86_64__
+        __asm__ volatile("prefetcht0 %0" : : "m"(*at));
+#else
+        __builtin_prefetch(at, 0, 3);
+#endif
+    }
 }
 
 /* Outliers of a record, from its 16 counts: bytes are added as four 16-bit sums (at most 1020 each). */
@@ -41,7 +49,7 @@ typedef uint8_t gwq_scales[4][64];
 /* What an instruction set does for a tile type. Constants, so that all of it is inlined into the walks below. */
 typedef struct tile_ops {
     int bits;
-    int streams;  /* row groups at the same time, of a matrix without outliers; with them STREAMS */
+    int streams;  /* row groups at the same time in a matrix without outliers; with them always STREAMS */
     size_t ahead; /* bytes between a read and its prefetch */
     float unit;   /* y of the dense part counts in these: row scales are multiplied in at the end of the row group */
     /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's scales and lines, 64
