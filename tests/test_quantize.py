@@ -91,8 +91,8 @@ def test_outliers_hold_what_the_encoder_wanted():
         parts = quantize(weight, stats, recipe)
         row, col, value = unpack_outliers(parts[1], parts[2].view(np.int32), weight.shape)
         assert np.array_equal(np.argwhere(mask), np.stack([row, col], 1))
-        e = encode(weight, type, TABLES["trellis"][type.name], curvature=Curvature(stats["hessian"]), row_weight=stats["rows"], outlier=mask,
-                   sweeps=1)  # fmt: skip
+        options = {"curvature": Curvature(stats["hessian"]), "row_weight": stats["rows"], "outlier": mask, "sweeps": 1}
+        e = encode(weight, type, TABLES["trellis"][type.name], **options)
         dense = dequantize(type, parts[0], weight.shape)
         assert np.array_equal(value, (e.values - dense)[mask].astype(np.float16))
         assert np.abs(decode(recipe, weight, parts) - e.values).max() < 2e-3 * np.abs(e.values).max()
