@@ -188,7 +188,7 @@ class _Totals:
         """Factors of one sample: {name: x (tokens, cols)} and {name: gradient of the mean loss (tokens, rows)}."""
         owner = {}
         for name, x in inputs.items():
-            first = owner.setdefault(id(x), name)
+            first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
             self.shared[name] = first
             if first == name and "hessian" in self.factors:
                 self._add((name, "hessian"), x.T @ x / self.tokens)

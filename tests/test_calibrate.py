@@ -45,6 +45,81 @@ def test_equal_to_whole_model_backward(tiny, name):
     assert calibration.losses == pytest.approx(losses, rel=1e-5)
 
 
+def whole_factors(folder, tokens):
+    """{matrix: {"hessian": mean of x x^T, "rows": mean of (dL/dz)^2}} over all tokens, L the sum of a sample's token losses,
+    by hooks on transformers' model. The embedding is its transpose's matrix: one-hot tokens out, gradients in."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seen = {}
+
+    def note(name):
+        def hook(module, args, output):
+            output.requires_grad_()
+            output.retain_grad()
+            seen.setdefault(name, []).append((args[0].detach(), output))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            module.register_forward_hook(note(f"{name}.weight"))
+    for ids in tokens:
+        logits = model(input_ids=ids[None]).logits[0]
+        torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum").backward()
+    found = {}
+    for name, pairs in seen.items():
+        x = torch.cat([x[0] for x, _ in pairs]).double()
+        g = torch.cat([z.grad[0] for _, z in pairs]).double()
+        assert len(x) == len(g) == tokens.numel()
+        if x.dim() == 1:  # token ids: the input is one-hot, and the "rows" are the tokens
+            one_hot = torch.nn.functional.one_hot(x.long(), model.config.vocab_size).double()
+            found[name] = {"hessian": g.T @ g / len(g), "rows": one_hot.mean(0)}
+        else:
+            found[name] = {"hessian": x.T @ x / len(x), "rows": (g * g).mean(0)}
+    return found
+
+
+BOTH = ("hessian", "rows")
+
+
+@pytest.mark.parametrize("name, statistics", [(name, BOTH) for name in ("llama", "llama-bias", "qwen3", "mistral", "linear-rope")]
+                         + [("llama", ("square", *BOTH)), ("llama-bias", ("abs", *BOTH)), ("llama", ("rows",)), ("llama", ("hessian",))])  # fmt: skip
+def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
+    source = Source(tiny(name))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 30))))
+    expected = whole_factors(tiny(name), calibration.tokens)
+    arch, seen = source.arch, set()
+    ends = [arch.embed] if source.tied else [arch.embed, arch.head]
+    for tensor, _, found in gradients(source, calibration, statistics, ends):
+        assert set(found) == set(statistics)
+        seen.add(tensor)
+        if source.tied and tensor == arch.embed:
+            # one product in the place of two: s of the head's tokens, f of the embedding's
+            h, e = expected[arch.head], expected[arch.embed]
+            s, f = h["rows"].sum(), e["rows"].sum()
+            wanted = {"hessian": s * h["hessian"] + f * e["hessian"], "rows": (h["rows"] / s + e["rows"] / f) / 2}
+        else:
+            wanted = expected[tensor]
+        for factor in set(statistics) & set(BOTH):
+            value = wanted[factor].numpy()
+            assert found[factor].shape == value.shape and found[factor].dtype == np.float32
+            assert np.abs(found[factor] - value).max() <= 2e-5 * np.abs(value).max(), (tensor, factor)
+            assert found[factor].any()
+    assert seen == {n for i in range(source.layers) for row, n in source.block(i).items() if row.linear} | set(ends)
+
+
+def test_matrices_of_one_input_share_their_hessian(tiny):
+    """So that it is factored once for each."""
+    source, kept = Source(tiny("llama")), {}
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (2, 20))))
+    for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
+        kept.setdefault(id(found["hessian"]), (found["hessian"], []))[1].append(tensor.split(".")[-2])
+    assert sorted(map(sorted, (names for _, names in kept.values()))) == sorted(
+        [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * source.layers
+    )
+
+
 @pytest.mark.parametrize("ends", [["model.embed_tokens.weight"], ["lm_head.weight"]])
 def test_embedding_and_head_alone(tiny, ends):
     folder = tiny("llama")
