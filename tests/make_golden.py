@@ -10,26 +10,41 @@ from gwq_export.side_table import pack_outliers
 from gwq_export.writer import Writer
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-ROWS, COLS = 21, 330  # two row groups, a full tile and one of two blocks, padding on both sides
+SHAPES = {"w.weight": (21, 330), "v.weight": (8, 70)}  # full and narrow tiles, padding on both sides
+
+
+def matrix(type, name, rng):
+    """[(tensor name, TensorType, shape, bytes)] and the float32 weights of a random matrix."""
+    shape = (rows, cols) = SHAPES[name]
+    padded = padded_rows(rows), -(-cols // BLOCK) * BLOCK
+    table, scales = rng.integers(-32, 32, 16), rng.integers(-32, 32, (padded[0], padded[1] // type.sub)).astype(np.int8)
+    table[5], table[9] = -32, 0
+    row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(np.float16)  # subnormal ones too
+    data = tiles.pack_tiles(type, table, row_scales, scales, rng.integers(0, 1 << type.bits, padded, np.uint8))
+    parts, side = [(name, type, shape, data)], None
+    if name == "w.weight":
+        row, col = np.nonzero(rng.random(shape) < 0.03)
+        value = rng.standard_normal(len(row)).astype(np.float16)
+        value[:3] = 0, 6e-8, -1e-5
+        side = records, offsets = pack_outliers(row, col, value, shape)
+        parts += [
+            (f"{name}.outliers", TYPES["i8"], records.shape, records),
+            (f"{name}.outlier_offsets", TYPES["i32"], offsets.shape, offsets),
+        ]
+    return parts, tiles.dequantize(type, data, shape, side)
 
 
 def main():
     GOLDEN.mkdir(exist_ok=True)
+    metadata = {"general.architecture": "llama", "general.name": "golden", "tokenizer.ggml.tokens": ["a", "b"]}
     for type in (t for t in TYPES.values() if t.bits):
         rng = np.random.default_rng(type.bits)
-        rows, cols = padded_rows(ROWS), -(-COLS // BLOCK) * BLOCK
-        table, scales = rng.integers(-32, 32, 16), rng.integers(-32, 32, (rows, cols // type.sub)).astype(np.int8)
-        row_scales = (rng.standard_normal(ROWS) * 10.0 ** rng.integers(-7, 2, ROWS)).astype(np.float16)  # subnormal ones too
-        data = tiles.pack_tiles(type, table, row_scales, scales, rng.integers(0, 1 << type.bits, (rows, cols), np.uint8))
-        row, col = np.nonzero(rng.random((ROWS, COLS)) < 0.03)
-        records, offsets = pack_outliers(row, col, rng.standard_normal(len(row)).astype(np.float16), (ROWS, COLS))
-        layout = [("w.weight", type, (ROWS, COLS)), ("w.weight.outliers", TYPES["i8"], records.shape),
-                  ("w.weight.outlier_offsets", TYPES["i32"], offsets.shape)]  # fmt: skip
-        with Writer(GOLDEN / f"{type.name}.gguf", {"general.architecture": "llama", "general.name": "golden"}, layout) as writer:
-            for (name, _, _), part in zip(layout, (data, records, offsets), strict=True):
-                writer.write(name, part)
-        weight = tiles.dequantize(type, data, (ROWS, COLS), (records, offsets))
-        (GOLDEN / f"{type.name}.f32").write_bytes(weight.astype("<f4").tobytes())
+        made = [matrix(type, name, rng) for name in SHAPES]
+        parts = [part for found, _ in made for part in found]
+        with Writer(GOLDEN / f"{type.name}.gguf", metadata, [part[:3] for part in parts]) as writer:
+            for name, _, _, data in parts:
+                writer.write(name, data)
+        (GOLDEN / f"{type.name}.f32").write_bytes(b"".join(weight.astype("<f4").tobytes() for _, weight in made))
 
 
 if __name__ == "__main__":
