@@ -1,6 +1,6 @@
 """Quality of llama.cpp's own types, each "pure" on every decoder linear, and of our files beside them, as Markdown on stdout.
 
-    tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--gguf OURS.gguf ...]
+    tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--bpw 4.5,4.25] [--paper] [--gguf OURS.gguf ...]
 
 Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the
 same calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in
@@ -13,6 +13,7 @@ import copy
 import json
 import logging
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def file_model(source, path):
     )
 
 
+def at_bits(model, out, bits, **options):
+    """Export within a budget, so that the decoder's linears take at most `bits` per weight, embedding and head Q8_0."""
+    source = Source(Path(model))
+    linear = sum(np.prod(source.shape(hf)) for hf, _ in linears(source))
+    options = options | {"tensor_type": ["token_embd=q8_0"] + ["^output.weight=q8_0"] * (not source.tied)}
+    plain = gwq_export.export(model, out, type="gwq4", preset="paper", outliers=0, **options | {"samples": 1})
+    size = plain["bytes"] + (bits - plain["bpw_linear"]) * linear / 8
+    while True:
+        found = gwq_export.export(model, out, size=int(size), **options)
+        if found["bpw_linear"] <= bits:
+            return found
+        size -= (found["bpw_linear"] - bits) * linear / 8 + 64
+
+
 def cached(predictor):
     """The same Predictor, each window computed once."""
     known = {}
@@ -92,6 +107,8 @@ def main():
     parser.add_argument(
         "--no-importance", action="store_true", help="stock types without importance vector, as from a plain llama-quantize"
     )
+    parser.add_argument("--bpw", default="", help="our files of that many bits per weight of the decoder's linears: 4.5,4.25")
+    parser.add_argument("--paper", action="store_true", help="preset paper at 4, 3 and 2 bits, and our file of as many bytes each")
     parser.add_argument("--gguf", nargs="+", default=[], metavar="FILE", help="our files of the same model")
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
     parser.add_argument("--samples", type=int, default=96, help="calibration windows")
@@ -139,10 +156,24 @@ def compare(args):
             print(f"{name}: left out, its blocks do not divide the width of {len(narrow)} linears such as {narrow[0]}", file=sys.stderr)
             continue
         row(name.lower(), *stock_model(original, source, name, importance), start)
-    for path in args.gguf:
+
+    def ours(name, path):
         start = time.monotonic()
         model, kinds, bits = file_model(source, path)
-        row(f"{Path(path).name} ({kinds})", model, bits, start)
+        row(f"{name} ({kinds})", model, bits, start)
+        return bits
+
+    options = {"ctx": ctx, "calib": args.calib, "seed": args.seed}
+    with tempfile.TemporaryDirectory() as folder:
+        out, wanted = Path(folder, "ours.gguf"), [float(b) for b in filter(None, args.bpw.split(","))]
+        for kind in ("gwq4", "gwq3", "gwq2") if args.paper else ():
+            gwq_export.export(args.model, out, type=kind, preset="paper", **options)
+            wanted.append(ours("preset paper", out))
+        for bits in wanted:
+            at_bits(args.model, out, bits, samples=args.samples, **options)
+            ours("gwq-export", out)
+    for path in args.gguf:
+        ours(Path(path).name, path)
     if args.json:
         print(json.dumps({"model": str(args.model), "text": str(args.text), "reference": before, "rows": found}))
 
