@@ -297,7 +297,7 @@ def _end_factors(totals, tokens, upstream):
     embed = {"hessian": g.T @ g / tokens.numel()}
     if "rows" in head:  # how often a token comes; those that did not come share what Good and Turing give them
         counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])).float()
-        unseen = (counts == 1).sum() / tokens.numel()
+        unseen = ((counts == 1).sum() / tokens.numel()).clamp(max=0.5)
         embed["rows"] = counts / tokens.numel() * (1 - unseen) + unseen / len(counts)
     tied = dict(embed)
     if len(head) == len(FACTORS):  # s_i H + f_i G as one product, exact where s and f are alike

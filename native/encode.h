@@ -27,6 +27,11 @@ INLINE lanes nearest(lanes v) {
     lanes magic = all(0x1.8p23f);
     return v + magic - magic;
 }
+/* a scale */
+INLINE lanes six_bits(lanes v) {
+    v = nearest(v);
+    return pick((flags)(v > 31), all(31), pick((flags)(v < -32), all(-32), v));
+}
 INLINE lanes look_up(const float *table, flags at) {
     lanes v;
     for (int l = 0; l < LANES; l++) v[l] = table[at[l]];
@@ -112,12 +117,14 @@ INLINE void fit_scale(const int bits, const float *table, const lanes (*t)[RING]
         if (table[v] < end[0]) end[0] = table[v];
         if (table[v] > end[1]) end[1] = table[v];
     }
+    for (int i = 0; i < 2; i++)
+        if (!end[i]) end[i] = 1; /* a table that does not reach there */
     for (int k = 0; k < 2 * FACTORS + 1; k++) {
         lanes units[RING], s[RING], error[RING], value[RING];
         for (int r = 0; r < RING; r++) {
             float factor = low + (high - low) * (float)(k % FACTORS) / (FACTORS - 1);
-            units[r] = nearest(pick((flags)(magnitude(extreme[r] * inverse[r]) < 1e6f), extreme[r] * inverse[r], all(0)) * (factor / end[k / FACTORS & 1]));
-            units[r] = pick((flags)(units[r] > 31), all(31), pick((flags)(units[r] < -32), all(-32), units[r]));
+            lanes whole = extreme[r] * inverse[r]; /* the largest weight in units of d */
+            units[r] = six_bits(pick((flags)(magnitude(whole) < 1e6f), whole, all(0)) * (factor / end[k / FACTORS & 1]));
         }
         if (k == 2 * FACTORS) { /* least squares */
             lanes up[RING], down[RING];
@@ -131,8 +138,7 @@ INLINE void fit_scale(const int bits, const float *table, const lanes (*t)[RING]
             }
             for (int r = 0; r < RING; r++) {
                 lanes x = pick((flags)(down[r] > 0), up[r] / pick((flags)(down[r] > 0), down[r], all(1)), all(1));
-                units[r] = nearest(best[r] * pick((flags)(magnitude(x) < 4), x, all(1)));
-                units[r] = pick((flags)(units[r] > 31), all(31), pick((flags)(units[r] < -32), all(-32), units[r]));
+                units[r] = six_bits(best[r] * pick((flags)(magnitude(x) < 4), x, all(1)));
             }
         }
         for (int r = 0; r < RING; r++) s[r] = units[r] * d[r], error[r] = all(0);

@@ -73,8 +73,9 @@ def whole_factors(folder, tokens):
         g = torch.cat([z.grad[0] for _, z in pairs]).double()
         assert len(x) == len(g) == tokens.numel()
         if x.dim() == 1:  # token ids: the input is one-hot, and the "rows" are the tokens
-            one_hot = torch.nn.functional.one_hot(x.long(), model.config.vocab_size).double()
-            found[name] = {"hessian": g.T @ g / len(g), "rows": one_hot.mean(0)}
+            share = torch.bincount(x.long(), minlength=model.config.vocab_size).double() / len(x)
+            unseen = min(0.5, (share * len(x)).round().eq(1).sum().item() / len(x))  # Good and Turing's estimate, spread over all
+            found[name] = {"hessian": g.T @ g / len(g), "rows": share * (1 - unseen) + unseen / len(share)}
         else:
             found[name] = {"hessian": x.T @ x / len(x), "rows": (g * g).mean(0)}
     return found
