@@ -41,13 +41,17 @@ class Curvature:
         """U, upper triangular, float32: U^T U is the inverse of the matrix."""
         import torch
 
-        # With the columns in reverse order, matrix = L L^T becomes matrix = R R^T, R upper; U is R's inverse.
-        matrix = torch.from_numpy(self.matrix).double()
-        lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
+        # With the columns in reverse order, matrix = L L^T becomes matrix = R R^T, R upper; U is R's inverse. Large: two
+        # float64 matrices at a time.
+        matrix = torch.from_numpy(self.matrix).flip(0, 1).double()
+        lower, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             raise GwqError("the inputs of a matrix are not finite, or far out of proportion: is the model damaged?")
-        upper = lower.flip(0, 1)
-        return torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True).float().numpy()
+        del matrix
+        inverse = torch.eye(len(lower), dtype=lower.dtype).T  # in the order of columns that can be solved in place
+        torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+        del lower
+        return inverse.float().flip(0, 1).numpy()
 
 
 class Curvatures:
