@@ -170,8 +170,8 @@ def compare(args):
             gwq_export.export(args.model, out, type=kind, preset="paper", **options)
             wanted.append(ours("preset paper", out))
         for bits in wanted:
-            at_bits(args.model, out, bits, samples=args.samples, **options)
-            ours("gwq-export", out)
+            predicted = at_bits(args.model, out, bits, samples=args.samples, **options)["predicted_loss"]
+            ours(f"gwq-export, predicted {predicted:.5f}", out)
     for path in args.gguf:
         ours(Path(path).name, path)
     if args.json:
