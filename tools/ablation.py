@@ -145,7 +145,7 @@ def run(args, command):
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "ablation.md").write_text(head + "\n" + "\n".join(page.parts), encoding="utf-8")
-        (out / "ablation.svg").write_text(plot(lines, f"Size against loss, {first.name}"), encoding="utf-8")
+        (out / "ablation.svg").write_text(plot(lines, f"Loss over size, {first.name}"), encoding="utf-8")
 
 
 if __name__ == "__main__":
