@@ -112,6 +112,9 @@ def spending(lab, extent):
             "types and outliers allocated (`--bpw`)": allocated(lab, bits, extent),
             f"{bigger[type]} without outliers": uniform(lab, bigger[type], outliers=0.0),
         }
+        unit = TYPES[bigger[type]].unit
+        if any(e.shape[1] % unit for e in lab.linear) and not TYPES[bigger[type]].bits:
+            del ways[f"{bigger[type]} without outliers"]  # its blocks do not divide a width
         rows = []
         for name, make in ways.items():
             row = lab.over_seeds(make)
