@@ -30,14 +30,23 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"  # as in tests/
 TASKS = ("piqa", "arc_easy", "winogrande", "hellaswag_2000")
 TYPES = ("gwq4", "gwq3")
 COLUMNS = [(preset, type) for preset in ("paper", "default") for type in TYPES]
-NONE, ROOM = "–", 1 << 29  # a cell without figure; bytes of the original's logits that are kept
+ROOM = 1 << 29  # bytes of the original's logits that are kept
+FIGURES = ("bpw_linear", 1, 2), ("outlier_fraction", 0.01, 2), ("bytes", 2**20, 2), ("peak_rss_bytes", 2**20, 0), ("seconds", 1, 1)
 UNCHECKED = {
-    "MMLU, VQA, RefCOCO and Qwen-VL results": "no: needs vision models, which this tool does not export, and models that score above chance",
-    "lower perplexity than SpQR, head to head": "no: SpQR's code needs its own GPU kernels and models of its size; "
-    "its kind of rule is the row of the Hessian diagonal",
-    "results on models of billions of parameters": "no: none is at hand here; give a folder: `tools/claims MODEL --ctx 2048`",
-    "1.2 times the original's speed on their GPU": "no: neither their kernels nor their device are known; our CPU figure is the row of decoding",
+    "MMLU, VQA, RefCOCO, Qwen-VL": "vision models are not exported, and MMLU needs models that score above chance on it",
+    "better than SpQR": "its code was not run here; of its rule, the rows of the Hessian's diagonal give an idea only",
+    "models of billions of parameters": "none is at hand; with one: `tools/claims FOLDER --ctx 2048`",
+    "1.2 times the speed": 'the abstracts name neither kernels nor device; the row "faster" is ours on this CPU',
 }
+BUNDLED = ("The bundled model (5.2 million parameters, far from converged, near chance on the tasks) shows that the methods work and "
+           "how they rank on it, and nothing about models a hundred times its size.")  # fmt: skip
+CACHED = "; this model lies in the cache, where fewer bytes gain nothing: README, Measured, has a model of 1.1 billion parameters"
+
+
+def row(claim, figure, cells, note):
+    """A line of the table. cells: texts of the original and of COLUMNS; none where there is nothing to print."""
+    cells = [claim, figure, *(cell or "–" for cell in cells or [""] * (len(COLUMNS) + 1)), note]
+    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
 
 
 def remembered(predictor):
@@ -47,39 +56,36 @@ def remembered(predictor):
     def logits(ids, keep, reuse=False):
         nonlocal room
         key = np.asarray(ids, np.int32).tobytes(), keep
-        if key in known:
-            return iter(known[key])
-        found = list(predictor.logits(ids, keep, reuse))
-        room -= sum(part.nbytes for part in found)
-        if room > 0:
-            known[key] = found
+        found = known.get(key) or list(predictor.logits(ids, keep, reuse))
+        if key not in known and room > 0:
+            known[key], room = found, room - sum(part.nbytes for part in found)
         return iter(found)
 
     return Predictor(predictor.ctx, logits)
 
 
 class Bench:
-    """Exports of one model, and what they score. Files live in `folder`."""
+    """Exports of one model into one file, each over the last: a loaded model keeps its own bytes."""
 
     def __init__(self, args, folder):
-        self.args, self.folder, self.count = args, Path(folder), 0
-        self.options = {"ctx": args.ctx} | ({"calib": args.calib} if args.calib else {})
+        self.args, self.out, self.options = args, Path(folder, "model.gguf"), {"ctx": args.ctx}
+        if args.calib:
+            self.options["calib"] = args.calib
 
     def export(self, alone=False, **options):
         """(result of export, loaded model); alone: in a process of its own, whose peak memory is the export's."""
         print(options, file=sys.stderr, flush=True)
-        self.count, options = self.count + 1, self.options | options
-        out = self.folder / f"{self.count}.gguf"
+        options = self.options | options
         if alone:
             flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-            command = [sys.executable, "-m", "gwq_export.cli", "export", str(self.args.model), "--out", str(out), "--json", *flags]
-            done = subprocess.run(command, capture_output=True, text=True)
+            command = [sys.executable, "-m", "gwq_export.cli", "export", str(self.args.model), "--out", str(self.out), "--json", *flags]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
-                raise GwqError(done.stderr.strip().splitlines()[-1])
-            result = json.loads(done.stdout.strip().splitlines()[-1])
+                raise GwqError("an export failed, as said above")
+            result = json.loads(done.stdout.splitlines()[-1])
         else:
-            result = gwq_export.export(self.args.model, out, **options)
-        return result, gwq_export.load(out, threads=self.args.threads)
+            result = gwq_export.export(self.args.model, self.out, **options)
+        return result, gwq_export.load(self.out, threads=self.args.threads)
 
     def divergences(self, rows, against, seeds=1, **options):
         """KL divergences (seeds,) from the original on windows `rows`, by seed of the calibration."""
@@ -88,12 +94,6 @@ class Bench:
             _, model = self.export(seed=seed, **options)
             found.append(score(runtime_logits(model), rows, rows.shape[1] - 1, against)["kld_mean"])
         return np.array(found)
-
-
-def some_windows(tokenizer, text, ctx, limit):
-    """At most `limit` windows (n, ctx) of the text, evenly spread."""
-    rows = windows(tokenizer, text, ctx, PROTOCOLS["window"])
-    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)]
 
 
 def texts(data):
@@ -112,128 +112,109 @@ def spread(values):
 
 
 def task_rows(data, limit, original, models):
-    """Rows of the zero-shot tasks: mean accuracy over the tasks, and agreement with the original; and the chance level."""
+    """Lines: mean accuracy over the zero-shot tasks, and agreement with the original."""
+    if not all((data / "tasks" / f"{name}.jsonl").is_file() for name in TASKS):
+        return [row("higher zero-shot accuracy", "mean of the tasks", None, f"not measured: no tasks in {data}")]
     found = {name: tasks.parse((data / "tasks" / f"{name}.jsonl").read_text(encoding="utf-8"), name, limit) for name in TASKS}
-    against, results = remembered(runtime_logits(original)), []
-    for column, model in models.items():
-        print("tasks", column, file=sys.stderr, flush=True)
-        results.append([tasks.run(model, items, name, against) for name, items in found.items()])
+    against = remembered(runtime_logits(original))
+    results = [[tasks.run(model, items, name, against) for name, items in found.items()] for model in models]
+    chance = np.mean([np.mean([1 / len(item.requests) for item in items]) for items in found.values()])
 
     def mean(result, key, error):
         return f"{np.mean([r[key] for r in result]):.1%} ± {math.hypot(*(r[error] for r in result)) / len(result):.1%}"
 
-    chance = float(np.mean([1 / len(item.requests) for items in found.values() for item in items]))
-    first = [mean(results[0], "acc_against", "acc_error_against"), *(mean(r, "acc", "acc_error") for r in results)]
-    note = f"{', '.join(name.removesuffix('_2000') for name in TASKS)}, {limit} items each, no examples; guessing gives {chance:.1%}"
-    rows = [["zero-shot accuracy, mean of the tasks", *first, note],
-            ["the same answer as the original", "100%", *(mean(r, "agreement", "agreement_error") for r in results), "tells more than accuracy"]]  # fmt: skip
-    return rows, chance
+    note = f"{', '.join(name.removesuffix('_2000') for name in TASKS)}; {limit} items each, no examples; guessing gives {chance:.1%}"
+    accuracy = [mean(results[0], "acc_against", "acc_error_against"), *(mean(r, "acc", "acc_error") for r in results)]
+    same = ["100%", *(mean(r, "agreement", "agreement_error") for r in results)]
+    return [row("higher zero-shot accuracy", "mean of the tasks", accuracy, note),
+            row("", "the same answer as the original", same, "differences that accuracy hides")]  # fmt: skip
 
 
 def selection(bench, rows, against, seeds, samples):
-    """{label: {type: divergences}} of the paper's recipe with its outliers chosen by several rules, from 1 or more samples."""
-    cases = {
-        "\\|gradient\\|, the paper's": ({"saliency": "grad"}, seeds),
-        "Hessian diagonal (times weight², a layer's output error)": ({"saliency": "hessian"}, seeds),
-        "magnitude": ({"saliency": "magnitude"}, 1),
-        "random": ({"saliency": "random"}, 1),
-        f"\\|gradient\\|, {samples} samples": ({"saliency": "grad", "samples": samples}, 1),
-        f"Hessian diagonal, {samples} samples": ({"saliency": "hessian", "samples": samples}, 1),
-    }
-    return {label: {type: bench.divergences(rows, against, n, preset="paper", type=type, **options) for type in TYPES}
-            for label, (options, n) in cases.items()}  # fmt: skip
+    """(lines of the table, {(rule, samples): {type: divergences}}): the paper's recipe with its outliers chosen by `rule`."""
+    cases = {(rule, n): seeds for n in (1, samples) for rule in ("grad", "hessian")} | {("magnitude", 1): 1, ("random", 1): 1}
+    names = {"grad": "by |gradient|", "hessian": "by the Hessian's diagonal x weight²", "magnitude": "by magnitude", "random": "at random"}
+    lines, rules = [], {}
+    for (rule, n), times in cases.items():
+        of = {t: bench.divergences(rows, against, times, preset="paper", type=t, saliency=rule, samples=n) for t in TYPES}
+        rules[rule, n], cells = of, ["", *(spread(of[t]) for t in TYPES), *[""] * len(TYPES)]
+        drawn = f" from {n} sample{'s' * (n > 1)}" if rule in ("grad", "hessian") else ""
+        note = "preset paper otherwise" + (f"; mean and range of {times} calibration seeds" if times > 1 else "")
+        claim = "" if lines else "gradients locate outliers better than the Hessian"
+        lines.append(row(claim, f"KL divergence, outliers {names[rule]}{drawn}", cells, note))
+    return lines, rules
 
 
-def verdict(a, b):
-    """How a rule's divergences {type: (n,)} stand to another's: a phrase for each width."""
-    out = []
-    for type in TYPES:
-        apart = a[type].max() < b[type].min() or b[type].max() < a[type].min()
-        percent = 100 * (a[type].mean() / b[type].mean() - 1)
-        out.append(f"{percent:+.0f} % at {type}" + ("" if apart else " (within the spread)"))
-    return " and ".join(out)
+def changed(a, b):
+    """How far divergences {type: (n,)} are from others, as a phrase."""
+    overlap = {t: " (ranges overlap)" if a[t].max() >= b[t].min() and b[t].max() >= a[t].min() else "" for t in TYPES}
+    return " and ".join(f"{100 * (a[t].mean() / b[t].mean() - 1):+.0f} % at {t}{overlap[t]}" for t in TYPES)
 
 
-def reading(found, rules, samples, quality, chance, bundled):
-    """The sentences below the table, from the figures in it."""
-    name, labels = next(iter(quality)), list(rules)
-    ours, theirs = quality[name][len(TYPES) :], quality[name][: len(TYPES)]
-    said = [
-        "Perplexity on {}, over the original: preset paper {}; our default {} at {}.".format(
-            name, *(", ".join(f"{100 * (q['ppl_ratio'] - 1):+.1f} %" for q in part) for part in (theirs, ours)), " and ".join(TYPES)),
-        "KL divergence of our default against preset paper: {}, with {} against {} bits per weight.".format(
-            *(", ".join(text) for text in ([f"{100 * (o['kld_mean'] / t['kld_mean'] - 1):+.0f} %" for o, t in zip(ours, theirs, strict=True)],
-              *([f"{r['bpw_linear']:.2f}" for r in part] for part in (found[3:], found[1:3]))))),
-        f"Outliers by gradient instead of Hessian diagonal change the divergence by {verdict(rules[labels[0]], rules[labels[1]])} "
-        f"with one sample, {verdict(rules[labels[4]], rules[labels[5]])} with {samples}; "
-        f"instead of magnitude, by {verdict(rules[labels[0]], rules[labels[2]])}; instead of random ones, by {verdict(rules[labels[0]], rules[labels[3]])}.",
-        f"{samples} samples instead of one change the paper's recipe by {verdict(rules[labels[4]], rules[labels[0]])}.",
+def reading(bits, name, quality, rules, one, samples):
+    """The sentences below the table, from its figures."""
+    over = [f"{100 * (q['ppl_ratio'] - 1):+.1f} ± {100 * q['ppl_ratio_error']:.1f} %" for q in quality]
+    less = [f"{100 * (b['kld_mean'] / a['kld_mean'] - 1):+.0f} %" for a, b in zip(quality[:2], quality[2:], strict=True)]
+    grad, hessian, grads, hessians, magnitude, random = rules.values()  # as in `selection`
+    return [
+        f"Perplexity, {name}, over the original's: preset paper {over[0]} at 4 bits, {over[1]} at 3; our default {over[2]}, {over[3]}.",
+        f"KL divergence of our default, over that of preset paper: {less[0]} at 4 bits and {less[1]} at 3, "
+        f"at {bits[3]} and {bits[4]} bits per weight for {bits[1]} and {bits[2]}.",
+        f"KL divergence with outliers by |gradient|, over that by the Hessian's diagonal: {changed(grad, hessian)} from one sample, "
+        f"{changed(grads, hessians)} from {samples}. Over that by magnitude: {changed(grad, magnitude)}; over random outliers: "
+        f"{changed(grad, random)}. Where this is negative, gradients choose better.",
+        f"KL divergence of the paper's recipe from {samples} samples, over that from one: {changed(grads, grad)}; of our default: "
+        f"{changed({t: np.array([q['kld_mean']]) for t, q in zip(TYPES, quality[2:], strict=True)}, one)}.",
     ]  # fmt: skip
-    if chance:
-        said.append(f"The tasks are scored against {chance:.1%} for guessing: where the original is near that, accuracy shows no difference "
-                    "between files, and only the agreement does.")  # fmt: skip
-    if bundled:
-        said.append("The bundled model has 5.2 million parameters, is far from converged and scores near chance: all this shows that the "
-                    "methods work and how they rank on it, and says nothing about models a hundred times its size.")  # fmt: skip
-    return said
 
 
 def claims(args, folder):
-    """The lines of the report."""
-    bench, bundled, samples = Bench(args, folder), Path(args.model).resolve() == REFERENCE.resolve(), 2 if args.quick else 32
-    protocol, alone = PROTOCOLS["window"], not args.quick
-    original_result, original = bench.export(alone, type="f16")
-    made = {(p, t): bench.export(alone, preset=p, type=t, **({"samples": 2} if args.quick and p == "default" else {})) for p, t in COLUMNS}
-    found, models = [original_result, *(r for r, _ in made.values())], {key: model for key, (_, model) in made.items()}
-    ctx = min(args.ctx, original.config.ctx)
-    rows = [["decoder linears, bits per weight", *(f"{r['bpw_linear']:.2f}" for r in found), "with side-tables"],
-            ["outliers in FP16", NONE, *(f"{r['outlier_fraction']:.2%}" for r in found[1:]), "\"top 1 %\""]]  # fmt: skip
-    given, quality, reference = texts(args.data), {}, None
+    """The report."""
+    bench, bundled = Bench(args, folder), Path(args.model).resolve() == REFERENCE.resolve()
+    alone, samples, scored = not args.quick, 2 if args.quick else 32, PROTOCOLS["window"].scored
+    made = [bench.export(alone, type="f16")]
+    made += [bench.export(alone, preset=p, type=t, **({"samples": samples} if p == "default" else {})) for p, t in COLUMNS]
+    results, (original, *models) = [result for result, _ in made], [model for _, model in made]
+    bits, shares, files, peaks, seconds = ([f"{r[key] / unit:.{places}f}" for r in results] for key, unit, places in FIGURES)
+    rows = [row("low-bit format", "bits per weight of the decoder's linears", bits, "side-tables included"),
+            row("top 1 % stay FP16", "% of these weights", ["", *shares[1:]], "")]  # fmt: skip
+    given, measured, ctx = texts(args.data), [], min(args.ctx, original.config.ctx)
     for name, text, how in given:
-        windowed = some_windows(original.tokenizer, text, ctx, args.windows)
-        against = remembered(runtime_logits(original))
-        before = score(against, windowed, protocol.scored(ctx))
-        quality[name] = [score(runtime_logits(m), windowed, protocol.scored(ctx), against) for m in models.values()]
-        print("scored", name, file=sys.stderr, flush=True)
-        cells = [f"{q['ppl']:.2f} (x {q['ppl_ratio']:.4f} ± {q['ppl_ratio_error']:.4f})" for q in quality[name]]
-        rows.append([f"{name} perplexity", f"{before['ppl']:.2f}", *cells, f"{before['tokens']} tokens in {len(windowed)} windows of {ctx}; {how}"])
-        reference = reference or (windowed, against)
-    first = given[0][0]
-    cells = [f"{q['kld_mean']:.4f} ± {q['kld_error']:.4f}" for q in quality[first]]
-    rows.append([f"KL divergence on {first}", "0", *cells, "from the original, nats per token"])
+        print("score", name, file=sys.stderr, flush=True)
+        windowed, against = windows(original.tokenizer, text, ctx, PROTOCOLS["window"]), remembered(runtime_logits(original))
+        windowed = windowed[np.linspace(0, len(windowed) - 1, min(args.windows, len(windowed))).round().astype(int)]  # evenly spread
+        before = score(against, windowed, scored(ctx))
+        found = [score(runtime_logits(m), windowed, scored(ctx), against) for m in models]
+        cells = [f"{before['ppl']:.2f}", *(f"{q['ppl']:.2f} (x {q['ppl_ratio']:.4f} ± {q['ppl_ratio_error']:.4f})" for q in found)]
+        note = f"{before['tokens']} tokens, {len(windowed)} windows of {ctx}; {how}"
+        rows.append(row("" if measured else "lower perplexity", name, cells, note))
+        measured.append((windowed, against, found))
     if len(given) == 1:
-        rows.append(["WikiText-2 and C4 perplexity", *[NONE] * 5, f"not measured: no texts in {args.data}"])
-    chance = None
-    if all((args.data / "tasks" / f"{name}.jsonl").is_file() for name in TASKS):
-        more, chance = task_rows(args.data, args.limit, original, models)
-        rows += more
-    else:
-        rows.append(["zero-shot tasks", *[NONE] * 5, f"not measured: no tasks in {args.data}"])
-    rules = selection(bench, *reference, args.seeds, samples)
-    for label, of in rules.items():
-        seeds = f"; {len(of[TYPES[0]])} calibration seeds, mean and range" if len(of[TYPES[0]]) > 1 else ""
-        rows.append([f"KL divergence, outliers by {label}", NONE, *(spread(of[t]) for t in TYPES), NONE, NONE, f"preset paper otherwise{seeds}"])
-    one = [spread(bench.divergences(*reference, type=t, samples=1)) for t in TYPES]
+        rows.append(row("", "WikiText-2, C4", None, f"not measured: no texts in {args.data}"))
+    windowed, against, quality = measured[0]
+    cells = ["0", *(f"{q['kld_mean']:.4f} ± {q['kld_error']:.4f}" for q in quality)]
+    rows.append(row("", f"KL divergence, {given[0][0]}", cells, "from the original, nats per token"))
+    rows += task_rows(args.data, args.limit, original, models)
+    lines, rules = selection(bench, windowed, against, args.seeds, samples)
+    one = {t: bench.divergences(windowed, against, args.seeds, type=t, samples=1) for t in TYPES}
+    note = f"else {samples}; the paper's recipe: see above"
+    speed = ["1", *(speed_ratio(m, original, args.rounds) for m in models)]
     rows += [
-        ["KL divergence, one calibration sample", NONE, *[NONE] * len(TYPES), *one, f"our default takes {samples}"],
-        ["export: peak memory, MiB", *(f"{r['peak_rss_bytes'] / 2**20:.0f}" if alone else NONE for r in found), "each in a process of its own, torch included"],
-        ["export: seconds", *(f"{r['seconds']:.1f}" for r in found), "with the import of torch"],
-        ["file, MiB (times smaller)", *(f"{r['bytes'] / 2**20:.2f} ({found[0]['bytes'] / r['bytes']:.2f})" for r in found),
-         "\"less memory\": the file is mapped and used as it is; embedding and head are Q8_0"],
-        ["decode, times the original", "1", *(speed_ratio(m, original, args.rounds) for m in models.values()),
-         "median, quartiles of alternating runs" + ("; this model lies in the cache, where fewer bytes gain nothing: "
-         "see README, Measured, for a model of 1.1 billion parameters" if bundled else "")],
-        *([claim, *[NONE] * 5, why] for claim, why in UNCHECKED.items()),
-    ]  # fmt: skip
-    head = ["claim or figure", "original (F16)", *(f"{'preset paper' if p == 'paper' else 'our default'}, {t}" for p, t in COLUMNS), "how, or why not"]
-    lines = ["# The paper's claims, checked", "",
-             f"Written by `tools/claims{' --quick' if args.quick else ''}` on `{'the bundled model' if bundled else args.model}`: what the abstracts of "
-             "arXiv 2411.00850 (v1 to v4) state, as far as it can be checked here. "
-             f"Calibration: {args.calib or 'the bundled text'}, samples of {args.ctx} tokens. "
-             f"{cpu_name()}, {native.isa()}, {args.threads} thread{'s' * (args.threads > 1)}.", "",
-             "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]  # fmt: skip
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return [*lines, "", "## Reading", "", *(f"* {text}" for text in reading(found, rules, samples, quality, chance, bundled)), ""]
+        *lines,
+        row("one calibration set is enough", "KL divergence, default from 1 sample", ["", "", "", *map(spread, one.values())], note),
+        row("less memory", "file, MiB", files, "mapped and used as it is; embedding and head are Q8_0"),
+        row("", "export: peak memory, MiB", alone and peaks, "a process each, torch included" if alone else "not measured by --quick"),
+        row("", "export: seconds", seconds, "the import of torch included"),
+        row("faster", "decoding, times the original", speed, f"median, quartiles of {args.rounds} alternating runs" + CACHED * bundled),
+        *(row(claim, "not checked", None, why) for claim, why in UNCHECKED.items()),
+    ]
+    head = row("claim", "figure", ["original (F16)", *(f"preset {preset}, {type}" for preset, type in COLUMNS)], "how")
+    intro = (f"What the abstracts of GWQ (arXiv 2411.00850, v1 to v4) state, on {'the bundled model' if bundled else args.model}; written "
+             f"by `tools/claims{' --quick' * args.quick}`. Calibration: {args.calib or 'the bundled text'}, samples of {args.ctx} tokens. "
+             f"{cpu_name()}, {native.isa()}, {args.threads} thread{'s' * (args.threads > 1)}.")  # fmt: skip
+    said = [*reading(bits, given[0][0], quality, rules, one, samples), *[BUNDLED] * bundled]
+    table = [head, "|" + " --- |" * (len(COLUMNS) + 4), *rows]
+    return "\n".join(["# The paper's claims, checked", "", intro, "", *table, "", *(f"* {text}" for text in said), ""])
 
 
 def main():
@@ -255,10 +236,9 @@ def main():
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            text = "\n".join(claims(args, folder))
-        out = args.out or (None if args.quick else Path(__file__).parents[1] / "docs" / "claims.md")
-        if out:
-            out.write_text(text, encoding="utf-8")
+            text = claims(args, folder)
+        if args.out or not args.quick:
+            (args.out or Path(__file__).parents[1] / "docs" / "claims.md").write_text(text, encoding="utf-8")
     except (GwqError, OSError) as e:
         sys.exit(f"claims: error: {e}")
     print(text)
