@@ -14,7 +14,7 @@ from gwq_export.native import check, lib, pointer
 
 LANES = 8  # the native encoder takes rings by eights
 HEADROOM = 0.9  # of the largest scale that the first fit of a row may take: error feedback moves weights
-DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
+DAMPING = 0.01  # of the Hessian's mean diagonal, added to it; with few tokens, columns / tokens of it more
 ROW_FLOOR = 0.1  # of the mean row weight, added to every one: the estimate is noisy
 _POINTERS = {"float32": "float *", "uint8": "uint8_t *", "int8": "int8_t *"}
 
@@ -25,14 +25,16 @@ class Curvature:
     Matrices that share an input share one: its factorization is computed once.
     """
 
-    def __init__(self, hessian):
+    def __init__(self, hessian, tokens=None):
+        """tokens: how many the Hessian is the mean of; the fewer, the more it is drawn to a multiple of the identity."""
         cols = len(hessian)
+        damping = DAMPING + (cols / tokens if tokens else 0)
         padded = -(-cols // BLOCK) * BLOCK
         self.cols, mean = cols, max(float(np.trace(hessian)) / cols, 1e-30)
         self.matrix = np.zeros((padded, padded), np.float32)
         self.matrix[:cols, :cols] = hessian
-        self.matrix[np.arange(cols), np.arange(cols)] += DAMPING * mean
-        self.matrix[np.arange(cols, padded), np.arange(cols, padded)] = DAMPING * mean
+        self.matrix[np.arange(cols), np.arange(cols)] += damping * mean
+        self.matrix[np.arange(cols, padded), np.arange(cols, padded)] = damping * mean
         self.column_weight = np.ascontiguousarray(np.diag(self.matrix) / mean)  # float32 (padded cols,)
         self.column_weight[cols:] = 0
 
@@ -57,8 +59,8 @@ class Curvature:
 class Curvatures:
     """Makes a Curvature of each Hessian that comes by, one of neighbours that share it."""
 
-    def __init__(self):
-        self.of = self.last = None
+    def __init__(self, tokens=None):
+        self.tokens, self.of, self.last = tokens, None, None
 
     def put(self, statistics):
         """The statistics with a Curvature in the place of the Hessian, if they have one."""
@@ -66,7 +68,7 @@ class Curvatures:
         if hessian is None:
             return statistics
         if self.of is not hessian:
-            self.of, self.last = hessian, Curvature(hessian)
+            self.of, self.last = hessian, Curvature(hessian, self.tokens)
         return statistics | {"hessian": self.last}
 
 

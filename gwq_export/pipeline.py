@@ -156,7 +156,7 @@ def _write(out, header, layout, entries, source, calibration, factors, device, p
         if calibrated:
             statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
             ends = [e.source for e in calibrated.values() if not e.linear]
-            curvatures = Curvatures()
+            curvatures = Curvatures(calibration.tokens.numel())
             for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
                 if name in calibrated:
                     _store(writer, calibrated[name], weight, curvatures.put(found), pool)

@@ -22,7 +22,7 @@ def survey(source, entries, calibration, free, fraction, device, progress):
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
     ends = [e.source for e in open_entries.values() if not e.linear]
-    pool, curvatures, offers = Pool(), Curvatures(), {}
+    pool, curvatures, offers = Pool(), Curvatures(calibration.tokens.numel()), {}
     for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
         if entry := open_entries.get(name):
             found = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in curvatures.put(found).items()}

@@ -131,7 +131,7 @@ class Lab:
         key = seed, samples or self.samples
         if key not in self._statistics:
             print(f"{self.name}: calibrating, seed {seed}, {key[1]} x {self.ctx} tokens", file=sys.stderr)
-            entries, curvatures, out = {e.source: e for e in self.linear}, Curvatures(), {}
+            entries, curvatures, out = {e.source: e for e in self.linear}, Curvatures(calibration.tokens.numel()), {}
             for name, weight, found in gradients(self.source, self.tokens(*key), STATISTICS):
                 entry = entries[name]
                 found = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in curvatures.put(found).items()}
