@@ -131,8 +131,9 @@ class Lab:
         key = seed, samples or self.samples
         if key not in self._statistics:
             print(f"{self.name}: calibrating, seed {seed}, {key[1]} x {self.ctx} tokens", file=sys.stderr)
-            entries, curvatures, out = {e.source: e for e in self.linear}, Curvatures(calibration.tokens.numel()), {}
-            for name, weight, found in gradients(self.source, self.tokens(*key), STATISTICS):
+            calibration, out = self.tokens(*key), {}
+            entries, curvatures = {e.source: e for e in self.linear}, Curvatures(calibration.tokens.numel())
+            for name, weight, found in gradients(self.source, calibration, STATISTICS):
                 entry = entries[name]
                 found = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in curvatures.put(found).items()}
                 found["hessian"].factor  # noqa: B018  (computed here, so that no row's encoding is charged with it)
