@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from gwq_export import GwqError
 from gwq_export.encoder import Curvature, encode
 from gwq_export.format import RING, TYPES, decode_stock, encode_stock, ffi
 from gwq_export.quantize import TABLES
@@ -102,7 +103,10 @@ def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
             continue
         for fraction in fractions if type.bits else (0.0,):
             r = replace(recipe, type=type, outliers=fraction)
-            out.append(Choice(r, size(r), sample.loss(r)))
+            try:
+                out.append(Choice(r, size(r), sample.loss(r)))
+            except GwqError:  # a weight that the type cannot hold
+                continue
     return out
 
 
