@@ -5,12 +5,13 @@ feedback of a sample of rows; losses of different matrices add up.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.encoder import Curvature, encode
+from gwq_export.encoder import curvature_of, encode
 from gwq_export.format import RING, TYPES, decode_stock, encode_stock, ffi
 from gwq_export.quantize import TABLES
 from gwq_export.saliency import SALIENCY, diagonal
@@ -34,9 +35,7 @@ class Sample:
     """What is needed of a matrix to predict its loss under several recipes."""
 
     def __init__(self, weight, statistics, saliency="loss", seed=0, pool=ffi.NULL):
-        self.curvature = statistics["hessian"]
-        if not isinstance(self.curvature, Curvature):
-            self.curvature = Curvature(self.curvature)
+        self.curvature = curvature_of(statistics)
         self.shape, self.pool = weight.shape, pool
         h, s = diagonal(self.curvature), statistics["rows"]
         power = s * (weight * weight @ h)  # (rows,): the loss without the row
@@ -55,10 +54,12 @@ class Sample:
         else:
             self.share = np.ones(len(self.rows))
         self.weight, self.row_weight = weight[self.rows], s[self.rows]
-        self._score, self._thresholds = None, {}
-        self._make_score = lambda: self._saliency(weight, statistics, saliency, seed)
+        self._whole, self._thresholds = (weight, statistics, saliency, seed), {}
 
-    def _saliency(self, weight, statistics, saliency, seed):
+    @cached_property
+    def score(self):
+        """Saliency of every weight of the matrix."""
+        weight, statistics, saliency, seed = self._whole
         first = lambda: encode(weight, TYPES["gwq3"], TABLES["trellis"]["gwq3"], pool=self.pool).values  # noqa: E731
         return SALIENCY[saliency].score(weight, statistics, np.random.default_rng(seed), first)
 
@@ -66,12 +67,10 @@ class Sample:
         """Mask of the sampled rows: the `count` largest scores of the whole matrix."""
         if not count:
             return None
-        if self._score is None:
-            self._score = self._make_score()
         if count not in self._thresholds:
-            flat = self._score.reshape(-1)
+            flat = self.score.reshape(-1)
             self._thresholds[count] = np.partition(flat, len(flat) - count)[len(flat) - count]
-        return self._score[self.rows] >= self._thresholds[count]
+        return self.score[self.rows] >= self._thresholds[count]
 
     def loss(self, recipe):
         """Predicted loss, nats per token, that storing the matrix by `recipe` adds."""
@@ -135,11 +134,11 @@ def _slope(a, b):
 
 
 def allocate(options, budget):
-    """One of each matrix's options (frontiers), of least loss within `budget` bytes; or None.
+    """One of each matrix's options, of least loss within `budget` bytes; or None.
 
     Greedy along the convex hulls, which is optimal up to the last step (Shoham and Gersho, 1988), then whatever still fits.
     """
-    picked = [0] * len(options)
+    options, picked = [frontier(o) for o in options], [0] * len(options)
     left = budget - sum(o[0].nbytes for o in options)
     if left < 0:
         return None

@@ -35,6 +35,11 @@ class Calibration:
     losses: list = field(default_factory=list)
 
     @property
+    def loss(self):
+        """Mean cross-entropy, nats per token."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
     def hash(self):
         """SHA-256 of the token ids, for the file's provenance keys."""
         return hashlib.sha256(self.tokens.numpy().astype("<i4").tobytes()).hexdigest()

@@ -56,6 +56,12 @@ class Curvature:
         return inverse.float().flip(0, 1).numpy()
 
 
+def curvature_of(statistics):
+    """The Curvature among a matrix's statistics, made of the Hessian if that is an array still."""
+    h = statistics["hessian"]
+    return h if isinstance(h, Curvature) else Curvature(h)
+
+
 class Curvatures:
     """Makes a Curvature of each Hessian that comes by, one of neighbours that share it."""
 

@@ -40,7 +40,7 @@ ENTRY_MIN, ENTRY_MAX = -32, 31
 
 @dataclass(frozen=True)
 class TensorType:
-    """A tensor type: `unit` columns of one row take `unit_bytes` bytes.
+    """A tensor type: `unit` columns take `unit_bytes` bytes, in one row of a stock type, in the 16 rows of a group of a tile type.
 
     Tile types also have the `bits` of a code, the bits of `history` that a neighbour adds to its window, and `sub`, the
     columns that share a scale; stock types have zeros there.
@@ -59,11 +59,6 @@ class TensorType:
         """64-byte lines per block of 16 rows x 64 columns."""
         return 2 * self.bits
 
-    @property
-    def block_bytes(self):
-        """Bytes of such a block with its scales."""
-        return self.unit_bytes
-
     def head_bytes(self, rows):
         """Bytes before the tiles: table and row scales, up to a multiple of 64."""
         return -(-(TABLE + 2 * padded_rows(rows)) // 64) * 64
@@ -71,7 +66,7 @@ class TensorType:
     def nbytes(self, rows, cols):
         """Bytes of a (rows, cols) tensor. Raises GwqError when a stock type cannot hold that width."""
         if self.bits:
-            return self.head_bytes(rows) + padded_rows(rows) // ROWS * -(-cols // BLOCK) * self.block_bytes
+            return self.head_bytes(rows) + padded_rows(rows) // ROWS * -(-cols // BLOCK) * self.unit_bytes
         if cols % self.unit:
             raise GwqError(f"type {self.name} needs a width that is a multiple of {self.unit}, got {cols}: choose f16")
         return rows * (cols // self.unit) * self.unit_bytes

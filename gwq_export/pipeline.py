@@ -13,15 +13,15 @@ from pathlib import Path
 
 from gwq_export import GwqError
 from gwq_export.format import TYPES
-from gwq_export.plan import budget_bytes, options, overrides_of, permute, plan, sizes, stored_bytes, weights
+from gwq_export.plan import budget_bytes, options, overrides_of, permute, permute_statistics, plan, sizes, stored_bytes, weights
 
 log = logging.getLogger("gwq_export")
 
 CALIBRATION = Path(__file__).parent / "data" / "calibration.txt"
-EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
 
 
-def _calibration(tokenizer, calib, samples, ctx, seed):
+def draw_calibration(tokenizer, calib, samples, ctx, seed):
+    """A Calibration of samples x ctx tokens of the text file calib, None for the bundled one. Raises GwqError."""
     from gwq_export.calibrate import Calibration, sample_tokens
 
     path = Path(calib or CALIBRATION)
@@ -58,7 +58,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
            progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
-    type: of the decoder's linear layers (EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
+    type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
     "REGEX=TYPE" strings, later ones win. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
@@ -101,7 +101,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     header = keys.general_keys(source, name, "mixed" if budgeted else type) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
     if budgeted or any(e.recipe.statistics for e in tiles):
-        calibration = _calibration(Tokenizer(tokens), calib, samples, ctx, seed)
+        calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision,
                                        budget_bytes=budget)  # fmt: skip
@@ -124,8 +124,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
-        loss = sum(calibration.losses) / len(calibration.losses)
-        result |= {"calibration_tokens": calibration.tokens.numel(), "calibration_loss": loss}
+        result |= {"calibration_tokens": calibration.tokens.numel(), "calibration_loss": calibration.loss}
     return result
 
 
@@ -134,7 +133,7 @@ def _predicted(entries, offers, calibration):
     from gwq_export.survey import loss_of
 
     losses = {e.name: loss_of(e, offers[e.name]) for e in entries if e.name in offers}
-    before, added = sum(calibration.losses) / len(calibration.losses), sum(losses.values())
+    before, added = calibration.loss, sum(losses.values())
     rows = [{"name": e.name, "type": e.recipe.type.name, "outliers": e.recipe.outlier_count(e.shape), "bytes": stored_bytes(e),
              "loss": losses.get(e.name)} for e in entries]  # fmt: skip
     return {"predicted_loss": added, "calibration_ppl": math.exp(before), "predicted_ppl": math.exp(before + added), "plan": rows}
@@ -171,7 +170,7 @@ def _store(writer, entry, weight, statistics, pool):
     from gwq_export.quantize import quantize
 
     weight = permute(weight, entry.heads)
-    statistics = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in statistics.items()}
+    statistics = permute_statistics(statistics, entry.heads)
     try:
         parts = quantize(weight, statistics, entry.recipe, pool.ptr)
     except GwqError as e:

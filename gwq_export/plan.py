@@ -40,6 +40,11 @@ def permute(array, heads):
     return array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
 
 
+def permute_statistics(statistics, heads):
+    """Calibration statistics of a matrix whose rows are permuted; the Hessian is of its columns."""
+    return {s: a if s == "hessian" else permute(a, heads) for s, a in statistics.items()}
+
+
 def plan(source, recipe, overrides=()):
     """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.encoder import Curvature, encode
+from gwq_export.encoder import curvature_of, encode
 from gwq_export.format import TILE, TensorType, encode_stock, ffi
 from gwq_export.saliency import SALIENCY
 from gwq_export.side_table import outlier_bytes, pack_outliers
@@ -82,8 +82,7 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
         raise GwqError("a weight is too large for FP16: give this tensor a stock type with --tensor-type NAME=bf16")
     options = {"pool": pool}
     if recipe.curvature:
-        h = statistics["hessian"]
-        options |= {"curvature": h if isinstance(h, Curvature) else Curvature(h), "row_weight": statistics["rows"],
+        options |= {"curvature": curvature_of(statistics), "row_weight": statistics["rows"],
                     "feedback": recipe.feedback, "sweeps": recipe.sweeps}  # fmt: skip
     table, keep = TABLES[recipe.table][recipe.type.name], None
     if count := recipe.outlier_count(weight.shape):

@@ -9,7 +9,7 @@ from gwq_export.allocate import FRACTIONS, KINDS, Sample, allocate, choices, fil
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
 from gwq_export.native import Pool
-from gwq_export.plan import file_bytes, permute
+from gwq_export.plan import file_bytes, permute, permute_statistics
 from gwq_export.saliency import SALIENCY
 
 
@@ -25,7 +25,7 @@ def survey(source, entries, calibration, free, fraction, device, progress):
     pool, curvatures, offers = Pool(), Curvatures(calibration.tokens.numel()), {}
     for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
         if entry := open_entries.get(name):
-            found = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in curvatures.put(found).items()}
+            found = permute_statistics(curvatures.put(found), entry.heads)
             sample = Sample(permute(weight, entry.heads), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:
@@ -64,7 +64,7 @@ def fit(entries, offers, budget, size):
         raise GwqError(f"the budget of {budget} bytes is larger than the model in F16 ({most} bytes): use --type f16")
     room = budget - overhead
     while True:  # the header's own alignment may take what was left
-        recipes = dict(zip(names, fill(options, allocate(fronts, room), sizes, room), strict=True))
+        recipes = dict(zip(names, fill(options, allocate(options, room), sizes, room), strict=True))
         if (took := size(with_recipes(recipes))) <= budget:
             return with_recipes(recipes)
         room -= took - budget

@@ -120,9 +120,9 @@ def unpack_tiles(type, data, rows, cols):
     row_scales = data[TABLE : TABLE + 2 * groups * ROWS].view(np.float16)[:rows]
     data = data[type.head_bytes(rows) :].reshape(groups, -1)
     scales, codes = np.empty((groups, blocks, ROWS, count), np.int8), np.empty((groups, blocks, ROWS, BLOCK), np.uint8)
-    at, width = 0, type.block_bytes - 64 * type.lines  # bytes of a block's scales
+    at, width = 0, type.unit_bytes - 64 * type.lines  # bytes of a block's scales
     for first, tiles, nb in _tile_runs(blocks):
-        size, part = tiles * nb * type.block_bytes, slice(first, first + tiles * nb)
+        size, part = tiles * nb * type.unit_bytes, slice(first, first + tiles * nb)
         tile = data[:, at : at + size].reshape(groups, tiles, -1)
         at += size
         biased = _unpack_scales(tile[..., : nb * width].reshape(groups, tiles * nb, width), count)

@@ -53,7 +53,8 @@ def test_close_to_the_exact_optimum(seed, matrices, share):
     options = random_options(rng, matrices)
     least, most = (sum(o[i].nbytes for o in options) for i in (0, -1))
     budget = int(least + share * (most - least)) - (seed % 7 == 0)
-    picked, best = allocate(options, budget), best_loss(options, budget)
+    shuffled = [[o[i] for i in rng.permutation(len(o))] for o in options]  # in any order
+    picked, best = allocate(shuffled, budget), best_loss(options, budget)
     if picked is None:
         assert best is None
         return
@@ -173,6 +174,23 @@ def test_dry_run_and_budget_through_files(tmp_path):
     assert 0.995 * uniform["bytes"] <= free["bytes"] <= uniform["bytes"]
     assert free_kld < 0.9 * uniform_kld
     assert sum(row["bytes"] for row in free["plan"]) <= free["bytes"]
+
+
+def test_exports_say_how_few_tokens_there_were(tiny, tmp_path, monkeypatch):
+    """The survey and the export itself draw the Hessian of few tokens to the identity."""
+    from gwq_export import encoder
+
+    seen, plain = [], encoder.Curvature.__init__
+
+    def note(self, hessian, tokens=None):
+        seen.append(tokens)
+        plain(self, hessian, tokens)
+
+    monkeypatch.setattr(encoder.Curvature, "__init__", note)
+    gwq_export.export(tiny("qwen2"), tmp_path / "m.gguf", type="gwq2", samples=2, ctx=32)
+    once = len(seen)
+    gwq_export.export(tiny("qwen2"), tmp_path / "m.gguf", type="gwq2", samples=2, ctx=32, dry_run=True)
+    assert 0 < once < len(seen) and set(seen) == {64}
 
 
 @pytest.mark.parametrize("more, words", [({"bpw": 4, "size": "1G"}, "give one"), ({"bpw": 4, "type": "gwq3"}, "leave out --type"),

@@ -20,8 +20,8 @@ from gwq_export.encoder import Curvatures
 from gwq_export.evaluate import PROTOCOLS, mean_error, score, windows
 from gwq_export.format import TYPES, tensor_type
 from gwq_export.native import Pool
-from gwq_export.pipeline import _calibration
-from gwq_export.plan import PRESETS, permute, plan, stored_bytes, weights
+from gwq_export.pipeline import draw_calibration
+from gwq_export.plan import PRESETS, permute, permute_statistics, plan, stored_bytes, weights
 from gwq_export.predict import module_logits, runtime_logits
 from gwq_export.quantize import Recipe, quantize
 from gwq_export.source import Source
@@ -124,7 +124,7 @@ class Lab:
     # --- what they do ---
 
     def tokens(self, seed, samples=None):
-        return _calibration(self.tokenizer, self.calib, samples or self.samples, self.ctx, seed)
+        return draw_calibration(self.tokenizer, self.calib, samples or self.samples, self.ctx, seed)
 
     def statistics(self, seed, samples=None):
         """{GGUF name: (weight, calibration statistics)}, rows in the file's order."""
@@ -135,7 +135,7 @@ class Lab:
             entries, curvatures = {e.source: e for e in self.linear}, Curvatures(calibration.tokens.numel())
             for name, weight, found in gradients(self.source, calibration, STATISTICS):
                 entry = entries[name]
-                found = {s: a if s == "hessian" else permute(a, entry.heads) for s, a in curvatures.put(found).items()}
+                found = permute_statistics(curvatures.put(found), entry.heads)
                 found["hessian"].factor  # noqa: B018  (computed here, so that no row's encoding is charged with it)
                 out[entry.name] = permute(weight, entry.heads), found
             self._statistics[key] = out

@@ -26,7 +26,7 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.evaluate import PROTOCOLS, score, windows
-from gwq_export.pipeline import _calibration
+from gwq_export.pipeline import draw_calibration
 from gwq_export.predict import Predictor, module_logits
 from gwq_export.source import Source
 from gwq_export.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ def compare(args):
         rows = rows[np.linspace(0, len(rows) - 1, args.windows).round().astype(int)]
     original = original_model(source.folder)
     reference = cached(module_logits(original))
-    calibration = None if args.no_importance else _calibration(tokenizer, args.calib, args.samples, ctx, args.seed)
+    calibration = None if args.no_importance else draw_calibration(tokenizer, args.calib, args.samples, ctx, args.seed)
     importance = stock.importance(original, calibration.tokens) if calibration else {}
     before = score(reference, rows, PROTOCOLS["llama.cpp"].scored(ctx))
     print(f"{args.model}, {args.text}: {len(rows)} windows of {ctx}, {before['tokens']} tokens scored; float32 perplexity "
