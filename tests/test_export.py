@@ -71,6 +71,30 @@ def test_outliers_are_the_largest_weights_in_the_permuted_order(exported, preset
         assert np.array_equal(got[top], weight[top].astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.parametrize("preset, rule", [("paper", "grad"), ("default", "loss"), ("default", "fisher-loss")])
+def test_statistics_follow_their_rows(exported, preset, rule):
+    """Outliers are those that the rule picks in transformers' order of rows: weights and statistics are permuted alike."""
+    from gwq_export.calibrate import gradients
+    from gwq_export.encoder import Curvature
+    from gwq_export.pipeline import draw_calibration
+    from gwq_export.saliency import SALIENCY
+    from gwq_export.tokenizer import Tokenizer
+    from gwq_export.vocabulary import to_metadata
+
+    source, wanted = Source(REFERENCE), "model.layers.2.self_attn.k_proj.weight"
+    calibration = draw_calibration(Tokenizer(to_metadata(REFERENCE, source.vocab)), None, 4, 256, 0)
+    found = {name: (w, s) for name, w, s in gradients(source, calibration, ("abs", "square", "hessian", "rows"))}
+    weight, statistics = found[wanted]
+    statistics["hessian"] = Curvature(statistics["hessian"], calibration.tokens.numel())
+    score = SALIENCY[rule].score(weight, statistics, None, None).reshape(-1)
+    tensor = gwq_export.open_gguf(exported(type="gwq4", preset=preset, saliency=rule)[0]).tensors["blk.2.attn_k.weight"]
+    mask, (row, col, _) = np.zeros(tensor.shape, bool), unpack_outliers(*tensor.outliers, tensor.shape)
+    mask[row, col] = True
+    chosen = np.flatnonzero(unpermute(mask, 2))
+    best = np.argsort(-score)[: len(chosen)]
+    assert len(np.intersect1d(chosen, best)) >= 0.99 * len(chosen)  # float32 sums may differ where scores are nearly equal
+
+
 def test_same_input_same_bytes(exported):
     a, b, c, d = (exported(type="gwq3", saliency="random", samples=2, ctx=64, seed=s, calib=x)[0].read_bytes()
                   for s, x in [(0, None), (0, str(pipeline.CALIBRATION)), (1, None), (1, str(pipeline.CALIBRATION))])  # fmt: skip
