@@ -19,7 +19,7 @@ def _export_parser():
     p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
     p.add_argument("--out", required=True, metavar="FILE.gguf")
     p.add_argument("--type", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, f16, bf16, f32")
-    p.add_argument("--outliers", type=fraction, metavar="F", help="fraction of each matrix kept in FP16 (default: 0.0025)")
+    p.add_argument("--outliers", type=fraction, metavar="F", help="fraction kept in FP16 (default 0.0025; preset paper: 0.01)")
     p.add_argument("--saliency", help="which weights: loss (default), grad (GWQ's |gradient|), fisher, hessian, magnitude, ...")
     p.add_argument("--preset", default="default", help="default, or paper: the published recipe")
     p.add_argument("--bpw", type=float, metavar="B", help="bits per weight of the whole file: choose types and outliers under this budget")
