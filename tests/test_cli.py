@@ -304,7 +304,7 @@ def test_faults_of_ours_are_status_1(capsys, monkeypatch):
     def fault(args, progress):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(COMMANDS, "info", (COMMANDS["info"][0], fault))
+    monkeypatch.setattr("gwq_export.commands.info.command", fault)
     status, _, err = call(capsys, "info", "x.gguf")
     assert status == 1 and "ZeroDivisionError" in err and "please report" in err
 

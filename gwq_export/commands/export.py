@@ -1,0 +1,45 @@
+"""gwq-export: quantize a Hugging Face model into one GGUF file."""
+
+import sys
+
+from gwq_export.console import fraction, make_parser, size
+
+
+def parser():
+    p = make_parser("gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file.")
+    p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
+    p.add_argument("--out", required=True, metavar="FILE.gguf")
+    p.add_argument("--type", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, f16, bf16, f32")
+    p.add_argument("--outliers", type=fraction, metavar="F", help="fraction kept in FP16 (default 0.0025; preset paper: 0.01)")
+    p.add_argument("--saliency", help="which weights: loss (default), grad (GWQ's |gradient|), fisher, hessian, magnitude, ...")
+    p.add_argument("--preset", default="default", help="default, or paper: the published recipe")
+    p.add_argument("--bpw", type=float, metavar="B", help="bits per weight of the whole file: choose types and outliers under this budget")
+    p.add_argument("--size", metavar="BYTES", help="likewise by size: 640MiB, 1.2GB or bytes")
+    p.add_argument("--tensor-type", action="append", default=[], metavar="REGEX=TYPE", help="type of the tensors whose GGUF name matches")
+    p.add_argument("--calib", metavar="FILE", help="calibration text, UTF-8 (default: a bundled one)")
+    p.add_argument("--samples", type=int, metavar="N", help="calibration samples (default: 32; preset paper: 1)")
+    p.add_argument("--ctx", type=int, default=512, metavar="N", help="tokens per calibration sample (default 512)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="cpu", help="cpu (default) or cuda: where gradients are computed")
+    p.add_argument("--revision", help="hub revision of the model")
+    p.add_argument("--tokenizer-pre", metavar="NAME", help="pre-tokenizer name to write when it is not recognised")
+    p.add_argument("--dry-run", action="store_true", help="calibrate, print the plan and the predicted perplexity, write nothing")
+    return p
+
+
+def command(args, progress):
+    from gwq_export.pipeline import export
+
+    options = {k: v for k, v in vars(args).items() if k not in ("json", "model", "out")}
+    result = export(args.model, args.out, **options, progress=progress)
+    progress.close()
+    for row in result.get("plan", []):
+        kept, loss = (f"{row['outliers']} outliers" if row["outliers"] else ""), "" if row["loss"] is None else f"{row['loss']:.2e} nats"
+        print(f"  {row['name']:28} {row['type']:5} {row['bytes']:>12} bytes  {kept:>16}  {loss}", file=sys.stderr)
+    if "predicted_ppl" in result:
+        print(f"  calibration text: perplexity {result['calibration_ppl']:.3f}, predicted {result['predicted_ppl']:.3f}", file=sys.stderr)
+    verb = "would take" if args.dry_run else "takes"
+    print(f"{result['out']} {verb} {size(result['bytes'])}: {result['params'] / 1e6:.2f} M parameters, {result['bpw']:.3f} bits per weight"
+          f" ({result['bpw_linear']:.3f} in the decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"
+          f" {result['seconds']:.1f} s, peak memory {size(result['peak_rss_bytes'])}", file=sys.stderr)  # fmt: skip
+    return result

@@ -1,0 +1,45 @@
+"""gwq-info: what is in a file."""
+
+import math
+
+from gwq_export.console import make_parser, size
+
+
+def parser():
+    p = make_parser("gwq-info", "What is in a GGUF file.")
+    p.add_argument("file", metavar="FILE.gguf")
+    p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
+    return p
+
+
+def command(args, progress):
+    from gwq_export.container import Reader
+
+    reader = Reader(args.file)
+    if args.check:
+        reader.check()
+    tensors = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes, "outliers": t.outlier_count}
+               for t in reader.tensors.values()]  # fmt: skip
+    main = [t for t in reader.tensors.values() if not t.companion]
+    params = sum(math.prod(t.shape) for t in main)
+    tensor_bytes = sum(t["bytes"] for t in tensors)
+    header = min((t.offset for t in reader.tensors.values()), default=reader.nbytes)
+    result = {
+        "arch": reader.metadata.get("general.architecture"), "params": params, "bytes": reader.nbytes,
+        "bpw": 8 * reader.nbytes / max(params, 1),
+        "header_bytes": header, "tensor_bytes": tensor_bytes, "alignment_bytes": reader.nbytes - header - tensor_bytes,
+        "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")}, "tensors": tensors,
+    }  # fmt: skip
+    if args.check:
+        result["check"] = "ok"
+    print(f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {size(reader.nbytes)}, {result['bpw']:.3f} bits per weight")
+    for key, value in result["gwq"].items():
+        print(f"  {key} = {value}")
+    width = max((len(t["name"]) for t in tensors), default=0)
+    for t in tensors:
+        kept = f"  {t['outliers']} outliers ({t['outliers'] / math.prod(t['shape']):.2%})" if t["outliers"] else ""
+        print(f"  {t['name']:{width}}  {t['type']:5}  {'x'.join(map(str, t['shape'])):>13}  {t['bytes']:>12} bytes{kept}")
+    print(f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes")
+    if args.check:
+        print("  check: ok")
+    return result
