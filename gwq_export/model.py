@@ -206,7 +206,7 @@ class Session:
                 ops.rmsnorm(k, layer.k_norm.ptr, c.eps, n * c.kv_heads, c.head_dim, k)
             ops.rope(q, cos, sin, n, c.heads, c.head_dim, w.rope_style)
             ops.rope(k, cos, sin, n, c.kv_heads, c.head_dim, w.rope_style)
-            ops.attention(q, keys.ptr, values.ptr, n, start, c.heads, c.kv_heads, c.head_dim, scale, c.window, h)
+            ops.attention(q, keys.ptr, values.ptr, n, start, c.heads, c.kv_heads, c.head_dim, scale, 0.0, c.window, h)
             layer.attn_output(ops, h, n, q)  # q is free now
             ops.add(x, q, n, c.dim)
             ops.rmsnorm(x, layer.ffn_norm.ptr, c.eps, n, c.dim, h)

@@ -218,8 +218,8 @@ class Ops:
         if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, style):
             check(s, "rope")
 
-    def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, window, out):
-        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, window, out):
+    def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
             check(s, "attention")
 
     def silu_mul(self, gate, up, n, dim):

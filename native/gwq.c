@@ -1,6 +1,5 @@
 /* The public functions: check arguments, choose the instruction set's kernel, split the work over the pool. */
 #include "gwq.h"
-#include <math.h>
 #include <string.h>
 #include "kernels.h"
 
@@ -182,8 +181,6 @@ static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
 
 /* --- splitting work --------------------------------------------------------------------------------------------- */
 
-static int64_t share(int64_t count, int thread, int threads) { return count * thread / threads; }
-
 struct dequantize_job {
     const gwq_matrix *m;
     int64_t first_group, groups;
@@ -192,7 +189,7 @@ struct dequantize_job {
 
 static void dequantize_task(void *p, int thread, int threads) {
     const struct dequantize_job *j = p;
-    for (int64_t g = share(j->groups, thread, threads); g < share(j->groups, thread + 1, threads); g++)
+    for (int64_t g = gwq_share(j->groups, thread, threads); g < gwq_share(j->groups, thread + 1, threads); g++)
         dequantize_group(j->m, j->first_group + g, j->out + g * GWQ_ROWS * j->m->cols);
 }
 
@@ -226,7 +223,7 @@ struct matmul_job {
 
 static void quantize_task(void *p, int thread, int threads) {
     const gwq_input *in = &((struct matmul_job *)p)->in;
-    for (int64_t t = share(in->n, thread, threads); t < share(in->n, thread + 1, threads); t++)
+    for (int64_t t = gwq_share(in->n, thread, threads); t < gwq_share(in->n, thread + 1, threads); t++)
         current->quantize(in->x + t * in->cols, in->cols, in->q + t * in->blocks * GWQ_BLOCK, in->scale + t * in->blocks,
                          in->bias + 8 * t * in->blocks);
 }
@@ -291,152 +288,5 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
         else gwq_pool_run(pool, quantize_task, &j);
     }
     gwq_pool_run(pool, matmul_task, &j);
-    return GWQ_OK;
-}
-
-/* --- ops that work row by row ----------------------------------------------------------------------------------- */
-
-struct rows_job {
-    void (*row)(const struct rows_job *j, int64_t i);
-    int64_t n, dim, heads;
-    float *out;
-    const float *x, *a, *b;
-    float eps;
-    int style;
-};
-
-static void rows_task(void *p, int thread, int threads) {
-    const struct rows_job *j = p;
-    for (int64_t i = share(j->n, thread, threads); i < share(j->n, thread + 1, threads); i++) j->row(j, i);
-}
-
-static int run_rows(gwq_pool *pool, struct rows_job *j) {
-    enum { WORTH_A_WAKE = 16384 }; /* floats */
-    if (j->n < 0 || j->dim < 1 || j->n > INT32_MAX || j->dim > INT32_MAX) return GWQ_E_ARGUMENT;
-    if (j->n && (!j->out || !j->x || !j->a)) return GWQ_E_ARGUMENT;
-    if (j->n * j->dim < WORTH_A_WAKE) rows_task(j, 0, 1);
-    else gwq_pool_run(pool, rows_task, j);
-    return GWQ_OK;
-}
-
-static void rmsnorm_row(const struct rows_job *j, int64_t i) {
-    current->rmsnorm(j->x + i * j->dim, j->a, j->eps, j->dim, j->out + i * j->dim);
-}
-
-int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, int64_t n, int64_t dim, float *out) {
-    struct rows_job j = {.row = rmsnorm_row, .n = n, .dim = dim, .x = x, .a = weight, .eps = eps, .out = out};
-    return run_rows(pool, &j);
-}
-
-static void silu_mul_row(const struct rows_job *j, int64_t i) {
-    current->silu_mul(j->out + i * j->dim, j->a + i * j->dim, j->dim);
-}
-
-int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim) {
-    struct rows_job j = {.row = silu_mul_row, .n = n, .dim = dim, .x = gate, .a = up, .out = gate};
-    return run_rows(pool, &j);
-}
-
-static void rope_row(const struct rows_job *j, int64_t i) {
-    int64_t half = j->dim / 2 / j->heads;
-    const float *cos = j->a + i * half, *sin = j->b + i * half;
-    int64_t step = j->style == GWQ_ROPE_PAIRS ? 2 : 1, other = j->style == GWQ_ROPE_PAIRS ? 1 : half;
-    for (int64_t h = 0; h < j->heads; h++) {
-        float *x = j->out + i * j->dim + h * 2 * half;
-        for (int64_t k = 0; k < half; k++) {
-            float a = x[k * step], b = x[k * step + other];
-            x[k * step] = a * cos[k] - b * sin[k];
-            x[k * step + other] = a * sin[k] + b * cos[k];
-        }
-    }
-}
-
-int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim, int style) {
-    if (!sin || heads < 1 || heads > 65536 || dim < 2 || dim % 2 || dim > 65536) return GWQ_E_ARGUMENT;
-    if (style != GWQ_ROPE_PAIRS && style != GWQ_ROPE_HALVES) return GWQ_E_ARGUMENT;
-    struct rows_job j = {.row = rope_row, .n = n, .dim = heads * dim, .heads = heads, .x = x, .a = cos, .b = sin, .out = x, .style = style};
-    return run_rows(pool, &j);
-}
-
-int gwq_add(float *x, const float *y, int64_t n, int64_t dim, int broadcast) {
-    if (n < 0 || dim < 0 || (n && dim && (!x || !y))) return GWQ_E_ARGUMENT;
-    for (int64_t i = 0; i < n; i++, x += dim, y += broadcast ? 0 : dim)
-        for (int64_t k = 0; k < dim; k++) x[k] += y[k];
-    return GWQ_OK;
-}
-
-/* --- attention -------------------------------------------------------------------------------------------------- */
-
-struct attention_job {
-    const float *q, *k, *v;
-    int64_t n, start, heads, kv_heads, dim, window;
-    float scale, *out;
-};
-
-/* One query head: keys in runs of 32 with a running maximum (online softmax), so no score buffer is needed. */
-static void attend(const struct attention_job *j, int64_t token, int64_t head) {
-    enum { RUN = 32 };
-    int64_t end = j->start + token + 1, first = j->window && end > j->window ? end - j->window : 0;
-    int64_t stride = j->kv_heads * j->dim, offset = head / (j->heads / j->kv_heads) * j->dim;
-    const float *q = j->q + (token * j->heads + head) * j->dim;
-    float *out = j->out + (token * j->heads + head) * j->dim, most = -INFINITY, total = 0, score[RUN];
-    memset(out, 0, (size_t)j->dim * sizeof *out);
-    for (int64_t at = first; at < end; at += RUN) {
-        int run = (int)(end - at < RUN ? end - at : RUN);
-        float top = most;
-        for (int i = 0; i < run; i++) {
-            score[i] = j->scale * current->dot(q, j->k + (at + i) * stride + offset, j->dim);
-            if (score[i] > top) top = score[i];
-        }
-        if (top > most) { /* what was summed so far was relative to the old maximum */
-            float shrink = expf(most - top);
-            total *= shrink;
-            for (int64_t d = 0; d < j->dim; d++) out[d] *= shrink;
-            most = top;
-        }
-        for (int i = 0; i < run; i++) {
-            float p = expf(score[i] - most);
-            total += p;
-            current->axpy(p, j->v + (at + i) * stride + offset, j->dim, out);
-        }
-    }
-    for (int64_t d = 0; d < j->dim; d++) out[d] /= total;
-}
-
-static void attention_task(void *p, int thread, int threads) {
-    const struct attention_job *j = p;
-    /* tokens in turn: later ones see more keys */
-    for (int64_t i = thread; i < j->n * j->heads; i += threads) attend(j, i % j->n, i / j->n);
-}
-
-int gwq_attention(gwq_pool *pool, const float *q, const float *k, const float *v, int64_t n, int64_t start,
-                  int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float *out) {
-    if (!q || !k || !v || !out || n < 1 || start < 0 || kv_heads < 1 || heads < kv_heads || heads % kv_heads || dim < 1 || window < 0)
-        return GWQ_E_ARGUMENT;
-    struct attention_job j = {q, k, v, n, start, heads, kv_heads, dim, window, scale, out};
-    gwq_pool_run(pool, attention_task, &j);
-    return GWQ_OK;
-}
-
-/* --- memory roof ------------------------------------------------------------------------------------------------ */
-
-struct read_job {
-    const uint8_t *data;
-    uint64_t bytes, sum[256];
-    int streams, ahead;
-};
-
-static void read_task(void *p, int thread, int threads) {
-    struct read_job *j = p;
-    uint64_t part = j->bytes / (uint64_t)threads & ~(uint64_t)4095;
-    j->sum[thread] = current->read(j->data + part * (uint64_t)thread, part, j->streams, j->ahead);
-}
-
-int gwq_read(gwq_pool *pool, const void *data, uint64_t bytes, int streams, int ahead, uint64_t *sum) {
-    if (!data || !sum || streams < 1 || streams > 8 || ahead < 0) return GWQ_E_ARGUMENT;
-    struct read_job j = {.data = data, .bytes = bytes, .streams = streams, .ahead = ahead};
-    gwq_pool_run(pool, read_task, &j);
-    *sum = 0;
-    for (int i = 0; i < 256; i++) *sum += j.sum[i];
     return GWQ_OK;
 }

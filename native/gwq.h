@@ -78,10 +78,12 @@ int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, 
 /* Turn x (n, heads, dim) in place; cos and sin are (n, dim/2), already at the tokens' positions. */
 int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim,
              int style);
-/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim), scores scaled by `scale`.
+/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim), scores scaled by `scale`,
+ * then softcap * tanh(score / softcap) if softcap > 0.
  * Query i sees keys max(0, start+i-window+1) .. start+i; window 0 means all. */
 int gwq_attention(gwq_pool *pool, const float *q, const float *k, const float *v, int64_t n, int64_t start,
-                  int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window, float *out);
+                  int64_t heads, int64_t kv_heads, int64_t dim, float scale, float softcap, int64_t window,
+                  float *out);
 /* gate = silu(gate) * up, both (n, dim). */
 int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim);
 /* x (n, dim) += y (n, dim), or += y (dim) for every row when `broadcast`. */

@@ -88,4 +88,6 @@ static inline const uint8_t *gwq_records(const gwq_matrix *m, int64_t group) {
 /* The pool: run fn(arg, thread, threads) on every thread of the pool and wait. */
 typedef void (*gwq_task)(void *arg, int thread, int threads);
 void gwq_pool_run(gwq_pool *pool, gwq_task fn, void *arg);
+/* The first of `count` things that are thread's share. */
+static inline int64_t gwq_share(int64_t count, int thread, int threads) { return count * thread / threads; }
 #endif

@@ -358,17 +358,19 @@ def test_add(lib, broadcast):
 
 @pytest.mark.parametrize("dim", [7, 8, 64])
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("softcap", [0, 0.5])
 @pytest.mark.parametrize("n,start,window", [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)])
-def test_attention(lib, pool, n, start, window, heads, kv_heads, dim):
+def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim):
     q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
     k, v = (guarded(activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim)) for s in (1, 2))
     key, query = np.arange(start + n), start + np.arange(n)[:, None]
     seen = (key <= query) & ((key > query - window) | (window == 0))
     score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1).astype(float)) * 0.125
+    score = softcap * np.tanh(score / softcap) if softcap else score
     p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
     want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1).astype(float))
     out = guarded(np.empty_like(q))
-    args = (pointer(q), pointer(k), pointer(v), n, start, heads, kv_heads, dim, 0.125, window, pointer(out))
+    args = (pointer(q), pointer(k), pointer(v), n, start, heads, kv_heads, dim, 0.125, softcap, window, pointer(out))
     assert lib.gwq_attention(pool(2), *args) == 0
     assert_allclose(out, want, rtol=2e-5, atol=2e-6)
 
