@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import DATA, REFERENCE
 
-from gwq_export.cli import COMMANDS, main
+from gwq_export.cli import main
 from gwq_export.container import Reader
 from gwq_export.format import TABLE
 
