@@ -61,7 +61,7 @@ static void gelu_row(const struct rows_job *j, int64_t i) {
     float *x = j->out + i * j->dim;
     for (int64_t k = 0; k < j->dim; k++) {
         float v = x[k], y;
-        if (j->style == GWQ_GELU) y = 0.5f * v * (1 + erff(v * 0.70710678f));
+        if (j->style == GWQ_GELU) y = 0.5f * v * erfcf(v * -0.70710678f);
         else y = v / (1 + expf(-1.59576912f * (v + 0.044715f * v * v * v))); /* (1 + tanh u) / 2 = 1 / (1 + exp(-2u)) */
         x[k] = j->a ? y * j->a[i * j->dim + k] : y;
     }

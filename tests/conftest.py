@@ -34,19 +34,20 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "granite": ("GraniteConfig", {"embedding_multiplier": 5.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
                                   "logits_scaling": 3.0}),
     "olmo2": ("Olmo2Config", {}),
-    "phi3": ("Phi3Config", {"pad_token_id": None}),
+    "phi": ("Phi3Config", {"pad_token_id": None}),  # llama.cpp looks for a token where the name has "phi3" in it
     "longrope": ("Phi3Config", {"pad_token_id": None, "sliding_window": 200, "rope_parameters": {
         "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 64,
         "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}}),
     "gemma2": ("Gemma2Config", {"sliding_window": 8, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
                                 "final_logit_softcapping": 4.0}),
     "gemma3": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
-    "gemma3-every": ("Gemma3TextConfig", {"sliding_window": 24, "query_pre_attn_scalar": 20, "sliding_window_pattern": 2,
+    "gemma2-scalar": ("Gemma2Config", {"sliding_window": 24, "query_pre_attn_scalar": 40, "num_hidden_layers": 2}),
+    "gemma3-every": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2,
         "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
                             "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),
     "gpt2": ("GPT2Config", {"n_inner": 200}),
     "gptneox": ("GPTNeoXConfig", {}),
-    "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
 }  # fmt: skip
 
 
