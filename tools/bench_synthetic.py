@@ -5,8 +5,8 @@
     tools/bench_synthetic --only gwq3 --out -              one part, on stdout
     tools/bench_synthetic --prefix 'taskset -c 0-3'        what every measuring command is started with
 
-Files (10 GB) stay in --folder, by default ~/.cache/gwq-export/bench. Values do not matter for speed: exports take outliers by magnitude,
-and the stock files' matrices of one shape and type share their bytes, because some of llama.cpp's quantizers are slow.
+Files (10 GB) stay in --folder, by default ~/.cache/gwq-export/bench. Values do not matter for speed: calibration is left out, and all
+matrices of one shape and type have the same bytes, each a copy of its own, because quantizers are slow.
 """
 
 import argparse
@@ -25,11 +25,14 @@ import stock
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
+from gwq_export.format import TYPES
+from gwq_export.quantize import Recipe, quantize
+from gwq_export.writer import Writer
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-EXPORT = {"preset": "paper", "saliency": "magnitude", "outliers": 0.0025}  # no gradients needed; as many outliers as by default
+OURS = {"outliers": 0.0025, "saliency": "magnitude", "curvature": False}  # as many outliers as by default, in a way that needs no gradients
 PARTS = {  # our file -> those of other types it is compared with
     "gwq4": ["f16", "q4_0", "q4_k_m", "iq4_xs"],
     "gwq3": ["q3_k", "iq3_s", "q4_0"],
@@ -53,35 +56,53 @@ def stock_types(name, tensors, layers):
     return types
 
 
+def write_ours(f16, out, type):
+    """A file of type `type` like those of gwq-export: embedding and head Q8_0, vectors F32."""
+    recipes, made = {}, {}
+    for t in f16.tensors.values():
+        ends = t.name in ("token_embd.weight", "output.weight")
+        name = "f32" if len(t.shape) == 1 else "q8_0" if ends else type
+        recipes[t.name] = Recipe(TYPES[name], **({"outliers": 0} if name in ("f32", "q8_0") else OURS))
+    layout = [(n, TYPES[k], shape) for t in f16.tensors.values() for n, k, shape in recipes[t.name].tensors(t.name, t.shape)]
+    with Writer(out, dict(f16.metadata), layout) as writer:
+        for t in f16.tensors.values():
+            recipe, key = recipes[t.name], (recipes[t.name], t.shape)
+            if key not in made:
+                made[key] = quantize(t.dequantize(), {}, recipe)
+            for (name, _, _), data in zip(recipe.tensors(t.name, t.shape), made[key], strict=True):
+                writer.write(name, data)
+
+
+def write_stock(f16, out, name):
+    """A stock file; see `stock_types`."""
+    made = {}
+
+    def encode(type, weight, importance):
+        key = type, weight.shape
+        if key not in made:
+            made[key] = stock.quantize(type, weight.astype("float32"), importance)
+        return made[key]
+
+    types = stock_types(name, [t.name for t in f16.tensors.values() if len(t.shape) == 2], f16.metadata["llama.block_count"])
+    stock.write_gguf(f16.path, f"{out}.part", types, encode=encode)
+    os.replace(f"{out}.part", out)
+
+
 def prepare(folder, say):
-    """Make what is missing in `folder`: the model, our exports, the stock files."""
-    model = folder / "model"
-    if not (model / "model.safetensors.index.json").exists():
+    """Make what is missing in `folder`: the model, its F16 export, our files, stock files."""
+    model, f16 = folder / "model", folder / "f16.gguf"
+    if not f16.exists():
         from synthetic import write_llama
 
-        say(f"making {model}")
+        say(f"making {f16}")
         write_llama(model)
-    for name in ("f16", *PARTS):
-        out = folder / f"{name}.gguf"
-        if not out.exists():
-            say(f"making {out}")
-            gwq_export.export(model, out, type=name, **(EXPORT if name in PARTS else {}))
-    f16 = gwq_export.open_gguf(folder / "f16.gguf")
-    matrices = [t.name for t in f16.tensors.values() if len(t.shape) == 2]
-    layers = f16.metadata["llama.block_count"]
-    for name in STOCK:
-        out, made = folder / f"{name}.gguf", {}
-
-        def encode(type, weight, importance, made=made):
-            key = type, weight.shape
-            if key not in made:
-                made[key] = stock.quantize(type, weight.astype("float32"), importance)
-            return made[key]
-
-        if not out.exists():
-            say(f"making {out}")
-            stock.write_gguf(folder / "f16.gguf", f"{out}.part", stock_types(name, matrices, layers), encode=encode)
-            os.replace(f"{out}.part", out)
+        gwq_export.export(model, f16, type="f16")
+    for names, write in ((PARTS, write_ours), (STOCK, write_stock)):
+        for name in names:
+            out = folder / f"{name}.gguf"
+            if not out.exists():
+                say(f"making {out}")
+                write(gwq_export.open_gguf(f16), out, name)
 
 
 def measure(command, prefix, folder, say):

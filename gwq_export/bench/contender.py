@@ -9,12 +9,11 @@ import sys
 import tempfile
 
 from gwq_export import GwqError
-from gwq_export.container import Reader
+from gwq_export.container import STOCK, Reader
 from gwq_export.format import TYPES
 from gwq_export.stock import stock_type
 
 PEER = "llama.cpp"
-INSTALL = 'this file needs llama.cpp: pip install "gwq-export[interop]"'
 
 
 def have_peer():
@@ -70,19 +69,25 @@ class Contender:
         self._log.close()
 
 
+def _other_type(id):
+    if str(id) in STOCK and not have_peer():
+        raise GwqError('this takes llama.cpp, which is not installed: pip install "gwq-export[interop]"')
+    return stock_type(id)
+
+
 def open_file(path):
-    """A Reader of any GGUF file, for its header. Raises GwqError; for a stock file also without gguf-py."""
-    reader = Reader(path, stock_type)
+    """A Reader of any GGUF file that some engine here runs, for its header. Raises GwqError."""
+    reader = Reader(path, _other_type)
     if "token_embd.weight" not in reader.tensors:
         raise GwqError(f"{path}: no matrix token_embd.weight; this is not a language model file")
     return reader
 
 
-def engines(reader, peer=True):
-    """Which engines run an open file: ours, if it has our types only; llama.cpp, if it has none of our tiles."""
+def engines(reader):
+    """Which engines run an open file: ours, if it has our types only; llama.cpp, if it is installed and the file has none of our tiles."""
     types = [t.type for t in reader.tensors.values()]
     ours = ["gwq"] if all(t.name in TYPES for t in types) else []
-    return ours + ([PEER] if peer and not any(t.bits for t in types) else [])
+    return ours + ([PEER] if have_peer() and not any(t.bits for t in types) else [])
 
 
 def start(reader, names, threads, ctx):

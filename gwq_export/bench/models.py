@@ -13,7 +13,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.bench import contender, cpu_name
 from gwq_export.bench.roof import Beside, Roofs
-from gwq_export.model import BATCH
+from gwq_export.container import Reader
 from gwq_export.native import default_threads
 
 
@@ -35,18 +35,13 @@ def model_type(reader):
 
 def _readers(path, against, ctx):
     """[(reader, engines)] of the file and of those to compare with. Raises GwqError."""
-    files = []
-    for i, p in enumerate([path, *against]):
-        reader = contender.open_file(p) if i else contender.Reader(p)
-        names = contender.engines(reader, peer=i > 0)
-        if "gwq" in names and not contender.have_peer():
-            names = ["gwq"]
-        if not contender.have_peer() and contender.PEER in names:
-            raise GwqError(f"{p}: {contender.INSTALL}")
+    files = [(Reader(path), ["gwq"])]
+    for reader in map(contender.open_file, against):
+        files.append((reader, contender.engines(reader)))
+    for reader, _ in files:
         limit = reader.metadata.get(f"{reader.metadata.get('general.architecture')}.context_length", ctx)
         if ctx > limit:
-            raise GwqError(f"{p}: -p and -n need a context of {ctx} and the model's is {limit}; use smaller numbers")
-        files.append((reader, names))
+            raise GwqError(f"{reader.path}: -p and -n need a context of {ctx} and the model's is {limit}; use smaller numbers")
     return files
 
 
@@ -78,8 +73,9 @@ class _Test:
             "build_commit": facts["version"], "build_number": 0, "cpu_info": cpu_name(), "gpu_info": "", "backends": facts["backend"],
             "model_filename": reader.path, "model_type": model_type(reader), "model_size": reader.nbytes,
             "model_n_params": sum(int(np.prod(t.shape)) for t in reader.tensors.values() if not t.companion),
-            "n_batch": BATCH, "n_ubatch": BATCH, "n_threads": threads, "type_k": facts["cache_type"], "type_v": facts["cache_type"],
-            "n_gpu_layers": 0, "n_prompt": 0 if self.gen else self.tokens, "n_gen": self.tokens if self.gen else 0, "n_depth": 0,
+            "n_batch": facts["batch"][0], "n_ubatch": facts["batch"][1], "n_threads": threads,
+            "type_k": facts["cache_type"], "type_v": facts["cache_type"], "n_gpu_layers": 0,
+            "n_prompt": 0 if self.gen else self.tokens, "n_gen": self.tokens if self.gen else 0, "n_depth": 0,
             "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "avg_ns": int(statistics.mean(samples) * 1e9), "stddev_ns": int(statistics.pstdev(samples) * 1e9),
             "avg_ts": statistics.mean(speed), "stddev_ts": statistics.pstdev(speed), "median_ts": statistics.median(speed),

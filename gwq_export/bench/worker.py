@@ -2,7 +2,7 @@
 
 Commands come as lines of JSON on stdin, {"prompt": n, "gen": n}: a prompt of n tokens in an empty context, then n tokens decoded
 greedily, one by one. Answers go to stdout: {"prompt_ns", "gen_ns"}, what the engine measured itself. The first line is
-{"load_ns", "first_token_ns", "peak_bytes", "backend", "version", "cache_type"} or {"error"}. stderr is the engine's own log.
+{"load_ns", "first_token_ns", "peak_bytes", "backend", "version", "cache_type", "batch"} or {"error"}. stderr is the engine's own log.
 """
 
 import ctypes
@@ -25,10 +25,11 @@ class Gwq:
 
     def __init__(self, path, threads, ctx):
         from gwq_export.generate import Model
+        from gwq_export.model import BATCH
         from gwq_export.native import isa
 
-        model = Model(path, threads=threads)
-        self.session, self.backend = model.session(ctx), f"gwq-{isa()}"
+        self.session = Model(path, threads=threads).session(ctx)
+        self.backend, self.batch = f"gwq-{isa()}", (BATCH, BATCH)
 
     def run(self, prompt, gen):
         """Nanoseconds of the prompt (token ids) and of `gen` steps."""
@@ -56,6 +57,7 @@ class LlamaCpp:
         p.warmup = p.fit_params = False
         p.cache_ram_mib, p.no_extra_bufts = 0, not self.repack
         p.verbosity = 4  # tells whether it repacks
+        self.batch = p.n_batch, p.n_ubatch
         try:
             self.server = xllamacpp.Server(p)
         except RuntimeError as e:
@@ -93,7 +95,7 @@ def serve(engine, path, threads, ctx, vocab, commands, send):
     first = time.perf_counter_ns() - start
     opened.run(ids[:1], min(FIRST_TOKENS, ctx - 1))
     send({"load_ns": load, "first_token_ns": first, "peak_bytes": peak_bytes(), "backend": opened.backend,
-          "version": opened.version, "cache_type": opened.cache_type})  # fmt: skip
+          "version": opened.version, "cache_type": opened.cache_type, "batch": opened.batch})  # fmt: skip
     for line in commands:
         command = json.loads(line)
         prompt_ns, gen_ns = opened.run(ids[: command["prompt"]], command["gen"])
