@@ -318,6 +318,17 @@ def test_without_the_peer(capsys, monkeypatch, exported, stock_file):
     assert_one_line("bench", status, err, 'q4_0.gguf: this takes llama.cpp, which is not installed: pip install "gwq-export[interop]"')
 
 
+def test_a_worker_that_dies(exported):
+    (c,) = contender.start(contender.open_file(exported(type="f16")[0]), ["gwq"], 1, 8)
+    try:
+        c._process.kill()
+        c._process.wait()
+        with pytest.raises(GwqError, match=r"model\.gguf: gwq ended"):
+            c.run(1, 1)
+    finally:
+        c.close()
+
+
 def test_workers_end_with_their_parent(exported):
     """A process that is killed leaves no stopped worker behind."""
     code = f"""

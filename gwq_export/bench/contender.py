@@ -1,5 +1,6 @@
 """The side that drives `worker`: every engine with its file is a process, stopped while another one is timed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -41,7 +42,8 @@ class Contender:
     def run(self, prompt, gen):
         """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
         os.kill(self._process.pid, signal.SIGCONT)
-        self._process.stdin.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
+        with contextlib.suppress(BrokenPipeError):  # it has ended: then there is no answer
+            self._process.stdin.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
         answer = self._answer()
         return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
 
