@@ -11,10 +11,12 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from gwq_export import GwqError, tokenizer, vocabulary
 from gwq_export.container import Reader
-from gwq_export.tokenizer import JSON_KEY, PRE, Tokenizer
+from gwq_export.pretokenizer import PRE, ROWS
+from gwq_export.tokenizer import JSON_KEY, Tokenizer
 from gwq_export.vocabulary import to_metadata
 from gwq_export.writer import Writer
 
+PROBE = vocabulary.PROBE.read_bytes().decode()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MODELS = [f"models/{m}" for m in ("stories260K", "babyllama-tok361-1.0M", "gwq-reference")]
 MODELS += [f"tokenizers/{t}" for t in ("gpt2", "pythia-neox", "qwen2.5", "llama2")]
@@ -187,6 +189,39 @@ def sentencepiece(prefix=True, pre=None, added=()):
     return native
 
 
+def charsmap():
+    """SentencePiece's table that makes a space of every tab and line feed: a length, darts-clone's double array, strings."""
+    units = np.zeros(512, "<u4")
+    units[0] = 0x100 << 10
+    for byte in b"\t\n":
+        units[0x100 ^ byte], units[0x140 ^ byte] = 0x40 << 10 | 1 << 8 | byte, 1 << 31
+    return len(units.tobytes()).to_bytes(4, "little") + units.tobytes() + b" \0"
+
+
+def unigram(merge=True, prefix="always", bytes=False, added=()):
+    """A SentencePiece unigram as T5's fast tokenizer has it: <pad> </s> <unk>, then pieces and scores; bytes: with byte fallback."""
+    native = tokenizers.Tokenizer(models.Unigram())
+    space = normalizers.Precompiled(charsmap())
+    native.normalizer = normalizers.Sequence(
+        [space, normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")] if merge else [space]
+    )
+    native.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+    special = ["<pad>", "</s>", "<unk>"]
+    native.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    if bytes:
+        spec = json.loads(native.to_str())
+        spec["model"]["vocab"][3:3] = [[f"<0x{b:02X}>", 0.0] for b in range(256)]
+        spec["model"]["byte_fallback"] = True
+        native = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    strip = [decoders.Strip(" ", 1, 0)] * (prefix == "always")
+    native.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    native.add_tokens(list(added))
+    native.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return native
+
+
 def save(folder, native, **files):
     """`native` as a Hugging Face folder; files: name of a .json file -> contents."""
     folder.mkdir(exist_ok=True)
@@ -226,6 +261,9 @@ def digits():
         (sentencepiece, "default"),
         (lambda: sentencepiece(prefix=False), "default"),
         (lambda: sentencepiece(added=[AddedToken("<tool>", normalized=False)]), "default"),
+        (unigram, "default"),
+        (lambda: unigram(merge=False, prefix="never"), "default"),
+        (lambda: unigram(bytes=True, added=[AddedToken("<tool>", normalized=False)]), "default"),
     ],
 )
 def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
@@ -233,7 +271,7 @@ def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
     keys = to_metadata(save(tmp_path, native), 700)
     assert keys["tokenizer.ggml.pre"] == name and JSON_KEY not in keys
     tok = Tokenizer(keys)
-    same(tok, native, NASTY + CORPUS[:3] + [vocabulary.PROBE])
+    same(tok, native, NASTY + CORPUS[:3] + [PROBE])
     for seed in range(30):
         ids = random_ids(tok, seed)
         assert "".join(fragments(tok, ids)) == tok.decode(ids) == native.decode(ids)
@@ -244,7 +282,7 @@ def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
     [
         lambda: byte_level(added=[AddedToken("<mask>", lstrip=True)]),
         lambda: byte_level(added=[AddedToken("tok", single_word=True)]),
-        lambda: byte_level(split(PRE["qwen2"][1][0])),  # qwen2 without its NFC
+        lambda: byte_level(split(PRE["qwen35"][1][0])),  # qwen35 without its NFC
         lambda: sentencepiece(pre=pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
         lambda: sentencepiece(pre=pre_tokenizers.Metaspace(prepend_scheme="always", split=False)),
     ],
@@ -345,12 +383,12 @@ def test_bos_of_the_post_processor_when_nothing_names_it(tmp_path):
     assert (tok.bos, tok.eos, tok.add_bos) == (1, None, True)
 
 
-@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, lambda: unigram(bytes=True)])
 def test_special_tokens_as_plain_text(tmp_path, make):
     native = make()
     keys = to_metadata(save(tmp_path, native), 700)
     for tok in (Tokenizer(keys), Tokenizer(keys | {JSON_KEY: native.to_str()})):
-        name = native.id_to_token(2 if make is sentencepiece else 1)
+        name = native.id_to_token(2 if make is sentencepiece else 1)  # "</s>" or "<|im_end|>"
         id = native.token_to_id(name)
         assert id in tok.encode(f"a{name}b", bos=False) and id not in tok.encode(f"a{name}b", special=False, bos=False)
         assert name in tok.decode(tok.encode(f"a{name}b", special=False, bos=False))
@@ -458,8 +496,7 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
     unusable(lambda: to_metadata(tmp_path, 500), str(tmp_path), "tokenizer.json")
     native = byte_level()
     unusable(lambda: to_metadata(save(tmp_path, native), native.get_vocab_size() - 1), "embeddings")
-    unigram = tokenizers.Tokenizer(models.Unigram([("a", 0.0), ("b", -1.0)], 0))
-    unusable(lambda: to_metadata(save(tmp_path, unigram), 500), "Unigram")
+    unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a"))), 500), "WordLevel")
     unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE({"a": 0}, []))), 500), "BPE")
     unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE(byte_fallback=True))), 500), "tokenizer.json")
     for text in ("{", "[]", "{}", '{"model": 3}', '"x"', "\x00"):
@@ -477,19 +514,37 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
         (tmp_path / f"{name}.json").unlink()
 
 
-def test_unknown_pre_tokenizer(tmp_path):
+def test_unknown_pre_tokenizer(tmp_path, caplog):
     native = byte_level(split(r"\w+|\W+"))
     folder = save(tmp_path, native)
-    unusable(lambda: to_metadata(folder, 500), r"\\w+|\\W+", "--tokenizer-pre")
-    keys = to_metadata(folder, 500, pre="falcon")  # a name that only llama.cpp knows
-    assert keys["tokenizer.ggml.pre"] == "falcon"
+    keys = to_metadata(folder, 500)
+    assert "--tokenizer-pre" in caplog.text and r"\\w+|\\W+" in caplog.text and len(caplog.records) == 1
+    assert keys["tokenizer.ggml.pre"] == "unknown"  # a name that llama.cpp refuses
+    same(Tokenizer(keys), native, NASTY)
+    keys = to_metadata(folder, 500, pre="superbpe")  # a name that only llama.cpp knows
+    assert keys["tokenizer.ggml.pre"] == "superbpe"
     same(Tokenizer(keys), native, NASTY)
     del keys[JSON_KEY]
-    unusable(lambda: Tokenizer(keys), "falcon")
+    unusable(lambda: Tokenizer(keys), "superbpe")
     for normalizer, pre in ((normalizers.Lowercase(), None), (None, pre_tokenizers.ByteLevel(add_prefix_space=True))):
-        unusable(lambda n=normalizer, p=pre: to_metadata(save(tmp_path, byte_level(p, n)), 500), "--tokenizer-pre")
+        native = byte_level(pre, normalizer)
+        same(Tokenizer(to_metadata(save(tmp_path, native), 500)), native, NASTY)
+        keys = to_metadata(tmp_path, 500, pre="gpt-2")  # asserted, and wrong
+        assert keys["tokenizer.ggml.pre"] == "gpt-2" and JSON_KEY in keys
 
 
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].split()[0])
+def test_every_stock_name_is_found_again(tmp_path, row):
+    names, normalizer, patterns, whole = row
+    native = byte_level(split(*patterns), normalizer and normalizers.NFC(), ignore_merges=whole)
+    keys = to_metadata(save(tmp_path, native), 500)
+    assert keys["tokenizer.ggml.pre"] == names.split()[0] and JSON_KEY not in keys
+    for name in names.split():
+        assert Tokenizer(keys | {"tokenizer.ggml.pre": name}).encode(PROBE) == native.encode(PROBE).ids
+
+
+BAD_MAPS = [b"", charsmap()[:-1], charsmap()[:9], charsmap()[:4] + b"\xff" * 2048 + b" \0"]
+BAD_MAPS += [charsmap().replace(b"\0\0\0\x80", value) for value in (b"\1\0\0\x80", b"\0\0\0\x7f", b"\xff\xff\xff\x7f")]
 BROKEN = [
     ("tokenizer.ggml.model", None),
     ("tokenizer.ggml.model", "bert"),
@@ -515,11 +570,13 @@ BROKEN = [
     ("llama tokenizer.ggml.scores", np.zeros(3, np.float32)),
     ("llama tokenizer.ggml.scores", np.full(500, np.nan, np.float32)),
     ("llama tokenizer.ggml.add_space_prefix", 2),
+    ("t5 tokenizer.ggml.token_type", np.ones(500, np.int32)),  # no unknown token
+    *(("t5 tokenizer.ggml.precompiled_charsmap", np.frombuffer(m, np.uint8)) for m in BAD_MAPS),
 ]
 
 
 @pytest.mark.parametrize("key, value", BROKEN)
-@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, unigram])
 def test_broken_keys(tmp_path, make, key, value):
     keys = to_metadata(save(tmp_path, make()), 500)
     family, _, key = key.rpartition(" ")
