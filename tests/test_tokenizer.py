@@ -95,7 +95,7 @@ SCRIPTS = """61-7a 41-5a c0-ff 100-17f 1a0-1b0 1ea0-1ef9 391-3c9 1f00-1fbc 410-4
 1000-1021 1780-17a2 1200-1350 13a0-13f4 1820-1842 3041-3093 30a1-30f3 ff71-ff9d 3105-3129 4e00-9fa5 3400-4db5 20000-200ff ac00-d7a3
 1100-1112 ff21-ff5a 2160-217f 2460-2473 bc-be 2080-2089 1d400-1d6a3 10300-1031f 13000-1307f 21-2f 3a-40 5b-60 7b-7e 2010-205e 2190-21ff
 2200-22ff 2500-259f 2600-26ff 2701-27be 1f300-1f5ff 1f600-1f64f 1f680-1f6f3 1f90c-1f9ff 1f1e6-1f1ff 1f3fb-1f3ff 300-36f 200b-200f 2000-200a
-e000-e00f 0-1f 7f-a0 fff9-ffff""".split()
+e000-e00f 0-1f 7f-a0 fff9-ffff"""
 CODE = ["for (int i = 0; i < {n}; ++i) {{\n\t{w}[i] += {w}({n});\n}}\n", "def {w}(self, {w}={n}):\n    return {w} ** {n}  # {w}\n\n",
         "<{w} id='{n}'>{w}</{w}>\r\n", "SELECT {w} FROM {w} WHERE {w} != '{n}';\n", '{{"{w}": [{n}, -{n}.5e-{n}], "{w}_{n}": null}}\n',
         "#include <{w}.h>\n\n\n", "\\{w}{{{n}}}^{{{w}}} $ {w} --{w}={n} | {w} > /{w}/{n}.txt 2>&1\n"]  # fmt: skip
@@ -107,7 +107,7 @@ def corpus_text(specials):
     rng = random.Random(7)
 
     def word():
-        script = [int(end, 16) for end in rng.choice(SCRIPTS).split("-")]
+        script = [int(end, 16) for end in rng.choice(SCRIPTS.split()).split("-")]
         return "".join(chr(rng.randint(*script)) for _ in range(rng.choice([1, 2, 3, 5, 8])))
 
     makers = [
