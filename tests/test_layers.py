@@ -49,7 +49,7 @@ ALLOWED = {  # module -> modules of the package it may import
         "tokenizer",
         "format",
     },
-    "model": {"config", "container", "native", "rope"},
+    "model": {"config", "container", "format", "native", "rope"},
     "generate": {"model", "tokenizer"},
     "chat": set(),
     "stock": {"generate", "container", "format"},
