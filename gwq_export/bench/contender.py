@@ -41,8 +41,8 @@ class Contender:
 
     def run(self, prompt, gen):
         """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
-        os.kill(self._process.pid, signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # it has ended: then there is no answer
+        with contextlib.suppress(ProcessLookupError, BrokenPipeError):  # it has ended: then there is no answer
+            os.kill(self._process.pid, signal.SIGCONT)
             self._process.stdin.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
         answer = self._answer()
         return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
