@@ -92,7 +92,8 @@ def _lines(first):
         try:
             yield input("> ")
         except EOFError:
-            return print()
+            print()
+            return
 
 
 def _converse(chat, first):
@@ -120,14 +121,14 @@ def _converse(chat, first):
         try:
             with ctrl_c_asks() as halt:
                 for piece in chat.reply(line, stats, halt):
-                    if not text and stats["dropped"]:
-                        log.warning("the context is full: the oldest %d turns were dropped", stats["dropped"])
                     text.append(piece)
                     print(piece, end="", flush=True)
         except GwqError as e:
             print(f"error: {e}", file=sys.stderr)
             continue
         print()
+        if stats["dropped"]:
+            log.warning("the context was full: the oldest turns (%d) were dropped before this answer", stats["dropped"])
         _say_if_full(stats, chat.model)
         result |= stats | {"text": "".join(text), "tokens": result["tokens"] + stats["tokens"], "turns": result["turns"] + 1}
     return result
