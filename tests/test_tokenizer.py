@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -388,6 +389,19 @@ def test_keys_of_byte_level(tmp_path):
     assert Tokenizer(keys).stop_ids == {0, 1}
 
 
+@pytest.mark.parametrize("stops, keys, others", [
+    (0, {"eos": 0}, set()), ([0], {"eos": 0}, set()), ([1, 0], {"eos": 0, "eot": 1}, set()), ([1], {"eos": 0, "eot": 1}, set()),
+    ([0, 5, 6], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}), ([0, 5, 6, 7], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}),
+    ([0, 9999], {"eos": 0}, set()),
+])  # fmt: skip
+def test_stop_tokens(tmp_path, caplog, stops, keys, others):
+    found = to_metadata(save(tmp_path, byte_level(), tokenizer_config=GPT2_CONFIG, generation_config={"eos_token_id": stops}), 450)
+    names = {name: found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    assert {name: id for name, id in names.items() if id is not None} == keys
+    assert Tokenizer(found).stop_ids == {0, 1} | others  # <|endoftext|> and <|im_end|> always are
+    assert ("left out: [7]" in caplog.text) == (stops == [0, 5, 6, 7])
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_word_without_merges(tmp_path, whole):
     folder = save(tmp_path, byte_level(split(WORD3), ignore_merges=whole))
@@ -514,8 +528,15 @@ def test_chat_template_files(tmp_path):
     folder = save(tmp_path, byte_level(), tokenizer_config={"chat_template": named})
     keys = to_metadata(folder, 500)
     assert keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
+    assert keys["tokenizer.chat_templates"] == ["tool_use"]
     (folder / "chat_template.jinja").write_text("J")
-    assert Tokenizer(to_metadata(folder, 500)).chat([]) == "J"
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
+    keys = to_metadata(folder, 500)
+    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == ["rag", "tool_use"]
+    assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == ["rag", "tool_use"]
+    shutil.rmtree(folder / "additional_chat_templates")
     save(tmp_path, byte_level(), tokenizer_config={})
     (folder / "chat_template.jinja").unlink()
     tok = Tokenizer(to_metadata(folder, 500))
