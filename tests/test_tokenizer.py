@@ -266,6 +266,13 @@ def unigram(merge=True, prefix="always", bytes=False, added=()):
     return native
 
 
+def gemma():
+    """Spaces become pieces' ▁ without a prefix, before a split at spaces that therefore finds none."""
+    native = sentencepiece(prefix=False)
+    native.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return native
+
+
 def save(folder, native, **files):
     """`native` as a Hugging Face folder; files: name of a .json file -> contents."""
     folder.mkdir(exist_ok=True)
@@ -305,6 +312,7 @@ def digits():
         (sentencepiece, "default"),
         (lambda: sentencepiece(prefix=False), "default"),
         (lambda: sentencepiece(added=[AddedToken("<tool>", normalized=False)]), "default"),
+        (gemma, "default"),
         (unigram, "default"),
         (lambda: unigram(merge=False, prefix="never"), "default"),
         (lambda: unigram(bytes=True, added=[AddedToken("<tool>", normalized=False)]), "default"),
@@ -349,7 +357,9 @@ def test_json_takes_precedence(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG)])
+@pytest.mark.parametrize(
+    "name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG), ("t5", unigram, {})]
+)
 def test_through_a_file(tmp_path, name, make, config):
     native = make()
     keys = to_metadata(save(tmp_path / "hf", native, tokenizer_config=config), 700)
