@@ -82,9 +82,10 @@ def _lines(first):
     """What the user types, without a prompt where it comes from a pipe."""
     if first is not None:
         yield first
-    sys.stdin.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
     import readline  # noqa: F401, makes input() an editor with a history
 
