@@ -82,9 +82,10 @@ def _lines(first):
     """What the user types, without a prompt where it comes from a pipe."""
     if first is not None:
         yield first
-    sys.stdin.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
     import readline  # noqa: F401, makes input() an editor with a history
 
@@ -92,7 +93,8 @@ def _lines(first):
         try:
             yield input("> ")
         except EOFError:
-            return print()
+            print()
+            return
 
 
 def _converse(chat, first):
@@ -120,14 +122,14 @@ def _converse(chat, first):
         try:
             with ctrl_c_asks() as halt:
                 for piece in chat.reply(line, stats, halt):
-                    if not text and stats["dropped"]:
-                        log.warning("the context is full: the oldest %d turns were dropped", stats["dropped"])
                     text.append(piece)
                     print(piece, end="", flush=True)
         except GwqError as e:
             print(f"error: {e}", file=sys.stderr)
             continue
         print()
+        if stats["dropped"]:
+            log.warning("the context was full: the oldest turns (%d) were dropped before this answer", stats["dropped"])
         _say_if_full(stats, chat.model)
         result |= stats | {"text": "".join(text), "tokens": result["tokens"] + stats["tokens"], "turns": result["turns"] + 1}
     return result
