@@ -134,6 +134,10 @@ class Source:
             self._files = {prefix + name: place for name, place in self._files.items()}
             self._shapes = {prefix + name: shape for name, shape in self._shapes.items()}
 
+    def shape(self, name):
+        """Of a tensor as the checkpoint has it."""
+        return self._shapes[name]
+
     def tensor(self, name):
         """A torch.float32 copy of the tensor; GwqError when it is missing, damaged or not a float."""
         import torch

@@ -20,9 +20,8 @@ from gwq_export.native import default_threads
 def decode_bytes(reader):
     """Bytes of weights read for one token: every matrix and side-table, of the embedding only a row (unless it is the head too)."""
     untied = "output.weight" in reader.tensors
-    return sum(
-        t.nbytes for t in reader.tensors.values() if (len(t.shape) > 1 or t.companion) and not (untied and t.name.startswith("token_embd."))
-    )
+    looked_up = ["position_embd.weight"] + [name for name in reader.tensors if untied and name.startswith("token_embd.")]
+    return sum(t.nbytes for t in reader.tensors.values() if (len(t.shape) > 1 or t.companion) and t.name not in looked_up)
 
 
 def model_type(reader):
