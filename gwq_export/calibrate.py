@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gwq_export import GwqError
+from gwq_export.workdir import Memory
 
 STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
     "abs": lambda g: g.abs(),
@@ -212,62 +213,99 @@ class _Totals:
         return weight.cpu().numpy(), found
 
 
-def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None):
+def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,
+              finished=lambda name: False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture; then those of `ends`
     (embedding, head). statistics: names from STATISTICS, float32 of the weight's shape, and FACTORS.
-    `calibration.losses` is filled before the first tensor is yielded.
+    `calibration.losses` is filled before the first tensor is yielded. keep: a workdir.Memory for what blocks hand on, or a
+    Workdir from which another run of this function goes on; it leaves out the tensors of which `finished` is true.
     """
-    model, tokens = BlockModel(source, device), calibration.tokens.to(device)
-    samples, blocks = len(tokens), source.layers
-    calibration.losses.clear()
-    with torch.no_grad():
-        model.load_ends()
-        states = [torch.cat([model.embed(ids[None]) for ids in tokens])]  # hidden states between blocks
-        model.drop_ends()
-        for i in range(blocks):
-            model.load(i)
-            states.append(torch.cat([model.run(i, h[None]) for h in states[i]]))
-            model.drop(i)
-            progress("forward", i + 1, blocks)
-    last = states.pop()
-    upstream = torch.empty_like(last)
-    model.load_ends()
-    for s, ids in enumerate(tokens):
-        output = last[s : s + 1].clone().requires_grad_()
-        loss = model.loss(ids[None], output)
-        upstream[s] = torch.autograd.grad(loss, output)[0]
-        calibration.losses.append(loss.item())
-    if not np.isfinite(calibration.losses).all():
-        raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
-    model.drop_ends()
-    if not ends:
-        del last, output
-    for i in reversed(range(blocks)):
-        block, totals = model.load(i), _Totals(statistics, tokens)
-        linears = {row.hf: name for row, name in source.block(i).items() if row.linear}
-        weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
-        wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-        tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
-        for s in range(samples):
-            given = states[i][s : s + 1].clone().requires_grad_()
-            output = model.run(i, given)
-            found = torch.autograd.grad(output, [given, *wanted.values(), *tap.z.values()], upstream[s : s + 1])
-            for name, g in zip(wanted, found[1:], strict=False):
-                totals.weight(name, g)
-            totals.factor(tap.x, dict(zip(tap.z, found[1 + len(wanted) :], strict=True)))
-            upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
-            del found, output
-        tap.remove()
-        states.pop()
-        for name, w in weights.items():
-            yield name, *totals.take(name, w.detach())
-        del weights, wanted, tap, totals
+    keep, blocks = keep or Memory(), source.layers
+    linears = [[n for row, n in source.block(i).items() if row.linear] for i in range(blocks)]
+    done = [i for i in range(blocks) if f"upstream.{i}" in keep and all(map(finished, linears[i]))]
+    left, ends = min(done, default=blocks), [] if all(map(finished, ends)) else ends  # blocks still to be differentiated
+    if left or ends:
+        model, tokens = BlockModel(source, device), calibration.tokens.to(device)
+        _forward(model, tokens, ends, keep, progress)
+    calibration.losses[:] = keep.get("losses")[0].tolist()
+    for i in reversed(range(left)):
+        yield from (found for found in _block_gradients(model, i, tokens, statistics, keep) if not finished(found[0]))
         model.drop(i)
+        keep.drop(f"upstream.{i + 1}")
+        keep.drop(f"state.{i}")
         progress("backward", blocks - i, blocks)
     if ends:
+        last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
         yield from _end_gradients(model, tokens, last, upstream, statistics, ends)
+
+
+def _kept(keep, name, device):
+    return torch.from_numpy(keep.get(name)[0]).to(device)
+
+
+def _keep(keep, name, states):
+    keep.put(name, states.detach().cpu().numpy())
+
+
+def _forward(model, tokens, ends, keep, progress):
+    """Hidden states before every block and after the last as `state.N`, their gradient after the last block as `upstream.N`."""
+    blocks = len(model.blocks)
+    before = any(f"upstream.{i}" in keep for i in range(blocks + 1))  # gone through by an earlier run
+    with torch.no_grad():
+        model.load_ends()
+        if before or "state.0" in keep:
+            model.embed(tokens[:1])  # blocks need the arguments that come with it
+        else:
+            _keep(keep, "state.0", torch.cat([model.embed(ids[None]) for ids in tokens]))
+        model.drop_ends()
+        if before:
+            return
+        for i in range(blocks):
+            if f"state.{i + 1}" not in keep:
+                model.load(i)
+                _keep(keep, f"state.{i + 1}", torch.cat([model.run(i, h[None]) for h in _kept(keep, f"state.{i}", model.device)]))
+                model.drop(i)
+            progress("forward", i + 1, blocks)
+    upstream, losses = _kept(keep, f"state.{blocks}", model.device).clone(), []
+    model.load_ends()
+    for s, ids in enumerate(tokens):
+        output = upstream[s : s + 1].clone().requires_grad_()
+        loss = model.loss(ids[None], output)
+        upstream[s] = torch.autograd.grad(loss, output)[0]
+        losses.append(loss.item())
+    if not np.isfinite(losses).all():
+        raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
+    model.drop_ends()
+    keep.put("losses", np.array(losses))
+    _keep(keep, f"upstream.{blocks}", upstream)
+    if not ends:
+        keep.drop(f"state.{blocks}")
+
+
+def _block_gradients(model, i, tokens, statistics, keep):
+    """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`."""
+    states, upstream = _kept(keep, f"state.{i}", model.device), _kept(keep, f"upstream.{i + 1}", model.device)
+    block, totals = model.load(i), _Totals(statistics, tokens)
+    linears = {row.hf: name for row, name in model.source.block(i).items() if row.linear}
+    weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
+    wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
+    tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
+    for s in range(len(tokens)):
+        given = states[s : s + 1].clone().requires_grad_()
+        output = model.run(i, given)
+        found = torch.autograd.grad(output, [given, *wanted.values(), *tap.z.values()], upstream[s : s + 1])
+        for name, g in zip(wanted, found[1:], strict=False):
+            totals.weight(name, g)
+        totals.factor(tap.x, dict(zip(tap.z, found[1 + len(wanted) :], strict=True)))
+        upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
+        del found, output
+    tap.remove()
+    _keep(keep, f"upstream.{i}", upstream)
+    del states, upstream, given, tap
+    for name, w in weights.items():
+        yield name, *totals.take(name, w.detach())
 
 
 def _end_gradients(model, tokens, last, upstream, statistics, ends):

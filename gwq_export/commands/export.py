@@ -23,6 +23,9 @@ def parser():
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda: where gradients are computed")
     p.add_argument("--revision", help="hub revision of the model")
     p.add_argument("--tokenizer-pre", metavar="NAME", help="pre-tokenizer name to write when it is not recognised")
+    p.add_argument("--work-dir", metavar="DIR", help="keep there what is finished: after a kill the same command goes on from it, to the same"
+                   " bytes; takes the size of the file and of the calibration text's hidden states, 4 bytes x tokens x width x (blocks + 2);"
+                   " emptied in the end")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="calibrate, print the plan and the predicted perplexity, write nothing")
     return p
 
