@@ -8,12 +8,14 @@ Blocks run as transformers' own modules, so rope, masks and attention variants c
 
 import functools
 import hashlib
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from gwq_export import GwqError
+from gwq_export.parallel import add_gram, batches, each, mirror
 from gwq_export.workdir import Memory
 
 STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
@@ -69,11 +71,13 @@ class _Stand(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.kwargs = self.seen = self.give = None
+        self.kwargs = self.seen = None
+        self.given = threading.local()  # .give: of the thread that runs the model
 
     def forward(self, hidden, **kwargs):
         self.kwargs, self.seen = kwargs, hidden
-        return hidden if self.give is None else self.give
+        give = getattr(self.given, "give", None)
+        return hidden if give is None else give
 
 
 class BlockModel:
@@ -149,21 +153,31 @@ class BlockModel:
 
     def loss(self, ids, hidden):
         """Mean cross-entropy of the tokens after the first, from the output of the last block."""
-        self.stands[-1].give = hidden
+        self.stands[-1].given.give = hidden
         logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        self.stands[-1].give = None
+        self.stands[-1].given.give = None
         return torch.nn.functional.cross_entropy(logits, ids[0, 1:])
 
 
-class _Tap:
-    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run."""
+class _Tap(threading.local):
+    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run, for every thread its own."""
 
-    def __init__(self, modules):
+    _handles = ()
+
+    def __init__(self):
         self.x, self.z = {}, {}
+
+    def attach(self, modules):
         self._handles = [m.register_forward_hook(functools.partial(self._note, name)) for name, m in modules.items()]
+        return self
 
     def _note(self, name, module, args, output):
         self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
+
+    def take(self):
+        """({module: x}, {module: z}) of the run before, which are forgotten here."""
+        seen, self.x, self.z = (self.x, self.z), {}, {}
+        return seen
 
     def remove(self):
         for handle in self._handles:
@@ -177,7 +191,7 @@ class _Totals:
         self.per_weight = [s for s in statistics if s in STATISTICS]
         self.factors = [s for s in statistics if s in FACTORS]
         self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared = {}, {}
+        self.sums, self.shared, self.hessians = {}, {}, {}
 
     def _add(self, key, value):
         if key in self.sums:
@@ -197,19 +211,25 @@ class _Totals:
             first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
             self.shared[name] = first
             if first == name and "hessian" in self.factors:
-                self._add((name, "hessian"), x.T @ x / self.tokens)
+                add_gram(self.hessians.setdefault(name, x.new_zeros(2 * x.shape[1:])), x)
             if "rows" in self.factors:
                 g = gradients[name].reshape(len(x), -1)
                 self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
 
+    def finish(self):
+        """Make means of the sums of x x^T."""
+        for hessian in self.hessians.values():
+            mirror(hessian)
+            hessian /= self.tokens
+
     def take(self, name, weight):
-        """(weight, {statistic: array}) as numpy float32."""
+        """(weight, {statistic: array}) as numpy float32; once for every weight, in the order in which they came."""
         found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
         if "hessian" in self.factors:
-            key = self.shared[name], "hessian"
-            if not isinstance(self.sums[key], np.ndarray):  # one array for all that share it
-                self.sums[key] = self.sums[key].cpu().numpy()
-            found["hessian"] = self.sums[key]
+            owner = self.shared.pop(name)
+            if not isinstance(self.hessians[owner], np.ndarray):  # one array for all that share it
+                self.hessians[owner] = self.hessians[owner].cpu().numpy()
+            found["hessian"] = self.hessians[owner] if owner in self.shared.values() else self.hessians.pop(owner)
         return weight.cpu().numpy(), found
 
 
@@ -230,6 +250,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         model, tokens = BlockModel(source, device), calibration.tokens.to(device)
         _forward(model, tokens, ends, keep, progress)
     calibration.losses[:] = keep.get("losses")[0].tolist()
+    progress("backward", blocks - left, blocks)
     for i in reversed(range(left)):
         yield from (found for found in _block_gradients(model, i, tokens, statistics, keep) if not finished(found[0]))
         model.drop(i)
@@ -238,7 +259,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         progress("backward", blocks - i, blocks)
     if ends:
         last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
-        yield from _end_gradients(model, tokens, last, upstream, statistics, ends)
+        yield from _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
 
 
 def _kept(keep, name, device):
@@ -253,6 +274,7 @@ def _forward(model, tokens, ends, keep, progress):
     """Hidden states before every block and after the last as `state.N`, their gradient after the last block as `upstream.N`."""
     blocks = len(model.blocks)
     before = any(f"upstream.{i}" in keep for i in range(blocks + 1))  # gone through by an earlier run
+    run = torch.no_grad()(model.run)  # in whichever thread
     with torch.no_grad():
         model.load_ends()
         if before or "state.0" in keep:
@@ -262,19 +284,23 @@ def _forward(model, tokens, ends, keep, progress):
         model.drop_ends()
         if before:
             return
+        progress("forward", 0, blocks)
         for i in range(blocks):
             if f"state.{i + 1}" not in keep:
                 model.load(i)
-                _keep(keep, f"state.{i + 1}", torch.cat([model.run(i, h[None]) for h in _kept(keep, f"state.{i}", model.device)]))
+                _keep(keep, f"state.{i + 1}", torch.cat(each(functools.partial(run, i), _kept(keep, f"state.{i}", model.device).split(1))))
                 model.drop(i)
             progress("forward", i + 1, blocks)
-    upstream, losses = _kept(keep, f"state.{blocks}", model.device).clone(), []
+    upstream = _kept(keep, f"state.{blocks}", model.device).clone()
     model.load_ends()
-    for s, ids in enumerate(tokens):
+
+    def differentiate(s):
         output = upstream[s : s + 1].clone().requires_grad_()
-        loss = model.loss(ids[None], output)
+        loss = model.loss(tokens[s : s + 1], output)
         upstream[s] = torch.autograd.grad(loss, output)[0]
-        losses.append(loss.item())
+        return loss.item()
+
+    losses = each(differentiate, range(len(tokens)))
     if not np.isfinite(losses).all():
         raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
     model.drop_ends()
@@ -286,34 +312,43 @@ def _forward(model, tokens, ends, keep, progress):
 
 def _block_gradients(model, i, tokens, statistics, keep):
     """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`."""
-    states, upstream = _kept(keep, f"state.{i}", model.device), _kept(keep, f"upstream.{i + 1}", model.device)
     block, totals = model.load(i), _Totals(statistics, tokens)
     linears = {row.hf: name for row, name in model.source.block(i).items() if row.linear}
     weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
     wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-    tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
-    for s in range(len(tokens)):
-        given = states[s : s + 1].clone().requires_grad_()
-        output = model.run(i, given)
-        found = torch.autograd.grad(output, [given, *wanted.values(), *tap.z.values()], upstream[s : s + 1])
-        for name, g in zip(wanted, found[1:], strict=False):
-            totals.weight(name, g)
-        totals.factor(tap.x, dict(zip(tap.z, found[1 + len(wanted) :], strict=True)))
-        upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
-        del found, output
+    tap = _Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
+    _keep(keep, f"upstream.{i}", _differentiate(model, i, keep, totals, wanted, tap))
     tap.remove()
-    _keep(keep, f"upstream.{i}", upstream)
-    del states, upstream, given, tap
+    totals.finish()
     for name, w in weights.items():
         yield name, *totals.take(name, w.detach())
 
 
-def _end_gradients(model, tokens, last, upstream, statistics, ends):
+def _differentiate(model, i, keep, totals, wanted, tap):
+    """Add to the totals; returns the gradient of the hidden states before block i."""
+    states, upstream = _kept(keep, f"state.{i}", model.device), _kept(keep, f"upstream.{i + 1}", model.device)
+
+    def differentiate(s):
+        given = states[s : s + 1].clone().requires_grad_()
+        output, (inputs, outputs) = model.run(i, given), tap.take()
+        found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1])
+        return found[0], found[1 : 1 + len(wanted)], inputs, dict(zip(outputs, found[1 + len(wanted) :], strict=True))
+
+    for some in batches(len(states)):
+        for s, (lower, by_weight, inputs, by_output) in zip(some, each(differentiate, some), strict=True):
+            for name, g in zip(wanted, by_weight, strict=True):
+                totals.weight(name, g)
+            totals.factor(inputs, by_output)
+            upstream[s] = lower
+    return upstream
+
+
+def _end_gradients(model, tokens, last, upstream, statistics, ends, progress):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
     arch, totals = model.source.arch, _Totals(statistics, tokens)
     weights = {name: model.model.get_parameter(name).requires_grad_() for name in ends}
-    tap = _Tap({"head": model._module(arch.head)} if totals.factors else {})
+    tap = _Tap().attach({"head": model._module(arch.head)} if totals.factors else {})
     for s, ids in enumerate(tokens):
         loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
         if totals.factors:
@@ -325,6 +360,8 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
         if totals.per_weight:
             for name, g in zip(weights, torch.autograd.grad(outputs, list(weights.values()), given), strict=True):
                 totals.weight(name, g)
+        progress("embedding and head", s + 1, len(tokens))
+    totals.finish()
     tap.remove()
     factors = _end_factors(totals, tokens, upstream) if totals.factors else {}
     for name, w in weights.items():
@@ -335,9 +372,12 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
 
 def _end_factors(totals, tokens, upstream):
     """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes."""
-    head = {f: totals.sums["head", f] for f in totals.factors}
+    head = {f: totals.hessians["head"] if f == "hessian" else totals.sums["head", f] for f in totals.factors}
     g = upstream.reshape(-1, upstream.shape[-1]) * totals.length
-    embed = {"hessian": g.T @ g / tokens.numel()}
+    embed = {"hessian": g.new_zeros(2 * g.shape[1:])}
+    add_gram(embed["hessian"], g)
+    mirror(embed["hessian"])
+    embed["hessian"] /= tokens.numel()
     if "rows" in head:  # how often a token comes; those that did not come share what Good and Turing give them
         counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])).float()
         unseen = ((counts == 1).sum() / tokens.numel()).clamp(max=0.5)

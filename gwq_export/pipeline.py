@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from gwq_export import GwqError, __version__
@@ -68,7 +69,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
     token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
-    "outliers", "bytes", "loss"}]). Raises GwqError.
+    "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export. Raises
+    GwqError.
     """
     asked, started = {k: v for k, v in locals().items() if k not in ("out", "work_dir", "dry_run", "progress")}, time.monotonic()
     try:
@@ -78,6 +80,9 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     except ImportError as e:
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
+    from gwq_export.estimate import Estimate
+    from gwq_export.native import Pool
+    from gwq_export.parallel import one_thread_each
     from gwq_export.source import Source, commit, resolve
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
@@ -107,27 +112,33 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     if budgeted or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles:
-        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=commit(source.folder),
-                                       budget_bytes=budget)  # fmt: skip
+        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
+                                       source_revision=commit(source.folder))  # fmt: skip
     factors = keys.rope_factors(source)
 
     def laid_out(entries):
         layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
         return layout if factors is None else [*layout, ("rope_freqs.weight", TYPES["f32"], factors.shape)]
 
-    found = {}
-    with Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
+    found, pool = {}, Pool()
+    estimate = Estimate(partial(_encode, pool)) if dry_run else None
+    with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
         _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, dry_run)
         if calibration and (budgeted or dry_run):
             from gwq_export.survey import fit, survey
 
-            offers = survey(source, entries, calibration, budgeted, outliers, device, progress, work.section("survey"))
+            offers = survey(source, entries, calibration, budgeted, outliers, device, progress, work.section("survey"), estimate)
             if budgeted:
                 entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
             found = _predicted(entries, offers, calibration)
         result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
-        if not dry_run:
-            _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress, work.section("tensors"))
+        if dry_run:
+            for e in entries:
+                if not e.recipe.statistics:
+                    estimate.sample(e, partial(_read, source, e), {})
+            result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
+        else:
+            _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress, work.section("tensors"), pool)
             work.clear()
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
@@ -165,16 +176,14 @@ def _check_space(out, nbytes, source, calibration, work, dry_run):
     check_space(wanted)
 
 
-def _write(out, header, layout, entries, source, calibration, factors, device, progress, work):
+def _write(out, header, layout, entries, source, calibration, factors, device, progress, work, pool):
     """Quantize and write every tensor: those that need gradients block by block as these appear, then the others."""
     from gwq_export.calibrate import gradients
     from gwq_export.encoder import Curvatures
-    from gwq_export.native import Pool
     from gwq_export.writer import Writer
 
     calibrated = {e.source: e for e in entries if e.recipe.statistics}
     others = [e for e in entries if not e.recipe.statistics]
-    pool = Pool()
     with Writer(out, header, layout) as writer:
         if factors is not None:
             writer.write("rope_freqs.weight", factors)
@@ -189,25 +198,32 @@ def _write(out, header, layout, entries, source, calibration, factors, device, p
             curvatures = Curvatures(calibration.tokens.numel())
             done = lambda name: name in finished or name not in calibrated  # noqa: E731
             for name, weight, found in gradients(source, calibration, statistics, ends, device, progress, work, done):
-                _store(writer, work, calibrated[name], weight, curvatures.put(found), pool)
+                _store(writer, work, calibrated[name], _encode(pool, calibrated[name], weight, curvatures.put(found)))
                 finished.add(name)
         done, total = 0, sum(map(weights, others))
+        progress("write", done, total)
         for entry in others:
             if entry.source not in finished:
-                _store(writer, work, entry, source.tensor(entry.source).numpy(), {}, pool)
+                _store(writer, work, entry, _encode(pool, entry, _read(source, entry), {}))
             done += weights(entry)
             progress("write", done, total)
 
 
-def _store(writer, work, entry, weight, statistics, pool):
+def _read(source, entry):
+    return source.tensor(entry.source).numpy()
+
+
+def _encode(pool, entry, weight, statistics):
+    """The bytes of an entry's tensors."""
     from gwq_export.quantize import quantize
 
-    weight = permute(weight, entry.heads)
-    statistics = permute_statistics(statistics, entry.heads)
     try:
-        parts = quantize(weight, statistics, entry.recipe, pool.ptr)
+        return quantize(permute(weight, entry.heads), permute_statistics(statistics, entry.heads), entry.recipe, pool.ptr)
     except GwqError as e:
         raise GwqError(f"{entry.name}: {e}") from None
+
+
+def _store(writer, work, entry, parts):
     work.save(entry.name, *parts)
     _put(writer, entry, parts)
 

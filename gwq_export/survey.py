@@ -14,26 +14,31 @@ from gwq_export.format import TYPES
 from gwq_export.native import Pool
 from gwq_export.plan import file_bytes, permute, permute_statistics
 from gwq_export.saliency import SALIENCY
-
+from gwq_export.workdir import Memory
 
 OFFER = np.dtype([("type", "U8"), ("outliers", "f8"), ("nbytes", "i8"), ("loss", "f8")])
 
 
-def survey(source, entries, calibration, free, fraction, device, progress, work):
+def survey(source, entries, calibration, free, fraction, device, progress, work=None, estimate=None):
     """{entry name: [allocate.Choice]} of the matrices: all there is to choose when `free`, else what the plan says.
 
-    fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir.
+    fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir. estimate: an
+    estimate.Estimate that looks on.
     """
     open_entries = {e.source: e for e in entries if len(e.shape) == 2 and (e.recipe.type.bits or (free and not e.fixed))}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
     ends = [e.source for e in open_entries.values() if not e.linear]
-    pool, curvatures = Pool(), Curvatures(calibration.tokens.numel())
+    work, pool, curvatures = work or Memory(), Pool(), Curvatures(calibration.tokens.numel())
     offers = {e.name: _choices(e, *kept) for e in open_entries.values() if (kept := work.get(e.name))}
     finished = lambda name: name not in open_entries or open_entries[name].name in offers  # noqa: E731
-    for name, weight, found in gradients(source, calibration, statistics, ends, device, progress, work, finished):
+    items = gradients(source, calibration, statistics, ends, device, progress, work, finished)
+    for name, weight, found in estimate.watch(items) if estimate else items:
         if entry := open_entries.get(name):
-            found = permute_statistics(curvatures.put(found), entry.heads)
+            found = curvatures.put(found)
+            if estimate and entry.recipe.statistics:
+                estimate.sample(entry, lambda: weight, found)  # noqa: B023  (called at once)
+            found = permute_statistics(found, entry.heads)
             sample = Sample(permute(weight, entry.heads), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:

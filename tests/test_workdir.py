@@ -3,20 +3,11 @@
 import contextlib
 import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
-import numpy as np
 import pytest
-from conftest import REFERENCE
 
 import gwq_export
-from gwq_export import GwqError, pipeline
-from gwq_export.workdir import Workdir
 
 CHANGES = ("replace", "unlink", "fsync", "ftruncate", "pwrite", "mkdir", "open")  # the steps between which a kill can fall
 
