@@ -1,6 +1,6 @@
 """Bits and outliers per matrix under a byte budget: what each choice would cost, and the best choices that fit.
 
-The loss that a choice adds is predicted to second order (see `calibrate.FACTORS`) from a quantization without error
+The loss that a choice adds is predicted to second order (see `totals.FACTORS`) from a quantization without error
 feedback of a sample of rows; losses of different matrices add up.
 """
 

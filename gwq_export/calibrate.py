@@ -16,18 +16,8 @@ import torch
 
 from gwq_export import GwqError
 from gwq_export.parallel import add_gram, batches, each, mirror
+from gwq_export.totals import FACTORS, Tap, Totals
 from gwq_export.workdir import Memory
-
-STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
-    "abs": lambda g: g.abs(),
-    "mean": lambda g: g,
-    "square": lambda g: g * g,
-}
-# Per matrix, x its input and z its output at a token: "hessian" (cols, cols) is the mean over tokens of x x^T, "rows" (rows,)
-# that of (dL/dz)^2 with L the loss summed over a sample's tokens. To second order an error E of the matrix then adds
-# sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
-# matrix, arXiv 1503.05671).
-FACTORS = ("hessian", "rows")
 
 
 @dataclass
@@ -159,86 +149,12 @@ class BlockModel:
         return torch.nn.functional.cross_entropy(logits, ids[0, 1:])
 
 
-class _Tap(threading.local):
-    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run, for every thread its own."""
-
-    _handles = ()
-
-    def __init__(self):
-        self.x, self.z = {}, {}
-
-    def attach(self, modules):
-        self._handles = [m.register_forward_hook(functools.partial(self._note, name)) for name, m in modules.items()]
-        return self
-
-    def _note(self, name, module, args, output):
-        self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
-
-    def take(self):
-        """({module: x}, {module: z}) of the run before, which are forgotten here."""
-        seen, self.x, self.z = (self.x, self.z), {}, {}
-        return seen
-
-    def remove(self):
-        for handle in self._handles:
-            handle.remove()
-
-
-class _Totals:
-    """Sums of statistics, by weight. Matrices that share an input share its Hessian."""
-
-    def __init__(self, statistics, tokens):
-        self.per_weight = [s for s in statistics if s in STATISTICS]
-        self.factors = [s for s in statistics if s in FACTORS]
-        self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared, self.hessians = {}, {}, {}
-
-    def _add(self, key, value):
-        if key in self.sums:
-            self.sums[key] += value
-        else:
-            self.sums[key] = value
-
-    def weight(self, name, gradient):
-        """Per-weight statistics of one sample's gradient of the mean loss."""
-        for s in self.per_weight:
-            self._add((name, s), STATISTICS[s](gradient) / self.samples)
-
-    def factor(self, inputs, gradients):
-        """Factors of one sample: {name: x (tokens, cols)} and {name: gradient of the mean loss (tokens, rows)}."""
-        owner = {}
-        for name, x in inputs.items():
-            first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
-            self.shared[name] = first
-            if first == name and "hessian" in self.factors:
-                add_gram(self.hessians.setdefault(name, x.new_zeros(2 * x.shape[1:])), x)
-            if "rows" in self.factors:
-                g = gradients[name].reshape(len(x), -1)
-                self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
-
-    def finish(self):
-        """Make means of the sums of x x^T."""
-        for hessian in self.hessians.values():
-            mirror(hessian)
-            hessian /= self.tokens
-
-    def take(self, name, weight):
-        """(weight, {statistic: array}) as numpy float32; once for every weight, in the order in which they came."""
-        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
-        if "hessian" in self.factors:
-            owner = self.shared.pop(name)
-            if not isinstance(self.hessians[owner], np.ndarray):  # one array for all that share it
-                self.hessians[owner] = self.hessians[owner].cpu().numpy()
-            found["hessian"] = self.hessians[owner] if owner in self.shared.values() else self.hessians.pop(owner)
-        return weight.cpu().numpy(), found
-
-
 def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,
               finished=lambda name: False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture; then those of `ends`
-    (embedding, head). statistics: names from STATISTICS, float32 of the weight's shape, and FACTORS.
+    (embedding, head). statistics: names from totals.STATISTICS, float32 of the weight's shape, and FACTORS.
     `calibration.losses` is filled before the first tensor is yielded. keep: a workdir.Memory for what blocks hand on, or a
     Workdir from which another run of this function goes on; it leaves out the tensors of which `finished` is true.
     """
@@ -312,11 +228,11 @@ def _forward(model, tokens, ends, keep, progress):
 
 def _block_gradients(model, i, tokens, statistics, keep):
     """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`."""
-    block, totals = model.load(i), _Totals(statistics, tokens)
+    block, totals = model.load(i), Totals(statistics, tokens)
     linears = {row.hf: name for row, name in model.source.block(i).items() if row.linear}
     weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
     wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-    tap = _Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
+    tap = Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
     _keep(keep, f"upstream.{i}", _differentiate(model, i, keep, totals, wanted, tap))
     tap.remove()
     totals.finish()
@@ -346,9 +262,9 @@ def _differentiate(model, i, keep, totals, wanted, tap):
 def _end_gradients(model, tokens, last, upstream, statistics, ends, progress):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
-    arch, totals = model.source.arch, _Totals(statistics, tokens)
+    arch, totals = model.source.arch, Totals(statistics, tokens)
     weights = {name: model.model.get_parameter(name).requires_grad_() for name in ends}
-    tap = _Tap().attach({"head": model._module(arch.head)} if totals.factors else {})
+    tap = Tap().attach({"head": model._module(arch.head)} if totals.factors else {})
     for s, ids in enumerate(tokens):
         loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
         if totals.factors:

@@ -58,6 +58,5 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--shape", choices=("1b", "7b"), default="1b")
     args = parser.parse_args()
-    print(
-        f"{write_llama(args.folder, args.layers, {'1b': TINYLLAMA, '7b': LLAMA_7B}[args.shape]) / 1e9:.3f} billion parameters in {args.folder}"
-    )
+    count = write_llama(args.folder, args.layers, {"1b": TINYLLAMA, "7b": LLAMA_7B}[args.shape])
+    print(f"{count / 1e9:.3f} billion parameters in {args.folder}")

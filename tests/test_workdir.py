@@ -1,13 +1,21 @@
 """Exports that go on after a kill: nothing is computed twice, and the file is that of an undisturbed run, to the bit."""
 
 import contextlib
+import errno
 import os
 import random
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
 import gwq_export
+from gwq_export import GwqError
+from gwq_export.workdir import Workdir
 
 CHANGES = ("replace", "unlink", "fsync", "ftruncate", "pwrite", "mkdir", "open")  # the steps between which a kill can fall
 
@@ -81,3 +89,109 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bytes(tmp_path, tiny, counted
     assert happened >= kills / 2 and out.read_bytes() == whole
     assert not list(work.iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "whole.gguf", "work"]
     assert len(counted) == tensors and sum(counted.values()) <= tensors + happened, counted  # the one in hand is lost
+
+
+def test_sigkill_at_any_moment(tmp_path, tiny):
+    """The same with real kills of real processes."""
+    out, work = tmp_path / "m.gguf", tmp_path / "work"
+    command = [sys.executable, "-m", "gwq_export.cli", "export", tiny("llama"), "--out", out, "--work-dir", work, "--samples", "2",
+               "--ctx", "64", "--bpw", "6", "--progress", "jsonl"]  # fmt: skip
+    rng, kills = random.Random(5), 0
+    while kills < 6:
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, bufsize=1)
+        if child.stderr.readline().startswith("{"):  # work has begun
+            time.sleep(rng.random() * 0.3)
+        child.kill()
+        child.communicate()
+        kills += 1
+        if child.returncode == 0:
+            break
+        assert not out.exists()
+    assert kills > 2
+    subprocess.run(command, check=True, capture_output=True)
+    gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", samples=2, ctx=64, bpw=6)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes() and not list(work.iterdir())
+
+
+def test_a_dry_run_leaves_its_survey_to_the_export(tmp_path, tiny, monkeypatch):
+    options = {"bpw": 6.0, "samples": 1, "ctx": 16, "work_dir": tmp_path / "work"}
+    planned = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", dry_run=True, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["work"] and planned["estimated_seconds"] > 0
+    monkeypatch.setattr("gwq_export.survey.choices", None)
+    made = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", **options)
+    assert made["plan"] == planned["plan"] and made["calibration_loss"] == planned["calibration_loss"]
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_work_of_another_export_is_refused(tmp_path, tiny):
+    folder, work, options = tmp_path / "model", tmp_path / "work", {"type": "gwq4", "samples": 1, "ctx": 16}
+    shutil.copytree(tiny("llama"), folder)
+    with pytest.raises(Killed), killed_after(40):
+        gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options)
+    held = sorted(work.iterdir())
+    for change in ({"seed": 1}, {"type": "gwq3"}, {"ctx": 17}, {"outliers": 0.01}):
+        with pytest.raises(GwqError, match=r"holds the work of another export.*give an empty --work-dir or delete it"):
+            gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options | change)
+    os.utime(folder / "model.safetensors", (1, 1))
+    with pytest.raises(GwqError, match="another export"):
+        gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options)
+    assert sorted(work.iterdir()) == held
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    with pytest.raises(GwqError, match="not an export's work"):
+        Workdir(tmp_path / "letters", {})
+    with pytest.raises(GwqError, match=r"cannot write --work-dir .*none"):
+        Workdir(tmp_path / "none" / "work", {})
+    with Workdir(tmp_path / "work", {}), pytest.raises(GwqError, match="in use by another export"):
+        Workdir(tmp_path / "work", {})
+    Workdir(tmp_path / "work", {}).close()
+    assert (tmp_path / "letters" / "a.txt").read_text() == "dear"
+
+
+def test_results_are_what_was_put(tmp_path):
+    with Workdir(tmp_path / "work", {"a": 1}) as work:
+        part = work.section("part")
+        part.put("x", np.arange(5, dtype=np.uint8), np.ones((2, 3), np.float32))
+        part.put("none")
+        part.put("y", np.array([("gwq4", 0.5)], [("type", "U8"), ("share", "f8")]))
+        (work.folder / "z.gwqwork.unfinished").write_bytes(b"half")
+    with Workdir(tmp_path / "work", {"a": 1}) as work:
+        part = work.section("part")
+        x, ones = part.get("x")
+        assert x.tolist() == [0, 1, 2, 3, 4] and ones.shape == (2, 3) and ones.flags.writeable
+        assert part.get("none") == [] and part.get("z") is None and "y" in part and "y" not in work
+        assert part.get("y")[0]["type"][0] == "gwq4" and work.nbytes > 100
+        part.drop("y")
+        part.drop("y")
+        assert "y" not in part
+        work.clear()
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_full_disk(tmp_path, tiny, monkeypatch):
+    """Found out before the work begins, or in the middle of it; the same command goes on when there is room."""
+    out, options = tmp_path / "m.gguf", {"type": "gwq4", "samples": 2, "ctx": 16, "work_dir": tmp_path / "work"}
+    gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options | {"work_dir": None})
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+        m.setattr("gwq_export.calibrate.BlockModel", None)  # nothing is computed
+        with pytest.raises(GwqError, match=r"m.gguf and --work-dir .*work need \d+ bytes and 1000000 are free"):
+            gwq_export.export(tiny("llama"), out, **options)
+    fsync, calls = os.fsync, []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 25:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return fsync(fd)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        with pytest.raises(GwqError, match=r"cannot write --work-dir .*No space left on device; .*run the same command again"):
+            gwq_export.export(tiny("llama"), out, **options)
+    assert not out.exists() and len(list((tmp_path / "work").iterdir())) > 5
+    gwq_export.export(tiny("llama"), out, **options)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
