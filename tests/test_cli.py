@@ -322,8 +322,22 @@ def test_a_forced_instruction_set(small):
     assert_one_line("run", done.returncode, done.stderr, "GWQ_ISA=mmx")
 
 
-def test_progress_as_json_lines(tmp_path, capsys):
-    arguments = ["export", REFERENCE, "--out", tmp_path / "m.gguf", "--samples", 2, "--ctx", 32, "--bpw", 6, "--progress"]
+def test_progress_as_json_lines(tmp_path, capsys, tiny):
+    arguments = [
+        "export",
+        tiny("llama"),
+        "--out",
+        tmp_path / "m.gguf",
+        "--samples",
+        2,
+        "--ctx",
+        32,
+        "--bpw",
+        6,
+        "--outliers",
+        0,
+        "--progress",
+    ]
     status, _, err = call(capsys, *arguments, "jsonl")
     lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
     assert status == 0 and all(set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines)

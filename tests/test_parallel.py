@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import REFERENCE
 
 import gwq_export
 from gwq_export import GwqError, parallel
@@ -13,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def threads(monkeypatch):
-    """threads(n): as if this machine had n CPUs."""
+    """threads(n): as if this machine had n CPUs, and torch told to use them."""
 
     def choose(count):
         for module in ("native", "parallel"):
@@ -25,11 +24,11 @@ def threads(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_exports_with_any_number_of_threads_are_equal(tmp_path, threads):
+def test_exports_with_any_number_of_threads_are_equal(tmp_path, tiny, threads):
     written = []
     for count in (1, 2, 3):
         threads(count)
-        gwq_export.export(REFERENCE, tmp_path / "m.gguf", type="gwq3", tensor_type="token_embd=gwq2", samples=3, ctx=32)
+        gwq_export.export(tiny("llama"), tmp_path / "m.gguf", type="gwq3", tensor_type="token_embd=gwq2", samples=3, ctx=32)
         written.append((tmp_path / "m.gguf").read_bytes())
         assert torch.get_num_threads() == count  # as it was
     assert written[0] == written[1] == written[2]
@@ -42,10 +41,11 @@ def test_products(threads, n):
     for count in (1, 3):
         threads(count)
         out, total = np.ones((n, n), np.float32), torch.zeros(n, n)
-        parallel.add_product(out, a, b, -1.0)
-        parallel.add_gram(total, torch.from_numpy(b))
-        parallel.mirror(total)
-        found.append([parallel.product(a, b), parallel.product(a, b[:, 0].copy()), out, total.numpy()])
+        with parallel.one_thread_each():
+            parallel.add_product(out, a, b, -1.0)
+            parallel.add_gram(total, torch.from_numpy(b))
+            parallel.mirror(total)
+            found.append([parallel.product(a, b), parallel.product(a, b[:, 0].copy()), out, total.numpy()])
     exact = a.astype(float) @ b
     for got, again, wanted in zip(*found, [exact, exact[:, 0], 1 - exact, b.T.astype(float) @ b], strict=True):
         assert np.array_equal(got, again) and np.allclose(got, wanted, atol=1e-4)
@@ -57,7 +57,8 @@ def test_cholesky_inverse(threads, n):
     a, found = x @ x.T / n + np.eye(n), []
     for count in (1, 3):
         threads(count)
-        found.append(parallel.cholesky_inverse(a.copy()))
+        with parallel.one_thread_each():
+            found.append(parallel.cholesky_inverse(a.copy()))
     assert np.array_equal(*found) and np.array_equal(found[0], np.tril(found[0]))
     assert np.allclose(found[0] @ np.linalg.cholesky(a), np.eye(n), atol=1e-10)
     a[n // 2, n // 2] = np.nan

@@ -11,7 +11,7 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.source import Source
+from gwq_export.source import Source, commit, resolve
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
@@ -20,35 +20,33 @@ COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 def home(tmp_path, tiny):
     """A Hugging Face home whose cache holds the model some/tiny, its files links to blobs as the hub client makes them."""
     cache = tmp_path / "home" / "hub" / "models--some--tiny"
-    for name, commit in (("main", COMMIT), ("older", OTHER)):
-        (cache / "refs").mkdir(parents=True, exist_ok=True)
-        (cache / "refs" / name).write_text(commit)
-        (cache / "snapshots" / commit).mkdir(parents=True)
+    shutil.copytree(tiny("llama"), cache / "blobs")
+    (cache / "refs").mkdir()
+    for name, hash in (("main", COMMIT), ("older", OTHER)):
+        (cache / "refs" / name).write_text(hash)
+        (cache / "snapshots" / hash).mkdir(parents=True)
         for file in tiny("llama").iterdir():
-            (cache / "blobs").mkdir(exist_ok=True)
-            shutil.copyfile(file, cache / "blobs" / file.name)
-            (cache / "snapshots" / commit / file.name).symlink_to(f"../../blobs/{file.name}")
+            (cache / "snapshots" / hash / file.name).symlink_to(f"../../blobs/{file.name}")
     return tmp_path / "home"
 
 
-def export(home, out, *args):
-    """Run gwq-export on the cached model without a network."""
-    command = [sys.executable, "-m", "gwq_export.cli", "export", "some/tiny", "--out", out, "--samples", "1", "--ctx", "16", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
-
-
 def test_hub_ids_come_from_the_cache_with_their_commit(tmp_path, home):
-    for args, commit in (([], COMMIT), (["--revision", "older"], OTHER), (["--revision", OTHER], OTHER)):
-        done = export(home, tmp_path / "m.gguf", *args)
-        assert done.returncode == 0, done.stderr
-        meta = gwq_export.open_gguf(tmp_path / "m.gguf").metadata
-        assert meta["gwq.source_revision"] == commit and meta["gwq.source_name"] == meta["general.name"] == "some/tiny"
+    """In a process of its own: the hub client reads the environment once."""
+    command = [sys.executable, "-m", "gwq_export.cli", "export", "some/tiny", "--out", tmp_path / "m.gguf", "--type", "gwq4", "--saliency",
+               "magnitude", "--samples", "1", "--ctx", "16", "--revision", "older"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    meta = gwq_export.open_gguf(tmp_path / "m.gguf").metadata
+    assert meta["gwq.source_revision"] == OTHER and meta["gwq.source_name"] == meta["general.name"] == "some/tiny"
 
 
-def test_what_is_not_in_the_cache(tmp_path, home):
-    done = export(home, tmp_path / "m.gguf", "--revision", "newer")
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "hub download failed" in done.stderr, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["home"]
+def test_revisions(home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    for revision, wanted in ((None, COMMIT), ("main", COMMIT), ("older", OTHER), (OTHER, OTHER)):
+        assert commit(resolve("some/tiny", revision)) == wanted
+    for model, revision in (("some/tiny", "newer"), ("some/other", None)):
+        with pytest.raises(GwqError, match="the hub download failed"):
+            resolve(model, revision)
 
 
 def test_a_folder_has_no_revision(tmp_path, tiny):
@@ -65,7 +63,7 @@ def test_shards_of_any_float_type(tmp_path, tiny, dtype, tied):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny("llama-bias" if tied else "llama"), dtype=getattr(torch, dtype))
-    model.save_pretrained(tmp_path, max_shard_size="900kB")
+    model.save_pretrained(tmp_path, max_shard_size="400kB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(set(index.values())) > 2 and ("lm_head.weight" in index) != tied
     source = Source(tmp_path)
