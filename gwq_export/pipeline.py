@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gwq_export import GwqError, __version__
 from gwq_export.format import TYPES
-from gwq_export.plan import budget_bytes, options, overrides_of, permute, permute_statistics, plan, sizes, stored_bytes, weights
+from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
 
 log = logging.getLogger("gwq_export")
 
@@ -83,6 +83,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     from gwq_export.estimate import Estimate
     from gwq_export.native import Pool
     from gwq_export.parallel import one_thread_each
+    from gwq_export.produce import encode, read, write
     from gwq_export.source import Source, commit, resolve
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
@@ -121,7 +122,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         return layout if factors is None else [*layout, ("rope_freqs.weight", TYPES["f32"], factors.shape)]
 
     found, pool = {}, Pool()
-    estimate = Estimate(partial(_encode, pool)) if dry_run else None
+    estimate = Estimate(partial(encode, pool)) if dry_run else None
     with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
         _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, dry_run)
         if calibration and (budgeted or dry_run):
@@ -135,10 +136,11 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         if dry_run:
             for e in entries:
                 if not e.recipe.statistics:
-                    estimate.sample(e, partial(_read, source, e), {})
+                    estimate.sample(e, partial(read, source, e), {})
             result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
         else:
-            _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress, work.section("tensors"), pool)
+            extra = {} if factors is None else {"rope_freqs.weight": factors}
+            write(out, header, laid_out(entries), extra, entries, source, calibration, device, progress, work.section("tensors"), pool)
             work.clear()
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
@@ -171,63 +173,6 @@ def _check_space(out, nbytes, source, calibration, work, dry_run):
 
     wanted = [] if dry_run else [(Path(out).absolute().parent, nbytes, str(out))]
     if work.folder:
-        states = (source.layers + 2) * calibration.tokens.numel() * source.dims["dim"] * 4 if calibration else 0
+        states = (source.layers + 4) * calibration.tokens.numel() * source.dims["dim"] * 4 if calibration else 0
         wanted.append((work.folder, max(0, states + nbytes * (not dry_run) - work.nbytes), f"--work-dir {work.folder}"))
     check_space(wanted)
-
-
-def _write(out, header, layout, entries, source, calibration, factors, device, progress, work, pool):
-    """Quantize and write every tensor: those that need gradients block by block as these appear, then the others."""
-    from gwq_export.calibrate import gradients
-    from gwq_export.encoder import Curvatures
-    from gwq_export.writer import Writer
-
-    calibrated = {e.source: e for e in entries if e.recipe.statistics}
-    others = [e for e in entries if not e.recipe.statistics]
-    with Writer(out, header, layout) as writer:
-        if factors is not None:
-            writer.write("rope_freqs.weight", factors)
-        finished = set()
-        for e in entries:
-            if parts := work.get(e.name):  # of an earlier run
-                _put(writer, e, parts)
-                finished.add(e.source)
-        if calibrated:
-            statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
-            ends = [e.source for e in calibrated.values() if not e.linear]
-            curvatures = Curvatures(calibration.tokens.numel())
-            done = lambda name: name in finished or name not in calibrated  # noqa: E731
-            for name, weight, found in gradients(source, calibration, statistics, ends, device, progress, work, done):
-                _store(writer, work, calibrated[name], _encode(pool, calibrated[name], weight, curvatures.put(found)))
-                finished.add(name)
-        done, total = 0, sum(map(weights, others))
-        progress("write", done, total)
-        for entry in others:
-            if entry.source not in finished:
-                _store(writer, work, entry, _encode(pool, entry, _read(source, entry), {}))
-            done += weights(entry)
-            progress("write", done, total)
-
-
-def _read(source, entry):
-    return source.tensor(entry.source).numpy()
-
-
-def _encode(pool, entry, weight, statistics):
-    """The bytes of an entry's tensors."""
-    from gwq_export.quantize import quantize
-
-    try:
-        return quantize(permute(weight, entry.heads), permute_statistics(statistics, entry.heads), entry.recipe, pool.ptr)
-    except GwqError as e:
-        raise GwqError(f"{entry.name}: {e}") from None
-
-
-def _store(writer, work, entry, parts):
-    work.save(entry.name, *parts)
-    _put(writer, entry, parts)
-
-
-def _put(writer, entry, parts):
-    for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):
-        writer.write(name, data)

@@ -32,6 +32,7 @@ ALLOWED = {  # module -> modules of the package it may import
     "allocate": {"encoder", "parallel", "format", "quantize", "saliency"},
     "estimate": set(),
     "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency", "format", "workdir"},
+    "produce": {"calibrate", "encoder", "plan", "quantize", "writer"},
     "pipeline": {
         "plan",
         "survey",
@@ -48,6 +49,7 @@ ALLOWED = {  # module -> modules of the package it may import
         "workdir",
         "parallel",
         "estimate",
+        "produce",
         "vocabulary",
         "tokenizer",
         "format",

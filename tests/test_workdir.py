@@ -47,16 +47,16 @@ def killed_after(steps):
 @pytest.fixture
 def counted(monkeypatch):
     """Counts, by seed of the recipe (one per tensor), how often a tensor was quantized to the end."""
-    from gwq_export import quantize
+    from gwq_export import produce
 
-    original, counts = quantize.quantize, Counter()
+    original, counts = produce.quantize, Counter()
 
     def count(weight, statistics, recipe, pool):
         parts = original(weight, statistics, recipe, pool)
         counts[recipe.seed] += 1
         return parts
 
-    monkeypatch.setattr(quantize, "quantize", count)
+    monkeypatch.setattr(produce, "quantize", count)
     return counts
 
 
