@@ -75,8 +75,8 @@ def _run_tokens(session, prompt, generated):
 def decode_bytes(model):
     """Bytes of weights read for one token: every matrix, of the embedding only a row (unless it is the head too)."""
     w = model.weights
-    linears = [w.head, *(linear for layer in w.layers for linear in (layer.qkv, layer.attn_output, layer.gate_up, layer.ffn_down))]
-    return sum(m.nbytes for linear in linears for m in linear.matrices)
+    looked_up = [m for m in (w.embed, w.positions) if m is not w.head.matrices[0]]
+    return sum(m.nbytes for m in w.matrices if m not in looked_up)
 
 
 def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, progress=lambda phase, done, total: None):

@@ -119,7 +119,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
 
     def laid_out(entries):
         layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
-        return layout if factors is None else [*layout, ("rope_freqs.weight", TYPES["f32"], factors.shape)]
+        return layout + [(name, TYPES["f32"], array.shape) for name, array in factors.items()]
 
     found, pool = {}, Pool()
     estimate = Estimate(partial(encode, pool)) if dry_run else None
@@ -139,8 +139,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
                     estimate.sample(e, partial(read, source, e), {})
             result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
         else:
-            extra = {} if factors is None else {"rope_freqs.weight": factors}
-            write(out, header, laid_out(entries), extra, entries, source, calibration, device, progress, work.section("tensors"), pool)
+            write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
             work.clear()
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:

@@ -3,7 +3,7 @@
 from gwq_export import GwqError
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
-from gwq_export.plan import permute, permute_statistics, weights
+from gwq_export.plan import weights
 from gwq_export.quantize import quantize
 from gwq_export.writer import Writer
 
@@ -48,7 +48,7 @@ def read(source, entry):
 def encode(pool, entry, weight, statistics):
     """The bytes of an entry's tensors."""
     try:
-        return quantize(permute(weight, entry.heads), permute_statistics(statistics, entry.heads), entry.recipe, pool.ptr)
+        return quantize(entry.arrange.weight(weight), entry.arrange.statistics(statistics), entry.recipe, pool.ptr)
     except GwqError as e:
         raise GwqError(f"{entry.name}: {e}") from None
 

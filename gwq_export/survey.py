@@ -12,7 +12,7 @@ from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
 from gwq_export.format import TYPES
 from gwq_export.native import Pool
-from gwq_export.plan import file_bytes, permute, permute_statistics
+from gwq_export.plan import file_bytes
 from gwq_export.saliency import SALIENCY
 from gwq_export.workdir import Memory
 
@@ -38,8 +38,8 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
             found = curvatures.put(found)
             if estimate and entry.recipe.statistics:
                 estimate.sample(entry, lambda: weight, found)  # noqa: B023  (called at once)
-            found = permute_statistics(found, entry.heads)
-            sample = Sample(permute(weight, entry.heads), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
+            found = entry.arrange.statistics(found)
+            sample = Sample(entry.arrange.weight(weight), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:
                 kinds = KINDS
