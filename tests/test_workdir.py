@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,20 @@ def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
     assert not out.exists() and len(list((tmp_path / "work").iterdir())) > 5
     gwq_export.export(tiny("llama"), out, **options)
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_nothing_is_written_elsewhere(tmp_path, tiny, calib):
+    opened, watching = [], [True]
+
+    def hook(event, args):
+        if event == "open" and watching and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            opened.append(Path(os.fsdecode(args[0])))
+
+    sys.addaudithook(hook)
+    tiny("llama")
+    opened.clear()
+    for options, folders in ({}, {"out"}), ({"work_dir": tmp_path / "work"}, {"out", "work"}):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        gwq_export.export(tiny("llama"), tmp_path / "out" / "m.gguf", samples=1, ctx=16, calib=calib, **options)
+        assert {p.parent for p in opened if p.parent.name != "__pycache__"} == {tmp_path / name for name in folders}
+    watching.clear()
