@@ -46,9 +46,13 @@ class Estimate:
         calibrated = sum(_size(e) for e in entries if e.recipe.statistics)
         if calibrated and not self._seen:
             return None
-        rate = {
-            tiles: max((s / math.prod(shape) for (shape, t), s in self._kinds.items() if t == tiles), default=0) for tiles in (False, True)
-        }
-        coding = sum(self._kinds.get((e.shape, bool(e.recipe.type.bits)), rate[bool(e.recipe.type.bits)] * _size(e)) for e in entries)
-        survey = self._calibrating + self._choosing - self._sampling
-        return coding + (self._calibrating * calibrated / self._seen if calibrated else 0) + survey * surveys
+        rates = [(tiles, seconds / math.prod(shape)) for (shape, tiles), seconds in self._kinds.items()]
+
+        def coding(e):
+            tiles = bool(e.recipe.type.bits)
+            return self._kinds.get((e.shape, tiles), _size(e) * max((rate for t, rate in rates if t == tiles), default=0))
+
+        total = sum(map(coding, entries))
+        if calibrated:
+            total += self._calibrating * calibrated / self._seen
+        return total + (self._calibrating + self._choosing - self._sampling) * surveys
