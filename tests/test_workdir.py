@@ -134,7 +134,7 @@ print(killed)
 
 def test_sigkill_at_any_moment(tmp_path, tiny):
     """The same with real kills of real processes."""
-    out, whole, options = tmp_path / "m.gguf", tmp_path / "whole.gguf", {"type": "gwq4", "samples": 20, "ctx": 128}
+    out, whole, options = tmp_path / "m.gguf", tmp_path / "whole.gguf", {"type": "gwq4", "samples": 8, "ctx": 128}
     command = [sys.executable, "-c", VICTIMS, tiny("llama"), out, tmp_path / "work", whole, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
