@@ -158,6 +158,11 @@ class Matrix:
         check(lib().gwq_dequantize(pool.ptr, self.struct, 0, self.rows, pointer(out)), f"tensor {self.name}")
         return out
 
+    def copy(self):
+        """The same matrix in memory of its own."""
+        data, *table = [a.copy() for a in self._keep]
+        return Matrix(self.name, self.type, (self.rows, self.cols), data, tuple(table) or None)
+
 
 class Linear:
     """Matrices that share an input, multiplied in one parallel region: y[i] = x @ m[i].T + bias[i].

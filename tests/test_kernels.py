@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_TYPES, PATTERNS, SHAPES, TILE_TYPES, TOKENS, Case, activations, guarded, make, quantize, random
+from kernel_cases import PATTERNS, SHAPES, TOKENS, Case, activations, guarded, make, quantize, random
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gwq_export import format as fmt
+from gwq_export.bench.cases import MATRIX_TYPES, TILE_TYPES
 from gwq_export.format import ffi
 from gwq_export.native import isas, pointer
 from gwq_export.tiles import pack_tiles
