@@ -114,7 +114,9 @@ def attention(case, ops, rng, working_set):
     def make():
         k, v = (rng.uniform(-1, 1, (positions, width)).astype(np.float16) for _ in range(2))
         kp, vp = pointer(k, "void *"), pointer(v, "void *")
-        return lambda keep=(k, v): ops.attention(q.ptr, kp, vp, TYPES["f16"].id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr)
+        return lambda keep=(k, v): ops.attention(
+            q.ptr, kp, vp, TYPES["f16"].id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
+        )
 
     nbytes = 2 * 2 * positions * width
     return _copies(make, nbytes, working_set), nbytes, 4 * heads * HEAD * (n * start + n * (n + 1) // 2)
