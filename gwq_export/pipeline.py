@@ -53,7 +53,7 @@ def peak_rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(),
+def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
            calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False,
            progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
@@ -61,7 +61,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
-    "REGEX=TYPE" strings, later ones win. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
+    "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
+    are found like those of tiles. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
     used. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
@@ -84,10 +85,9 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
 
     progress = progress or (lambda phase, done, total: None)
     budgeted = bpw is not None or size is not None
-    if budgeted and (type is not None or preset != "default"):
-        raise GwqError("--bpw and --size choose the types themselves: leave out --type and --preset, or fix tensors with --tensor-type")
-    type = (type or "gwq4").lower()
-    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed)
+    if budgeted and (type is not None or stock is not None or preset != "default"):
+        raise GwqError("--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type")
+    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
     overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
     source = Source(resolve(model, revision))
     limit = source.integer("max_position_embeddings")
@@ -98,8 +98,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     budget = budget_bytes(bpw, size, sum(map(weights, entries)))
     tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
-    header = keys.general_keys(source, name, "mixed" if budgeted else type) | keys.config_keys(source) | tokens
-    calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
+    header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
+    calibration, tiles = None, [e for e in entries if e.recipe.encoded]
     if budgeted or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles:

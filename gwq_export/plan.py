@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.container import ALIGNMENT
-from gwq_export.format import TYPES, tensor_type
+from gwq_export.format import LEVELS, TYPES, tensor_type
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
@@ -48,7 +48,7 @@ def permute_statistics(statistics, heads):
 def plan(source, recipe, overrides=()):
     """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
 
-    Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
+    Embedding and head take Q8_0 beside types of codes (F16 where 32 does not divide the width), else the same type.
     """
     arch = source.arch
     heads = source.heads if arch.rope == "pairs" else {}  # only llama.cpp's pairs need Q and K in another order
@@ -80,7 +80,7 @@ def plan(source, recipe, overrides=()):
 
 
 def _end_type(type, shape):
-    if not type.bits:
+    if not (type.bits or type.levels):
         return type
     return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
 
@@ -99,8 +99,8 @@ def overrides_of(pairs):
     return out
 
 
-def options(preset, type, outliers, saliency, samples, ctx, seed):
-    """Checked recipe and calibration size."""
+def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
+    """Checked recipe and calibration size. stock: a stock type whose codes are found under the curvature."""
     from gwq_export.quantize import MAX_OUTLIERS, Recipe
     from gwq_export.saliency import SALIENCY
 
@@ -109,9 +109,15 @@ def options(preset, type, outliers, saliency, samples, ctx, seed):
     usual, chosen = PRESETS[preset]
     samples = usual if samples is None else samples
     given = {"saliency": saliency, "outliers": outliers}
+    if stock is not None:
+        if type is not None or preset != "default" or any(v is not None for v in given.values()):
+            raise GwqError("--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency")
+        if stock.lower() not in LEVELS:
+            raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
+    type = (stock or type or "gwq4").lower()
     chosen = chosen | {k: v for k, v in given.items() if v is not None}
     saliency, outliers = chosen["saliency"], chosen["outliers"]
-    if type not in EXPORT_TYPES:  # in lower case
+    if type not in EXPORT_TYPES:
         raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
     if not 0 <= outliers <= MAX_OUTLIERS:
         raise GwqError(f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %")
@@ -121,6 +127,8 @@ def options(preset, type, outliers, saliency, samples, ctx, seed):
         raise GwqError("--samples must be at least 1 and --ctx at least 2")
     if not 0 <= seed < 1 << 32:
         raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
+    if type in LEVELS and not stock:
+        chosen |= {"curvature": False}  # as ggml rounds it
     return Recipe(tensor_type(type), seed=seed, **chosen), samples
 
 
@@ -159,7 +167,7 @@ def sizes(entries, nbytes):
     params = sum(map(weights, entries))
     linear = [e for e in entries if e.linear]
     stored = sum(stored_bytes(e) for e in linear)
-    tiles = [e for e in entries if e.recipe.type.bits]
+    tiles = [e for e in entries if e.recipe.encoded]
     kept = sum(e.recipe.outlier_count(e.shape) for e in tiles)
     return {
         "bytes": nbytes,

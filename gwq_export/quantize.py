@@ -9,7 +9,7 @@ import numpy as np
 
 from gwq_export import GwqError
 from gwq_export.encoder import curvature_of, encode
-from gwq_export.format import TILE, TensorType, encode_stock, ffi
+from gwq_export.format import LEVELS, TILE, TensorType, encode_stock, ffi, pack_codes
 from gwq_export.saliency import SALIENCY
 from gwq_export.side_table import outlier_bytes, pack_outliers
 from gwq_export.tiles import dequantize, pack_tiles
@@ -36,7 +36,8 @@ class Recipe:
     """How one matrix is stored, and how its codes are found.
 
     outliers: fraction kept in FP16, chosen by the rule `saliency`. table: a row of TABLES. curvature: fit scales under the
-    Fisher matrix (else plain least squares); feedback and sweeps: see `encoder.encode`, need curvature.
+    Fisher matrix (else plain least squares; stock types with levels are then rounded plainly); feedback and sweeps: see
+    `encoder.encode`, need curvature.
     """
 
     type: TensorType
@@ -49,12 +50,22 @@ class Recipe:
     seed: int = 0
 
     @property
+    def encoded(self):
+        """Whether `encoder.encode` finds the codes; else the stock type's own rounding does."""
+        return bool(self.type.bits or self.type.levels and self.curvature)
+
+    @property
     def statistics(self):
         """Names of the calibration statistics that quantizing by this recipe reads."""
-        if not self.type.bits:
+        if not self.encoded:
             return ()
         wanted = SALIENCY[self.saliency].statistics if self.outliers else ()
         return tuple(dict.fromkeys((*wanted, *(("hessian", "rows") if self.curvature else ()))))
+
+    @property
+    def levels(self):
+        """(16,) what a window, or a stock type's code, stands for."""
+        return LEVELS.get(self.type.name) or TABLES[self.table][self.type.name]
 
     def outlier_count(self, shape):
         """Outliers of a matrix of this shape: its size follows before any weight is read."""
@@ -76,7 +87,7 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
     Curvature made of it}. Returns the bytes (uint8 arrays) in the order of `recipe.tensors`. Raises GwqError for a weight
     that FP16 cannot hold.
     """
-    if not recipe.type.bits:
+    if not recipe.encoded:
         return [_encode_stock(recipe.type, weight)]
     if not np.abs(weight).max(initial=0) < 65504:
         raise GwqError("a weight is too large for FP16: give this tensor a stock type with --tensor-type NAME=bf16")
@@ -84,7 +95,10 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
     if recipe.curvature:
         options |= {"curvature": curvature_of(statistics), "row_weight": statistics["rows"],
                     "feedback": recipe.feedback, "sweeps": recipe.sweeps}  # fmt: skip
-    table, keep = TABLES[recipe.table][recipe.type.name], None
+    if recipe.type.levels:
+        e = encode(weight, recipe.type, recipe.levels, **options)
+        return [pack_codes(recipe.type, e.scales, e.codes)]
+    table, keep = recipe.levels, None
     if count := recipe.outlier_count(weight.shape):
         first = lambda: encode(weight, recipe.type, table, pool=pool).values  # noqa: E731  (a plain first quantization)
         score = SALIENCY[recipe.saliency].score(weight, statistics, np.random.default_rng(recipe.seed), first)

@@ -165,12 +165,17 @@ def dequantize(type, data, shape, outliers=None):
     data: its bytes (uint8); outliers: None or (records uint8, offsets int32). Raises GwqError for a bad side-table.
     """
     rows, cols = shape
-    if not type.bits:
-        return decode_stock(type, data, rows, cols)
-    table, row_scales, scales, codes = unpack_tiles(type, data, rows, cols)
-    entry = table[windows(type, codes)][:rows, :cols].astype(np.float32)
-    out = row_scales.astype(np.float32)[:, None] * (np.repeat(scales, type.sub, axis=1)[:rows, :cols] * entry)
+    if type.bits:
+        out = _dequantize_tiles(type, data, rows, cols)
+    else:
+        out = decode_stock(type, data, rows, cols)
     if outliers is not None:
         row, col, value = unpack_outliers(*outliers, shape)
         out[row, col] += value.astype(np.float32)
     return out
+
+
+def _dequantize_tiles(type, data, rows, cols):
+    table, row_scales, scales, codes = unpack_tiles(type, data, rows, cols)
+    entry = table[windows(type, codes)][:rows, :cols].astype(np.float32)
+    return row_scales.astype(np.float32)[:, None] * (np.repeat(scales, type.sub, axis=1)[:rows, :cols] * entry)

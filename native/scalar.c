@@ -102,11 +102,30 @@ static inline void tile_dequantize(int bits, unpack f, const gwq_matrix *m, int6
     }
 }
 
+static void sparse(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+    for (int64_t g = first; g < last; g++) {
+        const uint8_t *record = gwq_records(m, g);
+        for (int64_t c = 0; c < m->cols; c += GWQ_TILE) {
+            int total = 0, k = 0;
+            for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
+            const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
+            for (int level = 0; k < total; level++)
+                for (int r = 0; r < GWQ_ROWS; r++) {
+                    if (record[r] <= level) continue;
+                    float v = half(value + 2 * k);
+                    int64_t col = c + column[k++];
+                    for (int64_t t = 0; t < in->n; t++) y[t * m->rows + g * GWQ_ROWS + r] += v * in->x[t * in->cols + col];
+                }
+            record = column + total;
+        }
+    }
+}
+
 static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t first, int64_t last,
                                const gwq_input *in, float *y) {
     struct block e;
     for (int64_t g = first; g < last; g++) {
-        const uint8_t *tile = gwq_group(m, bits, g), *record = gwq_records(m, g);
+        const uint8_t *tile = gwq_group(m, bits, g);
         int64_t rows = min64(GWQ_ROWS, m->rows - g * GWQ_ROWS), nb;
         for (int64_t t = 0; t < in->n; t++)
             for (int64_t r = 0; r < rows; r++) y[t * m->rows + g * GWQ_ROWS + r] = 0;
@@ -127,21 +146,8 @@ static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t 
         }
         for (int64_t t = 0; t < in->n; t++)
             for (int64_t r = 0; r < rows; r++) y[t * m->rows + g * GWQ_ROWS + r] *= half(gwq_row_scales(m, g) + 2 * r);
-        for (int64_t c = 0; record && c < m->cols; c += GWQ_TILE) {
-            int total = 0, k = 0;
-            for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
-            const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
-            for (int level = 0; k < total; level++)
-                for (int r = 0; r < GWQ_ROWS; r++) {
-                    if (record[r] <= level) continue;
-                    float v = half(value + 2 * k);
-                    int64_t col = c + column[k++];
-                    for (int64_t t = 0; t < in->n; t++)
-                        y[t * m->rows + g * GWQ_ROWS + r] += v * in->x[t * in->cols + col];
-                }
-            record = column + total;
-        }
     }
+    if (m->outliers) sparse(m, first, last, in, y);
 }
 
 #define TILE_TYPE(bits)                                                                                        \
@@ -174,6 +180,19 @@ static inline float q8_0_at(const uint8_t *row, int64_t i) {
     return half(block) * (float)(int8_t)block[2 + i % 32];
 }
 
+static inline float q4_at(const float *level, const uint8_t *row, int64_t i) {
+    const uint8_t *block = row + i / 32 * 18;
+    return half(block) * level[block[2 + i % 16] >> i % 32 / 16 * 4 & 15];
+}
+static inline float q4_0_at(const uint8_t *row, int64_t i) {
+    static const float level[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    return q4_at(level, row, i);
+}
+static inline float iq4_nl_at(const uint8_t *row, int64_t i) {
+    static const float level[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    return q4_at(level, row, i);
+}
+
 typedef float (*weight_at)(const uint8_t *, int64_t);
 
 static inline void stock_dequantize(weight_at f, const gwq_matrix *m, int64_t group, float *out) {
@@ -203,6 +222,8 @@ STOCK_TYPE(f32)
 STOCK_TYPE(f16)
 STOCK_TYPE(bf16)
 STOCK_TYPE(q8_0)
+STOCK_TYPE(q4_0)
+STOCK_TYPE(iq4_nl)
 
 /* --- activations and elementwise ops ---------------------------------------------------------------------------- */
 
@@ -262,9 +283,11 @@ const gwq_kernels gwq_scalar = {
     .isa = "scalar",
     .supported = always,
     .quantize = quantize,
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4},
+    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4,
+               matmul_q4_0, matmul_iq4_nl},
+    .sparse = sparse,
     .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
-                   dequantize_gwq4},
+                   dequantize_gwq4, dequantize_q4_0, dequantize_iq4_nl},
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
     .dot = dot,
