@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from gwq_export import GwqError, __version__
+from gwq_export import GwqError, __version__, open_gguf
 from gwq_export.format import ENTRY_MAX, TABLE, TYPES
 from gwq_export.generate import Model
 from gwq_export.model import BATCH
@@ -79,14 +79,14 @@ def decode_bytes(model):
     return sum(m.nbytes for linear in linears for m in linear.matrices)
 
 
-def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, progress=lambda phase, done, total: None):
+def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, progress=lambda phase, done, total: None, base=False):
     """Rows for `pp<prompt>` and `tg<gen>` at each thread count; 0 leaves a test out. Raises GwqError."""
     tests = [(p, g) for p, g in ((prompt, 0), (0, gen)) if p or g]
     if not tests or repeats < 1 or min(prompt, gen) < 0:
         raise GwqError("nothing to measure: give -p or -n a positive number, and -r at least 1")
     roof, rows = Roof(), []
     for t in threads:
-        model = Model(path, threads=t)
+        model = Model(open_gguf(path, base), threads=t)
         if max(prompt, gen) > model.config.ctx:
             raise GwqError(f"-p {prompt} -n {gen}: the model's context is {model.config.ctx}; use smaller numbers")
         reader, pool, rng = model.weights.reader, model.weights.pool, np.random.default_rng(0)

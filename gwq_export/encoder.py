@@ -108,6 +108,11 @@ def from_lanes(lanes, rows):
     return flat[: padded_rows(rows)]
 
 
+def relative(row_weight):
+    """Row weights in units of their mean, none near zero."""
+    return row_weight / max(row_weight.mean(), 1e-30) + ROW_FLOOR
+
+
 def _rows_to_lanes(vector, rings, fill):
     out = np.full(rings * RING, fill, np.float32)
     out[: len(vector)] = vector
@@ -138,7 +143,7 @@ def encode(weight, type, table, *, curvature=None, row_weight=None, outlier=None
     w, table = to_lanes(np.ascontiguousarray(weight, np.float32)), np.asarray(table, np.float32)
     padded, _, rings = w.shape
     outlier = None if outlier is None else to_lanes(outlier.astype(np.uint8))
-    row_weight = np.ones(rows, np.float32) if row_weight is None else row_weight / max(row_weight.mean(), 1e-30) + ROW_FLOOR
+    row_weight = np.ones(rows, np.float32) if row_weight is None else relative(row_weight)
     matrix = (_Tiles if type.bits else _Units)(type, table, _rows_to_lanes(row_weight, rings, 1), w, outlier, pool)
     column_weight = curvature.column_weight if curvature else (np.arange(padded) < cols).astype(np.float32)
     factor = curvature.factor / np.diag(curvature.factor)[:, None] if curvature and feedback else None

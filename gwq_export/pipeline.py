@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from gwq_export import GwqError
+import numpy as np
+
+from gwq_export import GwqError, bridge
 from gwq_export.format import TYPES
 from gwq_export.plan import budget_bytes, options, overrides_of, permute, permute_statistics, plan, sizes, stored_bytes, weights
 
@@ -62,8 +64,9 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
     "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
-    are found like those of tiles. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
-    used. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing.
+    are found like those of tiles; with type "bridge" FP16 deltas follow (docs/bridge.md). calib: UTF-8 text file, default the
+    bundled text; samples x ctx tokens of it are used. progress(phase, done, total) is called as work goes on. dry_run: calibrate
+    and plan, write nothing.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
@@ -86,7 +89,9 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     progress = progress or (lambda phase, done, total: None)
     budgeted = bpw is not None or size is not None
     if budgeted and (type is not None or stock is not None or preset != "default"):
-        raise GwqError("--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type")
+        raise GwqError(
+            "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
+        )
     recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
     overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
     source = Source(resolve(model, revision))
@@ -102,6 +107,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     calibration, tiles = None, [e for e in entries if e.recipe.encoded]
     if budgeted or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
+    if tiles and recipe.type.levels and recipe.outliers:
+        header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision,
                                        budget_bytes=budget)  # fmt: skip

@@ -10,6 +10,7 @@ from gwq_export.container import ALIGNMENT
 from gwq_export.format import LEVELS, TYPES, tensor_type
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+BRIDGE = "bridge"  # as --type: a stock type with deltas behind the stock file
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
 PRESETS = {  # name -> (samples, what it says about a recipe)
     # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of the weights, the others are
@@ -61,10 +62,13 @@ def plan(source, recipe, overrides=()):
             for pattern, override in overrides:
                 if pattern.search(name):
                     kind, fixed = override, True
+        if kind.bits and recipe.type.levels:
+            raise GwqError(f"{name}: llama.cpp cannot load {kind.name} beside {recipe.type.name}: give it a stock type")
         if not kind.bits:
             kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
-        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, seed=seed), linear, head_count, fixed))
+        outliers = recipe.outliers if kind.bits or kind == recipe.type else 0.0
+        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, outliers=outliers, seed=seed), linear, head_count, fixed))
 
     add("token_embd.weight", arch.embed, True)
     for i in range(source.layers):
@@ -100,7 +104,8 @@ def overrides_of(pairs):
 
 
 def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
-    """Checked recipe and calibration size. stock: a stock type whose codes are found under the curvature."""
+    """Checked recipe and calibration size. stock: a stock type whose codes are found under the curvature; with type "bridge"
+    (then Q4_0 if not named) deltas are kept beside it."""
     from gwq_export.quantize import MAX_OUTLIERS, Recipe
     from gwq_export.saliency import SALIENCY
 
@@ -108,17 +113,24 @@ def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
         raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
     usual, chosen = PRESETS[preset]
     samples = usual if samples is None else samples
+    type, linked = (type or stock or "gwq4").lower(), (type or "").lower() == BRIDGE
     given = {"saliency": saliency, "outliers": outliers}
-    if stock is not None:
-        if type is not None or preset != "default" or any(v is not None for v in given.values()):
-            raise GwqError("--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency")
-        if stock.lower() not in LEVELS:
-            raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
-    type = (stock or type or "gwq4").lower()
     chosen = chosen | {k: v for k, v in given.items() if v is not None}
     saliency, outliers = chosen["saliency"], chosen["outliers"]
+    if linked:
+        type = (stock or "q4_0").lower()
+        if preset != "default" or given["saliency"] or not outliers:
+            raise GwqError(
+                "--type bridge chooses its deltas itself: leave out --preset and --saliency; for none (--outliers 0) use --stock"
+            )
+    elif stock is not None:
+        if type != stock.lower() or preset != "default" or any(v is not None for v in given.values()):
+            raise GwqError("--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency")
+        chosen["outliers"] = 0.0
+    if stock is not None and type not in LEVELS:
+        raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
     if type not in EXPORT_TYPES:
-        raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
+        raise GwqError(f"--type {type}: choose one of {', '.join([*EXPORT_TYPES, BRIDGE])}")
     if not 0 <= outliers <= MAX_OUTLIERS:
         raise GwqError(f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %")
     if saliency not in SALIENCY:
@@ -127,7 +139,7 @@ def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
         raise GwqError("--samples must be at least 1 and --ctx at least 2")
     if not 0 <= seed < 1 << 32:
         raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
-    if type in LEVELS and not stock:
+    if type in LEVELS and not (stock or linked):
         chosen |= {"curvature": False}  # as ggml rounds it
     return Recipe(tensor_type(type), seed=seed, **chosen), samples
 

@@ -154,9 +154,14 @@ def check_tiles(type, data, shape, outliers=None):
     if data[TABLE + 2 * rows : type.head_bytes(rows)].any():
         raise GwqError("padding is not zero; the file is damaged, export it again")
     if outliers is not None:
-        _, _, value = unpack_outliers(*outliers, shape)
-        if not np.isfinite(value).all():
-            raise GwqError("an outlier is not finite; the file is damaged, export it again")
+        check_outliers(outliers, shape)
+
+
+def check_outliers(outliers, shape):
+    """Raise GwqError unless the side-table is sound and every outlier is finite."""
+    _, _, value = unpack_outliers(*outliers, shape)
+    if not np.isfinite(value).all():
+        raise GwqError("an outlier is not finite; the file is damaged, export it again")
 
 
 def dequantize(type, data, shape, outliers=None):

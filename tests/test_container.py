@@ -350,7 +350,10 @@ def pair(key, type, value):
         ([pair(b"general.alignment", 4, struct.pack("<I", 0))], ["general.alignment"]),
         ([pair(b"general.alignment", 4, struct.pack("<I", 4))], ["general.alignment"]),
         ([pair(b"general.alignment", 8, struct.pack("<Q", 1) + b"8")], ["general.alignment"]),
-        ([pair(b"gwq.x", 4, b"\0" * 4), pair(b"general.alignment", 4, struct.pack("<I", 32))], ["general.alignment", "64"]),
+        (
+            [pair(b"gwq.format_version", 4, struct.pack("<I", 1)), pair(b"general.alignment", 4, struct.pack("<I", 32))],
+            ["general.alignment", "64"],
+        ),
         ([pair(b"gwq.format_version", 8, struct.pack("<Q", 1) + b"0")], ["format version"]),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import sys
 
 from gwq_export import GwqError
-from gwq_export.console import make_parser, thread_counts
+from gwq_export.console import add_base, make_parser, thread_counts
 
 
 def parser():
@@ -17,6 +17,7 @@ def parser():
     p.add_argument("-t", "--threads", type=thread_counts, default=[None], metavar="N,N", help="thread counts (default: all CPUs)")
     p.add_argument("-r", type=int, default=5, metavar="N", help="repetitions (default 5)")
     p.add_argument("-o", choices=["md", "json", "jsonl", "csv"], default="md", help="output format")
+    add_base(p)
     return p
 
 
@@ -30,7 +31,7 @@ def command(args, progress):
     if args.kernels:
         rows = bench.kernel_rows(args.threads, args.r, progress=progress)
     else:
-        rows = bench.model_rows(args.file, args.p, args.n, args.threads, args.r, progress)
+        rows = bench.model_rows(args.file, args.p, args.n, args.threads, args.r, progress, args.base)
     progress.close()
     if args.o == "md":
         print(bench.markdown(rows))

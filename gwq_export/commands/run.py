@@ -2,8 +2,8 @@
 
 import sys
 
-from gwq_export import GwqError
-from gwq_export.console import make_parser, read_text
+from gwq_export import GwqError, open_gguf
+from gwq_export.console import add_base, make_parser, read_text
 
 
 def parser():
@@ -20,6 +20,7 @@ def parser():
     p.add_argument("--raw", action="store_true", help="do not wrap the prompt in the file's chat template")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--device", default="cpu", help="cpu")
+    add_base(p)
     return p
 
 
@@ -30,7 +31,7 @@ def command(args, progress):
     if not prompt:
         raise GwqError("the prompt is empty: give some text with -p")
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
-    model, stats, text = Model(args.file, args.device, args.threads, args.ctx), {}, []
+    model, stats, text = Model(open_gguf(args.file, args.base), args.device, args.threads, args.ctx), {}, []
     for piece in model.stream(prompt, args.n, sampling, chat=not args.raw, stats=stats):
         text.append(piece)
         print(piece, end="", flush=True)
