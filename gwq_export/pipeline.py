@@ -56,8 +56,8 @@ def peak_rss():
 
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
-           calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False,
-           progress=None):  # fmt: skip
+           imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
+           dry_run=False, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
@@ -65,8 +65,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
     "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
     are found like those of tiles; with type "bridge" FP16 deltas follow (docs/bridge.md). calib: UTF-8 text file, default the
-    bundled text; samples x ctx tokens of it are used. progress(phase, done, total) is called as work goes on. dry_run: calibrate
-    and plan, write nothing.
+    bundled text; samples x ctx tokens of it are used. imatrix: a file for llama-quantize --imatrix, written beside. progress(phase, done,
+    total) is called as work goes on. dry_run: calibrate and plan, write nothing.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
@@ -81,6 +81,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     except ImportError as e:
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
+    from gwq_export.imatrix import write_imatrix
     from gwq_export.source import Source, resolve
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
@@ -93,6 +94,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
             "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
         )
     recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
+    if imatrix and Path(imatrix).absolute() == Path(out).absolute():
+        raise GwqError(f"--imatrix {imatrix}: that is the name of the model's file; give another one")
     overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
     source = Source(resolve(model, revision))
     limit = source.integer("max_position_embeddings")
@@ -105,7 +108,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
     header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.encoded]
-    if budgeted or any(e.recipe.statistics for e in tiles):
+    if budgeted or imatrix or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles and recipe.type.levels and recipe.outliers:
         header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
@@ -119,7 +122,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         return layout if factors is None else [*layout, ("rope_freqs.weight", TYPES["f32"], factors.shape)]
 
     found = {}
-    if calibration and (budgeted or dry_run):
+    if calibration and tiles and (budgeted or dry_run):
         from gwq_export.survey import fit, survey
 
         offers = survey(source, entries, calibration, budgeted, outliers, device, progress)
@@ -127,6 +130,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
             entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
         found = _predicted(entries, offers, calibration)
     result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
+    if imatrix and not dry_run:
+        write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
     if not dry_run:
         _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}

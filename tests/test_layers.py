@@ -27,11 +27,13 @@ ALLOWED = {  # module -> modules of the package it may import
     "saliency": {"format"},
     "deltas": {"encoder", "format", "saliency"},
     "quantize": {"deltas", "saliency", "encoder", "format", "side_table", "tiles"},
+    "imatrix": {"arch", "calibrate", "format", "writer"},
     "plan": {"arch", "container", "format", "quantize", "saliency"},
     "allocate": {"encoder", "format", "quantize", "saliency"},
     "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency"},
     "pipeline": {
         "bridge",
+        "imatrix",
         "plan",
         "survey",
         "arch",
