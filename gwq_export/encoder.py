@@ -257,14 +257,16 @@ class _Units(_Matrix):
         error = (self.values - self.w).reshape(len(h), -1)
         for unit in range(len(self.d)):
             part = slice(unit * self.step, (unit + 1) * self.step)
-            value = self.values[part] if self.outlier is None else np.where(self.outlier[part], 0, self.values[part])
-            flat = value.reshape(self.step, -1)
+            entry = self.table[self.codes[part]]
+            if self.outlier is not None:
+                entry[self.outlier[part] > 0] = 0
+            flat = (self.d[unit] * entry).reshape(self.step, -1)
             down, up = (flat * (h[part, part] @ flat)).sum(0), (flat * (h[part] @ error)).sum(0)
             factor = 1 - np.divide(up, down, out=np.zeros_like(up), where=down > 0).reshape(self.d[unit].shape)
-            new = _half(self.d[unit] * np.clip(factor, 0.5, 2))
-            change = value * (np.divide(new, self.d[unit], out=np.ones_like(new), where=self.d[unit] != 0) - 1)
-            self.d[unit], self.values[part] = new, self.values[part] + change
-            error[part] += change.reshape(self.step, -1)
+            before, self.d[unit] = self.d[unit].copy(), _half(self.d[unit] * np.clip(factor, 0.5, 2))
+            held = 0 if self.outlier is None else np.where(self.outlier[part], self.values[part], 0)
+            self.values[part] = self.d[unit] * entry + held
+            error[part] += ((self.d[unit] - before) * entry).reshape(self.step, -1)
 
 
 def fit_units(target, table, weight, outlier=None):

@@ -11,6 +11,7 @@ from gwq_export.format import LEVELS, TYPES, tensor_type
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 BRIDGE = "bridge"  # as --type: a stock type with deltas behind the stock file
+STOCK_SWEEPS = 3  # of coordinate descent for stock types, to which it is worth more than to tiles
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
 PRESETS = {  # name -> (samples, what it says about a recipe)
     # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of the weights, the others are
@@ -111,24 +112,16 @@ def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
 
     if preset not in PRESETS:
         raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
-    usual, chosen = PRESETS[preset]
+    (usual, chosen), type = PRESETS[preset], type and type.lower()
     samples = usual if samples is None else samples
-    type, linked = (type or stock or "gwq4").lower(), (type or "").lower() == BRIDGE
     given = {"saliency": saliency, "outliers": outliers}
     chosen = chosen | {k: v for k, v in given.items() if v is not None}
-    saliency, outliers = chosen["saliency"], chosen["outliers"]
-    if linked:
-        type = (stock or "q4_0").lower()
-        if preset != "default" or given["saliency"] or not outliers:
-            raise GwqError(
-                "--type bridge chooses its deltas itself: leave out --preset and --saliency; for none (--outliers 0) use --stock"
-            )
-    elif stock is not None:
-        if type != stock.lower() or preset != "default" or any(v is not None for v in given.values()):
-            raise GwqError("--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency")
-        chosen["outliers"] = 0.0
-    if stock is not None and type not in LEVELS:
-        raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
+    if stock is not None or type == BRIDGE:
+        type, kept = _stock_type(type, stock, preset != "default" or saliency is not None, outliers)
+        chosen |= {"sweeps": STOCK_SWEEPS, "outliers": chosen["outliers"] * kept}
+    elif type in LEVELS:
+        chosen |= {"curvature": False}  # as ggml rounds it
+    type, saliency, outliers = type or "gwq4", chosen["saliency"], chosen["outliers"]
     if type not in EXPORT_TYPES:
         raise GwqError(f"--type {type}: choose one of {', '.join([*EXPORT_TYPES, BRIDGE])}")
     if not 0 <= outliers <= MAX_OUTLIERS:
@@ -139,9 +132,19 @@ def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
         raise GwqError("--samples must be at least 1 and --ctx at least 2")
     if not 0 <= seed < 1 << 32:
         raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
-    if type in LEVELS and not (stock or linked):
-        chosen |= {"curvature": False}  # as ggml rounds it
     return Recipe(tensor_type(type), seed=seed, **chosen), samples
+
+
+def _stock_type(type, stock, other_rule, outliers):
+    """(type of the stock matrices, whether deltas are kept beside them) of --stock and --type bridge."""
+    if type == BRIDGE:
+        if other_rule or outliers == 0:
+            raise GwqError("--type bridge chooses its deltas itself: leave out --preset, --saliency and --outliers 0 (that is --stock)")
+    elif type is not None or other_rule or outliers is not None:
+        raise GwqError("--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency")
+    if stock is not None and stock.lower() not in LEVELS:
+        raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
+    return (stock or "q4_0").lower(), type == BRIDGE
 
 
 def file_bytes(name, shape, recipe):
