@@ -23,7 +23,7 @@ from gwq_export.side_table import outlier_bytes
 from gwq_export.tiles import check_outliers, check_tiles, dequantize
 
 MAGIC, VERSION = b"GGUF", 3
-ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of the files we write; of a file that does not say
+ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of a file with tile types; of a file that does not say
 MAX_NAME, MAX_DIMS = 64, 4
 OUTLIERS, OFFSETS = ".outliers", ".outlier_offsets"  # companions of the matrix <name>
 VERSION_KEY = "gwq.format_version"

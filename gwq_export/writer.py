@@ -17,6 +17,7 @@ from gwq_export.container import (
     MAX_NAME,
     OFFSETS,
     OUTLIERS,
+    STOCK_ALIGNMENT,
     STRING,
     U32,
     U64,
@@ -58,9 +59,11 @@ def _header(metadata, tensors):
 
     With the keys of a bridge file, companions are described by a header of their own behind the other tensors.
     """
-    metadata = dict(metadata) | {"general.alignment": ALIGNMENT}
-    if any(type.bits for _, type, _ in tensors):
-        metadata[VERSION_KEY] = FORMAT_VERSION
+    metadata = dict(metadata)
+    if VERSION_KEY in metadata or any(
+        type.bits for _, type, _ in tensors
+    ):  # other files say nothing and keep the default: llama-quantize writes by it
+        metadata |= {"general.alignment": ALIGNMENT, VERSION_KEY: FORMAT_VERSION}
     tensors = [(name, type, tuple(int(n) for n in shape)) for name, type, shape in tensors]
     for name, _, shape in tensors:
         if not 0 < len(name.encode()) < MAX_NAME or not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:  # llama.cpp refuses 64
@@ -72,7 +75,7 @@ def _header(metadata, tensors):
         header, places, size = _section(metadata, tensors)
         return {0: header}, places, size
     stock, companions = ([t for t in tensors if t[0].endswith((OUTLIERS, OFFSETS)) == side] for side in (False, True))
-    deltas, inside, size = _section({"general.alignment": ALIGNMENT}, companions)
+    deltas, inside, size = _section({}, companions)
     metadata = bridge.keys(0, size) | metadata
     _, _, offset = _section(metadata, stock)
     header, places, _ = _section(metadata | {bridge.OFFSET_KEY: np.uint64(offset)}, stock)
@@ -81,14 +84,15 @@ def _header(metadata, tensors):
 
 def _section(metadata, tensors):
     """(header with padding, {name: (offset, bytes)}, size) of a GGUF file."""
-    places, length = layout(tensors, ALIGNMENT)
+    alignment = metadata.get("general.alignment", STOCK_ALIGNMENT)
+    places, length = layout(tensors, alignment)
     parts = [MAGIC, U32.pack(VERSION), U64.pack(len(tensors)), U64.pack(len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key, key), _value(key, value)]
     for (name, type, shape), (at, _) in zip(tensors, places, strict=True):
         parts += [_string(name, name), U32.pack(len(shape)), *map(U64.pack, shape[::-1]), U32.pack(type.id), U64.pack(at)]
     header = b"".join(parts)
-    header += bytes(-len(header) % ALIGNMENT)
+    header += bytes(-len(header) % alignment)
     return header, {t[0]: (len(header) + at, n) for t, (at, n) in zip(tensors, places, strict=True)}, len(header) + length
 
 
@@ -101,7 +105,7 @@ class Writer:
     """Writes a GGUF file tensor by tensor, in any order, in constant memory. Use it as a context manager.
 
     metadata: {key: str, bool, int, float, numpy scalar, numpy array (n,) or list of str}; tensors: [(name, TensorType,
-    shape)] in file order, companions included. `general.alignment`, with tile types `gwq.format_version` and in a bridge file
+    shape)] in file order, companions included. With tile types `general.alignment` and `gwq.format_version`, in a bridge file
     (whose metadata has `gwq.bridge.version`) the other keys of its deltas are set here. The bytes go to `path`.part, and `close`
     gives them their name; on an exception, and on `abort`, the .part is removed and a file that was there before stays. Raises
     GwqError when the file cannot be written, ValueError for a fault of the caller. `nbytes` is the size of the file.
