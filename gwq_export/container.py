@@ -35,8 +35,8 @@ ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
 U32, U64 = SCALARS[4], SCALARS[10]
 
 # stock types that this package does not read, by id: for the message only
-STOCK = "2:q4_0 3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
-STOCK += " 20:iq4_nl 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
+STOCK = "3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
+STOCK += " 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
 STOCK = dict(entry.split(":") for entry in STOCK.split())
 
 AGAIN = "the file is damaged, download or export it again"

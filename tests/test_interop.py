@@ -261,6 +261,15 @@ def test_a_hostile_tail(linked, tmp_path):
             Reader(tmp_path / "bad.gguf")
 
 
+def test_a_dry_run_predicts(tmp_path):
+    """The loss of a type, the less the better it fits."""
+    losses = [
+        gwq_export.export(REFERENCE, tmp_path / "x.gguf", **kind, samples=2, ctx=64, dry_run=True)["predicted_loss"]
+        for kind in ({"stock": "q4_0"}, {"stock": "iq4_nl"}, {"type": "gwq4", "outliers": 0.0})
+    ]
+    assert losses[0] > losses[1] > losses[2] > 0 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
