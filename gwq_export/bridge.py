@@ -8,7 +8,7 @@ from gwq_export import GwqError
 
 VERSION = 1
 VERSION_KEY, OFFSET_KEY, SIZE_KEY, SHA256_KEY = (f"gwq.bridge.{key}" for key in ("version", "offset", "size", "sha256"))
-WITHOUT = "or use it without them (--base)"
+WITHOUT = "or go without them (gwq-run, gwq-eval and gwq-info take --base)"
 _GET = f"get the file that gwq-export wrote, {WITHOUT}"
 
 

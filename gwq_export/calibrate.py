@@ -8,10 +8,12 @@ Blocks run as transformers' own modules, so rope, masks and attention variants c
 
 import functools
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gwq_export import GwqError
 
@@ -66,15 +68,36 @@ def sample_tokens(ids, samples, ctx, seed, bos=None):
     return torch.from_numpy(windows.astype(np.int64))
 
 
+@contextmanager
+def _weightless():
+    """Modules made in here have buffers, such as rope frequencies, but no weights."""
+    handle = register_module_parameter_registration_hook(lambda module, name, weight: weight if weight is None else _emptied(weight))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _emptied(weight):
+    return torch.nn.Parameter(weight.to("meta"), requires_grad=False)
+
+
+def _drop(module):
+    """Let go of the weights of a module and its parts."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, _emptied(weight))
+
+
 class _Stand(torch.nn.Module):
     """In the place of a decoder block: notes what the model passes to it and hands on `give` or its input."""
 
     def __init__(self):
         super().__init__()
-        self.kwargs = self.seen = self.give = None
+        self.args = self.kwargs = self.seen = self.give = None
 
-    def forward(self, hidden, **kwargs):
-        self.kwargs, self.seen = kwargs, hidden
+    def forward(self, hidden, *args, **kwargs):
+        self.args, self.kwargs, self.seen = args, kwargs, hidden
         return hidden if self.give is None else self.give
 
 
@@ -88,8 +111,9 @@ class BlockModel:
         try:
             config = AutoConfig.from_pretrained(source.folder)
             config.use_cache = False
-            with torch.device("meta"):
-                self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+            attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"  # sdpa knows no soft-capping
+            with _weightless():
+                self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         except Exception as e:  # transformers raises many kinds for a config it does not accept
             raise GwqError(f"{source.folder}/config.json: transformers does not accept it ({' '.join(str(e).split())[:200]})") from None
         self.model.eval().requires_grad_(False)
@@ -98,24 +122,26 @@ class BlockModel:
         self.blocks = list(getattr(parent, name))  # on the meta device until loaded
         self.stands = [_Stand() for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
-        for path, module in list(self.model.named_modules()):
-            if any(b.is_meta for b in module.buffers(recurse=False)):  # rope frequencies follow from the config
-                self.model.set_submodule(path, type(module)(config).to(device))
+        for module in (self.model, *self.blocks):
+            for part in module.modules():
+                part._buffers.update({name: b.to(device) for name, b in part.named_buffers(recurse=False)})
+        self.head = self.model.get_output_embeddings()
 
     def load_ends(self):
         """Embedding, last norm and head: on hand only while they are used, as they are large."""
-        arch = self.source.arch
-        names = [arch.embed, arch.norm, *([] if self.source.tied else [arch.head])]
-        self._assign(self.model, {n: self.source.tensor(n) for n in names})
-        if self.source.tied:
-            self._module(arch.head).weight = self.model.get_parameter(arch.embed)
+        source = self.source
+        self._assign(self.model, {name: source.tensor(name) for _, name in source.ends()})
+        if source.tied:
+            self.head.weight = self.end(source.arch.embed)
+        else:
+            self._assign(self.head, {"weight": source.tensor(source.arch.head)})
 
     def drop_ends(self):
-        for name in (self.source.arch.embed, self.source.arch.norm, self.source.arch.head):
-            self._module(name).to("meta")
+        _drop(self.model)
 
-    def _module(self, name):
-        return self.model.get_submodule(name.removesuffix(".weight"))
+    def end(self, name):
+        """The parameter of the embedding or the head, by its name in the checkpoint."""
+        return self.head.weight if name == self.source.arch.head else self.model.get_parameter(name)
 
     def _assign(self, module, tensors):
         tensors = {n: t.to(self.device) for n, t in tensors.items()}
@@ -137,11 +163,11 @@ class BlockModel:
         return self.blocks[i]
 
     def drop(self, i):
-        self.blocks[i].to("meta")
+        _drop(self.blocks[i])
 
     def run(self, i, hidden):
         """Output of loaded block i, called with what the model passes to it."""
-        out = self.blocks[i](hidden, **self.stands[i].kwargs)
+        out = self.blocks[i](hidden, *self.stands[i].args, **self.stands[i].kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def embed(self, ids):
@@ -280,8 +306,8 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
     arch, totals = model.source.arch, _Totals(statistics, tokens)
-    weights = {name: model.model.get_parameter(name).requires_grad_() for name in ends}
-    tap = _Tap({"head": model._module(arch.head)} if totals.factors else {})
+    weights = {name: model.end(name).requires_grad_() for name in ends}
+    tap = _Tap({"head": model.head} if totals.factors else {})
     for s, ids in enumerate(tokens):
         loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
         if totals.factors:
@@ -294,7 +320,7 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
             for name, g in zip(weights, torch.autograd.grad(outputs, list(weights.values()), given), strict=True):
                 totals.weight(name, g)
     tap.remove()
-    factors = _end_factors(totals, tokens, upstream) if totals.factors else {}
+    factors = _end_factors(totals, tokens, upstream * model.source.embedding_scale) if totals.factors else {}
     for name, w in weights.items():
         kind = "tied" if model.source.tied else "head" if name == arch.head else "embed"
         found = {s: totals.sums.pop((name, s)) for s in totals.per_weight} | {f: factors[kind][f] for f in totals.factors}
@@ -302,7 +328,10 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
 
 
 def _end_factors(totals, tokens, upstream):
-    """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes."""
+    """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes.
+
+    upstream: gradients of the loss with respect to rows of the embedding, (samples, tokens, dim).
+    """
     head = {f: totals.sums["head", f] for f in totals.factors}
     g = upstream.reshape(-1, upstream.shape[-1]) * totals.length
     embed = {"hessian": g.T @ g / tokens.numel()}

@@ -4,6 +4,7 @@ Exit status: 0 success, 2 what the user can mend (one line on stderr), 130 after
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -111,6 +112,27 @@ class _Interrupt:
     def check(self):
         if self.asked:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def ctrl_c_asks():
+    """In this block the first Ctrl-C only makes the function it gives return True; a second one strikes as it did before."""
+    asked, before = [], signal.getsignal(signal.SIGINT)
+
+    def strike(*args):
+        if asked:
+            before(*args)
+        asked.append(True)
+
+    try:
+        replaced = callable(before) and signal.signal(signal.SIGINT, strike)  # not where it is ignored, as in a background job
+    except ValueError:  # not the main thread
+        replaced = False
+    try:
+        yield lambda: bool(asked)
+    finally:
+        if replaced:
+            signal.signal(signal.SIGINT, before)
 
 
 def run_command(prog, parser, command, argv=None):

@@ -15,7 +15,7 @@ import numpy as np
 
 from gwq_export import GwqError, bridge
 from gwq_export.format import TYPES
-from gwq_export.plan import budget_bytes, options, overrides_of, permute, permute_statistics, plan, sizes, stored_bytes, weights
+from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
 
 log = logging.getLogger("gwq_export")
 
@@ -119,7 +119,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
 
     def laid_out(entries):
         layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
-        return layout if factors is None else [*layout, ("rope_freqs.weight", TYPES["f32"], factors.shape)]
+        return layout + [(name, TYPES["f32"], array.shape) for name, array in factors.items()]
 
     found = {}
     if calibration and tiles and (budgeted or dry_run):
@@ -162,8 +162,8 @@ def _write(out, header, layout, entries, source, calibration, factors, device, p
     others = [e for e in entries if not e.recipe.statistics]
     pool = Pool()
     with Writer(out, header, layout) as writer:
-        if factors is not None:
-            writer.write("rope_freqs.weight", factors)
+        for name, array in factors.items():
+            writer.write(name, array)
         if calibrated:
             statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
             ends = [e.source for e in calibrated.values() if not e.linear]
@@ -181,10 +181,8 @@ def _write(out, header, layout, entries, source, calibration, factors, device, p
 def _store(writer, entry, weight, statistics, pool):
     from gwq_export.quantize import quantize
 
-    weight = permute(weight, entry.heads)
-    statistics = permute_statistics(statistics, entry.heads)
     try:
-        parts = quantize(weight, statistics, entry.recipe, pool.ptr)
+        parts = quantize(entry.arrange.weight(weight), entry.arrange.statistics(statistics), entry.recipe, pool.ptr)
     except GwqError as e:
         raise GwqError(f"{entry.name}: {e}") from None
     for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):

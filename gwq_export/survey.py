@@ -9,7 +9,7 @@ from gwq_export.allocate import FRACTIONS, KINDS, Sample, allocate, choices, fil
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
 from gwq_export.native import Pool
-from gwq_export.plan import file_bytes, permute, permute_statistics
+from gwq_export.plan import file_bytes
 from gwq_export.saliency import SALIENCY
 
 
@@ -25,8 +25,8 @@ def survey(source, entries, calibration, free, fraction, device, progress):
     pool, curvatures, offers = Pool(), Curvatures(calibration.tokens.numel()), {}
     for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
         if entry := open_entries.get(name):
-            found = permute_statistics(curvatures.put(found), entry.heads)
-            sample = Sample(permute(weight, entry.heads), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
+            found = entry.arrange.statistics(curvatures.put(found))
+            sample = Sample(entry.arrange.weight(weight), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:
                 kinds = KINDS

@@ -222,39 +222,50 @@ GWQ_INLINE void decode_scales(scales_fn f, const uint8_t *scale, gwq_scales scal
         for (int h = 0; h < 2; h++) _mm256_store_si256((__m256i *)&scales[k][32 * h], spread_scales(s[k], h));
 }
 
-/* `count` (constant) tokens against nb decoded blocks. */
+/* `count` (constant, at most AT_ONCE) tokens against nb decoded blocks: 3 tokens x 16 rows fill the 16 registers. */
+enum { AT_ONCE = 3 };
 GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, const int count,
                            int64_t b, float (*acc)[GWQ_ROWS]) {
-    for (int k = 0; k < nb; k++) {
-        __m256i dot[4][2] = {0};
-        const int64_t at = t * in->blocks + b + k;
+    const int64_t at = t * in->blocks + b;
+    const int8_t *q = in->q + at * GWQ_BLOCK;
+    const int16_t *bias = in->bias + 8 * at;
+    const float *dx = in->scale + at;
+    for (int k = 0; k < nb; k++, q += GWQ_BLOCK, bias += 8, dx++) {
+        __m256i dot[AT_ONCE][2];
+        for (int i = 0; i < count; i++) dot[i][0] = dot[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 1
         for (int j = 0; j < 4; j++) { /* 16-bit sums over 16 columns, see `block` */
-            __m256i s[4][2];
-            for (int i = 0; i < count; i++) s[i][0] = s[i][1] = bias16(in->bias + 8 * (at + i * in->blocks) + 2 * j);
+            const uint8_t *v = entries[k][4 * j];
+            __m256i s[AT_ONCE][2];
+#pragma GCC unroll 3
+            for (int i = 0; i < count; i++) s[i][0] = s[i][1] = bias16(bias + i * 8 * in->blocks + 2 * j);
+#pragma GCC unroll 4
             for (int p = 0; p < 4; p++) {
-                __m256i v0 = _mm256_load_si256((const __m256i *)entries[k][4 * j + p]);
-                __m256i v1 = _mm256_load_si256((const __m256i *)&entries[k][4 * j + p][32]);
+                const __m256i v0 = load_once(v + 64 * p), v1 = load_once(v + 64 * p + 32);
+#pragma GCC unroll 3
                 for (int i = 0; i < count; i++) {
-                    __m256i x = quad(in->q + (at + i * in->blocks) * GWQ_BLOCK + 16 * j + 4 * p);
+                    __m256i x = quad(q + i * in->blocks * GWQ_BLOCK + 16 * j + 4 * p);
                     add_pairs(&s[i][0], v0, x);
                     add_pairs(&s[i][1], v1, x);
                 }
             }
+#pragma GCC unroll 3
             for (int i = 0; i < count; i++)
+#pragma GCC unroll 2
                 for (int h = 0; h < 2; h++)
                     dot[i][h] = _mm256_add_epi32(dot[i][h], _mm256_madd_epi16(s[i][h], load(&scales[k][j][32 * h])));
         }
+#pragma GCC unroll 3
         for (int i = 0; i < count; i++)
-            for (int h = 0; h < 2; h++)
-                add_rows(in->scale[at + i * in->blocks], dot[i][h], acc[i] + 8 * h);
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) add_rows(dx[i * in->blocks], dot[i][h], acc[i] + 8 * h);
     }
 }
 
 static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in,
                                              int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {
     int i = 0;
-    for (; i + 4 <= count; i += 4) few_tokens(scales, entries, nb, in, t + i, 4, b, acc + i);
-    if (count - i == 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
+    for (; i + 3 <= count; i += 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
     if (count - i == 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
     if (count - i == 1) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
 }
@@ -277,18 +288,16 @@ GWQ_INLINE void transpose8(__m256 r[8]) {
     }
 }
 
-void gwq_avx2_transpose(const float *x, int64_t stride, int count, int width, float (*out)[TOKENS]) {
-    for (int t = 0; t < TOKENS; t += 8) {
-        int c = 0;
-        for (; t < count && c + 8 <= width; c += 8) {
+static void panel(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]) {
+    int64_t c = 0;
+    for (; c + 8 <= width; c += 8)
+        for (int t = 0; t < GWQ_PANEL; t += 8) {
             __m256 r[8];
             for (int i = 0; i < 8; i++) r[i] = t + i < count ? _mm256_loadu_ps(x + (t + i) * stride + c) : _mm256_setzero_ps();
             transpose8(r);
-            for (int i = 0; i < 8; i++) _mm256_store_ps(&out[c + i][t], r[i]);
+            for (int i = 0; i < 8; i++) _mm256_storeu_ps(&out[c + i][t], r[i]);
         }
-        for (; c < width; c++)
-            for (int i = t; i < t + 8; i++) out[c][i] = i < count ? x[i * stride + c] : 0;
-    }
+    gwq_scalar.panel(x + c, stride, count, width - c, out + c);
 }
 
 void gwq_avx2_halves(const uint8_t *value, int count, float *out) {
@@ -299,7 +308,7 @@ void gwq_avx2_halves(const uint8_t *value, int count, float *out) {
 
 GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
     for (int t = 0; t < count; t += 8)
-        _mm256_store_ps(sum + t, _mm256_fmadd_ps(_mm256_set1_ps(v), _mm256_load_ps(x + t), _mm256_load_ps(sum + t)));
+        _mm256_store_ps(sum + t, _mm256_fmadd_ps(_mm256_set1_ps(v), _mm256_loadu_ps(x + t), _mm256_load_ps(sum + t)));
 }
 
 GWQ_INLINE unsigned above(const uint8_t *count, int level) {
@@ -355,7 +364,7 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     }                                                                                                                \
     static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
     static const tile_ops ops##bits = {bits, streams, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, \
-                                       decode_scales##bits, tokens, gwq_avx2_transpose, gwq_avx2_halves, above, spread}; \
+                                       decode_scales##bits, tokens, gwq_avx2_halves, above, spread};               \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
         tile_dequantize(&ops##bits, m, group, out);                                                                  \
     }                                                                                                                \
@@ -675,6 +684,7 @@ const gwq_kernels gwq_avx2 = {
     .isa = "avx2",
     .supported = supported,
     .quantize = quantize,
+    .panel = panel,
     .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4},
     .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
                    dequantize_gwq4},

@@ -28,7 +28,13 @@ typedef struct gwq_input {
      * columns 4j+2 and 4j+3. A kernel that looks up entries without their sign starts its 16-bit sums here; the result
      * of 8 columns fits 16 bits again (8 * 32 * 127), whatever overflowed in between. */
     int16_t *bias;
+    /* For the outliers of more than GWQ_FEW tokens: x by columns, (ceil(n / GWQ_PANEL), cols, GWQ_PANEL), zero beyond n. */
+    float *panel;
 } gwq_input;
+enum {
+    GWQ_PANEL = 48, /* tokens that share a decoded tile */
+    GWQ_FEW = 6     /* up to here outliers are added token by token, like those of one token */
+};
 
 typedef struct gwq_kernels {
     const char *isa;
@@ -36,6 +42,8 @@ typedef struct gwq_kernels {
     /* One row x (cols) to q (64 * blocks), scale (blocks), bias (8 * blocks): scale = max|x| / 127 per block of 64,
      * q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical bits on every ISA. */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+    /* out[c][t] = x[t * stride + c] for t < count <= GWQ_PANEL, c < width; zero for the other tokens */
+    void (*panel)(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]);
     /* y[t * m->rows + r] for t < in->n and every row r of the row groups (of 16 rows) first .. last-1; tile types with
      * the outliers, stock types without. */
     void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);

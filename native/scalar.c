@@ -264,6 +264,11 @@ static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int1
     }
 }
 
+static void panel(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]) {
+    for (int64_t c = 0; c < width; c++)
+        for (int t = 0; t < GWQ_PANEL; t++) out[c][t] = t < count ? x[t * stride + c] : 0;
+}
+
 static float dot(const float *a, const float *b, int64_t count) {
     float sum[8] = {0};
     for (int64_t i = 0; i < count; i++) sum[i % 8] += a[i] * b[i];
@@ -299,6 +304,7 @@ const gwq_kernels gwq_scalar = {
     .isa = "scalar",
     .supported = always,
     .quantize = quantize,
+    .panel = panel,
     .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4,
                matmul_q4_0, matmul_iq4_nl},
     .sparse = sparse,

@@ -235,7 +235,7 @@ def test_deltas_that_are_not_whole_are_refused(linked, tmp_path, capsys):
         (data[:key] + b"\2" + data[key + 1 :], "version 2"),
     ]:
         out.write_bytes(content)
-        for command, args in [("info", []), ("run", ["-p", "The", "-n", 1]), ("eval", ["--text", __file__]), ("bench", [])]:
+        for command, args in [("info", []), ("run", ["-p", "The", "-n", 1]), ("eval", ["--text", __file__])]:
             status, _, err = call(capsys, command, out, *args)
             assert_one_line(command, status, err, words)
             assert "--base" in err and "bad.gguf" in err

@@ -12,23 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import (
-    MATRIX_TYPES,
-    PATTERNS,
-    SHAPES,
-    SPARSE_TYPES,
-    TILE_TYPES,
-    TOKENS,
-    Case,
-    activations,
-    guarded,
-    make,
-    quantize,
-    random,
-)
+from kernel_cases import PATTERNS, SHAPES, SPARSE_TYPES, TOKENS, Case, activations, guarded, make, quantize, random
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gwq_export import format as fmt
+from gwq_export.bench.cases import MATRIX_TYPES, TILE_TYPES
 from gwq_export.format import ffi
 from gwq_export.native import isas, pointer
 from gwq_export.tiles import pack_tiles
@@ -332,10 +320,10 @@ def test_rmsnorm(lib, pool, n, dim):
 
 
 @pytest.mark.parametrize("n,dim", SIZES)
-def test_silu_mul(lib, pool, n, dim):
+def test_silu(lib, pool, n, dim):
     gate, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
     wide = gate.astype(float)
-    assert lib.gwq_silu_mul(pool(2), pointer(gate), pointer(up), n, dim) == 0
+    assert lib.gwq_activate(pool(2), pointer(gate), pointer(up), n, dim, lib.GWQ_SILU) == 0
     assert_allclose(gate, wide / (1 + np.exp(-wide)) * up, rtol=6e-7)  # exp, add, divide, multiply
 
 
@@ -345,30 +333,33 @@ def test_silu_of_large_and_small_values(lib, pool):
     with np.errstate(over="ignore"):
         wide = gate.astype(float)
         want = wide / (1 + np.exp(-wide))
-    assert lib.gwq_silu_mul(pool(1), pointer(gate), pointer(up), 1, len(gate)) == 0
+    assert lib.gwq_activate(pool(1), pointer(gate), pointer(up), 1, len(gate), lib.GWQ_SILU) == 0
     assert_allclose(gate, want, rtol=6e-7, atol=2e-36)  # below e^-87 the true value does not matter
 
 
 @pytest.mark.parametrize("style", ["PAIRS", "HALVES"])
-def test_rope(lib, pool, style):
-    n, heads, dim = 5, 3, 16
-    x, angle = guarded(activations(n * heads, dim)), np.random.default_rng(1).random((n, dim // 2))
+@pytest.mark.parametrize("dim, rotated", [(16, 16), (16, 6), (15, 14)])
+def test_rope(lib, pool, style, dim, rotated):
+    n, heads, half = 5, 3, rotated // 2
+    x, angle = guarded(activations(n * heads, dim)), np.random.default_rng(1).random((n, half))
     cos, sin = guarded(np.cos(angle).astype(np.float32)), guarded(np.sin(angle).astype(np.float32))
     wide = x.reshape(n, heads, dim).astype(float)
-    first, second = (slice(0, None, 2), slice(1, None, 2)) if style == "PAIRS" else (slice(0, dim // 2), slice(dim // 2, None))
-    want = np.empty_like(wide)
+    first, second = (slice(0, rotated, 2), slice(1, rotated, 2)) if style == "PAIRS" else (slice(0, half), slice(half, rotated))
+    want = wide.copy()
     want[..., first] = wide[..., first] * cos[:, None] - wide[..., second] * sin[:, None]
     want[..., second] = wide[..., first] * sin[:, None] + wide[..., second] * cos[:, None]
-    assert lib.gwq_rope(pool(2), pointer(x), pointer(cos), pointer(sin), n, heads, dim, getattr(lib, f"GWQ_ROPE_{style}")) == 0
+    style = getattr(lib, f"GWQ_ROPE_{style}")
+    assert lib.gwq_rope(pool(2), pointer(x), pointer(cos), pointer(sin), n, heads, dim, rotated, style) == 0
     assert_allclose(x.reshape(n, heads, dim), want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("broadcast", [0, 1])
 def test_add(lib, broadcast):
     x, y = guarded(activations(3, 37)), guarded(activations(1 if broadcast else 3, 37, 1))
-    want = x + y
-    assert lib.gwq_add(pointer(x), pointer(y), 3, 37, broadcast) == 0
-    same_bits(x, want)
+    for scale in (np.float32(1), np.float32(0.3)):
+        want = x + scale * y
+        assert lib.gwq_add(pointer(x), pointer(y), 3, 37, scale, broadcast) == 0
+        same_bits(x, want)
 
 
 @pytest.mark.parametrize("dim", [7, 8, 64])
