@@ -40,13 +40,7 @@ from reference import dequantized_model, original_model  # noqa: E402
 TYPES = "q4_0,iq4_nl,q4_k,iq4_xs,q3_k,iq3_s,iq3_xxs,q2_k,iq2_s,iq2_xs"
 
 
-INTEROP = [
-    {"stock": "q4_0"},
-    {"stock": "iq4_nl"},
-    {"type": "bridge"},
-    {"type": "bridge", "outliers": 0.01},
-    {"type": "bridge", "stock": "iq4_nl"},
-]
+INTEROP = [{"stock": "q4_0"}, {"stock": "iq4_nl"}, {"type": "bridge"}, {"type": "bridge", "outliers": 0.01}]
 
 
 def written_importance(source, samples, options):
