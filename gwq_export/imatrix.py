@@ -21,8 +21,9 @@ def write_imatrix(out, source, calibration, dataset, device, progress):
     f32, tokens, found = TYPES["f32"], calibration.tokens.numel(), {}
     for name, _, statistics in gradients(source, calibration, [COLUMNS], (), device, progress):
         importance = statistics[COLUMNS]
-        found[names[name]] = importance + max(FLOOR * importance.mean(), 1e-30)
-    layout = [(f"{n}.{part}", f32, (1, size)) for n, v in sorted(found.items()) for part, size in (("in_sum2", len(v)), ("counts", 1))]
+        found.setdefault(names[name], []).append(importance + max(FLOOR * importance.mean(), 1e-30))
+    found = {name: np.stack(rows) for name, rows in sorted(found.items())}  # (matrices of the tensor, columns)
+    layout = [(f"{n}.{part}", f32, (len(v), size)) for n, v in found.items() for part, size in (("in_sum2", v.shape[1]), ("counts", 1))]
     samples, ctx = calibration.tokens.shape
     keys = {
         "general.type": "imatrix",
@@ -33,4 +34,4 @@ def write_imatrix(out, source, calibration, dataset, device, progress):
     with Writer(out, keys, layout) as writer:
         for n, v in found.items():
             writer.write(f"{n}.in_sum2", np.float32(v * tokens))  # readers divide by the count
-            writer.write(f"{n}.counts", np.float32([tokens]))
+            writer.write(f"{n}.counts", np.full(len(v), tokens, np.float32))

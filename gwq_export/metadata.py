@@ -180,14 +180,14 @@ def general_keys(source, name, type_name):
 
 def provenance_keys(recipe, calibration, **facts):
     """`gwq.*` keys: the format version and how the file was made. None values are left out."""
-    tile = recipe.type.bits > 0
+    stock = bool(recipe.type.levels)
     facts |= {
-        "format_version": FORMAT_VERSION if tile else None,
+        "format_version": FORMAT_VERSION if recipe.type.bits else None,
         "tool_version": __version__,
         "type": recipe.type.name,
         "outlier_fraction": float(recipe.outliers),
-        "saliency": recipe.saliency if tile else None,
-        "table": recipe.table if tile else None,
+        "saliency": None if stock else recipe.saliency,
+        "table": None if stock else recipe.table,
         "error_feedback": recipe.feedback,
     }
     if calibration:

@@ -65,8 +65,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
     "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
     are found like those of tiles; with type "bridge" FP16 deltas follow (docs/bridge.md). calib: UTF-8 text file, default the
-    bundled text; samples x ctx tokens of it are used. imatrix: a file for llama-quantize --imatrix, written beside. progress(phase, done,
-    total) is called as work goes on. dry_run: calibrate and plan, write nothing.
+    bundled text; samples x ctx tokens of it are used. imatrix: a file for llama-quantize --imatrix, written beside.
+    progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
