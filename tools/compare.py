@@ -56,6 +56,13 @@ def linears(source):
     return [(hf, gguf_name(i, row)) for i in range(source.layers) for row, hf in source.block(i).items() if row.linear]
 
 
+def shape(source, hf):
+    """(rows, columns) of a decoder's linear weight."""
+    return next(
+        tuple(source.dims[d] for d in row.shape) for i in range(source.layers) for row, name in source.block(i).items() if name == hf
+    )
+
+
 def stock_model(original, source, name, importance):
     """(model with every decoder linear as stock type `name` has it, bits per weight of these)."""
     model, nbytes, weights = copy.deepcopy(original), 0, 0
@@ -74,14 +81,14 @@ def file_model(source, path):
     return (
         dequantized_model(source.folder, path, ends=False),
         kinds,
-        8 * nbytes / sum(source.shape(hf)[0] * source.shape(hf)[1] for hf, _ in linears(source)),
+        8 * nbytes / sum(np.prod(shape(source, hf)) for hf, _ in linears(source)),
     )
 
 
 def at_bits(model, out, bits, **options):
     """Export within a budget, so that the decoder's linears take at most `bits` per weight, embedding and head Q8_0."""
     source = Source(Path(model))
-    linear = sum(np.prod(source.shape(hf)) for hf, _ in linears(source))
+    linear = sum(np.prod(shape(source, hf)) for hf, _ in linears(source))
     options = options | {"tensor_type": ["token_embd=q8_0"] + ["^output.weight=q8_0"] * (not source.tied)}
     plain = gwq_export.export(model, out, type="gwq4", preset="paper", outliers=0, **options | {"samples": 1})
     size = plain["bytes"] + (bits - plain["bpw_linear"]) * linear / 8
@@ -173,7 +180,7 @@ def compare(args):
     else:
         vectors = {"": importance}
     for name in filter(None, args.types.split(",")):
-        start, narrow = time.monotonic(), [hf for hf, _ in linears(source) if not stock.fits(name, source.shape(hf)[1])]
+        start, narrow = time.monotonic(), [hf for hf, _ in linears(source) if not stock.fits(name, shape(source, hf)[1])]
         if narrow:
             print(f"{name}: left out, its blocks do not divide the width of {len(narrow)} linears such as {narrow[0]}", file=sys.stderr)
             continue
