@@ -248,13 +248,17 @@ class Ops:
         if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, rotated, style):
             check(s, "rope")
 
-    def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
-        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+    def attention(self, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
             check(s, "attention")
 
     def activate(self, x, up, n, dim, activation):
         if s := self.lib.gwq_activate(self.pool.ptr, x, up, n, dim, activation):
             check(s, "activation")
+
+    def cache(self, x, count, type, cache, first):
+        if s := self.lib.gwq_cache(x, count, type, cache, first):
+            check(s, "cache")
 
     def softcap(self, x, n, dim, cap):
         if s := self.lib.gwq_softcap(self.pool.ptr, x, n, dim, cap):

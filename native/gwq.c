@@ -51,8 +51,10 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(sparse);
     TAKE(rmsnorm);
     TAKE(silu_mul);
-    TAKE(dot);
-    TAKE(axpy);
+    TAKE(to_halves);
+    TAKE(scores);
+    TAKE(exponents);
+    TAKE(mix);
     TAKE(read);
     TAKE(encode);
 #undef TAKE

@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include "gwq.h"
 
+#define GWQ_INLINE static inline __attribute__((always_inline))
+
 enum { GWQ_K_F32, GWQ_K_F16, GWQ_K_BF16, GWQ_K_Q8_0, GWQ_K_GWQ2, GWQ_K_GWQ3, GWQ_K_GWQ4, GWQ_K_Q4_0, GWQ_K_IQ4_NL, GWQ_K_COUNT };
 
 /* A type's facts: what its bytes are, and its place in the kernel tables. */
@@ -36,6 +38,8 @@ enum {
     GWQ_FEW = 6     /* up to here outliers are added token by token, like those of one token */
 };
 
+enum { GWQ_QUERIES = 4 }; /* rows of attention that share the keys they read */
+
 typedef struct gwq_kernels {
     const char *isa;
     int (*supported)(void);
@@ -53,8 +57,15 @@ typedef struct gwq_kernels {
     void (*dequantize[GWQ_K_COUNT])(const gwq_matrix *m, int64_t group, float *out);
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t dim, float *out);
     void (*silu_mul)(float *gate, const float *up, int64_t count);
-    float (*dot)(const float *a, const float *b, int64_t count);
-    void (*axpy)(float a, const float *x, int64_t count, float *y); /* y += a * x */
+    void (*to_halves)(const float *x, int64_t count, uint16_t *out); /* FP16, to nearest even; at most +-65504, NaN stays */
+    /* Attention, a run of keys at a time: FP16 (`halves`) or float, `stride` numbers apart. s[key][i] = q[i] . k[key] */
+    void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+                   float (*s)[GWQ_QUERIES]);
+    /* s = exp(s - most), and their sums over the keys; s may be -INFINITY */
+    void (*exponents)(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+    /* out[i] (dim) += sum of s[key][i] * v[key] */
+    void (*mix)(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+                float *const out[GWQ_QUERIES]);
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
     void (*encode)(const gwq_encoding *e, int64_t first, int64_t last); /* rings first .. last-1, multiples of 8 */
 } gwq_kernels;

@@ -5,8 +5,6 @@
 #include <string.h>
 #include "kernels.h"
 
-#define GWQ_INLINE static inline __attribute__((always_inline))
-
 enum {
     STREAMS = 4, /* row groups read at the same time: one core keeps more cache misses in flight */
     PIECE = 64,  /* outliers whose values are converted at once */
