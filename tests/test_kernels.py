@@ -377,7 +377,21 @@ def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, t
     p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
     want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1).astype(float))
     out = guarded(np.empty_like(q))
-    args = (pointer(q), pointer(k, "void *"), pointer(v, "void *"), 1 if type is np.float16 else 0, n, start, heads, kv_heads, dim, 0.125, softcap, window, pointer(out))
+    args = (
+        pointer(q),
+        pointer(k, "void *"),
+        pointer(v, "void *"),
+        1 if type is np.float16 else 0,
+        n,
+        start,
+        heads,
+        kv_heads,
+        dim,
+        0.125,
+        softcap,
+        window,
+        pointer(out),
+    )
     assert lib.gwq_attention(pool(2), *args) == 0
     assert_allclose(out, want, rtol=2e-5, atol=2e-6)
 
@@ -387,7 +401,9 @@ def test_cached_halves_are_numpys(lib):
     every = every[np.isfinite(every)]
     between = [np.nextafter(every, np.float32(to)) for to in (-np.inf, np.inf)]
     ties = (every[:-1] + every[1:]) / 2
-    x = np.concatenate([every, *between, ties, *(np.nextafter(ties, np.float32(to)) for to in (-np.inf, np.inf)), [1e5, -1e38, np.inf, -np.inf]])
+    x = np.concatenate(
+        [every, *between, ties, *(np.nextafter(ties, np.float32(to)) for to in (-np.inf, np.inf)), [1e5, -1e38, np.inf, -np.inf]]
+    )
     x = guarded(x.astype(np.float32))
     out = guarded(np.empty(x.shape, np.uint16))
     assert lib.gwq_cache(pointer(x), x.size - 3, 1, pointer(out, "void *"), 0) == 0
