@@ -9,9 +9,12 @@ import math
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from gwq_export import GwqError
+import numpy as np
+
+from gwq_export import GwqError, __version__, bridge
 from gwq_export.format import TYPES
 from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
 
@@ -53,23 +56,27 @@ def peak_rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(),
-           calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False,
-           progress=None):  # fmt: skip
+def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
+           imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, work_dir=None,
+           dry_run=False, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
-    "REGEX=TYPE" strings, later ones win. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
-    used. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing.
+    "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
+    are found like those of tiles; with type "bridge" FP16 deltas follow (docs/bridge.md). calib: UTF-8 text file, default the
+    bundled text; samples x ctx tokens of it are used. imatrix: a file for llama-quantize --imatrix, written beside. work_dir:
+    folder for what is finished, from which the same call goes on after a kill; emptied in the end. progress(phase, done, total)
+    is called as work goes on. dry_run: calibrate and plan, write nothing but to work_dir.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
     token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
-    "outliers", "bytes", "loss"}]). Raises GwqError.
+    "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export. Raises
+    GwqError.
     """
-    started = time.monotonic()
+    asked, started = {k: v for k, v in locals().items() if k not in ("out", "work_dir", "dry_run", "progress")}, time.monotonic()
     try:
         import safetensors  # noqa: F401
         import torch  # noqa: F401
@@ -77,18 +84,29 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     except ImportError as e:
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
-    from gwq_export.source import Source, resolve
+    from gwq_export.estimate import Estimate
+    from gwq_export.imatrix import write_imatrix
+    from gwq_export.native import Pool
+    from gwq_export.parallel import one_thread_each
+    from gwq_export.produce import encode, read, write
+    from gwq_export.source import Source, commit, resolve
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
-    from gwq_export.writer import file_size
+    from gwq_export.workdir import Memory, Workdir
+    from gwq_export.writer import check_place, file_size
 
     progress = progress or (lambda phase, done, total: None)
     budgeted = bpw is not None or size is not None
-    if budgeted and (type is not None or preset != "default"):
-        raise GwqError("--bpw and --size choose the types themselves: leave out --type and --preset, or fix tensors with --tensor-type")
-    type = (type or "gwq4").lower()
-    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed)
+    if budgeted and (type is not None or stock is not None or preset != "default"):
+        raise GwqError(
+            "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
+        )
+    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
+    if imatrix and Path(imatrix).absolute() == Path(out).absolute():
+        raise GwqError(f"--imatrix {imatrix}: that is the name of the model's file; give another one")
     overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
+    if not dry_run:
+        check_place(out)
     source = Source(resolve(model, revision))
     limit = source.integer("max_position_embeddings")
     if ctx > limit:
@@ -98,30 +116,43 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     budget = budget_bytes(bpw, size, sum(map(weights, entries)))
     tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
-    header = keys.general_keys(source, name, "mixed" if budgeted else type) | keys.config_keys(source) | tokens
-    calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
-    if budgeted or any(e.recipe.statistics for e in tiles):
+    header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
+    calibration, tiles = None, [e for e in entries if e.recipe.encoded]
+    if budgeted or imatrix or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
+    if tiles and recipe.type.levels and recipe.outliers:
+        header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
-        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision,
-                                       budget_bytes=budget)  # fmt: skip
+        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
+                                       source_revision=commit(source.folder))  # fmt: skip
     factors = keys.rope_factors(source)
 
     def laid_out(entries):
         layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
         return layout + [(name, TYPES["f32"], array.shape) for name, array in factors.items()]
 
-    found = {}
-    if calibration and (budgeted or dry_run):
-        from gwq_export.survey import fit, survey
+    found, pool = {}, Pool()
+    estimate = Estimate(partial(encode, pool)) if dry_run else None
+    with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
+        _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, dry_run)
+        if calibration and tiles and (budgeted or dry_run):
+            from gwq_export.survey import fit, survey
 
-        offers = survey(source, entries, calibration, budgeted, outliers, device, progress)
-        if budgeted:
-            entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
-        found = _predicted(entries, offers, calibration)
-    result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
-    if not dry_run:
-        _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress)
+            offers = survey(source, entries, calibration, budgeted, outliers, device, progress, work.section("survey"), estimate)
+            if budgeted:
+                entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
+            found = _predicted(entries, offers, calibration)
+        result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
+        if dry_run:
+            for e in entries:
+                if not e.recipe.statistics:
+                    estimate.sample(e, partial(read, source, e), {})
+            result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
+        else:
+            if imatrix:
+                write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
+            write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
+            work.clear()
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
         result |= {"calibration_tokens": calibration.tokens.numel(), "calibration_loss": calibration.loss}
@@ -139,39 +170,20 @@ def _predicted(entries, offers, calibration):
     return {"predicted_loss": added, "calibration_ppl": math.exp(before), "predicted_ppl": math.exp(before + added), "plan": rows}
 
 
-def _write(out, header, layout, entries, source, calibration, factors, device, progress):
-    """Quantize and write every tensor: those that need gradients block by block as these appear, then the others."""
-    from gwq_export.calibrate import gradients
-    from gwq_export.encoder import Curvatures
-    from gwq_export.native import Pool
-    from gwq_export.writer import Writer
+def _identity(asked, source, calibration):
+    """What a work folder must agree with: the options and the versions and files that decide what comes out."""
+    import torch
 
-    calibrated = {e.source: e for e in entries if e.recipe.statistics}
-    others = [e for e in entries if not e.recipe.statistics]
-    pool = Pool()
-    with Writer(out, header, layout) as writer:
-        for name, array in factors.items():
-            writer.write(name, array)
-        if calibrated:
-            statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
-            ends = [e.source for e in calibrated.values() if not e.linear]
-            curvatures = Curvatures(calibration.tokens.numel())
-            for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
-                if name in calibrated:
-                    _store(writer, calibrated[name], weight, curvatures.put(found), pool)
-        done, total = 0, sum(map(weights, others))
-        for entry in others:
-            _store(writer, entry, source.tensor(entry.source).numpy(), {}, pool)
-            done += weights(entry)
-            progress("write", done, total)
+    versions = {"gwq-export": __version__, "torch": torch.__version__}
+    return asked | {"versions": versions, "files": source.files, "calibration": calibration and calibration.hash}
 
 
-def _store(writer, entry, weight, statistics, pool):
-    from gwq_export.quantize import quantize
+def _check_space(out, nbytes, source, calibration, work, dry_run):
+    """Raise GwqError when the disks have no room for what an export is going to write."""
+    from gwq_export.workdir import check_space
 
-    try:
-        parts = quantize(entry.arrange.weight(weight), entry.arrange.statistics(statistics), entry.recipe, pool.ptr)
-    except GwqError as e:
-        raise GwqError(f"{entry.name}: {e}") from None
-    for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):
-        writer.write(name, data)
+    wanted = [] if dry_run else [(Path(out).absolute().parent, nbytes, str(out))]
+    if work.folder:
+        states = (source.layers + 4) * calibration.tokens.numel() * source.dims["dim"] * 4 if calibration else 0
+        wanted.append((work.folder, max(0, states + nbytes * (not dry_run) - work.nbytes), f"--work-dir {work.folder}"))
+    check_space(wanted)

@@ -285,3 +285,32 @@ def test_a_forced_instruction_set(small):
     assert len(texts) == 1
     done = command("run", small[0], "-p", "x", env=os.environ | {"GWQ_ISA": "mmx"})
     assert_one_line("run", done.returncode, done.stderr, "GWQ_ISA=mmx")
+
+
+def test_progress_as_json_lines(tmp_path, capsys, tiny):
+    arguments = [
+        "export",
+        tiny("llama"),
+        "--out",
+        tmp_path / "m.gguf",
+        "--samples",
+        2,
+        "--ctx",
+        32,
+        "--bpw",
+        6,
+        "--outliers",
+        0,
+        "--progress",
+    ]
+    status, _, err = call(capsys, *arguments, "jsonl")
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert status == 0 and all(set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines)
+    assert {line["phase"] for line in lines} == {"forward", "backward", "embedding and head", "write"}
+    for a, b in pairwise(lines):
+        assert b["done"] > a["done"] and b["seconds"] >= a["seconds"] if a["phase"] == b["phase"] else a["done"] == a["total"]
+    assert lines[0]["eta"] is None and lines[1]["eta"] > 0 and lines[-1]["eta"] == 0
+    status, _, err = call(capsys, *arguments, "none")
+    assert status == 0 and "forward" not in err and "takes" in err
+    status, _, err = call(capsys, *arguments, "loud")
+    assert_one_line("export", status, err, "invalid choice: 'loud'")

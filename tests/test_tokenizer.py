@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,13 @@ def unigram(merge=True, prefix="always", bytes=False, added=()):
     return native
 
 
+def gemma():
+    """Spaces become pieces' ▁ without a prefix, before a split at spaces that therefore finds none."""
+    native = sentencepiece(prefix=False)
+    native.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return native
+
+
 def save(folder, native, **files):
     """`native` as a Hugging Face folder; files: name of a .json file -> contents."""
     folder.mkdir(exist_ok=True)
@@ -304,6 +312,7 @@ def digits():
         (sentencepiece, "default"),
         (lambda: sentencepiece(prefix=False), "default"),
         (lambda: sentencepiece(added=[AddedToken("<tool>", normalized=False)]), "default"),
+        (gemma, "default"),
         (unigram, "default"),
         (lambda: unigram(merge=False, prefix="never"), "default"),
         (lambda: unigram(bytes=True, added=[AddedToken("<tool>", normalized=False)]), "default"),
@@ -348,7 +357,9 @@ def test_json_takes_precedence(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG)])
+@pytest.mark.parametrize(
+    "name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG), ("t5", unigram, {})]
+)
 def test_through_a_file(tmp_path, name, make, config):
     native = make()
     keys = to_metadata(save(tmp_path / "hf", native, tokenizer_config=config), 700)
@@ -386,6 +397,19 @@ def test_keys_of_byte_level(tmp_path):
     assert keys["tokenizer.ggml.add_bos_token"] is False
     assert keys["tokenizer.ggml.token_type"][[0, 1, 2, native.token_to_id("<tool>"), 449]].tolist() == [3, 3, 1, 4, 5]
     assert Tokenizer(keys).stop_ids == {0, 1}
+
+
+@pytest.mark.parametrize("stops, keys, others", [
+    (0, {"eos": 0}, set()), ([0], {"eos": 0}, set()), ([1, 0], {"eos": 0, "eot": 1}, set()), ([1], {"eos": 0, "eot": 1}, set()),
+    ([0, 5, 6], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}), ([0, 5, 6, 7], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}),
+    ([0, 9999], {"eos": 0}, set()),
+])  # fmt: skip
+def test_stop_tokens(tmp_path, caplog, stops, keys, others):
+    found = to_metadata(save(tmp_path, byte_level(), tokenizer_config=GPT2_CONFIG, generation_config={"eos_token_id": stops}), 450)
+    names = {name: found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    assert {name: id for name, id in names.items() if id is not None} == keys
+    assert Tokenizer(found).stop_ids == {0, 1} | others  # <|endoftext|> and <|im_end|> always are
+    assert ("left out: [7]" in caplog.text) == (stops == [0, 5, 6, 7])
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -514,8 +538,15 @@ def test_chat_template_files(tmp_path):
     folder = save(tmp_path, byte_level(), tokenizer_config={"chat_template": named})
     keys = to_metadata(folder, 500)
     assert keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
+    assert keys["tokenizer.chat_templates"] == ["tool_use"]
     (folder / "chat_template.jinja").write_text("J")
-    assert Tokenizer(to_metadata(folder, 500)).chat([]) == "J"
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
+    keys = to_metadata(folder, 500)
+    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == ["rag", "tool_use"]
+    assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == ["rag", "tool_use"]
+    shutil.rmtree(folder / "additional_chat_templates")
     save(tmp_path, byte_level(), tokenizer_config={})
     (folder / "chat_template.jinja").unlink()
     tok = Tokenizer(to_metadata(folder, 500))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.format import ENTRY_MAX, TABLE, TYPES
-from gwq_export.native import F32, Linear, Matrix, lib
+from gwq_export.format import ENTRY_MAX, LEVELS, TABLE, TYPES
+from gwq_export.native import F32, Linear, Matrix, lib, pointer
 from gwq_export.side_table import pack_outliers
 
 MATRIX_TYPES = [t for t in TYPES if t not in ("i8", "i32")]
@@ -40,8 +40,8 @@ CASES = [
         for outliers in (OUTLIERS if type in TILE_TYPES else (0.0,))
         for tokens in (1, *GEMM_TOKENS)
     ),
-    Case("attention", "f32", (4096, 1024), 1),
-    Case("attention", "f32", (512, 1024), 512),
+    Case("attention", "f16", (4096, 1024), 1),
+    Case("attention", "f16", (512, 1024), 512),
     Case("rmsnorm", "f32", (512, 4096), 512),
     Case("rope", "f32", (512, 4096), 512),
     Case("activate", "f32", (512, 11008), 512),
@@ -71,7 +71,8 @@ def random_matrix(type, shape, outliers, rng):
     """A Matrix of random bytes with finite scales and about `outliers` of its weights in a side-table: for speed only."""
     rows, cols = shape
     data = rng.integers(0, 256, type.nbytes(rows, cols), np.uint8)
-    fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2], "q8_0": data[1 :: type.unit_bytes]}  # with the exponent's top bit
+    fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2]}  # with the exponent's top bit
+    fields |= dict.fromkeys(("q8_0", *LEVELS), data[1 :: type.unit_bytes])
     if type.bits:
         data[:TABLE] &= ENTRY_MAX
         fields[type.name] = data[TABLE + 1 : type.head_bytes(rows) : 2]
@@ -112,10 +113,13 @@ def attention(case, ops, rng, working_set):
     q, out = _uniform(rng, n, heads * HEAD), F32((n, heads * HEAD))
 
     def make():
-        k, v = _uniform(rng, positions, width), _uniform(rng, positions, width)
-        return lambda: ops.attention(q.ptr, k.ptr, v.ptr, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr)
+        k, v = (rng.uniform(-1, 1, (positions, width)).astype(np.float16) for _ in range(2))
+        kp, vp = pointer(k, "void *"), pointer(v, "void *")
+        return lambda keep=(k, v): ops.attention(
+            q.ptr, kp, vp, TYPES["f16"].id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
+        )
 
-    nbytes = 2 * 4 * positions * width
+    nbytes = 2 * 2 * positions * width
     return _copies(make, nbytes, working_set), nbytes, 4 * heads * HEAD * (n * start + n * (n + 1) // 2)
 
 

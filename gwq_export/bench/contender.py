@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -40,8 +41,8 @@ class Contender:
 
     def run(self, prompt, gen):
         """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
-        self._process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # it has ended: then there is no answer
+        with contextlib.suppress(ProcessLookupError, BrokenPipeError):  # it has ended: then there is no answer
+            os.kill(self._process.pid, signal.SIGCONT)
             self._process.stdin.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
         answer = self._answer()
         return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
@@ -51,7 +52,7 @@ class Contender:
         answer = json.loads(line) if line else {"error": f"{self.reader.path}: {self.engine} ended ({self.log()[-300:]})"}
         if "error" in answer:
             raise GwqError(answer["error"])
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self._process.pid, signal.SIGSTOP)
         return answer
 
     def log(self):

@@ -21,7 +21,7 @@ FIRST_TOKENS = 8  # decoded before memory is looked at
 class Gwq:
     """The runtime of this package."""
 
-    module, version, cache_type = "gwq_export.generate", __version__, "f32"
+    module, version = "gwq_export.generate", __version__
 
     def __init__(self, path, threads, ctx):
         from gwq_export.generate import Model
@@ -29,7 +29,7 @@ class Gwq:
         from gwq_export.native import isa
 
         self.session = Model(path, threads=threads).session(ctx)
-        self.backend, self.batch = f"gwq-{isa()}", (BATCH, BATCH)
+        self.backend, self.batch, self.cache_type = f"gwq-{isa()}", (BATCH, BATCH), self.session.cache_type.name
 
     def run(self, prompt, gen):
         """Nanoseconds of the prompt (token ids) and of `gen` steps."""

@@ -2,14 +2,16 @@
 
 import sys
 
-from gwq_export.console import fraction, make_parser, size
+from gwq_export.console import Progress, fraction, make_parser, size
 
 
 def parser():
     p = make_parser("gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file.")
     p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
     p.add_argument("--out", required=True, metavar="FILE.gguf")
-    p.add_argument("--type", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, f16, bf16, f32")
+    p.add_argument("--type", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, q4_0, f16, bf16, f32, bridge")
+    p.add_argument("--stock", metavar="TYPE", help="instead: llama.cpp's q4_0 or iq4_nl, scales and codes chosen by the calibration")
+    p.add_argument("--imatrix", metavar="FILE.gguf", help="also write the gradients' importance for llama-quantize --imatrix")
     p.add_argument("--outliers", type=fraction, metavar="F", help="fraction kept in FP16 (default 0.0025; preset paper: 0.01)")
     p.add_argument("--saliency", help="which weights: loss (default), grad (GWQ's |gradient|), fisher, hessian, magnitude, ...")
     p.add_argument("--preset", default="default", help="default, or paper: the published recipe")
@@ -23,14 +25,17 @@ def parser():
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda: where gradients are computed")
     p.add_argument("--revision", help="hub revision of the model")
     p.add_argument("--tokenizer-pre", metavar="NAME", help="pre-tokenizer name to write when it is not recognised")
-    p.add_argument("--dry-run", action="store_true", help="calibrate, print the plan and the predicted perplexity, write nothing")
+    p.add_argument("--work-dir", metavar="DIR", help="keep what is finished there: after a kill the same command goes on, to the same"
+                   " bytes. Takes the file's size and 4 bytes x calibration tokens x width x (blocks + 4); emptied in the end")  # fmt: skip
+    p.add_argument("--progress", choices=Progress.STYLES, default="bar", help="on stderr: bar (default), jsonl (an object per line), none")
+    p.add_argument("--dry-run", action="store_true", help="calibrate; print plan, size, predicted perplexity, time, memory; no file")
     return p
 
 
 def command(args, progress):
     from gwq_export.pipeline import export
 
-    options = {k: v for k, v in vars(args).items() if k not in ("json", "model", "out")}
+    options = {k: v for k, v in vars(args).items() if k not in ("json", "model", "out", "progress")}
     result = export(args.model, args.out, **options, progress=progress)
     progress.close()
     for row in result.get("plan", []):
@@ -38,6 +43,9 @@ def command(args, progress):
         print(f"  {row['name']:28} {row['type']:5} {row['bytes']:>12} bytes  {kept:>16}  {loss}", file=sys.stderr)
     if "predicted_ppl" in result:
         print(f"  calibration text: perplexity {result['calibration_ppl']:.3f}, predicted {result['predicted_ppl']:.3f}", file=sys.stderr)
+    if result.get("estimated_seconds"):
+        print(f"  the export would take about {result['estimated_seconds']:.0f} s and {size(result['estimated_peak_rss_bytes'])} of memory",
+              file=sys.stderr)  # fmt: skip
     verb = "would take" if args.dry_run else "takes"
     print(f"{result['out']} {verb} {size(result['bytes'])}: {result['params'] / 1e6:.2f} M parameters, {result['bpw']:.3f} bits per weight"
           f" ({result['bpw_linear']:.3f} in the decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"

@@ -3,8 +3,8 @@
 import logging
 import sys
 
-from gwq_export import GwqError
-from gwq_export.console import ctrl_c_asks, make_parser, read_text
+from gwq_export import GwqError, open_gguf
+from gwq_export.console import add_base, ctrl_c_asks, make_parser, read_text
 
 log = logging.getLogger("gwq_export")
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, /help shows this"
@@ -30,6 +30,7 @@ def parser():
     p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--device", default="cpu", help="cpu")
+    add_base(p)
     return p
 
 
@@ -46,7 +47,7 @@ def command(args, progress):
     penalty = {"repeat_penalty": args.repeat_penalty, "repeat_last_n": args.repeat_last_n}
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed, **penalty)
     StopStrings(args.stop)  # before the model is opened
-    model = Model(args.file, args.device, args.threads, args.ctx)
+    model = Model(open_gguf(args.file, args.base), args.device, args.threads, args.ctx)
     if chatting:
         return _converse(Chat(model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw), prompt)
     if args.system:
@@ -82,9 +83,10 @@ def _lines(first):
     """What the user types, without a prompt where it comes from a pipe."""
     if first is not None:
         yield first
-    sys.stdin.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
     import readline  # noqa: F401, makes input() an editor with a history
 
@@ -92,7 +94,8 @@ def _lines(first):
         try:
             yield input("> ")
         except EOFError:
-            return print()
+            print()
+            return
 
 
 def _converse(chat, first):
@@ -120,14 +123,14 @@ def _converse(chat, first):
         try:
             with ctrl_c_asks() as halt:
                 for piece in chat.reply(line, stats, halt):
-                    if not text and stats["dropped"]:
-                        log.warning("the context is full: the oldest %d turns were dropped", stats["dropped"])
                     text.append(piece)
                     print(piece, end="", flush=True)
         except GwqError as e:
             print(f"error: {e}", file=sys.stderr)
             continue
         print()
+        if stats["dropped"]:
+            log.warning("the context was full: the oldest turns (%d) were dropped before this answer", stats["dropped"])
         _say_if_full(stats, chat.model)
         result |= stats | {"text": "".join(text), "tokens": result["tokens"] + stats["tokens"], "turns": result["turns"] + 1}
     return result
