@@ -78,7 +78,7 @@ class Weights:
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
         lib()
-        self.pool, self.matrices = Pool(threads), []
+        self.pool = Pool(threads)
         outer = {row.gguf: row for row in (*c.arch.first, *c.arch.last)}
         self.embed = self._matrix("token_embd.weight", (c.vocab, c.dim))
         self.positions = "position_embd.weight" in outer and self._matrix("position_embd.weight", (c.ctx, c.dim))
@@ -151,8 +151,7 @@ class Weights:
 
     def _matrix(self, name, shape):
         t = self._tensor(name, shape)
-        self.matrices.append(Matrix(t.name, t.type, t.shape, t.data, t.outliers))
-        return self.matrices[-1]
+        return Matrix(t.name, t.type, t.shape, t.data, t.outliers)
 
     def _norm(self, rows, at, name, width):
         """The norm `at`+name of activations of this width; rows: {name: row} of the table that may have it."""
