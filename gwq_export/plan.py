@@ -3,11 +3,12 @@
 import re
 import zlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.container import ALIGNMENT
-from gwq_export.format import TYPES, tensor_type
+from gwq_export.format import TYPES, TensorType, tensor_type
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
@@ -40,13 +41,21 @@ def permute(array, heads):
     return array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
 
 
+def unpermute(array, heads):
+    """Inverse of `permute`."""
+    if not heads:
+        return array
+    half = array.shape[0] // heads // 2
+    return array.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(array.shape)
+
+
 def permute_statistics(statistics, heads):
     """Calibration statistics of a matrix whose rows are permuted; the Hessian is of its columns."""
     return {s: a if s == "hessian" else permute(a, heads) for s, a in statistics.items()}
 
 
 def plan(source, recipe, overrides=()):
-    """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
+    """Entries in file order. `recipe` is for the decoder's linears; overrides: those of `overrides_of`, on GGUF names.
 
     Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
     """
@@ -58,9 +67,9 @@ def plan(source, recipe, overrides=()):
         shape = source.shape(hf)
         kind, fixed = recipe.type if linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
         if matrix:
-            for pattern, override in overrides:
-                if pattern.search(name):
-                    kind, fixed = override, True
+            for override in overrides:
+                if override.pattern.search(name):
+                    kind, fixed = override.type, True
         if not kind.bits:
             kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
@@ -73,9 +82,9 @@ def plan(source, recipe, overrides=()):
     add("output_norm.weight", arch.norm, False)
     if not source.tied:
         add("output.weight", arch.head, True)
-    for pattern, _ in overrides:
+    for pattern, _, flag in overrides:
         if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
-            raise GwqError(f"--tensor-type {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
+            raise GwqError(f"{flag} {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
     return entries
 
 
@@ -85,17 +94,26 @@ def _end_type(type, shape):
     return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
 
 
-def overrides_of(pairs):
-    """("REGEX=TYPE", ...) as (compiled regex, TensorType)."""
+class Override(NamedTuple):
+    """Matrices whose GGUF name matches are stored so; `flag` asked for it."""
+
+    pattern: re.Pattern
+    type: TensorType
+    flag: str
+
+
+def overrides_of(pairs, exclude=()):
+    """Overrides of --tensor-type ("REGEX=TYPE", ...) and, after them, of --exclude (regular expressions: F16). Later ones win."""
+    asked = [("--tensor-type", text, *text.rpartition("=")[::2]) for text in pairs] + [("--exclude", text, text, "f16") for text in exclude]
     out = []
-    for text in pairs:
-        pattern, _, name = text.rpartition("=")
+    for flag, text, pattern, name in asked:
         if not pattern or name.lower() not in EXPORT_TYPES:
-            raise GwqError(f"--tensor-type {text}: expected REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}")
+            expected = f"REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}" if flag == "--tensor-type" else "a regular expression"
+            raise GwqError(f"{flag} {text}: expected {expected}")
         try:
-            out.append((re.compile(pattern), tensor_type(name)))
+            out.append(Override(re.compile(pattern), tensor_type(name), flag))
         except re.error as e:
-            raise GwqError(f"--tensor-type {text}: {pattern!r} is no regular expression ({e})") from None
+            raise GwqError(f"{flag} {text}: {pattern!r} is no regular expression ({e})") from None
     return out
 
 

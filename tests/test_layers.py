@@ -28,7 +28,20 @@ ALLOWED = {  # module -> modules of the package it may import
     "plan": {"arch", "container", "format", "quantize", "saliency"},
     "allocate": {"encoder", "format", "quantize", "saliency"},
     "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency"},
+    "texts": set(),
+    "verify": {"bench", "calibrate", "evaluate", "generate", "plan", "predict"},
+    "charts": set(),
+    "facts": {"container", "side_table"},
+    "report": {"charts", "facts"},
+    "card": set(),
+    "restore": {"arch", "format", "plan", "tokenizer"},
     "pipeline": {
+        "card",
+        "container",
+        "facts",
+        "report",
+        "texts",
+        "verify",
         "plan",
         "survey",
         "arch",
@@ -60,7 +73,7 @@ ALLOWED = {  # module -> modules of the package it may import
     "commands/run": {"console", "generate"},
     "commands/evaluate": {"console", "stock", "predict", "evaluate", "tasks"},
     "commands/bench": {"console", "bench"},
-    "commands/info": {"console", "container"},
+    "commands/info": {"console", "container", "facts", "report", "restore", "texts"},
 }
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
 

@@ -9,6 +9,10 @@ def parser():
     p = make_parser("gwq-info", "What is in a GGUF file.")
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
+    p.add_argument("--report", metavar="FILE.html", help="a page on sizes and outliers")
+    p.add_argument("--to-safetensors", metavar="DIR", help="write the dequantized model as a Hugging Face folder")
+    p.add_argument("--dtype", default="float32", help="for --to-safetensors: float32 (default), float16, bfloat16")
+    p.add_argument("--config-from", metavar="HF_FOLDER", help="for --to-safetensors: copy config and tokenizer from the source model")
     return p
 
 
@@ -42,4 +46,16 @@ def command(args, progress):
     print(f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes")
     if args.check:
         print("  check: ok")
+    if args.report:
+        from gwq_export.facts import gather
+        from gwq_export.report import page
+        from gwq_export.texts import save
+
+        save(args.report, page(gather(reader)), "--report")
+    if args.to_safetensors:
+        from gwq_export.restore import restore
+
+        result["to_safetensors"] = restore(reader, args.to_safetensors, args.dtype, args.config_from, progress)
+        progress.close()
+        print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])} in {args.dtype}")
     return result
