@@ -8,7 +8,7 @@ from html import escape
 
 WIDTH = 360  # of a phone's screen: text in a chart is about as large there as it says here
 LABEL, MARGIN = 26, 18  # units left and right of a heat map: for the numbers of its rows, and for what its last heading needs
-CHARACTER, ROW = 5.4, 17  # units: width of a letter of small text, height of a row of a heat map
+CHARACTER, ROW = 6, 18  # units: width of a letter of small text, height of a row of a heat map
 
 
 def text(value):

@@ -7,7 +7,6 @@ every tensor is decoded and compared with its source. Memory is that of one bloc
 import time
 
 import numpy as np
-import torch
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
@@ -47,10 +46,13 @@ def verify(path, source, entries, windows, device="cpu", progress=lambda phase, 
     the outputs for the windows' inputs; None where there is none), and "speed": {"prompt_tps", "decode_tps", "threads",
     "cpu"}, a single quick run. Raises GwqError, also when the runtime refuses the file.
     """
+    import torch
+
     model = Model(path)
     reader = model.weights.reader
-    against, errors = _source(source, entries, reader, windows, device, progress)
-    found = score(runtime_logits(model), windows, windows.shape[1] - 1, against, progress)
+    with torch.no_grad():
+        against, errors = _source(source, entries, reader, windows, device, progress)
+        found = score(runtime_logits(model), windows, windows.shape[1] - 1, against, progress)
     rows = [{"name": e.name, "type": e.recipe.type.name} | errors[e.name] for e in entries]
     return found | {"tensors": rows, "speed": _speed(model, windows[0])}
 
@@ -69,9 +71,10 @@ def judge(path, found, max_kld=None):
                        " use more bits, or a larger --max-kld")  # fmt: skip
 
 
-@torch.no_grad()
 def _source(source, entries, reader, windows, device, progress):
     """(Predictor of the source model, for these windows only, {entry name: its errors})."""
+    import torch
+
     named, errors = {e.source: e for e in entries}, {}
     model, ids = BlockModel(source, device), torch.from_numpy(windows[:, :-1]).to(device)
     model.load_ends()
@@ -112,8 +115,8 @@ def _errors(source, entry, reader, inputs=None):
     error = reader.tensors[entry.name].dequantize() - weight
     found = {"weight_error": _ratio(error, weight), "output_error": None}
     if inputs:
-        x = torch.cat(inputs)
-        found["output_error"] = _ratio(*((x @ torch.from_numpy(w).T).numpy() for w in (error, weight)))
+        x = np.concatenate([part.numpy() for part in inputs])
+        found["output_error"] = _ratio(x @ error.T, x @ weight.T)
     return found
 
 

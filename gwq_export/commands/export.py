@@ -30,7 +30,7 @@ def parser():
     p.add_argument("--max-kld", type=float, metavar="X", help="fail above this KL divergence, nats per token (default 1.0)")
     p.add_argument("--report", metavar="FILE.html", help="a page on sizes, errors, outliers and quality")
     p.add_argument(
-        "--report-only", action="store_true", help="what every type would cost each matrix, as --report (.html, .json); no model"
+        "--report-only", action="store_true", help="no model: what every type would cost each matrix, to --report (.html, .json)"
     )
     p.add_argument("--card", metavar="README.md", help="a Hugging Face model card with the measured figures")
     return p
