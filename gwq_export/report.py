@@ -30,7 +30,8 @@ svg .a { fill: var(--accent) } svg .b { fill: var(--fill) } svg .l { stroke: var
 table { border-collapse: collapse; font-size: .85rem; width: 100% } caption { text-align: left; padding: .5rem .7rem; color: var(--soft) }
 th, td { text-align: right; padding: .3rem .7rem; border-top: 1px solid var(--line); white-space: nowrap; font-weight: 400 }
 thead th { border-top: 0; color: var(--soft) } th:first-child, td:first-child, .facts td { text-align: left }
-.facts { table-layout: fixed } .facts th, .facts td { white-space: normal; overflow-wrap: anywhere } summary { cursor: pointer; margin: 1rem 0 .5rem }
+.facts { table-layout: fixed }
+.facts th, .facts td { white-space: normal; overflow-wrap: anywhere } summary { cursor: pointer; margin: 1rem 0 .5rem }
 """
 
 

@@ -76,11 +76,11 @@ def damaged(monkeypatch, name):
     ("rows", {}, "blk.0.attn_q.weight is no nearer to the source"), ("zeros", {}, "no nearer"), ("twice", {}, "no nearer"),
     ("weak", {"max_kld": 1e-4}, "above --max-kld 0.0001"),
 ])  # fmt: skip
-def test_damage_is_refused_and_the_file_kept(tmp_path, monkeypatch, name, options, words):
+def test_damage_is_refused_and_the_file_kept(tiny, tmp_path, monkeypatch, name, options, words):
     damaged(monkeypatch, name)
     out = tmp_path / "m.gguf"
     with pytest.raises(GwqError, match=words) as e:
-        gwq_export.export(REFERENCE, out, type="gwq4", preset="paper", ctx=64, verify=True, report=tmp_path / "r.html", **options)
+        gwq_export.export(tiny("llama"), out, type="gwq4", preset="paper", ctx=64, verify=True, report=tmp_path / "r.html", **options)
     assert str(out) in str(e.value) and "kept" in str(e.value)
     gwq_export.open_gguf(out).check()
     assert (tmp_path / "r.html").exists()  # tells where

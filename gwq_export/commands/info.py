@@ -2,6 +2,7 @@
 
 import math
 
+from gwq_export import GwqError
 from gwq_export.console import make_parser, size
 
 
@@ -11,7 +12,7 @@ def parser():
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
     p.add_argument("--report", metavar="FILE.html", help="a page on sizes and outliers")
     p.add_argument("--to-safetensors", metavar="DIR", help="write the dequantized model as a Hugging Face folder")
-    p.add_argument("--dtype", default="float32", help="for --to-safetensors: float32 (default), float16, bfloat16")
+    p.add_argument("--dtype", help="for --to-safetensors: float32 (default), float16, bfloat16")
     p.add_argument("--config-from", metavar="HF_FOLDER", help="for --to-safetensors: copy config and tokenizer from the source model")
     return p
 
@@ -19,6 +20,9 @@ def parser():
 def command(args, progress):
     from gwq_export.container import Reader
 
+    for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
+        if value is not None and args.to_safetensors is None:
+            raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
     reader = Reader(args.file)
     if args.check:
         reader.check()
@@ -55,7 +59,7 @@ def command(args, progress):
     if args.to_safetensors:
         from gwq_export.restore import restore
 
-        result["to_safetensors"] = restore(reader, args.to_safetensors, args.dtype, args.config_from, progress)
+        result["to_safetensors"] = restore(reader, args.to_safetensors, args.dtype or "float32", args.config_from, progress)
         progress.close()
-        print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])} in {args.dtype}")
+        print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])}")
     return result
