@@ -98,10 +98,8 @@ def test_names_are_escaped(pages):
         root = parse(text)
         assert not list(root.iter("script")) and "alert(1)" in root.find("head/title").text
         assert "<script" not in text and "\x1b" not in text
-    for chart in (
-        bars(HOSTILE, [(HOSTILE, 1.0, HOSTILE)]),
-        heat_map(HOSTILE, [HOSTILE], [HOSTILE], {(HOSTILE, HOSTILE): 1.0}, lambda v: HOSTILE),
-    ):
+    table = heat_map(HOSTILE, [HOSTILE], [HOSTILE], {(HOSTILE, HOSTILE): 1.0}, lambda v: HOSTILE)
+    for chart in (table, bars(HOSTILE, [(HOSTILE, 1.0, HOSTILE)]), profile(HOSTILE, [0, 2])):
         assert not list(ElementTree.fromstring(chart).iter("script"))
 
 
@@ -153,7 +151,7 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "dir").mkdir()
     for options, words in [
         ({"report": tmp_path / "none" / "r.html"}, "--report .*does not exist"), ({"report": tmp_path / "dir"}, "is a folder"),
-        ({"card": tmp_path / "dir"}, "--card .* is a folder"), ({"dry_run": True, "report": tmp_path / "r.html"}, "--dry-run writes nothing"),
+        ({"card": tmp_path / "dir"}, "--card .* is a folder"), ({"dry_run": True, "report": tmp_path / "r"}, "--dry-run writes nothing"),
         ({"report_only": True, "verify": True}, "--report-only writes no model"), ({"out": None}, "--out FILE.gguf is missing"),
     ]:  # fmt: skip
         with pytest.raises(GwqError, match=words):
