@@ -31,7 +31,7 @@ def heat_map(label, rows, columns, values, show, log=False):
         if v <= 0:
             return 0.0
         part = math.log(v / low) / math.log(high / low) if log and high > low else v / high
-        return 0.06 + 0.94 * part
+        return 0.05 + 0.55 * part  # never so strong that text on it would be hard to read
 
     body = []
     for x, column in enumerate(columns):
@@ -49,8 +49,7 @@ def heat_map(label, rows, columns, values, show, log=False):
             body.append(f"<g><title>{text(row)} {text(column)}: {text(show(v))}</title>")
             body.append(f'<rect class="a" fill-opacity="{shade(v):.2f}" {box}/>')
             if width > CHARACTER * len(show(v)):
-                on = "p" if shade(v) > 0.5 else "s"
-                body.append(f'<text class="{on}" x="{left + width / 2:.1f}" y="{at + 12:.1f}" text-anchor="middle">{text(show(v))}</text>')
+                body.append(f'<text class="s" x="{left + width / 2:.1f}" y="{at + 12:.1f}" text-anchor="middle">{text(show(v))}</text>')
             body.append("</g>")
     return _svg(top + len(rows) * ROW, label, body)
 

@@ -23,7 +23,7 @@ p { max-width: 44rem; margin: .5rem 0 } .soft, figcaption { color: var(--soft); 
 .tiles div { background: var(--fill); border-radius: .4rem; padding: .6rem .8rem }
 .tiles dt { color: var(--soft); font-size: .8rem } .tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600; overflow-wrap: anywhere }
 figure { margin: 0; min-width: 0 } figcaption { margin-bottom: .4rem } svg { display: block; width: 100%; height: auto }
-svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .s, svg .p { font-size: 11px } svg .p { fill: var(--page) }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .s { font-size: 11px }
 svg .a { fill: var(--accent) } svg .b { fill: var(--fill) } svg .l { stroke: var(--accent) } svg.f { width: 7rem; height: 1.2rem }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem }
 .scroll:focus-visible { outline: 2px solid var(--accent) }
