@@ -41,8 +41,9 @@ def _tensor(reader, t):
     found = {"name": t.name, "type": t.type.name, "shape": list(t.shape), "params": prod(t.shape), "bytes": t.nbytes + table,
              "outliers": t.outlier_count} | place(t.name)  # fmt: skip
     if t.outlier_count:
-        row, column, _ = unpack_outliers(*t.outliers, t.shape)
-        for name, at, n in (("row", row, t.shape[0]), ("column", column, t.shape[-1])):
+        rows, columns = prod(t.shape[:-1]), t.shape[-1]
+        row, column, _ = unpack_outliers(*t.outliers, (rows, columns))
+        for name, at, n in (("row", row, rows), ("column", column, columns)):
             counts = np.bincount(at, minlength=n)
             bins = np.add.reduceat(counts, np.unique(np.linspace(0, n, BINS, endpoint=False).astype(int)))
             densest = np.sort(counts)[-max(1, round(DENSEST * n)) :]

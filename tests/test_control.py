@@ -18,17 +18,18 @@ def types(path):
     return {t.name: t.type.name for t in gwq_export.open_gguf(path).tensors.values() if not t.companion and len(t.shape) > 1}
 
 
-def test_exclude_keeps_matrices_at_16_bits(exported):
+def test_exclude_keeps_matrices_at_16_bits(tiny, exported):
     """Beside --tensor-type, which it outranks, and under a budget, which then counts them as they are."""
-    plain = types(exported(type="gwq4", **SMALL)[0])
+    model = tiny("llama")
+    plain = types(exported(model, type="gwq4", **SMALL)[0])
     assert set(plain.values()) == {"gwq4", "q8_0"}
-    path, _ = exported(type="gwq4", exclude=["attn_v", "token_embd"], tensor_type=["attn=gwq3"], **SMALL)
-    expected = {n: "f16" if "attn_v" in n or "token" in n else "gwq3" if "attn" in n else "gwq4" for n in plain}
+    path, _ = exported(model, type="gwq4", exclude=["attn_v", "token_embd"], tensor_type=["attn=gwq3"], **SMALL)
+    expected = {n: "f16" if "attn_v" in n or "token" in n else "gwq3" if "attn" in n else plain[n] for n in plain}
     assert types(path) == expected
-    path, result = exported(size="4MiB", exclude="blk.0.", outliers=0.002, **SMALL)
+    path, result = exported(model, bpw=6, exclude="blk.0.", outliers=0.002, **SMALL)
     chosen = types(path)
-    assert {t for n, t in chosen.items() if n.startswith("blk.0.")} == {"f16"} and result["bytes"] <= 4 << 20
-    assert result["bytes"] > 0.995 * (4 << 20) and len(set(chosen.values())) > 2
+    assert {t for n, t in chosen.items() if n.startswith("blk.0.")} == {"f16"} and 0.995 * 6 < result["bpw"] <= 6
+    assert len(set(chosen.values())) > 2
 
 
 def test_sensitivities(tmp_path):
