@@ -1,7 +1,7 @@
-"""Architectures as data: which tensors there are, their GGUF names, and how a Hugging Face weight is rearranged.
+"""Architectures as data: which tensors there are, their GGUF names, how a Hugging Face weight is rearranged, how a block computes.
 
-To add an architecture, add a row to ARCHS (and a tensor table if the existing one does not fit). Nothing here
-imports other modules; `export` reads the Hugging Face side of a row, `model` the GGUF side.
+To add an architecture, add a row to ARCHS (and a tensor table if none fits). Nothing here imports other modules; export
+reads the Hugging Face side of a row, the runtime the GGUF side.
 """
 
 from dataclasses import dataclass, field
@@ -9,65 +9,297 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of a decoder block. `heads` names the head count by which rows are permuted where llama.cpp does."""
+    """One tensor of a decoder block, and how its rows in the file follow from those of the checkpoint."""
 
     gguf: str  # name after "blk.N."
     hf: str  # name after "<layers>.N."
-    shape: tuple  # names of Source.dims: dim, q (heads x head), kv (kv_heads x head), ffn, head
+    shape: tuple  # names of Source.dims, rows and columns as in the file: dim, q (heads x head), kv (kv_heads x head), ffn, head ...
     linear: bool = False  # a matrix that is calibrated and quantized
-    heads: str = ""  # "heads" or "kv_heads"
+    heads: str = ""  # "heads" or "kv_heads": rows are permuted head by head where rope turns pairs
+    interleaved: int = 0  # rows lie as (heads, interleaved, head) and go to (interleaved, heads, head)
+    transposed: bool = False  # the checkpoint has (columns, rows)
+    plus: float = 0.0  # is added to every value
     optional: bool = False
 
 
-def _norm(gguf, hf, dim="dim", optional=False):
-    return TensorRow(f"{gguf}.weight", f"{hf}.weight", (dim,), optional=optional)
+def _norm(gguf, hf, dim="dim", plus=0.0, optional=False):
+    return TensorRow(f"{gguf}.weight", f"{hf}.weight", (dim,), plus=plus, optional=optional)
 
 
-def _linear(gguf, hf, rows, cols, heads=""):
-    return (
-        TensorRow(f"{gguf}.weight", f"{hf}.weight", (rows, cols), linear=True, heads=heads),
-        TensorRow(f"{gguf}.bias", f"{hf}.bias", (rows,), heads=heads, optional=True),
-    )
+def _layer_norm(gguf, hf):
+    return tuple(TensorRow(f"{gguf}.{part}", f"{hf}.{part}", ("dim",)) for part in ("weight", "bias"))
 
 
-LLAMA_BLOCK = (
-    _norm("attn_norm", "input_layernorm"),
+def _linear(gguf, hf, rows, cols, bias=True, **arranged):
+    weight = TensorRow(f"{gguf}.weight", f"{hf}.weight", (rows, cols), linear=True, **arranged)
+    arranged.pop("transposed", None)
+    return (weight, TensorRow(f"{gguf}.bias", f"{hf}.bias", (rows,), optional=True, **arranged)) if bias else (weight,)
+
+
+ATTENTION = (
     *_linear("attn_q", "self_attn.q_proj", "q", "dim", heads="heads"),
     *_linear("attn_k", "self_attn.k_proj", "kv", "dim", heads="kv_heads"),
     *_linear("attn_v", "self_attn.v_proj", "kv", "dim"),
-    _norm("attn_q_norm", "self_attn.q_norm", "head", optional=True),
-    _norm("attn_k_norm", "self_attn.k_norm", "head", optional=True),
-    *_linear("attn_output", "self_attn.o_proj", "dim", "q"),
-    _norm("ffn_norm", "post_attention_layernorm"),
+)
+ATTENTION_OUTPUT = _linear("attn_output", "self_attn.o_proj", "dim", "q")
+FFN = (
     *_linear("ffn_gate", "mlp.gate_proj", "ffn", "dim"),
     *_linear("ffn_up", "mlp.up_proj", "ffn", "dim"),
     *_linear("ffn_down", "mlp.down_proj", "dim", "ffn"),
 )
 
 
+def _gemma_block(*qk_norms):
+    """Norms before and after both halves; checkpoints have their weights less one."""
+    return (
+        _norm("attn_norm", "input_layernorm", plus=1.0),
+        *ATTENTION,
+        *qk_norms,
+        *ATTENTION_OUTPUT,
+        _norm("post_attention_norm", "post_attention_layernorm", plus=1.0),
+        _norm("ffn_norm", "pre_feedforward_layernorm", plus=1.0),
+        *FFN,
+        _norm("post_ffw_norm", "post_feedforward_layernorm", plus=1.0),
+    )
+
+
+LLAMA_BLOCK = (
+    _norm("attn_norm", "input_layernorm"),
+    *ATTENTION,
+    _norm("attn_q_norm", "self_attn.q_norm", "head", optional=True),
+    _norm("attn_k_norm", "self_attn.k_norm", "head", optional=True),
+    *ATTENTION_OUTPUT,
+    _norm("ffn_norm", "post_attention_layernorm"),
+    *FFN,
+)
+OLMO2_BLOCK = (  # no norm before, one after; Q and K are normed whole
+    *ATTENTION,
+    _norm("attn_q_norm", "self_attn.q_norm", "q"),
+    _norm("attn_k_norm", "self_attn.k_norm", "kv"),
+    *ATTENTION_OUTPUT,
+    _norm("post_attention_norm", "post_attention_layernorm"),
+    *FFN,
+    _norm("post_ffw_norm", "post_feedforward_layernorm"),
+)
+PHI3_BLOCK = (  # ffn_up holds gate and up
+    _norm("attn_norm", "input_layernorm"),
+    *_linear("attn_qkv", "self_attn.qkv_proj", "qkv", "dim", bias=False),
+    *_linear("attn_output", "self_attn.o_proj", "dim", "q", bias=False),
+    _norm("ffn_norm", "post_attention_layernorm"),
+    *_linear("ffn_up", "mlp.gate_up_proj", "gate_up", "dim", bias=False),
+    *_linear("ffn_down", "mlp.down_proj", "dim", "ffn", bias=False),
+)
+GPT2_BLOCK = (
+    *_layer_norm("attn_norm", "ln_1"),
+    *_linear("attn_qkv", "attn.c_attn", "qkv", "dim", transposed=True),
+    *_linear("attn_output", "attn.c_proj", "dim", "q", transposed=True),
+    *_layer_norm("ffn_norm", "ln_2"),
+    *_linear("ffn_up", "mlp.c_fc", "ffn", "dim", transposed=True),
+    *_linear("ffn_down", "mlp.c_proj", "dim", "ffn", transposed=True),
+)
+NEOX_BLOCK = (
+    *_layer_norm("attn_norm", "input_layernorm"),
+    *_linear("attn_qkv", "attention.query_key_value", "qkv", "dim", interleaved=3),
+    *_linear("attn_output", "attention.dense", "dim", "q"),
+    *_layer_norm("ffn_norm", "post_attention_layernorm"),
+    *_linear("ffn_up", "mlp.dense_h_to_4h", "ffn", "dim"),
+    *_linear("ffn_down", "mlp.dense_4h_to_h", "dim", "ffn"),
+)
+
+_OFF = (False, None)
+_LLAMA_ROPES = ("default", "linear", "llama3", "yarn")
+_GEMMA = {"hidden_act": ("gelu_pytorch_tanh",), "attention_bias": _OFF, "use_bidirectional_attention": _OFF}
+
+
 @dataclass(frozen=True)
 class Arch:
-    """One architecture. `rope` is "pairs" (rows of Q and K are permuted at export) or "halves" (as in transformers)."""
+    """One architecture: where its tensors are, which config keys they follow, and how it computes.
+
+    rope: "pairs" (rows of Q and K are permuted at export), "halves" (as in transformers) or "" (learned positions).
+    Attention of block i sees a sliding window unless (i + 1) is a multiple of `full_every` (0: all blocks do), where the
+    config names a window; no positions are turned where it is a multiple of `unturned_every`.
+    """
 
     gguf: str  # general.architecture and key prefix
     rope: str
+    block: tuple = LLAMA_BLOCK
     layers: str = "model.layers"  # module path of the decoder blocks
     embed: str = "model.embed_tokens.weight"
+    positions: str = ""  # learned positions
     norm: str = "model.norm.weight"
+    norm_plus: float = 0.0  # is added to the last norm's weight
     head: str = "lm_head.weight"
-    block: tuple = LLAMA_BLOCK
-    window: str = ""  # config key of the sliding attention window, if the architecture has one
+    layer_norm: bool = False  # LayerNorm with a bias in the place of RMSNorm
+    activation: str = "silu"  # silu, gelu (erf), gelu_tanh
+    scaled_embedding: bool = False  # embeddings are multiplied by the root of their width
+    parallel: bool = False  # attention and feed-forward may read the same input: the config says
+    window: str = ""  # config key of the sliding window
+    full_every: int = 0
+    unturned_every: int = 0
+    rope_kinds: tuple = ("default", "linear", "yarn")  # scalings; as in stock files
+    partial: bool = False  # only the first part of a head may turn: the config says how much
+    swa_base: str = ""  # config key of the rope base of blocks with a window, where they have their own
+    wide_queries: int = 0  # models of so many blocks scale scores by the root of dim / heads, and stock files do not say it
+    query_scalar: str = ""  # config key of the number whose inverse root scales scores
+    eps: str = "rms_norm_eps"
+    ffn_times: int = 0  # width of the feed-forward layers in widths of the model, where the config does not say
+    names: dict = field(default_factory=dict)  # config key of the other rows -> this architecture's own
+    defaults: dict = field(default_factory=dict)  # what transformers takes for a missing config key
+    numbers: dict = field(default_factory=dict)  # GGUF key -> config key of a positive number; None is no number, and not written
+    model_type: str = ""  # what config.json calls it, where that is not `gguf`
     # config values this runtime computes with; anything else is refused by name. A missing key is fine.
-    only: dict = field(default_factory=lambda: {"hidden_act": ("silu",), "use_sliding_window": (False, None), "mlp_bias": (False, None)})
+    only: dict = field(default_factory=lambda: {"hidden_act": ("silu",), "use_sliding_window": _OFF, "mlp_bias": _OFF})
+
+    @property
+    def first(self):
+        """Rows of what comes before the blocks, with full names."""
+        rows = (TensorRow("token_embd.weight", self.embed, ("vocab", "dim")),)
+        return (*rows, TensorRow("position_embd.weight", self.positions, ("ctx", "dim"))) if self.positions else rows
+
+    @property
+    def last(self):
+        """Rows of what comes after the blocks but the head."""
+        rows = (TensorRow("output_norm.weight", self.norm, ("dim",), plus=self.norm_plus),)
+        bias = TensorRow("output_norm.bias", f"{self.norm.removesuffix('weight')}bias", ("dim",))
+        return (*rows, bias) if self.layer_norm else rows
+
+    def sliding(self, block, full_every):
+        """Whether this block's attention sees a window, where the model has one. full_every: the model's, mostly the architecture's."""
+        return not full_every or (block + 1) % full_every != 0
+
+    def turned(self, block):
+        """Whether this block turns Q and K by their positions."""
+        return bool(self.rope) and (not self.unturned_every or (block + 1) % self.unturned_every != 0)
 
 
 ARCHS = {  # Hugging Face class name -> row
-    "LlamaForCausalLM": Arch("llama", "pairs"),
-    "MistralForCausalLM": Arch("llama", "pairs", window="sliding_window"),
+    "LlamaForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES),
+    "MistralForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES, window="sliding_window", model_type="mistral"),
     "Qwen2ForCausalLM": Arch("qwen2", "halves"),
     "Qwen3ForCausalLM": Arch("qwen3", "halves"),
+    "SmolLM3ForCausalLM": Arch("smollm3", "pairs", unturned_every=4, defaults={"rope_theta": 2e6, "tie_word_embeddings": True}),
+    "GraniteForCausalLM": Arch(
+        "granite",
+        "pairs",
+        rope_kinds=_LLAMA_ROPES,
+        defaults={"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0},
+        numbers={
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+    ),
+    "Olmo2ForCausalLM": Arch(
+        "olmo2", "halves", OLMO2_BLOCK, defaults={"rms_norm_eps": 1e-5}, only={"hidden_act": ("silu",), "attention_bias": _OFF}
+    ),
+    "Phi3ForCausalLM": Arch(
+        "phi3",
+        "halves",
+        PHI3_BLOCK,
+        window="sliding_window",
+        rope_kinds=("default", "longrope"),
+        partial=True,
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    "Gemma2ForCausalLM": Arch(
+        "gemma2",
+        "halves",
+        _gemma_block(),
+        norm_plus=1.0,
+        activation="gelu_tanh",
+        scaled_embedding=True,
+        window="sliding_window",
+        full_every=2,
+        wide_queries=46,
+        query_scalar="query_pre_attn_scalar",
+        names={"hidden_act": "hidden_activation"},
+        defaults={
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "tie_word_embeddings": True,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        numbers={"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"},
+        only=_GEMMA,
+    ),
+    "Gemma3ForCausalLM": Arch(
+        "gemma3",
+        "halves",
+        _gemma_block(
+            _norm("attn_q_norm", "self_attn.q_norm", "head", plus=1.0), _norm("attn_k_norm", "self_attn.k_norm", "head", plus=1.0)
+        ),
+        norm_plus=1.0,
+        activation="gelu_tanh",
+        scaled_embedding=True,
+        window="sliding_window",
+        full_every=6,
+        swa_base="rope_local_base_freq",
+        model_type="gemma3_text",
+        wide_queries=62,
+        query_scalar="query_pre_attn_scalar",
+        names={"hidden_act": "hidden_activation"},
+        defaults={
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "tie_word_embeddings": True,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+        },
+        only=_GEMMA | {"attn_logit_softcapping": (None,), "final_logit_softcapping": (None,)},
+    ),
+    "GPT2LMHeadModel": Arch(
+        "gpt2",
+        "",
+        GPT2_BLOCK,
+        layers="transformer.h",
+        embed="transformer.wte.weight",
+        positions="transformer.wpe.weight",
+        norm="transformer.ln_f.weight",
+        layer_norm=True,
+        activation="gelu_tanh",
+        eps="layer_norm_epsilon",
+        ffn_times=4,
+        names={
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+            "intermediate_size": "n_inner",
+            "hidden_act": "activation_function",
+        },
+        defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        only={
+            "hidden_act": ("gelu_new",),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
+    ),
+    "GPTNeoXForCausalLM": Arch(
+        "gptneox",
+        "halves",
+        NEOX_BLOCK,
+        layers="gpt_neox.layers",
+        embed="gpt_neox.embed_in.weight",
+        norm="gpt_neox.final_layer_norm.weight",
+        head="embed_out.weight",
+        layer_norm=True,
+        activation="gelu",
+        parallel=True,
+        rope_kinds=("default", "linear"),
+        partial=True,
+        eps="layer_norm_eps",
+        model_type="gpt_neox",
+        names={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+        defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
+        only={"hidden_act": ("gelu",), "attention_bias": (True,)},
+    ),
 }
-ROPE_BY_GGUF = {a.gguf: a.rope for a in ARCHS.values()}
+ARCH_BY_GGUF = {a.gguf: a for a in ARCHS.values()}
 
 
 def gguf_name(block, row):

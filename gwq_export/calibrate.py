@@ -8,23 +8,18 @@ Blocks run as transformers' own modules, so rope, masks and attention variants c
 
 import functools
 import hashlib
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gwq_export import GwqError
-
-STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
-    "abs": lambda g: g.abs(),
-    "mean": lambda g: g,
-    "square": lambda g: g * g,
-}
-# Per matrix, x its input and z its output at a token: "hessian" (cols, cols) is the mean over tokens of x x^T, "rows" (rows,)
-# that of (dL/dz)^2 with L the loss summed over a sample's tokens. To second order an error E of the matrix then adds
-# sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
-# matrix, arXiv 1503.05671).
-FACTORS = ("hessian", "rows")
+from gwq_export.parallel import add_gram, batches, each, mirror
+from gwq_export.totals import FACTORS, Tap, Totals
+from gwq_export.workdir import Memory
 
 
 @dataclass
@@ -63,16 +58,39 @@ def sample_tokens(ids, samples, ctx, seed, bos=None):
     return torch.from_numpy(windows.astype(np.int64))
 
 
+@contextmanager
+def _weightless():
+    """Modules made in here have buffers, such as rope frequencies, but no weights."""
+    handle = register_module_parameter_registration_hook(lambda module, name, weight: weight if weight is None else _emptied(weight))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _emptied(weight):
+    return torch.nn.Parameter(weight.to("meta"), requires_grad=False)
+
+
+def _drop(module):
+    """Let go of the weights of a module and its parts."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, _emptied(weight))
+
+
 class _Stand(torch.nn.Module):
     """In the place of a decoder block: notes what the model passes to it and hands on `give` or its input."""
 
     def __init__(self):
         super().__init__()
-        self.kwargs = self.seen = self.give = None
+        self.args = self.kwargs = self.seen = None
+        self.given = threading.local()  # .give: of the thread that runs the model
 
-    def forward(self, hidden, **kwargs):
-        self.kwargs, self.seen = kwargs, hidden
-        return hidden if self.give is None else self.give
+    def forward(self, hidden, *args, **kwargs):
+        self.args, self.kwargs, self.seen = args, kwargs, hidden
+        give = getattr(self.given, "give", None)
+        return hidden if give is None else give
 
 
 class BlockModel:
@@ -85,8 +103,9 @@ class BlockModel:
         try:
             config = AutoConfig.from_pretrained(source.folder)
             config.use_cache = False
-            with torch.device("meta"):
-                self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+            attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"  # sdpa knows no soft-capping
+            with _weightless():
+                self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         except Exception as e:  # transformers raises many kinds for a config it does not accept
             raise GwqError(f"{source.folder}/config.json: transformers does not accept it ({' '.join(str(e).split())[:200]})") from None
         self.model.eval().requires_grad_(False)
@@ -95,24 +114,26 @@ class BlockModel:
         self.blocks = list(getattr(parent, name))  # on the meta device until loaded
         self.stands = [_Stand() for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
-        for path, module in list(self.model.named_modules()):
-            if any(b.is_meta for b in module.buffers(recurse=False)):  # rope frequencies follow from the config
-                self.model.set_submodule(path, type(module)(config).to(device))
+        for module in (self.model, *self.blocks):
+            for part in module.modules():
+                part._buffers.update({name: b.to(device) for name, b in part.named_buffers(recurse=False)})
+        self.head = self.model.get_output_embeddings()
 
     def load_ends(self):
         """Embedding, last norm and head: on hand only while they are used, as they are large."""
-        arch = self.source.arch
-        names = [arch.embed, arch.norm, *([] if self.source.tied else [arch.head])]
-        self._assign(self.model, {n: self.source.tensor(n) for n in names})
-        if self.source.tied:
-            self._module(arch.head).weight = self.model.get_parameter(arch.embed)
+        source = self.source
+        self._assign(self.model, {name: source.tensor(name) for _, name in source.ends()})
+        if source.tied:
+            self.head.weight = self.end(source.arch.embed)
+        else:
+            self._assign(self.head, {"weight": source.tensor(source.arch.head)})
 
     def drop_ends(self):
-        for name in (self.source.arch.embed, self.source.arch.norm, self.source.arch.head):
-            self._module(name).to("meta")
+        _drop(self.model)
 
-    def _module(self, name):
-        return self.model.get_submodule(name.removesuffix(".weight"))
+    def end(self, name):
+        """The parameter of the embedding or the head, by its name in the checkpoint."""
+        return self.head.weight if name == self.source.arch.head else self.model.get_parameter(name)
 
     def _assign(self, module, tensors):
         tensors = {n: t.to(self.device) for n, t in tensors.items()}
@@ -134,11 +155,11 @@ class BlockModel:
         return self.blocks[i]
 
     def drop(self, i):
-        self.blocks[i].to("meta")
+        _drop(self.blocks[i])
 
     def run(self, i, hidden):
         """Output of loaded block i, called with what the model passes to it."""
-        out = self.blocks[i](hidden, **self.stands[i].kwargs)
+        out = self.blocks[i](hidden, *self.stands[i].args, **self.stands[i].kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def embed(self, ids):
@@ -148,9 +169,9 @@ class BlockModel:
 
     def logits(self, ids, hidden):
         """float32 (ctx, vocab) from the output of the last block, for ids (1, ctx)."""
-        self.stands[-1].give = hidden
+        self.stands[-1].given.give = hidden
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        self.stands[-1].give = None
+        self.stands[-1].given.give = None
         return logits
 
     def loss(self, ids, hidden):
@@ -158,128 +179,122 @@ class BlockModel:
         return torch.nn.functional.cross_entropy(self.logits(ids, hidden)[:-1], ids[0, 1:])
 
 
-class _Tap:
-    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run."""
-
-    def __init__(self, modules):
-        self.x, self.z = {}, {}
-        self._handles = [m.register_forward_hook(functools.partial(self._note, name)) for name, m in modules.items()]
-
-    def _note(self, name, module, args, output):
-        self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
-
-    def remove(self):
-        for handle in self._handles:
-            handle.remove()
-
-
-class _Totals:
-    """Sums of statistics, by weight. Matrices that share an input share its Hessian."""
-
-    def __init__(self, statistics, tokens):
-        self.per_weight = [s for s in statistics if s in STATISTICS]
-        self.factors = [s for s in statistics if s in FACTORS]
-        self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared = {}, {}
-
-    def _add(self, key, value):
-        if key in self.sums:
-            self.sums[key] += value
-        else:
-            self.sums[key] = value
-
-    def weight(self, name, gradient):
-        """Per-weight statistics of one sample's gradient of the mean loss."""
-        for s in self.per_weight:
-            self._add((name, s), STATISTICS[s](gradient) / self.samples)
-
-    def factor(self, inputs, gradients):
-        """Factors of one sample: {name: x (tokens, cols)} and {name: gradient of the mean loss (tokens, rows)}."""
-        owner = {}
-        for name, x in inputs.items():
-            first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
-            self.shared[name] = first
-            if first == name and "hessian" in self.factors:
-                self._add((name, "hessian"), x.T @ x / self.tokens)
-            if "rows" in self.factors:
-                g = gradients[name].reshape(len(x), -1)
-                self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
-
-    def take(self, name, weight):
-        """(weight, {statistic: array}) as numpy float32."""
-        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
-        if "hessian" in self.factors:
-            key = self.shared[name], "hessian"
-            if not isinstance(self.sums[key], np.ndarray):  # one array for all that share it
-                self.sums[key] = self.sums[key].cpu().numpy()
-            found["hessian"] = self.sums[key]
-        return weight.cpu().numpy(), found
-
-
-def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None):
+def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,
+              finished=lambda name: False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture; then those of `ends`
-    (embedding, head). statistics: names from STATISTICS, float32 of the weight's shape, and FACTORS.
-    `calibration.losses` is filled before the first tensor is yielded.
+    (embedding, head). statistics: names from totals.STATISTICS, float32 of the weight's shape, and FACTORS.
+    `calibration.losses` is filled before the first tensor is yielded. keep: a workdir.Memory for what blocks hand on, or a
+    Workdir from which another run of this function goes on; it leaves out the tensors of which `finished` is true.
     """
-    model, tokens = BlockModel(source, device), calibration.tokens.to(device)
-    samples, blocks = len(tokens), source.layers
-    calibration.losses.clear()
-    with torch.no_grad():
-        model.load_ends()
-        states = [torch.cat([model.embed(ids[None]) for ids in tokens])]  # hidden states between blocks
-        model.drop_ends()
-        for i in range(blocks):
-            model.load(i)
-            states.append(torch.cat([model.run(i, h[None]) for h in states[i]]))
-            model.drop(i)
-            progress("forward", i + 1, blocks)
-    last = states.pop()
-    upstream = torch.empty_like(last)
-    model.load_ends()
-    for s, ids in enumerate(tokens):
-        output = last[s : s + 1].clone().requires_grad_()
-        loss = model.loss(ids[None], output)
-        upstream[s] = torch.autograd.grad(loss, output)[0]
-        calibration.losses.append(loss.item())
-    if not np.isfinite(calibration.losses).all():
-        raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
-    model.drop_ends()
-    if not ends:
-        del last, output
-    for i in reversed(range(blocks)):
-        block, totals = model.load(i), _Totals(statistics, tokens)
-        linears = {row.hf: name for row, name in source.block(i).items() if row.linear}
-        weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
-        wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-        tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
-        for s in range(samples):
-            given = states[i][s : s + 1].clone().requires_grad_()
-            output = model.run(i, given)
-            found = torch.autograd.grad(output, [given, *wanted.values(), *tap.z.values()], upstream[s : s + 1])
-            for name, g in zip(wanted, found[1:], strict=False):
-                totals.weight(name, g)
-            totals.factor(tap.x, dict(zip(tap.z, found[1 + len(wanted) :], strict=True)))
-            upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
-            del found, output
-        tap.remove()
-        states.pop()
-        for name, w in weights.items():
-            yield name, *totals.take(name, w.detach())
-        del weights, wanted, tap, totals
+    keep, blocks = keep or Memory(), source.layers
+    linears = [[n for row, n in source.block(i).items() if row.linear] for i in range(blocks)]
+    done = [i for i in range(blocks) if f"upstream.{i}" in keep and all(map(finished, linears[i]))]
+    left, ends = min(done, default=blocks), [] if all(map(finished, ends)) else ends  # blocks still to be differentiated
+    if left or ends:
+        model, tokens = BlockModel(source, device), calibration.tokens.to(device)
+        _forward(model, tokens, ends, keep, progress)
+    calibration.losses[:] = keep.get("losses")[0].tolist()
+    progress("backward", blocks - left, blocks)
+    for i in reversed(range(left)):
+        yield from (found for found in _block_gradients(model, i, tokens, statistics, keep) if not finished(found[0]))
         model.drop(i)
+        keep.drop(f"upstream.{i + 1}")
+        keep.drop(f"state.{i}")
         progress("backward", blocks - i, blocks)
     if ends:
-        yield from _end_gradients(model, tokens, last, upstream, statistics, ends)
+        last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
+        yield from _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
 
 
-def _end_gradients(model, tokens, last, upstream, statistics, ends):
+def _kept(keep, name, device):
+    return torch.from_numpy(keep.get(name)[0]).to(device)
+
+
+def _keep(keep, name, states):
+    keep.put(name, states.detach().cpu().numpy())
+
+
+def _forward(model, tokens, ends, keep, progress):
+    """Hidden states before every block and after the last as `state.N`, their gradient after the last block as `upstream.N`."""
+    blocks = len(model.blocks)
+    before = any(f"upstream.{i}" in keep for i in range(blocks + 1))  # gone through by an earlier run
+    run = torch.no_grad()(model.run)  # in whichever thread
+    with torch.no_grad():
+        model.load_ends()
+        if before or "state.0" in keep:
+            model.embed(tokens[:1])  # blocks need the arguments that come with it
+        else:
+            _keep(keep, "state.0", torch.cat([model.embed(ids[None]) for ids in tokens]))
+        model.drop_ends()
+        if before:
+            return
+        progress("forward", 0, blocks)
+        for i in range(blocks):
+            if f"state.{i + 1}" not in keep:
+                model.load(i)
+                _keep(keep, f"state.{i + 1}", torch.cat(each(functools.partial(run, i), _kept(keep, f"state.{i}", model.device).split(1))))
+                model.drop(i)
+            progress("forward", i + 1, blocks)
+    upstream = _kept(keep, f"state.{blocks}", model.device).clone()
+    model.load_ends()
+
+    def differentiate(s):
+        output = upstream[s : s + 1].clone().requires_grad_()
+        loss = model.loss(tokens[s : s + 1], output)
+        upstream[s] = torch.autograd.grad(loss, output)[0]
+        return loss.item()
+
+    losses = each(differentiate, range(len(tokens)))
+    if not np.isfinite(losses).all():
+        raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
+    model.drop_ends()
+    keep.put("losses", np.array(losses))
+    _keep(keep, f"upstream.{blocks}", upstream)
+    if not ends:
+        keep.drop(f"state.{blocks}")
+
+
+def _block_gradients(model, i, tokens, statistics, keep):
+    """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`."""
+    block, totals = model.load(i), Totals(statistics, tokens)
+    linears = {row.hf: name for row, name in model.source.block(i).items() if row.linear}
+    weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
+    wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
+    tap = Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
+    _keep(keep, f"upstream.{i}", _differentiate(model, i, keep, totals, wanted, tap))
+    tap.remove()
+    totals.finish()
+    for name, w in weights.items():
+        yield name, *totals.take(name, w.detach())
+
+
+def _differentiate(model, i, keep, totals, wanted, tap):
+    """Add to the totals; returns the gradient of the hidden states before block i."""
+    states, upstream = _kept(keep, f"state.{i}", model.device), _kept(keep, f"upstream.{i + 1}", model.device)
+
+    def differentiate(s):
+        given = states[s : s + 1].clone().requires_grad_()
+        output, (inputs, outputs) = model.run(i, given), tap.take()
+        found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1])
+        return found[0], found[1 : 1 + len(wanted)], inputs, dict(zip(outputs, found[1 + len(wanted) :], strict=True))
+
+    for some in batches(len(states)):
+        for s, (lower, by_weight, inputs, by_output) in zip(some, each(differentiate, some), strict=True):
+            for name, g in zip(wanted, by_weight, strict=True):
+                totals.weight(name, g)
+            totals.factor(inputs, by_output)
+            upstream[s] = lower
+    return upstream
+
+
+def _end_gradients(model, tokens, last, upstream, statistics, ends, progress):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
-    arch, totals = model.source.arch, _Totals(statistics, tokens)
-    weights = {name: model.model.get_parameter(name).requires_grad_() for name in ends}
-    tap = _Tap({"head": model._module(arch.head)} if totals.factors else {})
+    arch, totals = model.source.arch, Totals(statistics, tokens)
+    weights = {name: model.end(name).requires_grad_() for name in ends}
+    tap = Tap().attach({"head": model.head} if totals.factors else {})
     for s, ids in enumerate(tokens):
         loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
         if totals.factors:
@@ -291,8 +306,10 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
         if totals.per_weight:
             for name, g in zip(weights, torch.autograd.grad(outputs, list(weights.values()), given), strict=True):
                 totals.weight(name, g)
+        progress("embedding and head", s + 1, len(tokens))
+    totals.finish()
     tap.remove()
-    factors = _end_factors(totals, tokens, upstream) if totals.factors else {}
+    factors = _end_factors(totals, tokens, upstream * model.source.embedding_scale) if totals.factors else {}
     for name, w in weights.items():
         kind = "tied" if model.source.tied else "head" if name == arch.head else "embed"
         found = {s: totals.sums.pop((name, s)) for s in totals.per_weight} | {f: factors[kind][f] for f in totals.factors}
@@ -300,10 +317,16 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
 
 
 def _end_factors(totals, tokens, upstream):
-    """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes."""
-    head = {f: totals.sums["head", f] for f in totals.factors}
+    """{"head", "embed", "tied": {factor: tensor}}. A row of the embedding counts as often as its token comes.
+
+    upstream: gradients of the loss with respect to rows of the embedding, (samples, tokens, dim).
+    """
+    head = {f: totals.hessians["head"] if f == "hessian" else totals.sums["head", f] for f in totals.factors}
     g = upstream.reshape(-1, upstream.shape[-1]) * totals.length
-    embed = {"hessian": g.T @ g / tokens.numel()}
+    embed = {"hessian": g.new_zeros(2 * g.shape[1:])}
+    add_gram(embed["hessian"], g)
+    mirror(embed["hessian"])
+    embed["hessian"] /= tokens.numel()
     if "rows" in head:  # how often a token comes; those that did not come share what Good and Turing give them
         counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])).float()
         unseen = ((counts == 1).sum() / tokens.numel()).clamp(max=0.5)

@@ -1,92 +1,73 @@
-"""A decoder-only language model over a GGUF file: config, KV cache and one forward function of native ops.
+"""A decoder-only language model over a GGUF file: weights, KV cache and one forward function of native ops.
 
-Weights are used where the file is mapped. Nothing here imports torch.
+Which tensors a block has is read from the architecture's table; what is not there leaves its input as it is. Weights are
+used where the file is mapped. Nothing here imports torch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.arch import ROPE_BY_GGUF
+from gwq_export.config import read_config
 from gwq_export.container import Reader
-from gwq_export.native import F32, Linear, Matrix, Ops, Pool, lib, pointer
+from gwq_export.format import TYPES
+from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
+from gwq_export.rope import Rope
 
 BATCH = 512  # tokens of a prompt computed at once
+CACHE = {"f16": np.float16, "f32": np.float32}  # what a KV cache may hold
 
 
-@dataclass(frozen=True)
-class Config:
-    """Hyperparameters as the file's metadata gives them."""
+class Norm:
+    """RMSNorm, or LayerNorm with a bias, of x (n, repeat, size of the weight)."""
 
-    arch: str
-    layers: int
-    dim: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    ctx: int
-    eps: float
-    rope_base: float
-    rope_scale: float  # positions are divided by it (linear scaling)
-    window: int  # sliding attention window, 0: all
+    def __init__(self, weight, bias, eps, repeat=1):
+        self.weight, self.bias, self.eps, self.size, self.repeat = weight, bias, eps, weight.array.size, repeat
+
+    def __call__(self, ops, x, n, out):
+        """Pointer to the result, which is `out`; out may be x."""
+        if self.bias:
+            ops.layernorm(x, self.weight.ptr, self.bias.ptr, self.eps, n * self.repeat, self.size, out)
+        else:
+            ops.rmsnorm(x, self.weight.ptr, self.eps, n * self.repeat, self.size, out)
+        return out
 
 
-def _config(reader):
-    meta = reader.metadata
-    arch = meta.get("general.architecture")
-    if not isinstance(arch, str) or arch not in ROPE_BY_GGUF:
-        raise GwqError(f"{reader.path}: architecture {arch!r} is not supported; supported: {', '.join(ROPE_BY_GGUF)}")
+def unchanged(ops, x, n, out):
+    """In the place of a Norm that the architecture does not have: the result is x itself."""
+    return x
 
-    def get(key, default=None, kind=int, low=1, high=1 << 24):
-        value = meta.get(f"{arch}.{key}", default)
-        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-            raise GwqError(f"{reader.path}: metadata key {arch}.{key} is {value!r}, which cannot be; export the model again")
-        return kind(value)
 
-    heads, dim = get("attention.head_count", high=65536), get("embedding_length")
-    scaling = meta.get(f"{arch}.rope.scaling.type", "none")
-    if not isinstance(scaling, str) or scaling not in ("none", "linear"):
-        raise GwqError(f"{reader.path}: rope scaling {scaling!r} is not supported by this version")
-    embed = reader.tensors.get("token_embd.weight")
-    if embed is None or len(embed.shape) != 2:
-        raise GwqError(f"{reader.path}: no matrix token_embd.weight; this is not a language model file")
-    c = Config(
-        arch=arch,
-        layers=get("block_count", high=65536),
-        dim=dim,
-        ffn=get("feed_forward_length"),
-        heads=heads,
-        kv_heads=get("attention.head_count_kv", heads, high=65536),
-        head_dim=get("attention.key_length", dim // heads, high=65536),
-        vocab=embed.shape[0],
-        ctx=get("context_length", high=1 << 31),
-        eps=get("attention.layer_norm_rms_epsilon", kind=float, low=0, high=1),
-        rope_base=get("rope.freq_base", 10000.0, kind=float, low=1, high=1e12),
-        rope_scale=get("rope.scaling.factor", 1.0, kind=float, low=1e-3, high=1e6) if scaling == "linear" else 1.0,
-        window=get("attention.sliding_window", 0, low=0, high=1 << 31),
-    )
-    rotated = get("rope.dimension_count", c.head_dim, high=65536)
-    value_dim = get("attention.value_length", c.head_dim, high=65536)
-    if c.heads % c.kv_heads or rotated != c.head_dim or value_dim != c.head_dim or c.head_dim % 2:
-        raise GwqError(f"{reader.path}: head counts or sizes that this runtime does not compute; export the model again")
-    return c
+class FeedForward:
+    """down(activation(gate) * up), or down(activation(up)) without a gate. inputs: makes (gate, up) or (up,)."""
+
+    def __init__(self, inputs, gated, down, activation):
+        self.inputs, self.gated, self.down, self.activation = inputs, gated, down, activation
+
+    def __call__(self, ops, x, n, gate, up, out):
+        """x (n, dim) to out (n, dim); gate and up (n, ffn) are work space."""
+        self.inputs(ops, x, n, *((gate, up) if self.gated else (gate,)))
+        ops.activate(gate, up if self.gated else NULL, n, self.down.cols, self.activation)
+        self.down(ops, gate, n, out)
 
 
 @dataclass
 class Layer:
-    """One decoder block's weights; norms are F32, q_norm and k_norm None where the architecture has none."""
+    """One decoder block."""
 
-    attn_norm: F32
-    qkv: Linear
-    q_norm: F32 | None
-    k_norm: F32 | None
+    attn_norm: Callable
+    qkv: Callable
+    q_norm: Callable
+    k_norm: Callable
     attn_output: Linear
-    ffn_norm: F32
-    gate_up: Linear
-    ffn_down: Linear
+    attn_post_norm: Callable
+    ffn_norm: Callable
+    ffn: Callable
+    ffn_post_norm: Callable
+    window: int  # how many positions attention sees, 0: all
+    rope: Rope | None
 
 
 class Weights:
@@ -95,32 +76,64 @@ class Weights:
     def __init__(self, file, threads=None):
         """file: a path, or a Reader that is open."""
         self.reader = file if isinstance(file, Reader) else Reader(file)
-        c = self.config = _config(self.reader)
+        c = self.config = read_config(self.reader)
         lib()
         self.pool = Pool(threads)
-        q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.embed = self._matrix("token_embd", c.vocab, c.dim)
-        self.norm = self._vector("output_norm.weight", c.dim)
+        outer = {row.gguf: row for row in (*c.arch.first, *c.arch.last)}
+        self.embed = self._matrix("token_embd.weight", (c.vocab, c.dim))
+        self.positions = "position_embd.weight" in outer and self._matrix("position_embd.weight", (c.ctx, c.dim))
+        self.norm = self._norm(outer, "", "output_norm", c.dim)
         tied = "output.weight" not in self.reader.tensors
-        self.head = Linear([self.embed]) if tied else self._linear([("output", c.vocab)], c.dim)
-        self.layers = [
-            Layer(
-                attn_norm=self._vector(f"blk.{i}.attn_norm.weight", c.dim),
-                qkv=self._linear([(f"blk.{i}.attn_q", q), (f"blk.{i}.attn_k", kv), (f"blk.{i}.attn_v", kv)], c.dim),
-                q_norm=self._vector(f"blk.{i}.attn_q_norm.weight", c.head_dim, optional=True),
-                k_norm=self._vector(f"blk.{i}.attn_k_norm.weight", c.head_dim, optional=True),
-                attn_output=self._linear([(f"blk.{i}.attn_output", c.dim)], q),
-                ffn_norm=self._vector(f"blk.{i}.ffn_norm.weight", c.dim),
-                gate_up=self._linear([(f"blk.{i}.ffn_gate", c.ffn), (f"blk.{i}.ffn_up", c.ffn)], c.dim),
-                ffn_down=self._linear([(f"blk.{i}.ffn_down", c.dim)], c.ffn),
-            )
-            for i in range(c.layers)
-        ]
-        factors = self._vector("rope_freqs.weight", c.head_dim // 2, optional=True)
-        frequency = c.rope_base ** (-np.arange(0, c.head_dim, 2, dtype=np.float64) / c.head_dim) / c.rope_scale
-        self.frequency = frequency / factors.array if factors else frequency  # (head_dim / 2,) radians per position
-        style = ROPE_BY_GGUF[c.arch]
-        self.rope_style = {"pairs": lib().GWQ_ROPE_PAIRS, "halves": lib().GWQ_ROPE_HALVES}[style]
+        self.head = Linear([self.embed if tied else self._matrix("output.weight", (c.vocab, c.dim))])
+        self.layers = [self._layer(i) for i in range(c.layers)]
+        # FP16 halves what attention reads; beside float32 matrices it would be the coarsest number of all
+        self.cache_type = TYPES["f32" if all(m.type.name == "f32" for m in self.matrices) else "f16"]
+        self.rope_style = lib().GWQ_ROPE_PAIRS if c.arch.rope == "pairs" else lib().GWQ_ROPE_HALVES
+        pairs = c.rope.rotated // 2 if c.rope else 0
+        names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+        freqs, short, long = (self._vector(f"{name}.weight", pairs, optional=True) for name in names)
+        self._divisors = {False: short or freqs, True: long or freqs}  # of the frequencies, by whether the context is a long one
+
+    def _layer(self, i):
+        c, rows, at = self.config, {row.gguf: row for row in self.config.arch.block}, f"blk.{i}."
+        dims = c.dims
+
+        def norm(name, width=c.dim):
+            return self._norm(rows, at, name, width)
+
+        def linear(*names):
+            shapes = [tuple(dims[d] for d in rows[f"{name}.weight"].shape) for name in names]
+            matrices = [self._matrix(f"{at}{name}.weight", shape) for name, shape in zip(names, shapes, strict=True)]
+            return matrices, [self._vector(f"{at}{name}.bias", s[0], optional=True) for name, s in zip(names, shapes, strict=True)]
+
+        def split(name, *widths):
+            (matrix,), (bias,) = linear(name)
+            return Split(matrix, widths, bias)
+
+        if "attn_qkv.weight" in rows:
+            qkv = split("attn_qkv", dims["q"], dims["kv"], dims["kv"])
+        else:
+            qkv = Linear(*linear("attn_q", "attn_k", "attn_v"))
+        fused = rows["ffn_up.weight"].shape[0] == "gate_up"
+        gated = fused or "ffn_gate.weight" in rows
+        if fused:
+            inputs = split("ffn_up", c.ffn, c.ffn)
+        else:
+            inputs = Linear(*linear("ffn_gate", "ffn_up")) if gated else Linear(*linear("ffn_up"))
+        activation = getattr(lib(), f"GWQ_{c.arch.activation.upper()}")
+        return Layer(
+            attn_norm=norm("attn_norm"),
+            qkv=qkv,
+            q_norm=norm("attn_q_norm", dims["q"]),
+            k_norm=norm("attn_k_norm", dims["kv"]),
+            attn_output=Linear(*linear("attn_output")),
+            attn_post_norm=norm("post_attention_norm"),
+            ffn_norm=norm("ffn_norm"),
+            ffn=FeedForward(inputs, gated, Linear(*linear("ffn_down")), activation),
+            ffn_post_norm=norm("post_ffw_norm"),
+            window=c.windows[i],
+            rope=(c.rope_swa if c.windows[i] else c.rope) if c.arch.turned(i) else None,
+        )
 
     def _tensor(self, name, shape, optional=False):
         tensor = self.reader.tensors.get(name)
@@ -136,19 +149,27 @@ class Weights:
         tensor = self._tensor(name, (size,), optional)
         return tensor and F32(tensor.dequantize())
 
-    def _matrix(self, name, rows, cols):
-        t = self._tensor(f"{name}.weight", (rows, cols))
+    def _matrix(self, name, shape):
+        t = self._tensor(name, shape)
         return Matrix(t.name, t.type, t.shape, t.data, t.outliers)
 
-    def _linear(self, outputs, cols):
-        matrices = [self._matrix(name, rows, cols) for name, rows in outputs]
-        biases = [self._vector(f"{name}.bias", rows, optional=True) for name, rows in outputs]
-        return Linear(matrices, biases)
+    def _norm(self, rows, at, name, width):
+        """The norm `at`+name of activations of this width; rows: {name: row} of the table that may have it."""
+        row = rows.get(f"{name}.weight")
+        size = row and self.config.dims[row.shape[0]]
+        weight = row and self._vector(f"{at}{name}.weight", size, row.optional)
+        if not weight:
+            return unchanged
+        bias = f"{name}.bias" in rows and self._vector(f"{at}{name}.bias", size)
+        return Norm(weight, bias, self.config.eps, width // size)
 
-    def rope_table(self, positions):
-        """cos and sin, float32 (positions, head_dim / 2)."""
-        angle = np.outer(np.arange(positions, dtype=np.float64), self.frequency)
-        return F32(np.cos(angle)), F32(np.sin(angle))
+    def rope_tables(self, positions):
+        """{Rope: (cos, sin)}, float32 (positions, rotated / 2) each, for a context of so many positions."""
+        c, found = self.config, {}
+        for rope in {layer.rope for layer in self.layers} - {None}:
+            divisors = self._divisors[positions > rope.original] if rope == c.rope else None
+            found[rope] = tuple(F32(t) for t in rope.table(positions, divisors.array if divisors else None))
+        return found
 
 
 class Session:
@@ -157,11 +178,13 @@ class Session:
     def __init__(self, weights, ctx):
         c = self.config = weights.config
         self.weights, self.ctx, self.pos, self.ops = weights, ctx, 0, Ops(weights.pool)
-        self.kv = c.kv_heads * c.head_dim
-        self.cache = [(F32((ctx, self.kv)), F32((ctx, self.kv))) for _ in range(c.layers)]  # K and V of each layer
-        self.cos, self.sin = weights.rope_table(ctx)
+        self.q, self.kv = c.dims["q"], c.dims["kv"]
+        self.cache_type = weights.cache_type
+        self._cache = np.zeros((c.layers, 2, ctx, self.kv), CACHE[self.cache_type.name])  # K and V; pages not used yet cost nothing
+        self.cache = [[pointer(part, "void *") for part in layer] for layer in self._cache]
+        self.ropes = weights.rope_tables(ctx)
         self._n = 0
-        self._sizes = {"x": c.dim, "h": max(c.dim, c.heads * c.head_dim), "q": max(c.dim, c.heads * c.head_dim), "gate": c.ffn, "up": c.ffn}
+        self._sizes = {"x": c.dim, "h": max(c.dim, self.q), "q": max(c.dim, self.q), "k": self.kv, "v": self.kv, "gate": c.ffn, "up": c.ffn}
         self._grow(1)
 
     def _grow(self, n):
@@ -191,33 +214,44 @@ class Session:
 
     def _forward(self, ids, out):
         """One batch: ids (n,) int32; out (m, vocab) takes the logits of the last m of them, m may be 0."""
-        n, start, c, w, ops = len(ids), self.pos, self.config, self.weights, self.ops
+        n, start, c, w, ops, type = len(ids), self.pos, self.config, self.weights, self.ops, self.cache_type.id
         self._grow(n)
-        x, h, q, gate, up = (self.buffers[name].ptr for name in self._sizes)
-        cos, sin = (t.ptr + start * (c.head_dim // 2) for t in (self.cos, self.sin))
-        scale = c.head_dim**-0.5
+        x, h, q, k, v, gate, up = (self.buffers[name].ptr for name in self._sizes)
+        ropes = {rope: [t.ptr + start * (rope.rotated // 2) for t in tables] for rope, tables in self.ropes.items()}
         ops.embed(w.embed, ids, x)
-        for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
-            k, v = keys.ptr + start * self.kv, values.ptr + start * self.kv  # where these tokens' K and V are kept
-            ops.rmsnorm(x, layer.attn_norm.ptr, c.eps, n, c.dim, h)
-            layer.qkv(ops, h, n, q, k, v)
-            if layer.q_norm:
-                ops.rmsnorm(q, layer.q_norm.ptr, c.eps, n * c.heads, c.head_dim, q)
-                ops.rmsnorm(k, layer.k_norm.ptr, c.eps, n * c.kv_heads, c.head_dim, k)
-            ops.rope(q, cos, sin, n, c.heads, c.head_dim, w.rope_style)
-            ops.rope(k, cos, sin, n, c.kv_heads, c.head_dim, w.rope_style)
-            ops.attention(q, keys.ptr, values.ptr, n, start, c.heads, c.kv_heads, c.head_dim, scale, 0.0, c.window, h)
-            layer.attn_output(ops, h, n, q)  # q is free now
-            ops.add(x, q, n, c.dim)
-            ops.rmsnorm(x, layer.ffn_norm.ptr, c.eps, n, c.dim, h)
-            layer.gate_up(ops, h, n, gate, up)
-            ops.silu_mul(gate, up, n, c.ffn)
-            layer.ffn_down(ops, gate, n, h)
+        if w.positions:
+            ops.embed(w.positions, np.arange(start, start + n, dtype=np.int32), h)
             ops.add(x, h, n, c.dim)
+        if c.embedding_scale != 1:
+            ops.scale(x, n, c.dim, c.embedding_scale)
+        for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
+            layer.qkv(ops, layer.attn_norm(ops, x, n, h), n, q, k, v)
+            layer.q_norm(ops, q, n, q)
+            layer.k_norm(ops, k, n, k)
+            if layer.rope:
+                ops.rope(q, *ropes[layer.rope], n, c.heads, c.head_dim, layer.rope.rotated, w.rope_style)
+                ops.rope(k, *ropes[layer.rope], n, c.kv_heads, c.head_dim, layer.rope.rotated, w.rope_style)
+            ops.cache(k, n * self.kv, type, keys, start * self.kv)
+            ops.cache(v, n * self.kv, type, values, start * self.kv)
+            ops.attention(q, keys, values, type, n, start, c.heads, c.kv_heads, c.head_dim,
+                          c.attention_scale, c.attention_softcap, layer.window, h)  # fmt: skip
+            layer.attn_output(ops, h, n, q)  # q is free now
+            layer.attn_post_norm(ops, q, n, q)
+            if not c.parallel:
+                ops.add(x, q, n, c.dim, c.residual_scale)
+            layer.ffn(ops, layer.ffn_norm(ops, x, n, h), n, gate, up, h)
+            layer.ffn_post_norm(ops, h, n, h)
+            if c.parallel:
+                ops.add(x, q, n, c.dim, c.residual_scale)
+            ops.add(x, h, n, c.dim, c.residual_scale)
         self.pos += n
         if rows := len(out):
-            ops.rmsnorm(x + (n - rows) * c.dim, w.norm.ptr, c.eps, rows, c.dim, h)
-            w.head(ops, h, rows, pointer(out))
+            last, logits = w.norm(ops, x + (n - rows) * c.dim, rows, h), pointer(out)
+            if c.logit_scale != 1:
+                ops.scale(last, rows, c.dim, 1 / c.logit_scale)
+            w.head(ops, last, rows, logits)
+            if c.logit_softcap:
+                ops.softcap(logits, rows, c.vocab, c.logit_softcap)
 
     def rewind(self, pos=0):
         """Forget everything from position `pos` on."""

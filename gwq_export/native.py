@@ -16,6 +16,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.format import BUILD_COMMAND, HEADERS, ROWS, ffi
 
+NULL = ffi.NULL
 _FOLDER = Path(__file__).parent
 _opening = threading.Lock()
 _DAMAGED = "the file is damaged, export it again"
@@ -157,6 +158,11 @@ class Matrix:
         check(lib().gwq_dequantize(pool.ptr, self.struct, 0, self.rows, pointer(out)), f"tensor {self.name}")
         return out
 
+    def copy(self):
+        """The same matrix in memory of its own."""
+        data, *table = [a.copy() for a in self._keep]
+        return Matrix(self.name, self.type, (self.rows, self.cols), data, tuple(table) or None)
+
 
 class Linear:
     """Matrices that share an input, multiplied in one parallel region: y[i] = x @ m[i].T + bias[i].
@@ -175,7 +181,21 @@ class Linear:
         if any(self._bias):
             for b, out, m in zip(self._bias, ys, self.matrices, strict=True):
                 if b is not None:
-                    ops.add(out, b.ptr, n, m.rows, True)
+                    ops.add(out, b.ptr, n, m.rows, broadcast=True)
+
+
+class Split:
+    """One matrix whose outputs, side by side, are those of several: called like the Linear of these."""
+
+    def __init__(self, matrix, widths, bias=None):
+        self.linear, self.widths, self.rows = Linear([matrix], [bias]), widths, matrix.rows
+
+    def __call__(self, ops, x, n, *ys):
+        whole = ops.work(n * self.rows)
+        self.linear(ops, x, n, whole)
+        for y, width in zip(ys, self.widths, strict=True):
+            ops.copy(whole, self.rows, n, width, y)
+            whole += width
 
 
 class Ops:
@@ -188,7 +208,13 @@ class Ops:
         self.lib, self.pool = lib(), pool
         self._scratch, self._scratch_ptr, self._need = np.empty(0, np.uint8), ffi.NULL, {}
         self._outputs = [ffi.new("float *[]", count) for count in range(1, 5)]  # by number of matrices
-        self._group = F32((ROWS, 1))
+        self._group, self._work = F32((ROWS, 1)), F32(0)
+
+    def work(self, count):
+        """Pointer to `count` floats that the next call may overwrite."""
+        if self._work.array.size < count:
+            self._work = F32(count)
+        return self._work.ptr
 
     def matmul(self, m, count, x, n, ys, cols):
         need = self._need.get((n, cols))
@@ -214,21 +240,41 @@ class Ops:
         if s := self.lib.gwq_rmsnorm(self.pool.ptr, x, weight, eps, n, dim, out):
             check(s, "rmsnorm")
 
-    def rope(self, x, cos, sin, n, heads, dim, style):
-        if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, style):
+    def layernorm(self, x, weight, bias, eps, n, dim, out):
+        if s := self.lib.gwq_layernorm(self.pool.ptr, x, weight, bias, eps, n, dim, out):
+            check(s, "layernorm")
+
+    def rope(self, x, cos, sin, n, heads, dim, rotated, style):
+        if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, rotated, style):
             check(s, "rope")
 
-    def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
-        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+    def attention(self, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
             check(s, "attention")
 
-    def silu_mul(self, gate, up, n, dim):
-        if s := self.lib.gwq_silu_mul(self.pool.ptr, gate, up, n, dim):
-            check(s, "silu_mul")
+    def activate(self, x, up, n, dim, activation):
+        if s := self.lib.gwq_activate(self.pool.ptr, x, up, n, dim, activation):
+            check(s, "activation")
 
-    def add(self, x, y, n, dim, broadcast=False):
-        if s := self.lib.gwq_add(x, y, n, dim, broadcast):
+    def cache(self, x, count, type, cache, first):
+        if s := self.lib.gwq_cache(x, count, type, cache, first):
+            check(s, "cache")
+
+    def softcap(self, x, n, dim, cap):
+        if s := self.lib.gwq_softcap(self.pool.ptr, x, n, dim, cap):
+            check(s, "softcap")
+
+    def scale(self, x, n, dim, scale):
+        if s := self.lib.gwq_scale(x, n, dim, scale):
+            check(s, "scale")
+
+    def add(self, x, y, n, dim, scale=1.0, broadcast=False):
+        if s := self.lib.gwq_add(x, y, n, dim, scale, broadcast):
             check(s, "add")
+
+    def copy(self, x, stride, n, dim, out):
+        if s := self.lib.gwq_copy(x, stride, n, dim, out):
+            check(s, "copy")
 
 
 def read_roof(pool, array, streams, ahead):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
+from gwq_export.arrange import Arrangement, arrangement
 from gwq_export.container import ALIGNMENT
 from gwq_export.format import TYPES, TensorType, tensor_type
 
@@ -22,36 +23,15 @@ PRESETS = {  # name -> (samples, what it says about a recipe)
 
 @dataclass(frozen=True)
 class Entry:
-    """One weight of the plan: where it comes from and how it is stored. heads: permute rows for this head count."""
+    """One weight of the plan: where it comes from and how it is stored."""
 
     name: str  # GGUF
     source: str  # Hugging Face
-    shape: tuple
+    shape: tuple  # in the file
     recipe: object
     linear: bool  # a decoder linear
-    heads: int = 0
-    fixed: bool = False  # named by --tensor-type: a budget leaves it alone
-
-
-def permute(array, heads):
-    """Rows of Q or K from transformers' order (halves of a head turn together) to llama.cpp's (neighbours do)."""
-    if not heads:
-        return array
-    half = array.shape[0] // heads // 2
-    return array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
-
-
-def unpermute(array, heads):
-    """Inverse of `permute`."""
-    if not heads:
-        return array
-    half = array.shape[0] // heads // 2
-    return array.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(array.shape)
-
-
-def permute_statistics(statistics, heads):
-    """Calibration statistics of a matrix whose rows are permuted; the Hessian is of its columns."""
-    return {s: a if s == "hessian" else permute(a, heads) for s, a in statistics.items()}
+    arrange: Arrangement
+    fixed: bool = False  # named by --tensor-type or --exclude: a budget leaves it alone
 
 
 def plan(source, recipe, overrides=()):
@@ -59,13 +39,11 @@ def plan(source, recipe, overrides=()):
 
     Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
     """
-    arch = source.arch
-    heads = source.heads if arch.rope == "pairs" else {}  # only llama.cpp's pairs need Q and K in another order
     f32, entries = tensor_type("f32"), []
 
-    def add(name, hf, matrix, linear=False, head_count=0):
-        shape = source.shape(hf)
-        kind, fixed = recipe.type if linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
+    def add(row, name, hf, matrix):
+        shape = tuple(source.dims[d] for d in row.shape)
+        kind, fixed = recipe.type if row.linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
         if matrix:
             for override in overrides:
                 if override.pattern.search(name):
@@ -73,15 +51,20 @@ def plan(source, recipe, overrides=()):
         if not kind.bits:
             kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
-        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, seed=seed), linear, head_count, fixed))
+        arrange = arrangement(row, source.arch, source.dims, source.heads)
+        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, seed=seed), row.linear, arrange, fixed))
 
-    add("token_embd.weight", arch.embed, True)
+    embed, *positions = source.arch.first
+    add(embed, embed.gguf, embed.hf, True)
+    for row in positions:
+        add(row, row.gguf, row.hf, False)
     for i in range(source.layers):
         for row, hf in source.block(i).items():
-            add(gguf_name(i, row), hf, row.linear, row.linear, heads.get(row.heads, 0))
-    add("output_norm.weight", arch.norm, False)
+            add(row, gguf_name(i, row), hf, row.linear)
+    for row in source.arch.last:
+        add(row, row.gguf, row.hf, False)
     if not source.tied:
-        add("output.weight", arch.head, True)
+        add(embed, "output.weight", source.arch.head, True)
     for pattern, _, flag in overrides:
         if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
             raise GwqError(f"{flag} {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")

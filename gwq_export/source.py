@@ -10,7 +10,7 @@ from pathlib import Path
 from gwq_export import GwqError
 from gwq_export.arch import ARCHS
 
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")  # buffers that old checkpoints carry
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$")  # buffers that old checkpoints carry
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja"]
 
 
@@ -18,6 +18,8 @@ def resolve(model, revision=None):
     """Folder of a model: `model` itself, or the cached download of a hub id such as "org/name". Raises GwqError."""
     path = Path(model)
     if path.is_dir():
+        if revision:
+            raise GwqError(f"--revision {revision}: {model} is a folder here, which has none; leave it out or give a hub id")
         return path
     if path.exists():
         raise GwqError(f"{model} is a file: give the model's folder (with config.json and *.safetensors) or a hub id")
@@ -30,6 +32,12 @@ def resolve(model, revision=None):
     except Exception as e:  # the hub client raises many kinds; all of them mean that the model cannot be had
         reason = " ".join(str(e).split())[:200]
         raise GwqError(f"{model}: not a folder here, and the hub download failed ({type(e).__name__}: {reason})") from None
+
+
+def commit(folder):
+    """The hub's commit hash of a folder of its cache (.../snapshots/<commit>), else None."""
+    folder = folder.resolve()
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
 def _read_json(path, what):
@@ -47,7 +55,8 @@ def _read_json(path, what):
 class Source:
     """A model's `config` (dict), `arch` (row of ARCHS), `layers`, `dims` and tensors. Raises GwqError.
 
-    dims: sizes by the names that arch's tensor tables use. Every tensor's shape was compared with them.
+    config: as saved, with the architecture's names and defaults filled in. dims: sizes by the names that arch's tensor tables
+    use. Every tensor's shape was compared with them.
     """
 
     def __init__(self, folder):
@@ -58,9 +67,11 @@ class Source:
         self.arch = ARCHS.get(name)
         if self.arch is None:
             raise GwqError(f"{self.folder}: architecture {name} is not supported; supported: {', '.join(ARCHS)}")
+        self.config |= {key: self.config[own] for key, own in self.arch.names.items() if own in self.config}
+        self.config = self.arch.defaults | self.config
         for key, allowed in self.arch.only.items():
             if key in self.config and self.config[key] not in allowed:
-                raise GwqError(f"{self.folder}: {key} = {self.config[key]!r} is not supported for {name}")
+                raise GwqError(f"{self.folder}: {self._own(key)} = {self.config[key]!r} is not supported for {name}")
         if self.config.get("quantization_config"):
             raise GwqError(f"{self.folder}: the model is quantized already; export the original FP16/BF16/FP32 model")
         self.layers, self.vocab = self.integer("num_hidden_layers"), self.integer("vocab_size")
@@ -69,19 +80,27 @@ class Source:
         if heads % kv_heads or head % 2:
             raise GwqError(f"{self.folder}/config.json: {heads} heads over {kv_heads} key-value heads of size {head} cannot be")
         self.heads = {"heads": heads, "kv_heads": kv_heads}
-        self.dims = {"dim": dim, "q": heads * head, "kv": kv_heads * head, "ffn": self.integer("intermediate_size"), "head": head}
-        self._files, self._shapes = {}, {}
+        q, kv, ffn = heads * head, kv_heads * head, self.integer("intermediate_size", self.arch.ffn_times * dim or None)
+        self.dims = {"dim": dim, "q": q, "kv": kv, "qkv": q + 2 * kv, "ffn": ffn, "gate_up": 2 * ffn, "head": head,
+                     "vocab": self.vocab, "ctx": self.integer("max_position_embeddings")}  # fmt: skip
+        self._files, self._shapes = {}, {}  # full tensor name -> (file, name there), shape
         for path in self._shards():
             self._read_shapes(path)
+        self._add_prefix()
         self.tied = self.arch.head not in self._files or bool(self.config.get("tie_word_embeddings"))
         self._check_tensors()
+
+    def _own(self, key):
+        """What this architecture's configs call a key."""
+        own = self.arch.names.get(key, key)
+        return own if own in self.config else key
 
     def integer(self, key, default=None):
         """A positive integer of the config; the default stands for a missing or null one."""
         value = self.config.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-            raise GwqError(f"{self.folder}/config.json: {key} is {value!r}, expected a positive integer")
+            raise GwqError(f"{self.folder}/config.json: {self._own(key)} is {value!r}, expected a positive integer")
         return value
 
     def number(self, value, key):
@@ -114,9 +133,23 @@ class Source:
     def _read_shapes(self, path):
         with self._open(path) as f:
             for name in f.keys():  # noqa: SIM118 (not a dict)
-                self._files[name], self._shapes[name] = path, tuple(f.get_slice(name).get_shape())
+                self._files[name], self._shapes[name] = (path, name), tuple(f.get_slice(name).get_shape())
+
+    @property
+    def files(self):
+        """[(name, bytes, time of last change in ns)] of the folder's model and tokenizer files."""
+        found = sorted(p for p in self.folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+        return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+
+    def _add_prefix(self):
+        """Complete the names of a checkpoint that was saved from the bare decoder, as GPT-2's was."""
+        prefix = self.arch.layers.partition(".")[0] + "."
+        if self.arch.embed not in self._files and self.arch.embed.removeprefix(prefix) in self._files:
+            self._files = {prefix + name: place for name, place in self._files.items()}
+            self._shapes = {prefix + name: shape for name, shape in self._shapes.items()}
 
     def shape(self, name):
+        """Of a tensor as the checkpoint has it."""
         return self._shapes[name]
 
     def tensor(self, name):
@@ -127,13 +160,14 @@ class Source:
         if name not in self._files:
             raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
         try:
-            value = self._open(self._files[name]).get_tensor(name)
+            path, stored = self._files[name]
+            value = self._open(path).get_tensor(stored)
         except SafetensorError as e:
-            raise GwqError(f"{self._files[name]}: tensor {name} cannot be read ({e}); download the model again") from None
+            raise GwqError(f"{path}: tensor {name} cannot be read ({e}); download the model again") from None
         if not value.is_floating_point():
             raise GwqError(f"{self.folder}: tensor {name} is {value.dtype}, expected a float type; export the original model")
         value = value.to(torch.float32, copy=True)
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # sums are quick
             raise GwqError(f"{self.folder}: tensor {name} holds NaN or infinity; the model is damaged")
         return value
 
@@ -142,24 +176,33 @@ class Source:
         names = {row: f"{self.arch.layers}.{i}.{row.hf}" for row in self.arch.block}
         return {row: name for row, name in names.items() if name in self._files}
 
+    @property
+    def embedding_scale(self):
+        """What a row of the embedding is multiplied by before the first block."""
+        arch = self.arch
+        return self.dims["dim"] ** 0.5 if arch.scaled_embedding else self.config.get(arch.numbers.get("embedding_scale"), 1.0)
+
+    def ends(self):
+        """(row, Hugging Face name) of everything outside the blocks but the head."""
+        return [(row, row.hf) for row in (*self.arch.first, *self.arch.last)]
+
     def _check_tensors(self):
         """Everything the architecture needs is there in the size the config says, and nothing else is."""
-        dim, vocab = self.dims["dim"], self.vocab
-        needed = {self.arch.embed: (vocab, dim), self.arch.norm: (dim,)}
-        optional = {}
-        (optional if self.tied else needed)[self.arch.head] = (vocab, dim)
+        needed, optional = {name: row for row, name in self.ends()}, {}
+        (optional if self.tied else needed)[self.arch.head] = self.arch.first[0]
         for i in range(self.layers):
             for row in self.arch.block:
-                name, shape = f"{self.arch.layers}.{i}.{row.hf}", tuple(self.dims[d] for d in row.shape)
-                (optional if row.optional else needed)[name] = shape
+                (optional if row.optional else needed)[f"{self.arch.layers}.{i}.{row.hf}"] = row
         for name in needed:
             if name not in self._files:
                 raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
         known = needed | optional
         for name, shape in self._shapes.items():
-            if name not in known:
+            row = known.get(name)
+            if row is None:
                 if _IGNORED.search(name):
                     continue
                 raise GwqError(f"{self.folder}: tensor {name} has no place in {self.arch.gguf}; this variant is not supported")
-            if shape != known[name]:
-                raise GwqError(f"{self.folder}: tensor {name} has shape {shape}, but {known[name]} would fit the config")
+            expected = tuple(self.dims[d] for d in row.shape)[:: -1 if row.transposed else 1]
+            if shape != expected:
+                raise GwqError(f"{self.folder}: tensor {name} has shape {shape}, but {expected} would fit the config")

@@ -4,36 +4,57 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
+
 from gwq_export import GwqError
-from gwq_export.allocate import FRACTIONS, KINDS, Sample, allocate, choices, fill, frontier
+from gwq_export.allocate import FRACTIONS, KINDS, Choice, Sample, allocate, choices, fill, frontier
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
+from gwq_export.format import TYPES
 from gwq_export.native import Pool
-from gwq_export.plan import file_bytes, permute, permute_statistics
+from gwq_export.plan import file_bytes
 from gwq_export.saliency import SALIENCY
+from gwq_export.workdir import Memory
+
+OFFER = np.dtype([("type", "U8"), ("outliers", "f8"), ("nbytes", "i8"), ("loss", "f8")])
 
 
-def survey(source, entries, calibration, free, fraction, device, progress):
+def survey(source, entries, calibration, free, fraction, device, progress, work=None, estimate=None):
     """{entry name: [allocate.Choice]} of the matrices: all there is to choose when `free`, else what the plan says.
 
-    fraction: of outliers, None to choose among allocate.FRACTIONS.
+    fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir. estimate: an
+    estimate.Estimate that looks on.
     """
     open_entries = {e.source: e for e in entries if len(e.shape) == 2 and (e.recipe.type.bits or (free and not e.fixed))}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
     ends = [e.source for e in open_entries.values() if not e.linear]
-    pool, curvatures, offers = Pool(), Curvatures(calibration.tokens.numel()), {}
-    for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
+    work, pool, curvatures = work or Memory(), Pool(), Curvatures(calibration.tokens.numel())
+    offers = {e.name: _choices(e, *kept) for e in open_entries.values() if (kept := work.get(e.name))}
+    finished = lambda name: name not in open_entries or open_entries[name].name in offers  # noqa: E731
+    items = gradients(source, calibration, statistics, ends, device, progress, work, finished)
+    for name, weight, found in estimate.watch(items) if estimate else items:
         if entry := open_entries.get(name):
-            found = permute_statistics(curvatures.put(found), entry.heads)
-            sample = Sample(permute(weight, entry.heads), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
+            found = curvatures.put(found)
+            if estimate and entry.recipe.statistics:
+                estimate.sample(entry, lambda: weight, found)  # noqa: B023  (called at once)
+            found = entry.arrange.statistics(found)
+            sample = Sample(entry.arrange.weight(weight), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:
                 kinds = KINDS
                 if fraction is None:
                     fractions = FRACTIONS
             offers[entry.name] = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
+            rows = [(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers[entry.name]]
+            work.save(entry.name, np.array(rows, OFFER))
     return offers
+
+
+def _choices(entry, rows):
+    """Choices of an entry from their rows of OFFER."""
+    recipes = [replace(entry.recipe, type=TYPES[str(r["type"])], outliers=float(r["outliers"])) for r in rows]
+    return [Choice(recipe, int(r["nbytes"]), float(r["loss"])) for recipe, r in zip(recipes, rows, strict=True)]
 
 
 def loss_of(entry, offers):

@@ -13,7 +13,6 @@ from gwq_export.bench import cpu_name
 from gwq_export.calibrate import BlockModel, sample_tokens
 from gwq_export.evaluate import score
 from gwq_export.generate import Model
-from gwq_export.plan import permute
 from gwq_export.predict import Predictor, runtime_logits
 
 WINDOWS = 8  # of the text, each as long as a calibration sample
@@ -113,7 +112,7 @@ def _collect(inputs, name, step):
 
 
 def _errors(source, entry, reader, inputs=None):
-    weight = permute(source.tensor(entry.source).numpy(), entry.heads)
+    weight = entry.arrange.weight(source.tensor(entry.source).numpy())
     error = reader.tensors[entry.name].dequantize() - weight
     found = {"weight_error": _ratio(error, weight), "output_error": None}
     if inputs:

@@ -45,6 +45,7 @@ typedef struct gwq_matrix {
 } gwq_matrix;
 
 enum gwq_rope_style { GWQ_ROPE_PAIRS = 0, GWQ_ROPE_HALVES = 1 }; /* (2i, 2i+1) or (i, i + dim/2) turn together */
+enum gwq_activation { GWQ_SILU = 0, GWQ_GELU = 1, GWQ_GELU_TANH = 2 }; /* GELU by erf, and its approximation by tanh */
 
 /* SHA-256 (hex) of the headers this library was built from. */
 const char *gwq_abi(void);
@@ -75,19 +76,31 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
 
 /* out (n, dim) = x / sqrt(mean(x^2) + eps) * weight (dim); out may be x. */
 int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, int64_t n, int64_t dim, float *out);
-/* Turn x (n, heads, dim) in place; cos and sin are (n, dim/2), already at the tokens' positions. */
+/* out (n, dim) = (x - mean(x)) / sqrt(variance(x) + eps) * weight (dim) + bias (dim) or nothing; out may be x. */
+int gwq_layernorm(gwq_pool *pool, const float *x, const float *weight, const float *bias, float eps, int64_t n,
+                  int64_t dim, float *out);
+/* Turn the first `rotated` of each head's dim in x (n, heads, dim) in place; cos and sin are (n, rotated/2), already at
+ * the tokens' positions. "halves" are those of the rotated part. */
 int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim,
-             int style);
-/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim), scores scaled by `scale`,
+             int64_t rotated, int style);
+/* Numbers first .. first+count-1 of a cache of type F16 or F32 = x (count). FP16 is rounded to nearest even, +-65504 at most. */
+int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first);
+/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim) of type F16 or F32, scores scaled by `scale`,
  * then softcap * tanh(score / softcap) if softcap > 0.
  * Query i sees keys max(0, start+i-window+1) .. start+i; window 0 means all. */
-int gwq_attention(gwq_pool *pool, const float *q, const float *k, const float *v, int64_t n, int64_t start,
+int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n, int64_t start,
                   int64_t heads, int64_t kv_heads, int64_t dim, float scale, float softcap, int64_t window,
                   float *out);
-/* gate = silu(gate) * up, both (n, dim). */
-int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim);
-/* x (n, dim) += y (n, dim), or += y (dim) for every row when `broadcast`. */
-int gwq_add(float *x, const float *y, int64_t n, int64_t dim, int broadcast);
+/* x = activation(x) * up, both (n, dim); up may be NULL for no factor, with the GELUs. */
+int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim, int activation);
+/* x (n, dim) = cap * tanh(x / cap), cap positive. */
+int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap);
+/* x (n, dim) *= scale. */
+int gwq_scale(float *x, int64_t n, int64_t dim, float scale);
+/* x (n, dim) += scale * y (n, dim), or scale * y (dim) for every row when `broadcast`. */
+int gwq_add(float *x, const float *y, int64_t n, int64_t dim, float scale, int broadcast);
+/* out (n, dim) = n runs of dim floats that begin `stride` apart in x. */
+int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out);
 
 /* A run of columns to be encoded. Rows are ordered (8 rows of a ring, rings); rings are a multiple of 8. */
 typedef struct gwq_encoding {

@@ -1,12 +1,14 @@
 /* Ops on activations, split over the pool row by row; and the memory roof. Arguments are checked here. */
+#include <math.h>
+#include <string.h>
 #include "kernels.h"
 
 struct rows_job {
     void (*row)(const struct rows_job *j, int64_t i);
-    int64_t n, dim, heads;
+    int64_t n, dim, heads, rotated;
     float *out;
     const float *x, *a, *b;
-    float eps;
+    float number;
     int style;
 };
 
@@ -18,36 +20,67 @@ static void rows_task(void *p, int thread, int threads) {
 static int run_rows(gwq_pool *pool, struct rows_job *j) {
     enum { WORTH_A_WAKE = 16384 }; /* floats */
     if (j->n < 0 || j->dim < 1 || j->n > INT32_MAX || j->dim > INT32_MAX) return GWQ_E_ARGUMENT;
-    if (j->n && (!j->out || !j->x || !j->a)) return GWQ_E_ARGUMENT;
+    if (j->n && (!j->out || !j->x)) return GWQ_E_ARGUMENT;
     if (j->n * j->dim < WORTH_A_WAKE) rows_task(j, 0, 1);
     else gwq_pool_run(pool, rows_task, j);
     return GWQ_OK;
 }
 
 static void rmsnorm_row(const struct rows_job *j, int64_t i) {
-    gwq_in_use()->rmsnorm(j->x + i * j->dim, j->a, j->eps, j->dim, j->out + i * j->dim);
+    gwq_in_use()->rmsnorm(j->x + i * j->dim, j->a, j->number, j->dim, j->out + i * j->dim);
 }
 
 int gwq_rmsnorm(gwq_pool *pool, const float *x, const float *weight, float eps, int64_t n, int64_t dim, float *out) {
-    struct rows_job j = {.row = rmsnorm_row, .n = n, .dim = dim, .x = x, .a = weight, .eps = eps, .out = out};
+    if (n && !weight) return GWQ_E_ARGUMENT;
+    struct rows_job j = {.row = rmsnorm_row, .n = n, .dim = dim, .x = x, .a = weight, .number = eps, .out = out};
     return run_rows(pool, &j);
 }
 
-static void silu_mul_row(const struct rows_job *j, int64_t i) {
+static void layernorm_row(const struct rows_job *j, int64_t i) {
+    const float *x = j->x + i * j->dim;
+    float *out = j->out + i * j->dim;
+    double sum = 0, squares = 0;
+    for (int64_t k = 0; k < j->dim; k++) sum += x[k];
+    double mean = sum / (double)j->dim;
+    for (int64_t k = 0; k < j->dim; k++) squares += (x[k] - mean) * (x[k] - mean);
+    float center = (float)mean, scale = (float)(1 / sqrt(squares / (double)j->dim + j->number));
+    for (int64_t k = 0; k < j->dim; k++) out[k] = (x[k] - center) * scale * j->a[k] + (j->b ? j->b[k] : 0);
+}
+
+int gwq_layernorm(gwq_pool *pool, const float *x, const float *weight, const float *bias, float eps, int64_t n, int64_t dim, float *out) {
+    if (n && !weight) return GWQ_E_ARGUMENT;
+    struct rows_job j = {.row = layernorm_row, .n = n, .dim = dim, .x = x, .a = weight, .b = bias, .number = eps, .out = out};
+    return run_rows(pool, &j);
+}
+
+static void silu_row(const struct rows_job *j, int64_t i) {
     gwq_in_use()->silu_mul(j->out + i * j->dim, j->a + i * j->dim, j->dim);
 }
 
-int gwq_silu_mul(gwq_pool *pool, float *gate, const float *up, int64_t n, int64_t dim) {
-    struct rows_job j = {.row = silu_mul_row, .n = n, .dim = dim, .x = gate, .a = up, .out = gate};
+static void gelu_row(const struct rows_job *j, int64_t i) {
+    float *x = j->out + i * j->dim;
+    for (int64_t k = 0; k < j->dim; k++) {
+        float v = x[k], y;
+        if (j->style == GWQ_GELU) y = 0.5f * v * erfcf(v * -0.70710678f);
+        else y = v / (1 + expf(-1.59576912f * (v + 0.044715f * v * v * v))); /* (1 + tanh u) / 2 = 1 / (1 + exp(-2u)) */
+        x[k] = j->a ? y * j->a[i * j->dim + k] : y;
+    }
+}
+
+int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim, int activation) {
+    int silu = activation == GWQ_SILU;
+    if (!silu && activation != GWQ_GELU && activation != GWQ_GELU_TANH) return GWQ_E_ARGUMENT;
+    if (n && silu && !up) return GWQ_E_ARGUMENT;
+    struct rows_job j = {.row = silu ? silu_row : gelu_row, .n = n, .dim = dim, .x = x, .a = up, .out = x, .style = activation};
     return run_rows(pool, &j);
 }
 
 static void rope_row(const struct rows_job *j, int64_t i) {
-    int64_t half = j->dim / 2 / j->heads;
+    int64_t dim = j->dim / j->heads, half = j->rotated / 2;
     const float *cos = j->a + i * half, *sin = j->b + i * half;
     int64_t step = j->style == GWQ_ROPE_PAIRS ? 2 : 1, other = j->style == GWQ_ROPE_PAIRS ? 1 : half;
     for (int64_t h = 0; h < j->heads; h++) {
-        float *x = j->out + i * j->dim + h * 2 * half;
+        float *x = j->out + i * j->dim + h * dim;
         for (int64_t k = 0; k < half; k++) {
             float a = x[k * step], b = x[k * step + other];
             x[k * step] = a * cos[k] - b * sin[k];
@@ -56,17 +89,42 @@ static void rope_row(const struct rows_job *j, int64_t i) {
     }
 }
 
-int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim, int style) {
-    if (!sin || heads < 1 || heads > 65536 || dim < 2 || dim % 2 || dim > 65536) return GWQ_E_ARGUMENT;
-    if (style != GWQ_ROPE_PAIRS && style != GWQ_ROPE_HALVES) return GWQ_E_ARGUMENT;
-    struct rows_job j = {.row = rope_row, .n = n, .dim = heads * dim, .heads = heads, .x = x, .a = cos, .b = sin, .out = x, .style = style};
+int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim, int64_t rotated,
+             int style) {
+    if ((n && (!cos || !sin)) || heads < 1 || heads > 65536 || dim < 2 || dim > 65536) return GWQ_E_ARGUMENT;
+    if (rotated < 2 || rotated % 2 || rotated > dim || (style != GWQ_ROPE_PAIRS && style != GWQ_ROPE_HALVES)) return GWQ_E_ARGUMENT;
+    struct rows_job j = {.row = rope_row, .n = n, .dim = heads * dim, .heads = heads, .rotated = rotated,
+                         .x = x, .a = cos, .b = sin, .out = x, .style = style};
     return run_rows(pool, &j);
 }
 
-int gwq_add(float *x, const float *y, int64_t n, int64_t dim, int broadcast) {
+static void softcap_row(const struct rows_job *j, int64_t i) {
+    float *x = j->out + i * j->dim;
+    for (int64_t k = 0; k < j->dim; k++) x[k] = j->number * tanhf(x[k] / j->number);
+}
+
+int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap) {
+    if (!(cap > 0)) return GWQ_E_ARGUMENT;
+    struct rows_job j = {.row = softcap_row, .n = n, .dim = dim, .x = x, .number = cap, .out = x};
+    return run_rows(pool, &j);
+}
+
+int gwq_scale(float *x, int64_t n, int64_t dim, float scale) {
+    if (n < 0 || dim < 0 || (n && dim && !x)) return GWQ_E_ARGUMENT;
+    for (int64_t i = 0; i < n * dim; i++) x[i] *= scale;
+    return GWQ_OK;
+}
+
+int gwq_add(float *x, const float *y, int64_t n, int64_t dim, float scale, int broadcast) {
     if (n < 0 || dim < 0 || (n && dim && (!x || !y))) return GWQ_E_ARGUMENT;
     for (int64_t i = 0; i < n; i++, x += dim, y += broadcast ? 0 : dim)
-        for (int64_t k = 0; k < dim; k++) x[k] += y[k];
+        for (int64_t k = 0; k < dim; k++) x[k] += scale * y[k];
+    return GWQ_OK;
+}
+
+int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out) {
+    if (n < 0 || dim < 0 || stride < dim || (n && dim && (!x || !out))) return GWQ_E_ARGUMENT;
+    for (int64_t i = 0; i < n && dim; i++) memcpy(out + i * dim, x + i * stride, (size_t)dim * sizeof *out);
     return GWQ_OK;
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -24,9 +25,29 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "llama3-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
                                                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
     "linear-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "yarn-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                                      "original_max_position_embeddings": 64}}),
     "mistral": ("MistralConfig", {"sliding_window": 24}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
+    "granite": ("GraniteConfig", {"embedding_multiplier": 5.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
+                                  "logits_scaling": 3.0}),
+    "olmo2": ("Olmo2Config", {}),
+    "phi": ("Phi3Config", {"pad_token_id": None}),  # llama.cpp looks for a token where the name has "phi3" in it
+    "longrope": ("Phi3Config", {"pad_token_id": None, "sliding_window": 200, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 64,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}}),
+    "gemma2": ("Gemma2Config", {"sliding_window": 8, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
+                                "final_logit_softcapping": 4.0}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
+    "gemma2-scalar": ("Gemma2Config", {"sliding_window": 24, "query_pre_attn_scalar": 40, "num_hidden_layers": 2}),
+    "gemma3-every": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2,
+        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),
+    "gpt2": ("GPT2Config", {"n_inner": 200}),
+    "gptneox": ("GPTNeoXConfig", {}),
+    "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
 }  # fmt: skip
 
 
@@ -36,11 +57,13 @@ def save_tiny(folder, config_class, **settings):
     import transformers
 
     torch.manual_seed(3)
-    config = getattr(transformers, config_class)(**TINY | settings)
+    config_class = getattr(transformers, config_class)
+    known = {*config_class().to_dict(), *config_class.attribute_map}
+    config = config_class(**{key: value for key, value in TINY.items() if key in known} | settings)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, p in model.named_parameters():
         if p.dim() == 1:  # norms and biases start as ones and zeros, which would hide that they are used
-            p.data += 0.3 * torch.randn_like(p) if "norm" in name else torch.randn_like(p)
+            p.data += 0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(REFERENCE / file, Path(folder) / file)

@@ -16,6 +16,16 @@ def unpermute(array, heads):
     return array[order]
 
 
+def checkpoint_weight(array, source, row):
+    """The inverse of what export makes of a weight: `array` of a file as the checkpoint of `source` has it."""
+    if row.heads and source.arch.rope == "pairs":
+        array = unpermute(array, source.heads[row.heads])
+    if row.interleaved:
+        parts = array.reshape(row.interleaved, source.heads["heads"], -1, *array.shape[1:])
+        array = np.concatenate([np.concatenate([part[h] for part in parts]) for h in range(source.heads["heads"])])
+    return np.array((array.T if row.transposed else array) - np.float32(row.plus))
+
+
 def original_model(folder):
     """The float32 transformers model as it is saved."""
     from transformers import AutoModelForCausalLM
@@ -29,18 +39,17 @@ def dequantized_model(folder, path, reader=None, ends=True):
     reader: who decodes it; without `ends`, embedding and head are kept.
     """
     source, reader, model = Source(folder), reader or gwq_export.open_gguf(path), original_model(folder)
-    heads = {"heads": source.config["num_attention_heads"], "kv_heads": source.config["num_key_value_heads"]}
-    tensors = {source.arch.norm: ("output_norm.weight", 0)}
-    if ends:
-        tensors[source.arch.embed] = "token_embd.weight", 0
-    if ends and not source.tied:
-        tensors[source.arch.head] = ("output.weight", 0)
+    embed, *others = source.arch.first
+    found = {row.hf: (row, row.gguf) for row in (*others, *source.arch.last)}
     for i in range(source.layers):
-        for row, hf in source.block(i).items():
-            tensors[hf] = gguf_name(i, row), heads.get(row.heads, 0) if source.arch.rope == "pairs" else 0
-    for hf, (name, count) in tensors.items():
-        weight = reader.tensors[name].dequantize()
-        model.get_parameter(hf).data = torch.from_numpy(unpermute(weight, count) if count else weight.copy())
+        found |= {hf: (row, gguf_name(i, row)) for row, hf in source.block(i).items()}
+    if ends:
+        found[embed.hf] = embed, embed.gguf
+    weights = {hf: checkpoint_weight(reader.tensors[name].dequantize(), source, row) for hf, (row, name) in found.items()}
+    for hf, weight in weights.items():
+        model.get_parameter(hf).data = torch.from_numpy(weight)
+    if ends and not source.tied:
+        model.get_output_embeddings().weight.data = torch.from_numpy(reader.tensors["output.weight"].dequantize().copy())
     if source.tied:
         model.tie_weights()
     return model

@@ -23,7 +23,8 @@ def whole_model(folder, tokens):
         losses.append(loss.item())
         for name, p in model.named_parameters():
             found.setdefault(name, []).append(p.grad.clone())
-    return {name: torch.stack(g) for name, g in found.items()}, losses
+    found[Source(folder).arch.head] = found.get("lm_head.weight")  # as checkpoints call it
+    return {name: torch.stack(g) for name, g in found.items() if g}, losses
 
 
 @pytest.mark.parametrize("name", [*TINY_MODELS, "reference"])
@@ -49,9 +50,10 @@ def whole_factors(folder, tokens):
     """{matrix: {"hessian": mean of x x^T, "rows": mean of (dL/dz)^2}} over all tokens, L the sum of a sample's token losses,
     by hooks on transformers' model. The embedding is its transpose's matrix: one-hot tokens out, gradients in."""
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    seen = {}
+    scale, seen = float(getattr(model.get_input_embeddings(), "embed_scale", 1)), {}  # Gemma's module multiplies its rows
 
     def note(name):
         def hook(module, args, output):
@@ -62,7 +64,7 @@ def whole_factors(folder, tokens):
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding, Conv1D)):
             module.register_forward_hook(note(f"{name}.weight"))
     for ids in tokens:
         logits = model(input_ids=ids[None]).logits[0]
@@ -75,16 +77,18 @@ def whole_factors(folder, tokens):
         if x.dim() == 1:  # token ids: the input is one-hot, and the "rows" are the tokens
             share = torch.bincount(x.long(), minlength=model.config.vocab_size).double() / len(x)
             unseen = min(0.5, (share * len(x)).round().eq(1).sum().item() / len(x))  # Good and Turing's estimate, spread over all
-            found[name] = {"hessian": g.T @ g / len(g), "rows": share * (1 - unseen) + unseen / len(share)}
+            found[name] = {"hessian": scale**2 * g.T @ g / len(g), "rows": share * (1 - unseen) + unseen / len(share)}
         else:
             found[name] = {"hessian": x.T @ x / len(x), "rows": (g * g).mean(0)}
+    found[Source(folder).arch.head] = found["lm_head.weight"]
     return found
 
 
 BOTH = ("hessian", "rows")
 
 
-CASES = [(name, BOTH) for name in ("llama", "llama-bias", "qwen3", "mistral", "linear-rope")]  # ends untied and tied
+NAMES = ("llama", "llama-bias", "qwen3", "mistral", "linear-rope", "granite", "olmo2", "phi", "gemma2", "gemma3", "gpt2", "gptneox")
+CASES = [(name, BOTH) for name in NAMES]  # ends untied and tied
 CASES += [("llama", ("square", *BOTH)), ("llama-bias", ("abs", *BOTH)), ("llama", ("rows",)), ("llama", ("hessian",))]
 
 

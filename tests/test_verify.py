@@ -1,11 +1,14 @@
 """--verify: what it measures is right, and damage is refused with one sentence while the file stays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import DATA, REFERENCE
 
 import gwq_export
-from gwq_export import GwqError, pipeline, verify
+from gwq_export import GwqError, produce, verify, windows
+from gwq_export.arrange import Arrangement
 from gwq_export.evaluate import score
 from gwq_export.predict import runtime_logits, transformers_logits
 from gwq_export.source import Source
@@ -24,24 +27,23 @@ def test_figures_are_those_of_transformers(verified):
     """KL divergence and perplexities by the streamed source are those by transformers' whole model, on the same windows."""
     path, result = verified
     model = gwq_export.load(path)
-    windows = held_out_windows(model, 2, 64)
-    expected = score(runtime_logits(model), windows, 63, transformers_logits(REFERENCE))
+    expected = score(runtime_logits(model), held_out_windows(model, 2, 64), 63, transformers_logits(REFERENCE))
     found = result["verify"]
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-3)
     assert found["windows"] == verify.WINDOWS and found["kld_mean"] > 0 and found["speed"]["decode_tps"] > 0
 
 
 def held_out_windows(model, samples, ctx, seed=0):
-    calibration = pipeline.draw_calibration(model.tokenizer, None, samples, ctx, seed)
-    return pipeline.draw_held_out(model.tokenizer, None, None, calibration, ctx, seed)
+    calibration = windows.draw_calibration(model.tokenizer, None, samples, ctx, seed)
+    return windows.draw_held_out(model.tokenizer, None, None, calibration, ctx, seed)
 
 
 def test_held_out_text_is_not_calibration_text(verified):
     tokenizer = gwq_export.load(verified[0]).tokenizer
-    calibration = pipeline.draw_calibration(tokenizer, None, 40, 256, 5)
-    windows = pipeline.draw_held_out(tokenizer, None, None, calibration, 256, 5)
-    assert windows.shape == (verify.WINDOWS, 256) and len({w.tobytes() for w in windows}) == verify.WINDOWS
-    assert not {w.tobytes() for w in windows} & {w.tobytes() for w in calibration.tokens.numpy()}
+    calibration = windows.draw_calibration(tokenizer, None, 40, 256, 5)
+    held_out = windows.draw_held_out(tokenizer, None, None, calibration, 256, 5)
+    assert held_out.shape == (verify.WINDOWS, 256) and len({w.tobytes() for w in held_out}) == verify.WINDOWS
+    assert not {w.tobytes() for w in held_out} & {w.tobytes() for w in calibration.tokens.numpy()}
 
 
 def test_errors_by_tensor(verified):
@@ -60,16 +62,14 @@ def test_errors_by_tensor(verified):
 
 def damaged(monkeypatch, name):
     """Exports go wrong in one way from now on."""
-    from gwq_export import quantize
-
-    original = quantize.quantize
+    original = produce.quantize
 
     def wrong(weight, statistics, recipe, *rest):
         if recipe.type.bits:
             weight = {"rows": np.roll(weight, 1, axis=0), "zeros": 0 * weight, "twice": 2 * weight, "weak": weight}[name]
         return original(weight, statistics, recipe, *rest)
 
-    monkeypatch.setattr(quantize, "quantize", wrong)
+    monkeypatch.setattr(produce, "quantize", wrong)
 
 
 @pytest.mark.parametrize("name, options, words", [
@@ -88,7 +88,8 @@ def test_damage_is_refused_and_the_file_kept(tiny, tmp_path, monkeypatch, name, 
 
 def test_the_wrong_order_of_rows_is_found(tmp_path, monkeypatch):
     """Q and K as transformers orders them: no statistic of the file shows it, and the KL divergence is that of 2 bits."""
-    monkeypatch.setattr(pipeline, "permute", lambda array, heads: array)
+    encode = produce.encode
+    monkeypatch.setattr(produce, "encode", lambda pool, entry, *rest: encode(pool, replace(entry, arrange=Arrangement()), *rest))
     with pytest.raises(GwqError, match=r"blk.0.attn_q.weight differs"):
         gwq_export.export(REFERENCE, tmp_path / "m.gguf", type="f16", verify=True, ctx=64)
 

@@ -1,0 +1,119 @@
+"""Ops that are the same on every instruction set, against numpy in double precision; bad arguments are refused."""
+
+import math
+
+import numpy as np
+import pytest
+from kernel_cases import activations, guarded
+from numpy.testing import assert_allclose, assert_array_equal
+
+from gwq_export.format import TYPES, ffi
+from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
+
+SIZES = [(1, 1), (2, 7), (3, 64), (5, 65), (40, 576)]  # the last is worth several threads
+POOL = Pool(2)
+ERFC = np.vectorize(math.erfc, otypes=[float])
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_layernorm(n, dim, biased):
+    x, weight, bias = guarded(3 + activations(n, dim)), guarded(activations(1, dim, 1)[0]), guarded(activations(1, dim, 2)[0])
+    wide = x.astype(float)
+    center = wide - wide.mean(1, keepdims=True)
+    want = center / np.sqrt((center**2).mean(1, keepdims=True) + 1e-5) * weight + (bias if biased else 0)
+    out = guarded(np.empty_like(x))
+    args = pointer(weight), pointer(bias) if biased else NULL, 1e-5, n, dim
+    assert lib().gwq_layernorm(POOL.ptr, pointer(x), *args, pointer(out)) == 0
+    assert_allclose(out, want, rtol=2e-5, atol=2e-6)
+    assert lib().gwq_layernorm(POOL.ptr, pointer(x), *args, pointer(x)) == 0  # in place
+    assert_array_equal(x, out)
+
+
+GELU = {
+    "GWQ_GELU": lambda x: 0.5 * x * ERFC(-x / math.sqrt(2)),
+    "GWQ_GELU_TANH": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("name", GELU)
+@pytest.mark.parametrize("n,dim", SIZES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_gelu(name, n, dim, gated):
+    x, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
+    want = GELU[name](x.astype(float)) * (up if gated else 1)
+    assert lib().gwq_activate(POOL.ptr, pointer(x), pointer(up) if gated else NULL, n, dim, getattr(lib(), name)) == 0
+    assert_allclose(x, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GELU)
+def test_gelu_of_large_values(name):
+    x = guarded(np.array([-3e38, -1e13, -200, 0, 200, 1e13, 3e38], np.float32))
+    want = np.where(x > 0, x, 0)
+    assert lib().gwq_activate(POOL.ptr, pointer(x), NULL, 1, len(x), getattr(lib(), name)) == 0
+    assert_array_equal(x, want)
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_softcap_and_scale(n, dim):
+    x = guarded(40 * activations(n, dim))
+    want = 30 * np.tanh(x.astype(float) / 30)
+    assert lib().gwq_softcap(POOL.ptr, pointer(x), n, dim, 30) == 0
+    assert_allclose(x, want, rtol=1e-6)
+    want = x * np.float32(0.7)
+    assert lib().gwq_scale(pointer(x), n, dim, 0.7) == 0
+    assert_array_equal(x, want)
+
+
+def test_copy_of_columns():
+    x, out = guarded(activations(4, 10)), guarded(np.empty((4, 3), np.float32))
+    assert lib().gwq_copy(pointer(x[:, 5:]), 10, 4, 3, pointer(out)) == 0
+    assert_array_equal(out, x[:, 5:8])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_matrix_for_several(biased):
+    """Split computes what a Linear of its parts does, bits and all."""
+    widths, cols, n = (5, 9, 2), 12, 3
+    weight, bias, x = activations(sum(widths), cols), activations(1, sum(widths), 1)[0], F32(activations(n, cols, 2))
+
+    def matrix(rows):
+        return Matrix("m", TYPES["f32"], rows.shape, np.ascontiguousarray(rows).view(np.uint8).reshape(-1))
+
+    edges = np.cumsum(widths)[:-1]
+    parts, biases = np.split(weight, edges), np.split(bias, edges)
+    apart = Linear([matrix(p) for p in parts], [F32(b) for b in biases] if biased else None)
+    ops, results = Ops(POOL), []
+    for linear in (apart, Split(matrix(weight), widths, F32(bias) if biased else None)):
+        ys = [F32((n, w)) for w in widths]
+        linear(ops, x.ptr, n, *(y.ptr for y in ys))
+        results.append([y.array for y in ys])
+    for a, b in zip(*results, strict=True):
+        assert_array_equal(a, b)
+
+
+BAD = {  # op -> arguments after the pool, where it takes one; X and Y are arrays (2, 8)
+    "layernorm": ["X 0 0 1e-5 2 8 Y", "0 X 0 1e-5 2 8 Y", "X X 0 1e-5 -1 8 Y", "X X 0 1e-5 2 0 Y"],
+    "rmsnorm": ["X 0 1e-5 2 8 Y"],
+    "activate": ["X 0 2 8 0", "X Y 2 8 7", "0 Y 2 8 1"],
+    "softcap": ["X 2 8 0.0", "X 2 8 nan", "0 2 8 1.0"],
+    "rope": ["X 0 Y 2 1 8 8 0", "X Y Y 2 1 8 10 0", "X Y Y 2 1 8 5 0", "X Y Y 2 1 8 0 0", "X Y Y 2 1 8 8 2"],
+    "scale": ["0 2 8 1.0", "X -2 8 1.0"],
+    "add": ["X 0 2 8 1.0 0"],
+    "copy": ["X 7 2 8 Y", "0 8 2 8 Y"],
+}
+
+
+@pytest.mark.parametrize("op, arguments", [(op, arguments) for op in BAD for arguments in BAD[op]])
+def test_bad_arguments_are_refused(op, arguments):
+    x, y = guarded(activations(2, 8)), guarded(activations(2, 8))
+    before, arrays = x.copy(), {"X": pointer(x), "Y": pointer(y)}
+    function = getattr(lib(), f"gwq_{op}")
+    kinds = [arg.kind for arg in ffi.typeof(function).args]
+    words = (["POOL"] if "struct" in str(ffi.typeof(function).args[0]) else []) + arguments.split()
+    values = []
+    for word, kind in zip(words, kinds, strict=True):
+        pointed = {"POOL": POOL.ptr, "0": NULL} | arrays
+        values.append(pointed[word] if kind == "pointer" else float(word) if word in ("nan", "1e-5") or "." in word else int(word))
+    assert function(*values) == lib().GWQ_E_ARGUMENT
+    assert_array_equal(x, before)
