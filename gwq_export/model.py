@@ -87,7 +87,7 @@ class Weights:
         self.head = Linear([self.embed if tied else self._matrix("output.weight", (c.vocab, c.dim))])
         self.layers = [self._layer(i) for i in range(c.layers)]
         # FP16 halves what attention reads; beside float32 matrices it would be the coarsest number of all
-        self.cache_type = TYPES["f32" if all(m.type.name == "f32" for m in self.matrices) else "f16"]
+        self.cache_type = TYPES["f32" if all(t.type.name == "f32" for t in self.reader.tensors.values()) else "f16"]
         self.rope_style = lib().GWQ_ROPE_PAIRS if c.arch.rope == "pairs" else lib().GWQ_ROPE_HALVES
         pairs = c.rope.rotated // 2 if c.rope else 0
         names = ("rope_freqs", "rope_factors_short", "rope_factors_long")

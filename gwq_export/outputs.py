@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 from gwq_export import GwqError
 from gwq_export.container import Reader
@@ -9,7 +10,7 @@ from gwq_export.plan import weights
 from gwq_export.texts import check_output, save
 
 
-def check_outputs(out, dry_run, verify, report, report_only, card):
+def check_outputs(out, dry_run, verify, report, report_only, card, imatrix):
     """Raises GwqError for options of what comes after the file that cannot be together, or for names that cannot be written."""
     if out is None and not report_only:
         raise GwqError("--out FILE.gguf is missing: give the name of the file to write")
@@ -17,6 +18,10 @@ def check_outputs(out, dry_run, verify, report, report_only, card):
         raise GwqError("--report-only writes no model: leave out --dry-run, --verify and --card")
     if dry_run and (verify or report or card):
         raise GwqError("--dry-run writes nothing: leave out --verify, --report and --card, or use --report-only")
+    if imatrix and report_only:
+        raise GwqError("--report-only writes no model: leave out --imatrix, or use --dry-run")
+    if imatrix and Path(imatrix).absolute() == Path(out).absolute():
+        raise GwqError(f"--imatrix {imatrix}: that is the name of the model's file; give another one")
     for path, flag in ((report, "--report"), (card, "--card")):
         if path is not None:
             check_output(path, flag)

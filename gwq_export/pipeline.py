@@ -12,10 +12,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-from gwq_export import GwqError, __version__
+import numpy as np
+
+from gwq_export import GwqError, __version__, bridge
 from gwq_export.format import TYPES
 from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
-from gwq_export.windows import draw_calibration, draw_held_out
+from gwq_export.windows import CALIBRATION, draw_calibration, draw_held_out
 
 log = logging.getLogger("gwq_export")
 
@@ -38,23 +40,24 @@ def peak_rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(),
-           exclude=(), calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, work_dir=None,
-           dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
+def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
+           exclude=(), imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
+           work_dir=None, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
            progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
-    "REGEX=TYPE" strings, later ones win; exclude: regular expressions of matrices that stay F16, whatever else is asked.
-    calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. work_dir: folder for what is finished,
-    from which the same call goes on after a kill; emptied in the end. progress(phase, done, total) is called as work goes on.
-    dry_run: calibrate and plan, write nothing but to work_dir. verify: compare the finished file with the model on text that
-    calibration did not see (or the file verify_text), and raise GwqError, with the file kept, when the KL divergence is above
-    max_kld (nats per token, default verify.MAX_KLD). report: a page (HTML) to write, card: a model card (Markdown). report_only:
-    measure what every type would cost each matrix, write that as the report (HTML, or JSON by its suffix) and no file; out may be
-    None.
+    "REGEX=TYPE" strings, later ones win; exclude: regular expressions of matrices that stay F16, whatever else is asked. stock: in
+    the place of type, a stock type of format.LEVELS whose scales and codes are found like those of tiles; with type "bridge" FP16
+    deltas follow (docs/bridge.md). calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
+    a file for llama-quantize --imatrix, written beside. work_dir: folder for what is finished, from which the same call goes on
+    after a kill; emptied in the end. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
+    nothing but to work_dir. verify: compare the finished file with the model on text that calibration did not see (or the file
+    verify_text), and raise GwqError, with the file kept, when the KL divergence is above max_kld (nats per token, default
+    verify.MAX_KLD). report: a page (HTML) to write, card: a model card (Markdown). report_only: measure what every type would cost
+    each matrix, write that as the report (HTML, or JSON by its suffix) and no file; out may be None.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
@@ -72,6 +75,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
     from gwq_export.estimate import Estimate
+    from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
     from gwq_export.outputs import check_outputs, finish, write_sensitivities
     from gwq_export.parallel import one_thread_each
@@ -84,12 +88,13 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
 
     progress = progress or (lambda phase, done, total: None)
     budgeted = bpw is not None or size is not None
-    if budgeted and (type is not None or preset != "default"):
-        raise GwqError("--bpw and --size choose the types themselves: leave out --type and --preset, or fix tensors with --tensor-type")
+    if budgeted and (type is not None or stock is not None or preset != "default"):
+        raise GwqError(
+            "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
+        )
     verify = verify or verify_text is not None or max_kld is not None
-    check_outputs(out, dry_run, verify, report, report_only, card)
-    type = (type or "gwq4").lower()
-    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed)
+    check_outputs(out, dry_run, verify, report, report_only, card, imatrix)
+    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
     tensor_type, exclude = ([x] if isinstance(x, str) else x for x in (tensor_type, exclude))
     overrides, device = overrides_of(tensor_type, exclude), _device(device)
     writes = not dry_run and not report_only
@@ -104,11 +109,13 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     budget = budget_bytes(bpw, size, sum(map(weights, entries)))
     tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
-    header = keys.general_keys(source, name, "mixed" if budgeted else type) | keys.config_keys(source) | tokens
-    calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
-    if budgeted or report_only or any(e.recipe.statistics for e in tiles):
+    header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
+    calibration, tiles = None, [e for e in entries if e.recipe.encoded]
+    if budgeted or imatrix or report_only or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     windows = draw_held_out(Tokenizer(tokens), verify_text, calib, calibration, ctx, seed) if verify else None
+    if tiles and recipe.type.levels and recipe.outliers:
+        header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
                                        source_revision=commit(source.folder))  # fmt: skip
@@ -122,7 +129,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     estimate = Estimate(partial(encode, pool)) if dry_run else None
     with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
         _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, writes)
-        if calibration and (budgeted or not writes):
+        if calibration and (report_only or (tiles and (budgeted or dry_run))):
             from gwq_export.survey import fit, survey
 
             free = budgeted or report_only
@@ -140,6 +147,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
                     estimate.sample(e, partial(read, source, e), {})
             result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
         else:
+            if imatrix:
+                write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
             write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
             work.clear()
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}

@@ -25,7 +25,7 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
     fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir. estimate: an
     estimate.Estimate that looks on.
     """
-    open_entries = {e.source: e for e in entries if len(e.shape) == 2 and (e.recipe.type.bits or (free and not e.fixed))}
+    open_entries = {e.source: e for e in entries if len(e.shape) == 2 and (e.recipe.encoded or (free and not e.fixed))}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
     ends = [e.source for e in open_entries.values() if not e.linear]

@@ -16,7 +16,10 @@ STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; 
 # that of (dL/dz)^2 with L the loss summed over a sample's tokens. To second order an error E of the matrix then adds
 # sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
 # matrix, arXiv 1503.05671).
+# "columns" (cols,): the mean over tokens of |dL/dz|^2 x^2, the Fisher information of a column's weights without assuming that x
+# and dL/dz are independent. Of the decoder's matrices only.
 FACTORS = ("hessian", "rows")
+COLUMNS = "columns"
 
 
 class Tap(threading.local):
@@ -49,7 +52,7 @@ class Totals:
 
     def __init__(self, statistics, tokens):
         self.per_weight = [s for s in statistics if s in STATISTICS]
-        self.factors = [s for s in statistics if s in FACTORS]
+        self.factors = [s for s in statistics if s in (*FACTORS, COLUMNS)]
         self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
         self.sums, self.shared, self.hessians = {}, {}, {}
 
@@ -74,9 +77,11 @@ class Totals:
                 if name not in self.hessians:
                     self.hessians[name] = x.new_zeros(2 * x.shape[1:])
                 add_gram(self.hessians[name], x)
+            g = gradients[name].reshape(len(x), -1) if self.factors != ["hessian"] else None
             if "rows" in self.factors:
-                g = gradients[name].reshape(len(x), -1)
                 self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
+            if COLUMNS in self.factors:
+                self._add((name, COLUMNS), (g * g).sum(1) @ (x * x) * (self.length**2 / self.tokens))
 
     def finish(self):
         """Make means of the sums of x x^T."""
@@ -86,7 +91,7 @@ class Totals:
 
     def take(self, name, weight):
         """(weight, {statistic: array}) as numpy float32; once for every weight, in the order in which they came."""
-        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
+        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f != "hessian"))}
         if "hessian" in self.factors:
             owner = self.shared.pop(name)
             if not isinstance(self.hessians[owner], np.ndarray):  # one array for all that share it

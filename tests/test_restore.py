@@ -8,6 +8,7 @@ from conftest import REFERENCE, TINY_MODELS
 
 import gwq_export
 from gwq_export import GwqError, restore
+from gwq_export.config import read_config
 from gwq_export.source import Source
 
 
@@ -19,19 +20,35 @@ def logits_of(folder, ids):
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(torch.tensor([ids])).logits[0].numpy()
 
 
+ASKS = ("llama3-rope",)  # its factors have no name in a config of their own
+
+
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_logits_are_those_of_the_dequantized_weights(tiny, exported, tmp_path, name):
-    """Quantized file -> folder -> float32 file: the runtime and transformers agree, and the weights are the file's to the bit."""
-    path, _ = exported(tiny(name), type="gwq3", samples=1, ctx=32)
-    rope = tiny(name) if name == "llama3-rope" else None  # its factors have no name in a config of their own
-    restore.restore(gwq_export.open_gguf(path), tmp_path / "hf", config_from=rope)
+def test_transformers_computes_what_the_runtime_does(tiny, exported, tmp_path, name):
+    path, _ = exported(tiny(name), type="f32")
+    if name in ASKS:
+        with pytest.raises(GwqError, match="folder with --config-from"):
+            restore.restore(gwq_export.open_gguf(path), tmp_path / "hf")
+    restore.restore(gwq_export.open_gguf(path), tmp_path / "hf", config_from=tiny(name) if name in ASKS else None)
+    ids = np.random.default_rng(0).integers(0, 8192, 48).tolist()
+    expected = gwq_export.load(path).logits(ids)
+    assert np.abs(logits_of(tmp_path / "hf", ids) - expected).max() < 2e-4 * np.abs(expected).max()
+    if name == "longrope":  # the other list of factors
+        ids = np.random.default_rng(1).integers(0, 8192, 100).tolist()
+        expected = gwq_export.load(path).logits(ids)
+        assert np.abs(logits_of(tmp_path / "hf", ids) - expected).max() < 2e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3-every", "granite", "gpt2", "gptneox", "longrope"])
+def test_there_and_back(tiny, exported, tmp_path, name):
+    """Quantized file -> folder -> float32 file: weights are the file's to the bit, and so are all hyperparameters."""
+    path, _ = exported(tiny(name), type="gwq4", preset="paper", samples=2, ctx=64)
+    restore.restore(gwq_export.open_gguf(path), tmp_path / "hf")
     gwq_export.export(tmp_path / "hf", tmp_path / "f32.gguf", type="f32")
     there, back = gwq_export.open_gguf(path), gwq_export.open_gguf(tmp_path / "f32.gguf")
+    assert read_config(there) == read_config(back)
     matrices = [t for t in there.tensors.values() if not t.companion]
     assert matrices and all(np.array_equal(t.dequantize(), back.tensors[t.name].dequantize()) for t in matrices)
-    ids = np.random.default_rng(0).integers(0, 8192, 48).tolist()
-    expected = gwq_export.load(tmp_path / "f32.gguf").logits(ids)
-    assert np.abs(logits_of(tmp_path / "hf", ids) - expected).max() < 2e-4 * np.abs(expected).max()
 
 
 def test_an_unquantized_file_gives_the_source_back(exported, tmp_path):
@@ -79,6 +96,18 @@ def test_shards_and_types(tiny, exported, tmp_path, monkeypatch, dtype, bytes_pe
     got = Source(tmp_path / "hf").tensor("model.layers.2.mlp.up_proj.weight").numpy()
     expected = gwq_export.open_gguf(path).tensors["blk.2.ffn_up.weight"].dequantize()
     assert np.abs(got - expected).max() <= np.abs(expected).max() * {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
+
+
+def test_what_the_keys_do_not_say_is_asked_for(tiny, exported, tmp_path):
+    """Scales of scores that no config can name exactly, and factors that a file from elsewhere leaves out."""
+    for name, change, words in [
+        ("gemma2-scalar", {"gemma2.attention.scale": 0.15}, "attention.scale"), ("granite", {"granite.logit_scale": None}, "logit_scale"),
+    ]:  # fmt: skip
+        reader = gwq_export.open_gguf(exported(tiny(name), type="f32")[0])
+        reader.metadata = {k: v for k, v in ({k: reader.metadata[k] for k in reader.metadata} | change).items() if v is not None}
+        with pytest.raises(GwqError, match=f"{words}.*with --config-from"):
+            restore.restore(reader, tmp_path / "hf")
+        restore.restore(reader, tmp_path / name, config_from=tiny(name))
 
 
 def test_refusals_leave_nothing(tiny, exported, tmp_path, monkeypatch):
