@@ -124,8 +124,10 @@ def test_commands(tmp_path, capsys):
     )
     assert status == 0 and json.loads(stdout.splitlines()[-1])["to_safetensors"]["folder"] == str(folder)
     assert (folder / "model.safetensors").stat().st_size < 11e6 and "Where outliers are" in (tmp_path / "i.html").read_text()
+    status, stdout, err = call(capsys, "export", REFERENCE, "--out", out, *small, "--max-kld", "1e-9", "--json")
+    assert status == 2 and json.loads(stdout.splitlines()[-1])["verify"]["kld_mean"] > 1e-9  # measured all the same
+    assert "m.gguf is kept, but its KL divergence" in err.splitlines()[-1]
     for name, args, words in [
-        ("export", [REFERENCE, "--out", out, *small, "--max-kld", "1e-9"], "m.gguf is kept, but its KL divergence"),
         ("export", [REFERENCE, "--out", out, "--exclude", "nothing"], "--exclude nothing: no matrix has such a name"),
         ("export", [REFERENCE, "--out", out, "--exclude", "("], "no regular expression"),
         ("info", [out, "--to-safetensors", folder], "not an empty folder"),
