@@ -11,7 +11,12 @@ __version__ = "0.1.0"
 
 
 class GwqError(ValueError):
-    """Something the user can mend. The message is one sentence that says what is wrong and what to do."""
+    """Something the user can mend. The message is one sentence that says what is wrong and what to do.
+
+    result: what was made and measured all the same, as `--json` prints it, or None.
+    """
+
+    result = None
 
 
 def export(model, out, **options):

@@ -146,6 +146,7 @@ class Arch:
     names: dict = field(default_factory=dict)  # config key of the other rows -> this architecture's own
     defaults: dict = field(default_factory=dict)  # what transformers takes for a missing config key
     numbers: dict = field(default_factory=dict)  # GGUF key -> config key of a positive number; None is no number, and not written
+    model_type: str = ""  # what config.json calls it, where that is not `gguf`
     # config values this runtime computes with; anything else is refused by name. A missing key is fine.
     only: dict = field(default_factory=lambda: {"hidden_act": ("silu",), "use_sliding_window": _OFF, "mlp_bias": _OFF})
 
@@ -173,7 +174,7 @@ class Arch:
 
 ARCHS = {  # Hugging Face class name -> row
     "LlamaForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES),
-    "MistralForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES, window="sliding_window"),
+    "MistralForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES, window="sliding_window", model_type="mistral"),
     "Qwen2ForCausalLM": Arch("qwen2", "halves"),
     "Qwen3ForCausalLM": Arch("qwen3", "halves"),
     "SmolLM3ForCausalLM": Arch("smollm3", "pairs", unturned_every=4, defaults={"rope_theta": 2e6, "tie_word_embeddings": True}),
@@ -236,6 +237,7 @@ ARCHS = {  # Hugging Face class name -> row
         window="sliding_window",
         full_every=6,
         swa_base="rope_local_base_freq",
+        model_type="gemma3_text",
         wide_queries=62,
         query_scalar="query_pre_attn_scalar",
         names={"hidden_act": "hidden_activation"},
@@ -291,6 +293,7 @@ ARCHS = {  # Hugging Face class name -> row
         rope_kinds=("default", "linear"),
         partial=True,
         eps="layer_norm_eps",
+        model_type="gpt_neox",
         names={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
         defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
         only={"hidden_act": ("gelu",), "attention_bias": (True,)},

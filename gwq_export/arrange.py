@@ -25,18 +25,28 @@ class Arrangement:
         array = self._place(array)
         return array + np.float32(self.plus) if self.plus else array
 
+    def inverse(self, array):
+        """What `weight` was given, from what it made of it."""
+        array = array - np.float32(self.plus) if self.plus else array
+        if self.split:
+            split = list(self.split)
+            a, b = self.swap
+            split[a], split[b] = split[b], split[a]
+            array = array.reshape(*split, -1).swapaxes(a, b).reshape(array.shape)
+        return np.ascontiguousarray(array.T) if self.transposed and array.ndim == 2 else array
+
     def statistics(self, found):
         """Calibration statistics of the weight (`calibrate.STATISTICS`, "rows", "hessian"): the Hessian is of its columns."""
         return {s: a if s == "hessian" else self._place(a) for s, a in found.items()}
 
 
-def arrangement(source, row):
-    """The Arrangement of a row of the architecture's tables."""
-    rows, split, swap = source.dims[row.shape[0]], (), ()
-    if row.heads and source.arch.rope == "pairs":  # halves of a head turn together in transformers, neighbours in llama.cpp
-        count = source.heads[row.heads]
+def arrangement(row, arch, dims, heads):
+    """The Arrangement of a row of the architecture's tables. dims: sizes by their names there; heads: {"heads", "kv_heads"}."""
+    rows, split, swap = dims[row.shape[0]], (), ()
+    if row.heads and arch.rope == "pairs":  # halves of a head turn together in transformers, neighbours in llama.cpp
+        count = heads[row.heads]
         split, swap = (count, 2, rows // count // 2), (1, 2)
     elif row.interleaved:
-        count = source.heads["heads"]
+        count = heads["heads"]
         split, swap = (count, row.interleaved, rows // count // row.interleaved), (0, 1)
     return Arrangement(row.transposed, split, swap, row.plus)

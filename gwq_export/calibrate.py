@@ -167,12 +167,16 @@ class BlockModel:
         self.model.base_model(input_ids=ids, use_cache=False)
         return self.stands[0].seen
 
+    def logits(self, ids, hidden):
+        """float32 (ctx, vocab) from the output of the last block, for ids (1, ctx)."""
+        self.stands[-1].given.give = hidden
+        logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        self.stands[-1].given.give = None
+        return logits
+
     def loss(self, ids, hidden):
         """Mean cross-entropy of the tokens after the first, from the output of the last block."""
-        self.stands[-1].given.give = hidden
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        self.stands[-1].given.give = None
-        return torch.nn.functional.cross_entropy(logits, ids[0, 1:])
+        return torch.nn.functional.cross_entropy(self.logits(ids, hidden)[:-1], ids[0, 1:])
 
 
 def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,

@@ -174,6 +174,8 @@ def run_command(prog, parser, command, argv=None):
             return 0
         except (KeyboardInterrupt, Exception) as e:
             progress.close()
+            if getattr(e, "result", None) and args.json:
+                print(json.dumps(e.result, default=_plain))
             sys.stdout.flush()
             status, message = (130, "interrupted") if interrupt.asked else _verdict(e)
             if status == 1:

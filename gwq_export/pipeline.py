@@ -17,28 +17,12 @@ import numpy as np
 from gwq_export import GwqError, __version__, bridge
 from gwq_export.format import TYPES
 from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
+from gwq_export.windows import CALIBRATION, draw_calibration, draw_held_out
 
 log = logging.getLogger("gwq_export")
 
-CALIBRATION = Path(__file__).parent / "data" / "calibration.txt"
-
-
-def draw_calibration(tokenizer, calib, samples, ctx, seed):
-    """A Calibration of samples x ctx tokens of the text file calib, None for the bundled one. Raises GwqError."""
-    from gwq_export.calibrate import Calibration, sample_tokens
-
-    path = Path(calib or CALIBRATION)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise GwqError(f"--calib {path}: cannot be read as UTF-8 text ({e}); give a text file") from None
-    if not text.strip():
-        raise GwqError(f"--calib {path}: the text is empty; give a longer one")
-    ids = tokenizer.encode(text, special=False, bos=False)
-    found = Calibration(sample_tokens(ids, samples, ctx, seed, tokenizer.bos if tokenizer.add_bos else None))
-    if len(found.tokens) < samples:
-        log.warning("the calibration text gives %d samples of %d tokens, not %d", *found.tokens.shape, samples)
-    return found
+# options that change nothing of what a work folder holds
+_ASIDE = ("out", "work_dir", "dry_run", "progress", "verify", "verify_text", "max_kld", "report", "card")
 
 
 def _device(name):
@@ -57,26 +41,32 @@ def peak_rss():
 
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
-           imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, work_dir=None,
-           dry_run=False, progress=None):  # fmt: skip
+           exclude=(), imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
+           work_dir=None, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
+           progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
-    "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
-    are found like those of tiles; with type "bridge" FP16 deltas follow (docs/bridge.md). calib: UTF-8 text file, default the
-    bundled text; samples x ctx tokens of it are used. imatrix: a file for llama-quantize --imatrix, written beside. work_dir:
-    folder for what is finished, from which the same call goes on after a kill; emptied in the end. progress(phase, done, total)
-    is called as work goes on. dry_run: calibrate and plan, write nothing but to work_dir.
+    "REGEX=TYPE" strings, later ones win; exclude: regular expressions of matrices that stay F16, whatever else is asked. stock: in
+    the place of type, a stock type of format.LEVELS whose scales and codes are found like those of tiles; with type "bridge" FP16
+    deltas follow (docs/bridge.md). calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
+    a file for llama-quantize --imatrix, written beside. work_dir: folder for what is finished, from which the same call goes on
+    after a kill; emptied in the end. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
+    nothing but to work_dir. verify: compare the finished file with the model on text that calibration did not see (or the file
+    verify_text), and raise GwqError, with the file kept, when the KL divergence is above max_kld (nats per token, default
+    verify.MAX_KLD). report: a page (HTML) to write, card: a model card (Markdown). report_only: measure what every type would cost
+    each matrix, write that as the report (HTML, or JSON by its suffix) and no file; out may be None.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
     token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
-    "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export. Raises
-    GwqError.
+    "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export; with verify,
+    "verify" (see verify.verify); with report_only only "sensitivities" ([{"name", "shape", "choices": [{"type", "outliers",
+    "bytes", "loss"}]}]) and what is known of model and calibration. Raises GwqError.
     """
-    asked, started = {k: v for k, v in locals().items() if k not in ("out", "work_dir", "dry_run", "progress")}, time.monotonic()
+    asked, started = {k: v for k, v in locals().items() if k not in _ASIDE}, time.monotonic()
     try:
         import safetensors  # noqa: F401
         import torch  # noqa: F401
@@ -87,6 +77,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     from gwq_export.estimate import Estimate
     from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
+    from gwq_export.outputs import check_outputs, finish, write_sensitivities
     from gwq_export.parallel import one_thread_each
     from gwq_export.produce import encode, read, write
     from gwq_export.source import Source, commit, resolve
@@ -101,11 +92,13 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         raise GwqError(
             "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
         )
+    verify = verify or verify_text is not None or max_kld is not None
+    check_outputs(out, dry_run, verify, report, report_only, card, imatrix)
     recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
-    if imatrix and Path(imatrix).absolute() == Path(out).absolute():
-        raise GwqError(f"--imatrix {imatrix}: that is the name of the model's file; give another one")
-    overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
-    if not dry_run:
+    tensor_type, exclude = ([x] if isinstance(x, str) else x for x in (tensor_type, exclude))
+    overrides, device = overrides_of(tensor_type, exclude), _device(device)
+    writes = not dry_run and not report_only
+    if writes:
         check_place(out)
     source = Source(resolve(model, revision))
     limit = source.integer("max_position_embeddings")
@@ -118,8 +111,9 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
     header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.encoded]
-    if budgeted or imatrix or any(e.recipe.statistics for e in tiles):
+    if budgeted or imatrix or report_only or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
+    windows = draw_held_out(Tokenizer(tokens), verify_text, calib, calibration, ctx, seed) if verify else None
     if tiles and recipe.type.levels and recipe.outliers:
         header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
@@ -134,11 +128,15 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     found, pool = {}, Pool()
     estimate = Estimate(partial(encode, pool)) if dry_run else None
     with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
-        _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, dry_run)
-        if calibration and tiles and (budgeted or dry_run):
+        _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, writes)
+        if calibration and (report_only or (tiles and (budgeted or dry_run))):
             from gwq_export.survey import fit, survey
 
-            offers = survey(source, entries, calibration, budgeted, outliers, device, progress, work.section("survey"), estimate)
+            free = budgeted or report_only
+            offers = survey(source, entries, calibration, free, outliers, device, progress, work.section("survey"), estimate)
+            if report_only:
+                work.clear()
+                return write_sensitivities(report, name, source, entries, calibration, offers)
             if budgeted:
                 entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
             found = _predicted(entries, offers, calibration)
@@ -156,7 +154,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
         result |= {"calibration_tokens": calibration.tokens.numel(), "calibration_loss": calibration.loss}
-    return result
+    return result if dry_run else finish(out, source, entries, result, model, windows, max_kld, report, card, device, progress)
 
 
 def _predicted(entries, offers, calibration):
@@ -178,12 +176,12 @@ def _identity(asked, source, calibration):
     return asked | {"versions": versions, "files": source.files, "calibration": calibration and calibration.hash}
 
 
-def _check_space(out, nbytes, source, calibration, work, dry_run):
+def _check_space(out, nbytes, source, calibration, work, writes):
     """Raise GwqError when the disks have no room for what an export is going to write."""
     from gwq_export.workdir import check_space
 
-    wanted = [] if dry_run else [(Path(out).absolute().parent, nbytes, str(out))]
+    wanted = [(Path(out).absolute().parent, nbytes, str(out))] if writes else []
     if work.folder:
         states = (source.layers + 4) * calibration.tokens.numel() * source.dims["dim"] * 4 if calibration else 0
-        wanted.append((work.folder, max(0, states + nbytes * (not dry_run) - work.nbytes), f"--work-dir {work.folder}"))
+        wanted.append((work.folder, max(0, states + nbytes * writes - work.nbytes), f"--work-dir {work.folder}"))
     check_space(wanted)

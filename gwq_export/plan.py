@@ -3,12 +3,13 @@
 import re
 import zlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.arrange import Arrangement, arrangement
 from gwq_export.container import ALIGNMENT
-from gwq_export.format import LEVELS, TYPES, tensor_type
+from gwq_export.format import LEVELS, TYPES, TensorType, tensor_type
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 BRIDGE = "bridge"  # as --type: a stock type with deltas behind the stock file
@@ -32,11 +33,11 @@ class Entry:
     recipe: object
     linear: bool  # a decoder linear
     arrange: Arrangement
-    fixed: bool = False  # named by --tensor-type: a budget leaves it alone
+    fixed: bool = False  # named by --tensor-type or --exclude: a budget leaves it alone
 
 
 def plan(source, recipe, overrides=()):
-    """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
+    """Entries in file order. `recipe` is for the decoder's linears; overrides: those of `overrides_of`, on GGUF names.
 
     Embedding and head take Q8_0 beside types of codes (F16 where 32 does not divide the width), else the same type.
     """
@@ -46,9 +47,9 @@ def plan(source, recipe, overrides=()):
         shape = tuple(source.dims[d] for d in row.shape)
         kind, fixed = recipe.type if row.linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
         if matrix:
-            for pattern, override in overrides:
-                if pattern.search(name):
-                    kind, fixed = override, True
+            for override in overrides:
+                if override.pattern.search(name):
+                    kind, fixed = override.type, True
         if kind.bits and recipe.type.levels:
             raise GwqError(f"{name}: llama.cpp cannot load {kind.name} beside {recipe.type.name}: give it a stock type")
         if not kind.bits:
@@ -56,7 +57,8 @@ def plan(source, recipe, overrides=()):
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
         outliers = recipe.outliers if kind.bits or kind == recipe.type else 0.0
         chosen = replace(recipe, type=kind, outliers=outliers, seed=seed)
-        entries.append(Entry(name, hf, shape, chosen, row.linear, arrangement(source, row), fixed))
+        arrange = arrangement(row, source.arch, source.dims, source.heads)
+        entries.append(Entry(name, hf, shape, chosen, row.linear, arrange, fixed))
 
     embed, *positions = source.arch.first
     add(embed, embed.gguf, embed.hf, True)
@@ -69,9 +71,9 @@ def plan(source, recipe, overrides=()):
         add(row, row.gguf, row.hf, False)
     if not source.tied:
         add(embed, "output.weight", source.arch.head, True)
-    for pattern, _ in overrides:
+    for pattern, _, flag in overrides:
         if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
-            raise GwqError(f"--tensor-type {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
+            raise GwqError(f"{flag} {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
     return entries
 
 
@@ -81,17 +83,26 @@ def _end_type(type, shape):
     return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
 
 
-def overrides_of(pairs):
-    """("REGEX=TYPE", ...) as (compiled regex, TensorType)."""
+class Override(NamedTuple):
+    """Matrices whose GGUF name matches are stored so; `flag` asked for it."""
+
+    pattern: re.Pattern
+    type: TensorType
+    flag: str
+
+
+def overrides_of(pairs, exclude=()):
+    """Overrides of --tensor-type ("REGEX=TYPE", ...) and, after them, of --exclude (regular expressions: F16). Later ones win."""
+    asked = [("--tensor-type", text, *text.rpartition("=")[::2]) for text in pairs] + [("--exclude", text, text, "f16") for text in exclude]
     out = []
-    for text in pairs:
-        pattern, _, name = text.rpartition("=")
+    for flag, text, pattern, name in asked:
         if not pattern or name.lower() not in EXPORT_TYPES:
-            raise GwqError(f"--tensor-type {text}: expected REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}")
+            expected = f"REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}" if flag == "--tensor-type" else "a regular expression"
+            raise GwqError(f"{flag} {text}: expected {expected}")
         try:
-            out.append((re.compile(pattern), tensor_type(name)))
+            out.append(Override(re.compile(pattern), tensor_type(name), flag))
         except re.error as e:
-            raise GwqError(f"--tensor-type {text}: {pattern!r} is no regular expression ({e})") from None
+            raise GwqError(f"{flag} {text}: {pattern!r} is no regular expression ({e})") from None
     return out
 
 

@@ -15,8 +15,8 @@ from ablation_svg import plot
 from conftest import DATA, REFERENCE
 
 from gwq_export.evaluate import PROTOCOLS, score
-from gwq_export.pipeline import CALIBRATION
 from gwq_export.predict import module_logits
+from gwq_export.windows import CALIBRATION
 
 SECTIONS = "ABCEF"  # D needs the shared data
 

@@ -13,11 +13,11 @@ from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.calibrate import gradients
 from gwq_export.config import read_config
-from gwq_export.pipeline import draw_calibration
 from gwq_export.side_table import unpack_outliers
 from gwq_export.source import Source
 from gwq_export.tokenizer import Tokenizer
 from gwq_export.vocabulary import to_metadata
+from gwq_export.windows import draw_calibration
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gptneox", "phi", "granite"])

@@ -77,10 +77,10 @@ def test_statistics_follow_their_rows(exported, preset, rule):
     """Outliers are those that the rule picks in transformers' order of rows: weights and statistics are permuted alike."""
     from gwq_export.calibrate import gradients
     from gwq_export.encoder import Curvature
-    from gwq_export.pipeline import draw_calibration
     from gwq_export.saliency import SALIENCY
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
+    from gwq_export.windows import draw_calibration
 
     source, wanted = Source(REFERENCE), "model.layers.2.self_attn.k_proj.weight"
     calibration = draw_calibration(Tokenizer(to_metadata(REFERENCE, source.vocab)), None, 4, 256, 0)

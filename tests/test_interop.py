@@ -299,10 +299,10 @@ def test_no_tile_type_in_a_stock_file(tiny, tmp_path):
 def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys):
     """As autograd gives it token by token, in the keys and shapes of llama.cpp's files."""
     gguf, torch = pytest.importorskip("gguf"), pytest.importorskip("torch")
-    from gwq_export.pipeline import draw_calibration
     from gwq_export.source import Source
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
+    from gwq_export.windows import draw_calibration
 
     folder, out = tiny("llama"), tmp_path / "imatrix.gguf"
     args = ["--type", "f16", "--samples", 2, "--ctx", 32]

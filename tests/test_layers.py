@@ -40,7 +40,19 @@ ALLOWED = {  # module -> modules of the package it may import
     "estimate": set(),
     "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency", "format", "workdir"},
     "produce": {"calibrate", "encoder", "plan", "quantize", "writer"},
+    "texts": set(),
+    "verify": {"bench", "calibrate", "evaluate", "generate", "predict"},
+    "windows": {"calibrate", "verify"},
+    "charts": set(),
+    "facts": {"container", "side_table"},
+    "report": {"charts", "facts"},
+    "card": set(),
+    "outputs": {"card", "container", "facts", "plan", "report", "texts", "verify"},
+    "hf_files": {"arch", "tokenizer"},
+    "restore": {"arch", "arrange", "config", "format", "hf_files"},
     "pipeline": {
+        "outputs",
+        "windows",
         "bridge",
         "imatrix",
         "plan",
@@ -86,7 +98,7 @@ ALLOWED = {  # module -> modules of the package it may import
     "commands/run": {"console", "generate", "chat"},
     "commands/evaluate": {"console", "stock", "predict", "evaluate", "tasks"},
     "commands/bench": {"console", "bench/cases", "bench/kernels", "bench/models", "bench/tables"},
-    "commands/info": {"console", "container"},
+    "commands/info": {"console", "container", "facts", "report", "restore", "texts"},
 }
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
 

@@ -20,7 +20,7 @@ from ablation_tables import FEW, QUICK, Extent, curves, files, kernels, ladder, 
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
-from gwq_export.pipeline import CALIBRATION
+from gwq_export.windows import CALIBRATION
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, SHARED = ROOT / "tests" / "data", ROOT.parent / "shared" / "data"

@@ -20,7 +20,6 @@ from gwq_export.encoder import Curvatures
 from gwq_export.evaluate import PROTOCOLS, mean_error, score, windows
 from gwq_export.format import TYPES, tensor_type
 from gwq_export.native import Pool
-from gwq_export.pipeline import draw_calibration
 from gwq_export.plan import PRESETS, plan, stored_bytes, weights
 from gwq_export.predict import module_logits, runtime_logits
 from gwq_export.quantize import Recipe, quantize
@@ -28,6 +27,7 @@ from gwq_export.source import Source
 from gwq_export.tiles import dequantize
 from gwq_export.tokenizer import Tokenizer
 from gwq_export.vocabulary import to_metadata
+from gwq_export.windows import draw_calibration
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from reference import checkpoint_weight, dequantized_model, original_model

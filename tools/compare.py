@@ -27,11 +27,11 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.evaluate import PROTOCOLS, score, windows
-from gwq_export.pipeline import draw_calibration
 from gwq_export.predict import Predictor, module_logits
 from gwq_export.source import Source
 from gwq_export.tokenizer import Tokenizer
 from gwq_export.vocabulary import to_metadata
+from gwq_export.windows import draw_calibration
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.append(str(TESTS))

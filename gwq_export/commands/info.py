@@ -2,6 +2,7 @@
 
 import math
 
+from gwq_export import GwqError
 from gwq_export.console import add_base, make_parser, size
 
 
@@ -10,12 +11,19 @@ def parser():
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
     add_base(p)
+    p.add_argument("--report", metavar="FILE.html", help="a page on sizes and outliers")
+    p.add_argument("--to-safetensors", metavar="DIR", help="write the dequantized model as a Hugging Face folder")
+    p.add_argument("--dtype", help="for --to-safetensors: float32 (default), float16, bfloat16")
+    p.add_argument("--config-from", metavar="HF_FOLDER", help="for --to-safetensors: copy config and tokenizer from the source model")
     return p
 
 
 def command(args, progress):
     from gwq_export.container import Reader
 
+    for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
+        if value is not None and args.to_safetensors is None:
+            raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
     reader = Reader(args.file, base=args.base)
     if args.check:
         reader.check()
@@ -43,4 +51,16 @@ def command(args, progress):
     print(f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes")
     if args.check:
         print("  check: ok")
+    if args.report:
+        from gwq_export.facts import gather
+        from gwq_export.report import page
+        from gwq_export.texts import save
+
+        save(args.report, page(gather(reader)), "--report")
+    if args.to_safetensors:
+        from gwq_export.restore import restore
+
+        result["to_safetensors"] = restore(reader, args.to_safetensors, args.dtype or "float32", args.config_from, progress)
+        progress.close()
+        print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])}")
     return result
