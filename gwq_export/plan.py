@@ -3,6 +3,7 @@
 import re
 import zlib
 from dataclasses import dataclass, replace
+from math import prod
 
 from gwq_export import GwqError
 from gwq_export.arch import gguf_name
@@ -118,8 +119,7 @@ def file_bytes(name, shape, recipe):
     """Bytes that the tensors of a matrix take in a file, with their descriptions in the header and up to the alignment."""
     total = 0
     for part, kind, dims in recipe.tensors(name, shape):
-        nbytes = TYPES[kind].nbytes(*dims) if len(dims) == 2 else TYPES[kind].nbytes(1, *dims)
-        total += -(-nbytes // ALIGNMENT) * ALIGNMENT + 24 + len(part.encode()) + 8 * len(dims)
+        total += -(-TYPES[kind].size(dims) // ALIGNMENT) * ALIGNMENT + 24 + len(part.encode()) + 8 * len(dims)
     return total
 
 
@@ -141,7 +141,7 @@ def budget_bytes(bpw, size, params):
 
 
 def weights(entry):
-    return entry.shape[0] * (entry.shape[1] if len(entry.shape) == 2 else 1)
+    return prod(entry.shape)
 
 
 def sizes(entries, nbytes):
@@ -161,5 +161,4 @@ def sizes(entries, nbytes):
 
 
 def stored_bytes(entry):
-    return sum(TYPES[kind].nbytes(*shape) if len(shape) == 2 else TYPES[kind].nbytes(1, *shape)
-               for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape))  # fmt: skip
+    return sum(TYPES[kind].size(shape) for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape))
