@@ -8,6 +8,7 @@ Blocks run as transformers' own modules, so rope, masks and attention variants c
 
 import functools
 import hashlib
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gwq_export import GwqError
+from gwq_export.unfused import unfuse
 
 STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
     "abs": lambda g: g.abs(),
@@ -27,6 +29,9 @@ STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; 
 # sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
 # matrix, arXiv 1503.05671).
 FACTORS = ("hessian", "rows")
+# An expert's Hessian is the mean over the tokens that were routed to it, its rows the mean over all tokens, so that their
+# product is its part of the loss.
+ENOUGH = 16  # tokens that say something of an expert; with fewer, every weight of it counts alike
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Calibration:
 
     tokens: torch.Tensor  # (samples, ctx) int64
     losses: list = field(default_factory=list)
+    reached: dict = field(default_factory=dict)  # matrix of an expert -> how many of the tokens were routed to it
 
     @property
     def loss(self):
@@ -117,6 +123,9 @@ class BlockModel:
         parent, _, name = source.arch.layers.rpartition(".")
         parent = self.model.get_submodule(parent)
         self.blocks = list(getattr(parent, name))  # on the meta device until loaded
+        if source.arch.experts:
+            for block in self.blocks:
+                unfuse(block, source.arch.experts)
         self.stands = [_Stand() for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
@@ -181,7 +190,7 @@ class BlockModel:
 
 
 class _Tap:
-    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run."""
+    """Notes input x (tokens, cols) and output z (.., tokens, rows) of modules while they run, of those that do."""
 
     def __init__(self, modules):
         self.x, self.z = {}, {}
@@ -190,19 +199,22 @@ class _Tap:
     def _note(self, name, module, args, output):
         self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
 
+    def clear(self):
+        self.x, self.z = {}, {}
+
     def remove(self):
         for handle in self._handles:
             handle.remove()
 
 
 class _Totals:
-    """Sums of statistics, by weight. Matrices that share an input share its Hessian."""
+    """Sums of statistics, by weight. Matrices that share an input share its Hessian. `reached`: tokens that each has seen."""
 
     def __init__(self, statistics, tokens):
         self.per_weight = [s for s in statistics if s in STATISTICS]
         self.factors = [s for s in statistics if s in FACTORS]
         self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared = {}, {}
+        self.sums, self.shared, self.reached = {}, {}, Counter()
 
     def _add(self, key, value):
         if key in self.sums:
@@ -221,6 +233,7 @@ class _Totals:
         for name, x in inputs.items():
             first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
             self.shared[name] = first
+            self.reached[name] += len(x)
             if first == name and "hessian" in self.factors:
                 self._add((name, "hessian"), x.T @ x / self.tokens)
             if "rows" in self.factors:
@@ -229,21 +242,38 @@ class _Totals:
 
     def take(self, name, weight):
         """(weight, {statistic: array}) as numpy float32."""
-        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
+        found = self._of_magnitude(name, weight) if self.reached[name] < min(ENOUGH, self.tokens) else self._seen(name)
+        return weight.cpu().numpy(), {s: v if isinstance(v, np.ndarray) else v.cpu().numpy() for s, v in found.items()}
+
+    def _seen(self, name):
+        found = {s: self.sums.pop((name, s)) for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
         if "hessian" in self.factors:
             key = self.shared[name], "hessian"
             if not isinstance(self.sums[key], np.ndarray):  # one array for all that share it
+                if self.reached[name] != self.tokens:
+                    self.sums[key] *= self.tokens / self.reached[name]
                 self.sums[key] = self.sums[key].cpu().numpy()
             found["hessian"] = self.sums[key]
-        return weight.cpu().numpy(), found
+        return found
+
+    def _of_magnitude(self, name, weight):
+        """Statistics by which every rule prefers large weights and every error counts alike: for an expert that few tokens saw."""
+        found = {s: accumulated(weight) for s, accumulated in STATISTICS.items() if s in self.per_weight}
+        none, tiny = weight.new_zeros(1), 1e-20
+        if "rows" in self.factors:
+            found["rows"] = self.sums.get((name, "rows"), none).mean().clamp(min=tiny).repeat(len(weight))
+        if "hessian" in self.factors:
+            diagonal = self.sums.get((self.shared.get(name), "hessian"), none.diag()).diagonal() * self.tokens / max(1, self.reached[name])
+            found["hessian"] = diagonal.mean().clamp(min=tiny).repeat(weight.shape[1]).diag()
+        return found
 
 
 def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None):
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
-    Blocks come last to first, each block's tensors in the order of the architecture; then those of `ends`
+    Blocks come last to first, each block's tensors in the order of the architecture, experts one by one; then those of `ends`
     (embedding, head). statistics: names from STATISTICS, float32 of the weight's shape, and FACTORS.
-    `calibration.losses` is filled before the first tensor is yielded.
+    `calibration.losses` is filled before the first tensor is yielded, `reached` before those of its block.
     """
     model, tokens = BlockModel(source, device), calibration.tokens.to(device)
     samples, blocks = len(tokens), source.layers
@@ -275,18 +305,22 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         linears = {row.hf: name for row, name in source.block(i).items() if row.linear}
         weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
         wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-        tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
+        tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()})
         for s in range(samples):
             given = states[i][s : s + 1].clone().requires_grad_()
+            tap.clear()
             output = model.run(i, given)
-            found = torch.autograd.grad(output, [given, *wanted.values(), *tap.z.values()], upstream[s : s + 1])
+            outputs = tap.z if "rows" in totals.factors else {}
+            found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1], allow_unused=True)
             for name, g in zip(wanted, found[1:], strict=False):
-                totals.weight(name, g)
-            totals.factor(tap.x, dict(zip(tap.z, found[1 + len(wanted) :], strict=True)))
+                if g is not None:  # of an expert without a token
+                    totals.weight(name, g)
+            totals.factor(tap.x, dict(zip(outputs, found[1 + len(wanted) :], strict=True)))
             upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
             del found, output
         tap.remove()
         states.pop()
+        calibration.reached |= {name: totals.reached[name] for row, name in source.block(i).items() if row.expert is not None}
         for name, w in weights.items():
             yield name, *totals.take(name, w.detach())
         del weights, wanted, tap, totals

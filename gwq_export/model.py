@@ -12,6 +12,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.config import read_config
 from gwq_export.container import Reader
+from gwq_export.experts import Experts
 from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
 from gwq_export.rope import Rope
 
@@ -76,7 +77,7 @@ class Weights:
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
         lib()
-        self.pool, self.matrices = Pool(threads), []
+        self.pool, self.matrices = Pool(threads), []  # as many as one token needs: experts are alike in size
         outer = {row.gguf: row for row in (*c.arch.first, *c.arch.last)}
         self.embed = self._matrix("token_embd.weight", (c.vocab, c.dim))
         self.positions = "position_embd.weight" in outer and self._matrix("position_embd.weight", (c.ctx, c.dim))
@@ -110,13 +111,19 @@ class Weights:
             qkv = split("attn_qkv", dims["q"], dims["kv"], dims["kv"])
         else:
             qkv = Linear(*linear("attn_q", "attn_k", "attn_v"))
-        fused = rows["ffn_up.weight"].shape[0] == "gate_up"
-        gated = fused or "ffn_gate.weight" in rows
-        if fused:
-            inputs = split("ffn_up", c.ffn, c.ffn)
-        else:
-            inputs = Linear(*linear("ffn_gate", "ffn_up")) if gated else Linear(*linear("ffn_up"))
         activation = getattr(lib(), f"GWQ_{c.arch.activation.upper()}")
+        if c.experts:
+            gate, up, down = (self._experts(at, rows[f"ffn_{name}_exps.weight"]) for name in ("gate", "up", "down"))
+            inputs, outputs = [Linear(pair) for pair in zip(gate, up, strict=True)], [Linear([m]) for m in down]
+            ffn = Experts(Linear(*linear("ffn_gate_inp")), inputs, outputs, c.experts_used, c.experts_normed, activation)
+        else:
+            fused = rows["ffn_up.weight"].shape[0] == "gate_up"
+            gated = fused or "ffn_gate.weight" in rows
+            if fused:
+                inputs = split("ffn_up", c.ffn, c.ffn)
+            else:
+                inputs = Linear(*linear("ffn_gate", "ffn_up")) if gated else Linear(*linear("ffn_up"))
+            ffn = FeedForward(inputs, gated, Linear(*linear("ffn_down")), activation)
         return Layer(
             attn_norm=norm("attn_norm"),
             qkv=qkv,
@@ -125,7 +132,7 @@ class Weights:
             attn_output=Linear(*linear("attn_output")),
             attn_post_norm=norm("post_attention_norm"),
             ffn_norm=norm("ffn_norm"),
-            ffn=FeedForward(inputs, gated, Linear(*linear("ffn_down")), activation),
+            ffn=ffn,
             ffn_post_norm=norm("post_ffw_norm"),
             window=c.windows[i],
             rope=(c.rope_swa if c.windows[i] else c.rope) if c.arch.turned(i) else None,
@@ -146,9 +153,17 @@ class Weights:
         return tensor and F32(tensor.dequantize())
 
     def _matrix(self, name, shape):
-        t = self._tensor(name, shape)
-        self.matrices.append(Matrix(t.name, t.type, t.shape, t.data, t.outliers))
-        return self.matrices[-1]
+        return self._matrices(self._tensor(name, shape), 1)[0]
+
+    def _experts(self, at, row):
+        """The matrices, one for each expert, of a row of three dimensions."""
+        c = self.config
+        return self._matrices(self._tensor(f"{at}{row.gguf}", tuple(c.dims[d] for d in row.shape)), c.experts_used)
+
+    def _matrices(self, tensor, used):
+        found = [Matrix(t.name, t.type, t.shape, t.data, t.outliers) for t in tensor.matrices()]
+        self.matrices += found[:used]
+        return found
 
     def _norm(self, rows, at, name, width):
         """The norm `at`+name of activations of this width; rows: {name: row} of the table that may have it."""

@@ -122,10 +122,23 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
     if not dry_run:
         _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress)
+    if calibration:
+        _warn_of_experts(calibration.reached)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
         result |= {"calibration_tokens": calibration.tokens.numel(), "calibration_loss": calibration.loss}
     return result
+
+
+def _warn_of_experts(reached):
+    """Name the experts that calibration says little of; reached: {matrix of an expert: tokens}."""
+    from gwq_export.calibrate import ENOUGH
+
+    experts = {name.rsplit(".", 2)[0]: tokens for name, tokens in reached.items()}
+    few = [name for name, tokens in experts.items() if tokens < ENOUGH]
+    if few:
+        log.warning("%d of %d experts met fewer than %d calibration tokens and are quantized by their weights alone; more --samples "
+                    "reach more of them: %s%s", len(few), len(experts), ENOUGH, ", ".join(few[:8]), ", ..." if few[8:] else "")  # fmt: skip
 
 
 def _predicted(entries, offers, calibration):
@@ -146,27 +159,29 @@ def _write(out, header, layout, entries, source, calibration, factors, device, p
     from gwq_export.native import Pool
     from gwq_export.writer import Writer
 
-    calibrated = {e.source: e for e in entries if e.recipe.statistics}
+    calibrated = {hf: (e, j) for e in entries if e.recipe.statistics for j, hf in enumerate(e.sources)}
     others = [e for e in entries if not e.recipe.statistics]
     pool = Pool()
     with Writer(out, header, layout) as writer:
         for name, array in factors.items():
             writer.write(name, array)
         if calibrated:
-            statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
-            ends = [e.source for e in calibrated.values() if not e.linear]
+            statistics = sorted({s for e, _ in calibrated.values() for s in e.recipe.statistics})
+            ends = [hf for hf, (e, _) in calibrated.items() if not e.linear]
             curvatures = Curvatures(calibration.tokens.numel())
             for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
                 if name in calibrated:
-                    _store(writer, calibrated[name], weight, curvatures.put(found), pool)
+                    _store(writer, *calibrated[name], weight, curvatures.put(found, calibration.reached.get(name)), pool)
         done, total = 0, sum(map(weights, others))
         for entry in others:
-            _store(writer, entry, source.tensor(entry.source).numpy(), {}, pool)
+            for part, hf in enumerate(entry.sources):
+                _store(writer, entry, part, source.tensor(hf).numpy(), {}, pool)
             done += weights(entry)
             progress("write", done, total)
 
 
-def _store(writer, entry, weight, statistics, pool):
+def _store(writer, entry, part, weight, statistics, pool):
+    """Write one matrix: the whole of an entry, or that of an expert."""
     from gwq_export.quantize import quantize
 
     try:
@@ -174,4 +189,4 @@ def _store(writer, entry, weight, statistics, pool):
     except GwqError as e:
         raise GwqError(f"{entry.name}: {e}") from None
     for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):
-        writer.write(name, data)
+        writer.write(name, data, part, len(entry.sources))

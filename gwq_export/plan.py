@@ -26,8 +26,8 @@ class Entry:
     """One weight of the plan: where it comes from and how it is stored."""
 
     name: str  # GGUF
-    source: str  # Hugging Face
-    shape: tuple  # in the file
+    sources: tuple  # Hugging Face: one, or that of every expert
+    shape: tuple  # in the file: (rows, columns), (n,) or (experts, rows, columns)
     recipe: object
     linear: bool  # a decoder linear
     arrange: Arrangement
@@ -41,31 +41,34 @@ def plan(source, recipe, overrides=()):
     """
     f32, entries = tensor_type("f32"), []
 
-    def add(row, name, hf, matrix):
+    def add(row, name, sources, matrix):
         shape = tuple(source.dims[d] for d in row.shape)
         kind, fixed = recipe.type if row.linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
         if matrix:
             for pattern, override in overrides:
                 if pattern.search(name):
                     kind, fixed = override, True
-        if not kind.bits:
-            kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
+        kind.size(shape)  # refuses a width the type cannot hold
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
-        entries.append(Entry(name, hf, shape, replace(recipe, type=kind, seed=seed), row.linear, arrangement(source, row), fixed))
+        recipe_of = replace(recipe, type=kind, seed=seed)
+        entries.append(Entry(name, tuple(sources), shape, recipe_of, row.linear, arrangement(source, row), fixed))
 
     embed, *positions = source.arch.first
-    add(embed, embed.gguf, embed.hf, True)
+    add(embed, embed.gguf, [embed.hf], True)
     for row in positions:
-        add(row, row.gguf, row.hf, False)
+        add(row, row.gguf, [row.hf], False)
     for i in range(source.layers):
+        named = {}  # GGUF name -> (row, Hugging Face names: one, or that of every expert)
         for row, hf in source.block(i).items():
-            add(row, gguf_name(i, row), hf, row.linear)
+            named.setdefault(gguf_name(i, row), (row, []))[1].append(hf)
+        for name, (row, sources) in named.items():
+            add(row, name, sources, row.linear)
     for row in source.arch.last:
-        add(row, row.gguf, row.hf, False)
+        add(row, row.gguf, [row.hf], False)
     if not source.tied:
-        add(embed, "output.weight", source.arch.head, True)
+        add(embed, "output.weight", [source.arch.head], True)
     for pattern, _ in overrides:
-        if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
+        if not any(pattern.search(e.name) for e in entries if len(e.shape) > 1):
             raise GwqError(f"--tensor-type {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
     return entries
 

@@ -18,22 +18,30 @@ def survey(source, entries, calibration, free, fraction, device, progress):
 
     fraction: of outliers, None to choose among allocate.FRACTIONS.
     """
-    open_entries = {e.source: e for e in entries if len(e.shape) == 2 and (e.recipe.type.bits or (free and not e.fixed))}
+    chosen = [e for e in entries if len(e.shape) > 1 and (e.recipe.type.bits or (free and not e.fixed))]
+    open_entries = {hf: e for e in chosen for hf in e.sources}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
-    ends = [e.source for e in open_entries.values() if not e.linear]
+    ends = [hf for hf, e in open_entries.items() if not e.linear]
     pool, curvatures, offers = Pool(), Curvatures(calibration.tokens.numel()), {}
     for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
         if entry := open_entries.get(name):
-            found = entry.arrange.statistics(curvatures.put(found))
+            found = entry.arrange.statistics(curvatures.put(found, calibration.reached.get(name)))
             sample = Sample(entry.arrange.weight(weight), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:
                 kinds = KINDS
                 if fraction is None:
                     fractions = FRACTIONS
-            offers[entry.name] = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
+            found = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
+            offers[entry.name] = together(offers[entry.name], found) if entry.name in offers else found
     return offers
+
+
+def together(first, second):
+    """Choices of a tensor from those of its matrices so far and of another one: one recipe for all, whose losses add up."""
+    losses = {c.recipe: c.loss for c in second}
+    return [replace(c, loss=c.loss + losses[c.recipe]) for c in first if c.recipe in losses]
 
 
 def loss_of(entry, offers):

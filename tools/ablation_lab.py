@@ -132,7 +132,7 @@ class Lab:
         if key not in self._statistics:
             print(f"{self.name}: calibrating, seed {seed}, {key[1]} x {self.ctx} tokens", file=sys.stderr)
             calibration, out = self.tokens(*key), {}
-            entries, curvatures = {e.source: e for e in self.linear}, Curvatures(calibration.tokens.numel())
+            entries, curvatures = {e.sources[0]: e for e in self.linear}, Curvatures(calibration.tokens.numel())
             for name, weight, found in gradients(self.source, calibration, STATISTICS):
                 entry = entries[name]
                 found = permute_statistics(curvatures.put(found), entry.heads)
@@ -168,9 +168,9 @@ class Lab:
                 self._importance = stock.importance(self.original, self.tokens(seed).tokens)
             start = time.perf_counter()
             for e in self.linear:
-                weight = self.original.get_parameter(e.source).detach().numpy()
-                self.model.get_parameter(e.source).data = torch.from_numpy(
-                    np.ascontiguousarray(stock.fake_quantize(name, weight, self._importance[e.source]))
+                weight = self.original.get_parameter(e.sources[0]).detach().numpy()
+                self.model.get_parameter(e.sources[0]).data = torch.from_numpy(
+                    np.ascontiguousarray(stock.fake_quantize(name, weight, self._importance[e.sources[0]]))
                 )
             bits = 8 * sum(stock.nbytes(name, *e.shape) for e in self.linear) / self.weights
             self._keep(key, Row(bits, *self._quality(), time.perf_counter() - start))
@@ -206,7 +206,7 @@ class Lab:
 
     def _put(self, entry, values):
         values = unpermute(values, entry.heads) if entry.heads else values
-        self.model.get_parameter(entry.source).data = torch.from_numpy(np.ascontiguousarray(values))
+        self.model.get_parameter(entry.sources[0]).data = torch.from_numpy(np.ascontiguousarray(values))
 
     @torch.no_grad()
     def _log_probabilities(self, model, row):
