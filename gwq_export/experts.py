@@ -36,12 +36,15 @@ class Experts:
         self.router(ops, x, n, scores.ptr)
         chosen, weights = route(scores.array, self.used, self.normed)
         given = view(x, (n, self.dim))
-        total, gate, up = np.zeros_like(given), F32((n, self.ffn)), F32((n, self.ffn))
-        for j in np.unique(chosen):
+        total, part, gate, up = np.zeros_like(given), F32((n, self.dim)), F32((n, self.ffn)), F32((n, self.ffn))
+        for j in np.flatnonzero(np.bincount(chosen.ravel())):
             token, slot = np.nonzero(chosen == j)
-            part, m = F32(given[token]), len(token)
+            m = len(token)
+            rows = part.array[:m]
+            rows[...] = given[token]
             self.gate_up[j](ops, part.ptr, m, gate.ptr, up.ptr)
             ops.activate(gate.ptr, up.ptr, m, self.ffn, self.activation)
             self.down[j](ops, gate.ptr, m, part.ptr)
-            total[token] += weights[token, slot, None] * part.array
+            rows *= weights[token, slot, None]
+            total[token] += rows
         view(out, (n, self.dim))[...] = total

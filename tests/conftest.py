@@ -31,7 +31,7 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 72, "norm_topk_prob": True}),
+    "qwen3moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "norm_topk_prob": True}),
     "qwen3moe-plain": ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 72}),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
     "granite": ("GraniteConfig", {"embedding_multiplier": 5.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,

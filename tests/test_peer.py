@@ -36,8 +36,8 @@ SAME = [name for name in TINY_MODELS if name not in ("gemma2-scalar", "qwen3moe-
 @pytest.mark.parametrize("name", [*SAME, "reference"])
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q8_0"])
 def test_same_logprobs(tiny, exported, name, type):
-    if name != "reference" and type != "f32":
-        pytest.skip("types are tried on the trained model")
+    if name not in ("reference", "qwen3moe") and type != "f32":
+        pytest.skip("types are tried on the trained model, and on one with experts")
     path, _ = exported(REFERENCE if name == "reference" else tiny(name), type=type)
     done = peer(path)
     assert done.returncode == 0, done.stderr[-2000:]
