@@ -259,12 +259,17 @@ class _Totals:
     def _of_magnitude(self, name, weight):
         """Statistics by which every rule prefers large weights and every error counts alike: for an expert that few tokens saw."""
         found = {s: accumulated(weight) for s, accumulated in STATISTICS.items() if s in self.per_weight}
-        none, tiny = weight.new_zeros(1), 1e-20
+        seen = self.reached[name] > 0
         if "rows" in self.factors:
-            found["rows"] = self.sums.get((name, "rows"), none).mean().clamp(min=tiny).repeat(len(weight))
+            level = self.sums[name, "rows"].mean() if seen else weight.new_tensor(0.0)
+            found["rows"] = level.clamp(min=1e-20).repeat(len(weight))  # not 0, and far from the smallest float32
         if "hessian" in self.factors:
-            diagonal = self.sums.get((self.shared.get(name), "hessian"), none.diag()).diagonal() * self.tokens / max(1, self.reached[name])
-            found["hessian"] = diagonal.mean().clamp(min=tiny).repeat(weight.shape[1]).diag()
+            level = (
+                self.sums[self.shared[name], "hessian"].diagonal().mean() * self.tokens / self.reached[name]
+                if seen
+                else weight.new_tensor(1.0)
+            )
+            found["hessian"] = level.clamp(min=1e-10).repeat(weight.shape[1]).diag()
         return found
 
 

@@ -596,7 +596,7 @@ def test_faults_of_the_caller(tmp_path):
         with pytest.raises(ValueError, match="twice"), Writer(path, {}, ONE) as w:
             w.write("n", bytes(4), part, 3)
             w.write("n", bytes(4), part, 3)
-    with pytest.raises(ValueError, match="never written: n"), Writer(path, {}, ONE) as w:
+    with pytest.raises(ValueError, match="never written: m, n"), Writer(path, {}, ONE) as w:
         w.write("n", bytes(4), 0, 3)
         w.write("n", bytes(4), 2, 3)
     with pytest.raises(ValueError, match="twice"), Writer(path, {}, ONE) as w:

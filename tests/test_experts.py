@@ -42,7 +42,7 @@ def test_damage_of_any_expert_is_found(tmp_path):
         raw = golden.read_bytes()
         path.write_bytes(raw[:at] + new + raw[at + len(new) :])
         tensor = gwq_export.open_gguf(path).tensors["gwq3.weight"]
-        with pytest.raises(GwqError, match="gwq3.weight"):
+        with pytest.raises(GwqError, match="tensor gwq3"):
             tensor.check()
         damaged = []
         for t in tensor.matrices():
@@ -170,7 +170,7 @@ def test_an_expert_that_no_token_reaches(lonely, exported, options, caplog):
 
 
 def test_a_budget_gives_the_experts_of_a_layer_one_recipe(lonely, tmp_path):
-    result = gwq_export.export(lonely, tmp_path / "m.gguf", bpw=5.0, samples=2, ctx=64)
+    result = gwq_export.export(lonely, tmp_path / "m.gguf", bpw=5.0, outliers=0.002, samples=2, ctx=64)
     reader = gwq_export.open_gguf(tmp_path / "m.gguf")
     assert 0.98 * 5.0 < 8 * reader.nbytes / result["params"] <= 5.0 and reader.nbytes == result["bytes"]
     rows = {row["name"]: row for row in result["plan"]}
@@ -250,5 +250,5 @@ def test_files_whose_keys_do_not_fit_are_refused(tiny, exported, tmp_path, key, 
     raw = exported(tiny("qwen3moe"), type="f32")[0].read_bytes()
     at = raw.index(f"qwen3moe.{key}".encode()) + len(f"qwen3moe.{key}") + 4
     (tmp_path / "m.gguf").write_bytes(raw[:at] + value.to_bytes(4, "little") + raw[at + 4 :])
-    with pytest.raises(GwqError, match="m.gguf"):
+    with pytest.raises(GwqError, match="export the model again"):
         gwq_export.load(tmp_path / "m.gguf")
