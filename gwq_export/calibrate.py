@@ -259,17 +259,15 @@ class _Totals:
     def _of_magnitude(self, name, weight):
         """Statistics by which every rule prefers large weights and every error counts alike: for an expert that few tokens saw."""
         found = {s: accumulated(weight) for s, accumulated in STATISTICS.items() if s in self.per_weight}
-        seen = self.reached[name] > 0
+        rows = power = weight.new_zeros(1)  # mean squares of its outputs' gradients and of its inputs
+        if self.reached[name]:
+            rows = self.sums.get((name, "rows"), rows)
+            if "hessian" in self.factors:
+                power = self.sums[self.shared[name], "hessian"].diagonal() * self.tokens / self.reached[name]
         if "rows" in self.factors:
-            level = self.sums[name, "rows"].mean() if seen else weight.new_tensor(0.0)
-            found["rows"] = level.clamp(min=1e-20).repeat(len(weight))  # not 0, and far from the smallest float32
+            found["rows"] = rows.mean().clamp(min=1e-16).repeat(len(weight))  # far from the smallest float32, also times the other
         if "hessian" in self.factors:
-            level = (
-                self.sums[self.shared[name], "hessian"].diagonal().mean() * self.tokens / self.reached[name]
-                if seen
-                else weight.new_tensor(1.0)
-            )
-            found["hessian"] = level.clamp(min=1e-10).repeat(weight.shape[1]).diag()
+            found["hessian"] = power.mean().clamp(min=1e-8).repeat(weight.shape[1]).diag()
         return found
 
 
