@@ -1,6 +1,6 @@
 """Bits and outliers per matrix under a byte budget: what each choice would cost, and the best choices that fit.
 
-The loss that a choice adds is predicted to second order (see `calibrate.FACTORS`) from a quantization without error
+The loss that a choice adds is predicted to second order (see `totals.FACTORS`) from a quantization without error
 feedback of a sample of rows; losses of different matrices add up.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.encoder import curvature_of, encode
 from gwq_export.format import RING, TYPES, decode_stock, encode_stock, ffi
+from gwq_export.parallel import product
 from gwq_export.quantize import TABLES
 from gwq_export.saliency import SALIENCY, diagonal
 
@@ -38,7 +39,7 @@ class Sample:
         self.curvature = curvature_of(statistics)
         self.shape, self.pool = weight.shape, pool
         h, s = diagonal(self.curvature), statistics["rows"]
-        power = s * (weight * weight @ h)  # (rows,): the loss without the row
+        power = s * product(weight * weight, h)  # (rows,): the loss without the row
         rings = np.add.reduceat(power, np.arange(0, len(power), RING))
         self.power = float(power.sum())
         if len(rings) > 2 * RINGS:  # systematic, in proportion to what a ring matters
@@ -86,7 +87,7 @@ class Sample:
         column = h
         if recipe.type.bits and recipe.feedback:  # later columns make an error good again but for this share
             column = 1 / np.diag(self.curvature.factor)[: len(h)] ** 2
-        squares = self.row_weight * (error * error @ column)
+        squares = self.row_weight * product(error * error, column)
         return float((squares * self.share).sum()) / 2
 
 

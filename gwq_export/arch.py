@@ -120,6 +120,7 @@ NEOX_BLOCK = (
 
 _OFF = (False, None)
 _SILU = {"hidden_act": ("silu",), "use_sliding_window": _OFF, "mlp_bias": _OFF}
+_LLAMA_ROPES = ("default", "linear", "llama3", "yarn")
 _GEMMA = {"hidden_act": ("gelu_pytorch_tanh",), "attention_bias": _OFF, "use_bidirectional_attention": _OFF}
 
 
@@ -148,7 +149,7 @@ class Arch:
     window: str = ""  # config key of the sliding window
     full_every: int = 0
     unturned_every: int = 0
-    rope_kinds: tuple = ("default", "linear", "llama3", "yarn")
+    rope_kinds: tuple = ("default", "linear", "yarn")  # scalings; as in stock files
     partial: bool = False  # only the first part of a head may turn: the config says how much
     swa_base: str = ""  # config key of the rope base of blocks with a window, where they have their own
     wide_queries: int = 0  # models of so many blocks scale scores by the root of dim / heads, and stock files do not say it
@@ -186,14 +187,15 @@ class Arch:
 
 
 ARCHS = {  # Hugging Face class name -> row
-    "LlamaForCausalLM": Arch("llama", "pairs"),
-    "MistralForCausalLM": Arch("llama", "pairs", window="sliding_window"),
+    "LlamaForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES),
+    "MistralForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES, window="sliding_window"),
     "Qwen2ForCausalLM": Arch("qwen2", "halves"),
     "Qwen3ForCausalLM": Arch("qwen3", "halves"),
     "MixtralForCausalLM": Arch(
         "llama",
         "pairs",
         EXPERTS_BLOCK,
+        rope_kinds=_LLAMA_ROPES,
         window="sliding_window",
         names={"moe_intermediate_size": "intermediate_size"},
         defaults={"norm_topk_prob": True},
@@ -214,6 +216,7 @@ ARCHS = {  # Hugging Face class name -> row
     "GraniteForCausalLM": Arch(
         "granite",
         "pairs",
+        rope_kinds=_LLAMA_ROPES,
         defaults={"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0},
         numbers={
             "embedding_scale": "embedding_multiplier",

@@ -8,7 +8,7 @@ Blocks run as transformers' own modules, so rope, masks and attention variants c
 
 import functools
 import hashlib
-from collections import Counter
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,21 +17,10 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gwq_export import GwqError
+from gwq_export.parallel import add_gram, batches, each, mirror
+from gwq_export.totals import FACTORS, Tap, Totals
 from gwq_export.unfused import unfuse
-
-STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
-    "abs": lambda g: g.abs(),
-    "mean": lambda g: g,
-    "square": lambda g: g * g,
-}
-# Per matrix, x its input and z its output at a token: "hessian" (cols, cols) is the mean over tokens of x x^T, "rows" (rows,)
-# that of (dL/dz)^2 with L the loss summed over a sample's tokens. To second order an error E of the matrix then adds
-# sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
-# matrix, arXiv 1503.05671).
-FACTORS = ("hessian", "rows")
-# An expert's Hessian is the mean over the tokens that were routed to it, its rows the mean over all tokens, so that their
-# product is its part of the loss.
-ENOUGH = 16  # tokens that say something of an expert; with fewer, every weight of it counts alike
+from gwq_export.workdir import Memory
 
 
 @dataclass
@@ -97,11 +86,13 @@ class _Stand(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.args = self.kwargs = self.seen = self.give = None
+        self.args = self.kwargs = self.seen = None
+        self.given = threading.local()  # .give: of the thread that runs the model
 
     def forward(self, hidden, *args, **kwargs):
         self.args, self.kwargs, self.seen = args, kwargs, hidden
-        return hidden if self.give is None else self.give
+        give = getattr(self.given, "give", None)
+        return hidden if give is None else give
 
 
 class BlockModel:
@@ -183,162 +174,145 @@ class BlockModel:
 
     def loss(self, ids, hidden):
         """Mean cross-entropy of the tokens after the first, from the output of the last block."""
-        self.stands[-1].give = hidden
+        self.stands[-1].given.give = hidden
         logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        self.stands[-1].give = None
+        self.stands[-1].given.give = None
         return torch.nn.functional.cross_entropy(logits, ids[0, 1:])
 
 
-class _Tap:
-    """Notes input x (tokens, cols) and output z (.., tokens, rows) of modules while they run, of those that do."""
-
-    def __init__(self, modules):
-        self.x, self.z = {}, {}
-        self._handles = [m.register_forward_hook(functools.partial(self._note, name)) for name, m in modules.items()]
-
-    def _note(self, name, module, args, output):
-        self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
-
-    def clear(self):
-        self.x, self.z = {}, {}
-
-    def remove(self):
-        for handle in self._handles:
-            handle.remove()
-
-
-class _Totals:
-    """Sums of statistics, by weight. Matrices that share an input share its Hessian. `reached`: tokens that each has seen."""
-
-    def __init__(self, statistics, tokens):
-        self.per_weight = [s for s in statistics if s in STATISTICS]
-        self.factors = [s for s in statistics if s in FACTORS]
-        self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared, self.reached = {}, {}, Counter()
-
-    def _add(self, key, value):
-        if key in self.sums:
-            self.sums[key] += value
-        else:
-            self.sums[key] = value
-
-    def weight(self, name, gradient):
-        """Per-weight statistics of one sample's gradient of the mean loss."""
-        for s in self.per_weight:
-            self._add((name, s), STATISTICS[s](gradient) / self.samples)
-
-    def factor(self, inputs, gradients):
-        """Factors of one sample: {name: x (tokens, cols)} and {name: gradient of the mean loss (tokens, rows)}."""
-        owner = {}
-        for name, x in inputs.items():
-            first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
-            self.shared[name] = first
-            self.reached[name] += len(x)
-            if first == name and "hessian" in self.factors:
-                self._add((name, "hessian"), x.T @ x / self.tokens)
-            if "rows" in self.factors:
-                g = gradients[name].reshape(len(x), -1)
-                self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
-
-    def take(self, name, weight):
-        """(weight, {statistic: array}) as numpy float32."""
-        found = self._of_magnitude(name, weight) if self.reached[name] < min(ENOUGH, self.tokens) else self._seen(name)
-        return weight.cpu().numpy(), {s: v if isinstance(v, np.ndarray) else v.cpu().numpy() for s, v in found.items()}
-
-    def _seen(self, name):
-        found = {s: self.sums.pop((name, s)) for s in (*self.per_weight, *(f for f in self.factors if f == "rows"))}
-        if "hessian" in self.factors:
-            key = self.shared[name], "hessian"
-            if not isinstance(self.sums[key], np.ndarray):  # one array for all that share it
-                if self.reached[name] != self.tokens:
-                    self.sums[key] *= self.tokens / self.reached[name]
-                self.sums[key] = self.sums[key].cpu().numpy()
-            found["hessian"] = self.sums[key]
-        return found
-
-    def _of_magnitude(self, name, weight):
-        """Statistics by which every rule prefers large weights and every error counts alike: for an expert that few tokens saw."""
-        found = {s: accumulated(weight) for s, accumulated in STATISTICS.items() if s in self.per_weight}
-        rows = power = weight.new_zeros(1)  # mean squares of its outputs' gradients and of its inputs
-        if self.reached[name]:
-            rows = self.sums.get((name, "rows"), rows)
-            if "hessian" in self.factors:
-                power = self.sums[self.shared[name], "hessian"].diagonal() * self.tokens / self.reached[name]
-        if "rows" in self.factors:
-            found["rows"] = rows.mean().clamp(min=1e-16).repeat(len(weight))  # far from the smallest float32, also times the other
-        if "hessian" in self.factors:
-            found["hessian"] = power.mean().clamp(min=1e-8).repeat(weight.shape[1]).diag()
-        return found
-
-
-def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None):
+def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,
+              finished=lambda name: False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture, experts one by one; then those of `ends`
-    (embedding, head). statistics: names from STATISTICS, float32 of the weight's shape, and FACTORS.
-    `calibration.losses` is filled before the first tensor is yielded, `reached` before those of its block.
+    (embedding, head). statistics: names from totals.STATISTICS, float32 of the weight's shape, and FACTORS.
+    `calibration.losses` is filled before the first tensor is yielded, `reached` before those of its block. keep: a
+    workdir.Memory for what blocks hand on, or a Workdir from which another run of this function goes on; it leaves out the
+    tensors of which `finished` is true.
     """
-    model, tokens = BlockModel(source, device), calibration.tokens.to(device)
-    samples, blocks = len(tokens), source.layers
-    calibration.losses.clear()
-    with torch.no_grad():
-        model.load_ends()
-        states = [torch.cat([model.embed(ids[None]) for ids in tokens])]  # hidden states between blocks
-        model.drop_ends()
-        for i in range(blocks):
-            model.load(i)
-            states.append(torch.cat([model.run(i, h[None]) for h in states[i]]))
-            model.drop(i)
-            progress("forward", i + 1, blocks)
-    last = states.pop()
-    upstream = torch.empty_like(last)
-    model.load_ends()
-    for s, ids in enumerate(tokens):
-        output = last[s : s + 1].clone().requires_grad_()
-        loss = model.loss(ids[None], output)
-        upstream[s] = torch.autograd.grad(loss, output)[0]
-        calibration.losses.append(loss.item())
-    if not np.isfinite(calibration.losses).all():
-        raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
-    model.drop_ends()
-    if not ends:
-        del last, output
-    for i in reversed(range(blocks)):
-        block, totals = model.load(i), _Totals(statistics, tokens)
-        linears = {row.hf: name for row, name in source.block(i).items() if row.linear}
-        weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
-        wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-        tap = _Tap({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()})
-        for s in range(samples):
-            given = states[i][s : s + 1].clone().requires_grad_()
-            tap.clear()
-            output = model.run(i, given)
-            outputs = tap.z if "rows" in totals.factors else {}
-            found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1], allow_unused=True)
-            for name, g in zip(wanted, found[1:], strict=False):
-                if g is not None:  # of an expert without a token
-                    totals.weight(name, g)
-            totals.factor(tap.x, dict(zip(outputs, found[1 + len(wanted) :], strict=True)))
-            upstream[s] = found[0]  # last: the gradient of a block's last matrix is a view of it
-            del found, output
-        tap.remove()
-        states.pop()
-        calibration.reached |= {name: totals.reached[name] for row, name in source.block(i).items() if row.expert is not None}
-        for name, w in weights.items():
-            yield name, *totals.take(name, w.detach())
-        del weights, wanted, tap, totals
+    keep, blocks = keep or Memory(), source.layers
+    linears = [[n for row, n in source.block(i).items() if row.linear] for i in range(blocks)]
+    done = [i for i in range(blocks) if f"upstream.{i}" in keep and all(map(finished, linears[i]))]
+    left, ends = min(done, default=blocks), [] if all(map(finished, ends)) else ends  # blocks still to be differentiated
+    if left or ends:
+        model, tokens = BlockModel(source, device), calibration.tokens.to(device)
+        _forward(model, tokens, ends, keep, progress)
+    calibration.losses[:] = keep.get("losses")[0].tolist()
+    for i in range(left, blocks):
+        calibration.reached.update(zip(_of_experts(source, i), keep.get(f"reached.{i}")[0].tolist(), strict=True))
+    progress("backward", blocks - left, blocks)
+    for i in reversed(range(left)):
+        yield from (found for found in _block_gradients(model, i, tokens, statistics, keep, calibration.reached) if not finished(found[0]))
         model.drop(i)
+        keep.drop(f"upstream.{i + 1}")
+        keep.drop(f"state.{i}")
         progress("backward", blocks - i, blocks)
     if ends:
-        yield from _end_gradients(model, tokens, last, upstream, statistics, ends)
+        last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
+        yield from _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
 
 
-def _end_gradients(model, tokens, last, upstream, statistics, ends):
+def _of_experts(source, i):
+    """Names of the matrices of block i that are an expert's."""
+    return [name for row, name in source.block(i).items() if row.expert is not None]
+
+
+def _kept(keep, name, device):
+    return torch.from_numpy(keep.get(name)[0]).to(device)
+
+
+def _keep(keep, name, states):
+    keep.put(name, states.detach().cpu().numpy())
+
+
+def _forward(model, tokens, ends, keep, progress):
+    """Hidden states before every block and after the last as `state.N`, their gradient after the last block as `upstream.N`."""
+    blocks = len(model.blocks)
+    before = any(f"upstream.{i}" in keep for i in range(blocks + 1))  # gone through by an earlier run
+    run = torch.no_grad()(model.run)  # in whichever thread
+    with torch.no_grad():
+        model.load_ends()
+        if before or "state.0" in keep:
+            model.embed(tokens[:1])  # blocks need the arguments that come with it
+        else:
+            _keep(keep, "state.0", torch.cat([model.embed(ids[None]) for ids in tokens]))
+        model.drop_ends()
+        if before:
+            return
+        progress("forward", 0, blocks)
+        for i in range(blocks):
+            if f"state.{i + 1}" not in keep:
+                model.load(i)
+                _keep(keep, f"state.{i + 1}", torch.cat(each(functools.partial(run, i), _kept(keep, f"state.{i}", model.device).split(1))))
+                model.drop(i)
+            progress("forward", i + 1, blocks)
+    upstream = _kept(keep, f"state.{blocks}", model.device).clone()
+    model.load_ends()
+
+    def differentiate(s):
+        output = upstream[s : s + 1].clone().requires_grad_()
+        loss = model.loss(tokens[s : s + 1], output)
+        upstream[s] = torch.autograd.grad(loss, output)[0]
+        return loss.item()
+
+    losses = each(differentiate, range(len(tokens)))
+    if not np.isfinite(losses).all():
+        raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
+    model.drop_ends()
+    keep.put("losses", np.array(losses))
+    _keep(keep, f"upstream.{blocks}", upstream)
+    if not ends:
+        keep.drop(f"state.{blocks}")
+
+
+def _block_gradients(model, i, tokens, statistics, keep, reached):
+    """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`.
+
+    reached: takes the tokens of every expert's matrix, which are kept as `reached.i`.
+    """
+    block, totals = model.load(i), Totals(statistics, tokens)
+    linears = {row.hf: name for row, name in model.source.block(i).items() if row.linear}
+    weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
+    wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
+    tap = Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()})
+    upstream = _differentiate(model, i, keep, totals, wanted, tap)
+    tap.remove()
+    seen = {name: totals.reached[name] for name in _of_experts(model.source, i)}
+    reached |= seen
+    keep.put(f"reached.{i}", np.array([*seen.values()], np.int64))
+    _keep(keep, f"upstream.{i}", upstream)
+    totals.finish()
+    for name, w in weights.items():
+        yield name, *totals.take(name, w.detach())
+
+
+def _differentiate(model, i, keep, totals, wanted, tap):
+    """Add to the totals; returns the gradient of the hidden states before block i."""
+    states, upstream = _kept(keep, f"state.{i}", model.device), _kept(keep, f"upstream.{i + 1}", model.device)
+
+    def differentiate(s):
+        given = states[s : s + 1].clone().requires_grad_()
+        output, (inputs, outputs) = model.run(i, given), tap.take()
+        outputs = outputs if "rows" in totals.factors else {}
+        found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1], allow_unused=True)
+        return found[0], found[1 : 1 + len(wanted)], inputs, dict(zip(outputs, found[1 + len(wanted) :], strict=True))
+
+    for some in batches(len(states)):
+        for s, (lower, by_weight, inputs, by_output) in zip(some, each(differentiate, some), strict=True):
+            for name, g in zip(wanted, by_weight, strict=True):
+                if g is not None:  # of an expert without a token
+                    totals.weight(name, g)
+            totals.factor(inputs, by_output)
+            upstream[s] = lower
+    return upstream
+
+
+def _end_gradients(model, tokens, last, upstream, statistics, ends, progress):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
-    arch, totals = model.source.arch, _Totals(statistics, tokens)
+    arch, totals = model.source.arch, Totals(statistics, tokens)
     weights = {name: model.end(name).requires_grad_() for name in ends}
-    tap = _Tap({"head": model.head} if totals.factors else {})
+    tap = Tap().attach({"head": model.head} if totals.factors else {})
     for s, ids in enumerate(tokens):
         loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
         if totals.factors:
@@ -350,6 +324,8 @@ def _end_gradients(model, tokens, last, upstream, statistics, ends):
         if totals.per_weight:
             for name, g in zip(weights, torch.autograd.grad(outputs, list(weights.values()), given), strict=True):
                 totals.weight(name, g)
+        progress("embedding and head", s + 1, len(tokens))
+    totals.finish()
     tap.remove()
     factors = _end_factors(totals, tokens, upstream * model.source.embedding_scale) if totals.factors else {}
     for name, w in weights.items():
@@ -363,9 +339,12 @@ def _end_factors(totals, tokens, upstream):
 
     upstream: gradients of the loss with respect to rows of the embedding, (samples, tokens, dim).
     """
-    head = {f: totals.sums["head", f] for f in totals.factors}
+    head = {f: totals.hessians["head"] if f == "hessian" else totals.sums["head", f] for f in totals.factors}
     g = upstream.reshape(-1, upstream.shape[-1]) * totals.length
-    embed = {"hessian": g.T @ g / tokens.numel()}
+    embed = {"hessian": g.new_zeros(2 * g.shape[1:])}
+    add_gram(embed["hessian"], g)
+    mirror(embed["hessian"])
+    embed["hessian"] /= tokens.numel()
     if "rows" in head:  # how often a token comes; those that did not come share what Good and Turing give them
         counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])).float()
         unseen = ((counts == 1).sum() / tokens.numel()).clamp(max=0.5)

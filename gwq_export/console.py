@@ -4,11 +4,13 @@ Exit status: 0 success, 2 what the user can mend (one line on stderr), 130 after
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
 
 from gwq_export import GwqError, __version__
@@ -27,23 +29,39 @@ def make_parser(prog, text):
 
 
 class Progress:
-    """A tqdm bar with an ETA per phase, on stderr."""
+    """Reports on stderr, by phase, with the time that is left of it. style: one of STYLES."""
 
-    def __init__(self, check):
+    STYLES = ("bar", "jsonl", "none")
+
+    def __init__(self, check, style="bar"):
         self.phase = self.bar = None
-        self.check = check
+        self.check, self.style = check, style
 
     def __call__(self, phase, done, total):
+        self.check()
+        if self.style != "none":
+            getattr(self, f"_{self.style}")(phase, done, total)
+
+    def _bar(self, phase, done, total):
         from tqdm import tqdm
 
-        self.check()
         if phase != self.phase:
             self.close()
             every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates: a log file wants few
-            options = {"file": sys.stderr, "mininterval": every, "unit_scale": True, "unit": "", "leave": False}
+            options = {"file": sys.stderr, "mininterval": every, "unit_scale": True, "unit": "", "leave": False, "initial": done}
             self.phase, self.bar = phase, tqdm(total=total, desc=phase, **options)
         self.bar.total = total
         self.bar.update(done - self.bar.n)
+
+    def _jsonl(self, phase, done, total):
+        """seconds: of this phase so far; eta: seconds that are left of it, null before there is anything to tell it from."""
+        now = time.monotonic()
+        if phase != self.phase:
+            self.phase, self.start, self.first = phase, now, done
+        seconds, made = now - self.start, done - self.first
+        eta = round(seconds * (total - done) / made, 3) if made > 0 else None
+        line = {"phase": phase, "done": done, "total": total, "seconds": round(seconds, 3), "eta": eta}
+        print(json.dumps(line), file=sys.stderr, flush=True)
 
     def close(self):
         if self.bar is not None:
@@ -109,6 +127,27 @@ class _Interrupt:
             raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def ctrl_c_asks():
+    """In this block the first Ctrl-C only makes the function it gives return True; a second one strikes as it did before."""
+    asked, before = [], signal.getsignal(signal.SIGINT)
+
+    def strike(*args):
+        if asked:
+            before(*args)
+        asked.append(True)
+
+    try:
+        replaced = callable(before) and signal.signal(signal.SIGINT, strike)  # not where it is ignored, as in a background job
+    except ValueError:  # not the main thread
+        replaced = False
+    try:
+        yield lambda: bool(asked)
+    finally:
+        if replaced:
+            signal.signal(signal.SIGINT, before)
+
+
 def run_command(prog, parser, command, argv=None):
     """Parse `argv`, run `command(args, progress) -> dict`, print it if asked to; returns the exit status."""
     logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=logging.WARNING)
@@ -119,6 +158,7 @@ def run_command(prog, parser, command, argv=None):
         progress = Progress(interrupt.check)
         try:
             args = parser().parse_args(argv)
+            progress.style = getattr(args, "progress", progress.style)
             result = command(args, progress)
             interrupt.check()
             if args.json:

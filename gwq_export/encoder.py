@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from gwq_export import GwqError
 from gwq_export.format import BLOCK, RING, SCALE_BIAS, ffi, padded_rows
 from gwq_export.native import check, lib, pointer
+from gwq_export.parallel import add_product, cholesky_inverse, each, pieces, plain_product, product
 
 LANES = 8  # the native encoder takes rings by eights
 HEADROOM = 0.9  # of the largest scale that the first fit of a row may take: error feedback moves weights
@@ -41,19 +41,9 @@ class Curvature:
     @cached_property
     def factor(self):
         """U, upper triangular, float32: U^T U is the inverse of the matrix."""
-        import torch
-
-        # With the columns in reverse order, matrix = L L^T becomes matrix = R R^T, R upper; U is R's inverse. Large: two
-        # float64 matrices at a time.
-        matrix = torch.from_numpy(self.matrix).flip(0, 1).double()
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:
-            raise GwqError("the inputs of a matrix are not finite, or far out of proportion: is the model damaged?")
-        del matrix
-        inverse = torch.eye(len(lower), dtype=lower.dtype).T  # in the order of columns that can be solved in place
-        torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
-        del lower
-        return inverse.float().flip(0, 1).numpy()
+        # With the columns in reverse order, matrix = L L^T becomes matrix = R R^T, R upper; U is R's inverse.
+        inverse = cholesky_inverse(self.matrix[::-1, ::-1].astype(np.float64))
+        return inverse[::-1, ::-1].astype(np.float32)
 
 
 def curvature_of(statistics):
@@ -140,14 +130,16 @@ def encode(weight, type, table, *, curvature=None, row_weight=None, outlier=None
     row_weight = np.ones(rows, np.float32) if row_weight is None else row_weight / max(row_weight.mean(), 1e-30) + ROW_FLOOR
     matrix = _Matrix(type, table, d, _rows_to_lanes(row_weight, rings, 1), w, outlier, pool)
     column_weight = curvature.column_weight if curvature else (np.arange(padded) < cols).astype(np.float32)
-    factor = curvature.factor / np.diag(curvature.factor)[:, None] if curvature and feedback else None
+    factor, diagonal = (curvature.factor, np.diag(curvature.factor)) if curvature and feedback else (None, None)
     target = w.copy()
+    flat = target.reshape(padded, -1)
     for b in range(0, padded, BLOCK):
         part = slice(b, b + BLOCK)
-        own = None if factor is None else factor[part, part]
+        gain = None if factor is None else factor[part, b:] / diagonal[part, None]
+        own = None if factor is None else gain[:, :BLOCK]
         error = matrix.run(b, target[part], column_weight=column_weight[part], feedback=own)
         if factor is not None and b + BLOCK < padded:
-            target[b + BLOCK :] += (factor[part, b + BLOCK :].T @ error).reshape(target[b + BLOCK :].shape)
+            add_product(flat[b + BLOCK :], gain[:, BLOCK:].T, error)
     if factor is not None:
         for _ in range(sweeps):
             matrix.sweep(curvature.matrix)
@@ -190,17 +182,22 @@ class _Matrix:
         error, diagonal = (self.values - self.w).reshape(len(self.w), -1), np.diag(h)
         for b in range(0, len(self.w), BLOCK):
             part = slice(b, b + BLOCK)
-            step = ((h[part] @ error) / diagonal[part, None]).reshape(self.w[part].shape)
+            step = (product(h[part], error) / diagonal[part, None]).reshape(self.w[part].shape)
             before = self.values[part].copy()
             self.run(b, before - step, feedback=-h[part, part] / diagonal[None, part], before=before)
             error[part] = (self.values[part] - self.w[part]).reshape(BLOCK, -1)
 
     def refit_rows(self, h):
         """Row scales of least output error for the codes there are."""
-        dense = self.values if self.outlier is None else np.where(self.outlier, 0, self.values)
-        wanted, flat = (self.w - self.values + dense).reshape(len(h), -1), dense.reshape(len(h), -1)
-        image = h @ flat
-        up, down = (image * wanted).sum(0), (image * flat).sum(0)
+        w, values = self.w.reshape(len(h), -1), self.values.reshape(len(h), -1)
+        outlier = None if self.outlier is None else self.outlier.reshape(len(h), -1)
+
+        def moments(part):
+            dense = np.ascontiguousarray(values[:, part]) if outlier is None else np.where(outlier[:, part], 0, values[:, part])
+            image = plain_product(h, dense)
+            return (image * (w[:, part] - values[:, part] + dense)).sum(0), (image * dense).sum(0)
+
+        up, down = (np.concatenate(sums) for sums in zip(*each(moments, pieces(w.shape[1])), strict=True))
         factor = np.divide(up, down, out=np.ones_like(up), where=down > 0).reshape(self.d.shape)
         new = _half(self.d * np.clip(factor, 0.5, 2))
         ratio = np.divide(new, self.d, out=np.zeros_like(self.d), where=self.d > 0)

@@ -1,4 +1,4 @@
-"""Text from a model: sampling, streaming and chat. `Model` is what `gwq_export.load` returns."""
+"""Text from a model: sampling, stop strings, streaming. `Model` is what `gwq_export.load` returns."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.model import Session, Weights
+from gwq_export.model import BATCH, Session, Weights
 from gwq_export.tokenizer import Tokenizer
 
 log = logging.getLogger("gwq_export")
@@ -16,24 +16,36 @@ log = logging.getLogger("gwq_export")
 
 @dataclass(frozen=True)
 class Sampling:
-    """temp 0 is greedy; top_k 0, top_p 1 and min_p 0 switch their filter off. Raises GwqError for impossible values."""
+    """temp 0 is greedy; top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch their filter off. Raises GwqError for impossible values.
+
+    repeat_penalty: what was among the last repeat_last_n tokens (-1: all), prompt included, has its logit divided by it if
+    positive, else multiplied (Keskar et al., arXiv 1909.05858).
+    """
 
     temp: float = 0.0
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.0
     seed: int | None = None
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
 
     def __post_init__(self):
         if not (self.temp >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
             raise GwqError("sampling: temp and top_k must not be negative, top_p lies in (0, 1], min_p in [0, 1]")
+        if not (0 < self.repeat_penalty < np.inf and self.repeat_last_n >= -1):
+            raise GwqError("sampling: repeat_penalty must be above 0, repeat_last_n -1 (the whole text) or more")
         if self.seed is not None and self.seed < 0:
             raise GwqError(f"--seed {self.seed}: give a number from 0")
 
-    def pick(self, logits, rng):
-        """A token id from logits (vocab,). Raises GwqError when they are not finite."""
+    def pick(self, logits, rng, before=()):
+        """A token id from logits (vocab,), after the ids `before`. Raises GwqError when they are not finite."""
         if not np.isfinite(logits).all():
             raise GwqError("the model's logits are not finite: the file is damaged (see gwq-info --check), or the model was")
+        if self.repeat_penalty != 1 and self.repeat_last_n and len(before):
+            recent = np.unique(before if self.repeat_last_n < 0 else before[-self.repeat_last_n :])
+            logits = logits.copy()
+            logits[recent] *= np.where(logits[recent] > 0, 1 / self.repeat_penalty, self.repeat_penalty)
         if self.temp == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")
@@ -43,6 +55,32 @@ class Sampling:
         keep = (np.cumsum(p) - p < self.top_p) & (p >= self.min_p * p[0])
         p = np.where(keep, p, 0)
         return int(rng.choice(order, p=p / p.sum()))
+
+
+class StopStrings:
+    """Text in, text out up to the first of `strings`; what may be the start of one is held back. Raises GwqError for an empty one."""
+
+    def __init__(self, strings=()):
+        if not all(strings):
+            raise GwqError("a stop string is empty: give some text with --stop")
+        self.strings, self._held, self.found = tuple(strings), "", False
+
+    def feed(self, piece):
+        """What is certain to lie before any stop string; sets `found`."""
+        text = self._held + piece
+        ends = [at for at in map(text.find, self.strings) if at >= 0]
+        if ends:
+            self._held, self.found = "", True
+            return text[: min(ends)]
+        longest = max(map(len, self.strings), default=0)
+        keep = next((n for n in range(min(longest - 1, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self.strings)), 0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self):
+        """What was held back, at the end of the text."""
+        text, self._held = self._held, ""
+        return text
 
 
 class Model:
@@ -79,44 +117,75 @@ class Model:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return tok.encode(tok.chat(messages), bos=False)
 
-    def stream(self, prompt, n=128, sampling=None, chat=False, stats=None):
-        """Yield pieces of text until a stop token, n tokens (n < 0: no limit) or the end of the context.
+    def tokens(self, session, ids, n=128, sampling=None, stop_ids=(), before=(), stats=None, halt=lambda: False):
+        """Compute `ids` after what the session holds, then yield new token ids until a stop id (not yielded), n of them (n < 0:
+        no limit), a full context, or until halt() is true. Makes no use of the tokenizer.
 
-        prompt: text, messages, or a list of token ids. stats: a dict that receives prompt_tokens, tokens, prompt_tps,
-        decode_tps and stop ("token", "length" or "context").
+        before: the ids that the session holds, for the repeat penalty. stats: as in `stream`.
         """
         sampling, stats = sampling or Sampling(), {} if stats is None else stats
+        rng, seen = np.random.default_rng(sampling.seed), [*before, *ids]
+        limit = session.ctx - session.pos - len(ids)
+        stop, made, start = "length" if 0 <= n <= limit else "context", 0, time.perf_counter()
+        limit = min(n, limit) if n >= 0 else limit
+        prefilled = start
+        try:
+            for first in range(0, len(ids) if limit else 0, BATCH):
+                if not halt():
+                    logits = session.forward(ids[first : first + BATCH])[0]
+            prefilled = time.perf_counter()
+            while made < limit:
+                if halt():
+                    stop = "halt"
+                    break
+                token = sampling.pick(logits, rng, seen)
+                if token in stop_ids:
+                    stop = "token"
+                    break
+                made += 1
+                seen.append(token)
+                yield token
+                if made < limit:
+                    logits = session.forward([token])[0]
+        finally:  # also when the caller has seen enough
+            now = time.perf_counter()
+            stats |= {
+                "prompt_tokens": len(ids), "tokens": made, "stop": stop,
+                "prompt_tps": len(ids) / (prefilled - start) if limit else 0.0,
+                "decode_tps": (made - 1) / (now - prefilled) if made > 1 else 0.0,
+            }  # fmt: skip
+
+    def stream(self, prompt, n=128, sampling=None, chat=False, stats=None, stop=()):
+        """Yield pieces of text until a stop token, a stop string, n tokens (n < 0: no limit) or the end of the context.
+
+        prompt: text, messages, or a list of token ids. stop: strings that end the text and are not part of it. stats: a dict
+        that receives prompt_tokens, tokens, prompt_tps, decode_tps and stop ("token", "string", "length", "context" or "halt").
+        """
+        stats = {} if stats is None else stats
         is_ids = not isinstance(prompt, str) and all(isinstance(i, (int, np.integer)) for i in prompt)
         ids = list(prompt) if is_ids else self.prompt_ids(prompt, chat)
         if not ids:
             raise GwqError("the prompt is empty: give some text with -p")
         if len(ids) >= self.ctx:
             raise GwqError(f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: shorten it or use a larger --ctx")
-        limit = self.ctx - len(ids) if n < 0 else min(n, self.ctx - len(ids))
-        session, text, rng = self.session(len(ids) + limit), self.tokenizer.stream(), np.random.default_rng(sampling.seed)
-        start = time.perf_counter()
-        logits = session.forward(ids)[0] if limit else None
-        prefilled = time.perf_counter()
-        made, stop = 0, "length" if limit == n else "context"
-        while made < limit:
-            token = sampling.pick(logits, rng)
-            if token in self.tokenizer.stop_ids:
-                stop = "token"
-                break
-            made += 1
-            if piece := text.feed(token):
-                yield piece
-            if made < limit:
-                logits = session.forward([token])[0]
-        if piece := text.flush():
-            yield piece
-        now = time.perf_counter()
-        stats |= {
-            "prompt_tokens": len(ids), "tokens": made, "stop": stop,
-            "prompt_tps": len(ids) / (prefilled - start) if limit else 0.0,
-            "decode_tps": (made - 1) / (now - prefilled) if made > 1 else 0.0,
-        }  # fmt: skip
+        session = self.session(self.ctx if n < 0 else len(ids) + n)
+        yield from self.text(self.tokens(session, ids, n, sampling, self.tokenizer.stop_ids, stats=stats), stop, stats)
 
-    def generate(self, prompt, n=128, temp=0.0, top_k=40, top_p=0.95, min_p=0.0, seed=None, chat=False):
-        """The continuation of a prompt as one string; see `stream` and `Sampling`."""
-        return "".join(self.stream(prompt, n, Sampling(temp, top_k, top_p, min_p, seed), chat))
+    def text(self, tokens, stop=(), stats=None):
+        """Yield the text of token ids (a generator of `tokens`) in pieces, up to the first of the strings `stop`."""
+        text, stops = self.tokenizer.stream(), StopStrings(stop)
+        for token in tokens:
+            if piece := stops.feed(text.feed(token)):
+                yield piece
+            if stops.found:
+                break
+        else:
+            if piece := stops.feed(text.flush()) + stops.flush():
+                yield piece
+        tokens.close()
+        if stops.found and stats is not None:
+            stats["stop"] = "string"
+
+    def generate(self, prompt, n=128, temp=0.0, top_k=40, top_p=0.95, min_p=0.0, seed=None, chat=False, stop=(), **penalty):
+        """The continuation of a prompt as one string; see `stream` and `Sampling`; penalty: repeat_penalty, repeat_last_n."""
+        return "".join(self.stream(prompt, n, Sampling(temp, top_k, top_p, min_p, seed, **penalty), chat, stop=stop))

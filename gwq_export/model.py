@@ -13,10 +13,12 @@ from gwq_export import GwqError
 from gwq_export.config import read_config
 from gwq_export.container import Reader
 from gwq_export.experts import Experts
+from gwq_export.format import TYPES
 from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
 from gwq_export.rope import Rope
 
 BATCH = 512  # tokens of a prompt computed at once
+CACHE = {"f16": np.float16, "f32": np.float32}  # what a KV cache may hold
 
 
 class Norm:
@@ -77,7 +79,7 @@ class Weights:
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
         lib()
-        self.pool, self.matrices = Pool(threads), []  # as many as one token needs: experts are alike in size
+        self.pool = Pool(threads)
         outer = {row.gguf: row for row in (*c.arch.first, *c.arch.last)}
         self.embed = self._matrix("token_embd.weight", (c.vocab, c.dim))
         self.positions = "position_embd.weight" in outer and self._matrix("position_embd.weight", (c.ctx, c.dim))
@@ -85,6 +87,8 @@ class Weights:
         tied = "output.weight" not in self.reader.tensors
         self.head = Linear([self.embed if tied else self._matrix("output.weight", (c.vocab, c.dim))])
         self.layers = [self._layer(i) for i in range(c.layers)]
+        # FP16 halves what attention reads; beside float32 matrices it would be the coarsest number of all
+        self.cache_type = TYPES["f32" if all(t.type.name == "f32" for t in self.reader.tensors.values()) else "f16"]
         self.rope_style = lib().GWQ_ROPE_PAIRS if c.arch.rope == "pairs" else lib().GWQ_ROPE_HALVES
         pairs = c.rope.rotated // 2 if c.rope else 0
         names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
@@ -113,7 +117,8 @@ class Weights:
             qkv = Linear(*linear("attn_q", "attn_k", "attn_v"))
         activation = getattr(lib(), f"GWQ_{c.arch.activation.upper()}")
         if c.experts:
-            gate, up, down = (self._experts(at, rows[f"ffn_{name}_exps.weight"]) for name in ("gate", "up", "down"))
+            shapes = {name: tuple(dims[d] for d in rows[name].shape) for name in rows if "_exps" in name}
+            gate, up, down = (self._matrices(at + name, shape) for name, shape in shapes.items())
             inputs, outputs = [Linear(pair) for pair in zip(gate, up, strict=True)], [Linear([m]) for m in down]
             ffn = Experts(Linear(*linear("ffn_gate_inp")), inputs, outputs, c.experts_used, c.experts_normed, activation)
         else:
@@ -153,17 +158,11 @@ class Weights:
         return tensor and F32(tensor.dequantize())
 
     def _matrix(self, name, shape):
-        return self._matrices(self._tensor(name, shape), 1)[0]
+        return self._matrices(name, shape)[0]
 
-    def _experts(self, at, row):
-        """The matrices, one for each expert, of a row of three dimensions."""
-        c = self.config
-        return self._matrices(self._tensor(f"{at}{row.gguf}", tuple(c.dims[d] for d in row.shape)), c.experts_used)
-
-    def _matrices(self, tensor, used):
-        found = [Matrix(t.name, t.type, t.shape, t.data, t.outliers) for t in tensor.matrices()]
-        self.matrices += found[:used]
-        return found
+    def _matrices(self, name, shape):
+        """Those of a tensor: one, or one for each expert."""
+        return [Matrix(t.name, t.type, t.shape, t.data, t.outliers) for t in self._tensor(name, shape).matrices()]
 
     def _norm(self, rows, at, name, width):
         """The norm `at`+name of activations of this width; rows: {name: row} of the table that may have it."""
@@ -191,10 +190,12 @@ class Session:
         c = self.config = weights.config
         self.weights, self.ctx, self.pos, self.ops = weights, ctx, 0, Ops(weights.pool)
         self.q, self.kv = c.dims["q"], c.dims["kv"]
-        self.cache = [(F32((ctx, self.kv)), F32((ctx, self.kv))) for _ in range(c.layers)]  # K and V of each layer
+        self.cache_type = weights.cache_type
+        self._cache = np.zeros((c.layers, 2, ctx, self.kv), CACHE[self.cache_type.name])  # K and V; pages not used yet cost nothing
+        self.cache = [[pointer(part, "void *") for part in layer] for layer in self._cache]
         self.ropes = weights.rope_tables(ctx)
         self._n = 0
-        self._sizes = {"x": c.dim, "h": max(c.dim, self.q), "q": max(c.dim, self.q), "gate": c.ffn, "up": c.ffn}
+        self._sizes = {"x": c.dim, "h": max(c.dim, self.q), "q": max(c.dim, self.q), "k": self.kv, "v": self.kv, "gate": c.ffn, "up": c.ffn}
         self._grow(1)
 
     def _grow(self, n):
@@ -224,9 +225,9 @@ class Session:
 
     def _forward(self, ids, out):
         """One batch: ids (n,) int32; out (m, vocab) takes the logits of the last m of them, m may be 0."""
-        n, start, c, w, ops = len(ids), self.pos, self.config, self.weights, self.ops
+        n, start, c, w, ops, type = len(ids), self.pos, self.config, self.weights, self.ops, self.cache_type.id
         self._grow(n)
-        x, h, q, gate, up = (self.buffers[name].ptr for name in self._sizes)
+        x, h, q, k, v, gate, up = (self.buffers[name].ptr for name in self._sizes)
         ropes = {rope: [t.ptr + start * (rope.rotated // 2) for t in tables] for rope, tables in self.ropes.items()}
         ops.embed(w.embed, ids, x)
         if w.positions:
@@ -235,14 +236,15 @@ class Session:
         if c.embedding_scale != 1:
             ops.scale(x, n, c.dim, c.embedding_scale)
         for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
-            k, v = keys.ptr + start * self.kv, values.ptr + start * self.kv  # where these tokens' K and V are kept
             layer.qkv(ops, layer.attn_norm(ops, x, n, h), n, q, k, v)
             layer.q_norm(ops, q, n, q)
             layer.k_norm(ops, k, n, k)
             if layer.rope:
                 ops.rope(q, *ropes[layer.rope], n, c.heads, c.head_dim, layer.rope.rotated, w.rope_style)
                 ops.rope(k, *ropes[layer.rope], n, c.kv_heads, c.head_dim, layer.rope.rotated, w.rope_style)
-            ops.attention(q, keys.ptr, values.ptr, n, start, c.heads, c.kv_heads, c.head_dim,
+            ops.cache(k, n * self.kv, type, keys, start * self.kv)
+            ops.cache(v, n * self.kv, type, values, start * self.kv)
+            ops.attention(q, keys, values, type, n, start, c.heads, c.kv_heads, c.head_dim,
                           c.attention_scale, c.attention_softcap, layer.window, h)  # fmt: skip
             layer.attn_output(ops, h, n, q)  # q is free now
             layer.attn_post_norm(ops, q, n, q)

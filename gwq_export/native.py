@@ -164,6 +164,11 @@ class Matrix:
         check(lib().gwq_dequantize(pool.ptr, self.struct, 0, self.rows, pointer(out)), f"tensor {self.name}")
         return out
 
+    def copy(self):
+        """The same matrix in memory of its own."""
+        data, *table = [a.copy() for a in self._keep]
+        return Matrix(self.name, self.type, (self.rows, self.cols), data, tuple(table) or None)
+
 
 class Linear:
     """Matrices that share an input, multiplied in one parallel region: y[i] = x @ m[i].T + bias[i].
@@ -249,13 +254,17 @@ class Ops:
         if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, rotated, style):
             check(s, "rope")
 
-    def attention(self, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
-        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+    def attention(self, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+        if s := self.lib.gwq_attention(self.pool.ptr, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
             check(s, "attention")
 
     def activate(self, x, up, n, dim, activation):
         if s := self.lib.gwq_activate(self.pool.ptr, x, up, n, dim, activation):
             check(s, "activation")
+
+    def cache(self, x, count, type, cache, first):
+        if s := self.lib.gwq_cache(x, count, type, cache, first):
+            check(s, "cache")
 
     def softcap(self, x, n, dim, cap):
         if s := self.lib.gwq_softcap(self.pool.ptr, x, n, dim, cap):

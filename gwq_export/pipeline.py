@@ -9,9 +9,10 @@ import math
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from gwq_export import GwqError
+from gwq_export import GwqError, __version__
 from gwq_export.format import TYPES
 from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
 
@@ -54,22 +55,24 @@ def peak_rss():
 
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(),
-           calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, dry_run=False,
-           progress=None):  # fmt: skip
+           calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, work_dir=None,
+           dry_run=False, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
     "REGEX=TYPE" strings, later ones win. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
-    used. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing.
+    used. work_dir: folder for what is finished, from which the same call goes on after a kill; emptied in the end.
+    progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing but to work_dir.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
     token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
-    "outliers", "bytes", "loss"}]). Raises GwqError.
+    "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export. Raises
+    GwqError.
     """
-    started = time.monotonic()
+    asked, started = {k: v for k, v in locals().items() if k not in ("out", "work_dir", "dry_run", "progress")}, time.monotonic()
     try:
         import safetensors  # noqa: F401
         import torch  # noqa: F401
@@ -77,10 +80,15 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     except ImportError as e:
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
-    from gwq_export.source import Source, resolve
+    from gwq_export.estimate import Estimate
+    from gwq_export.native import Pool
+    from gwq_export.parallel import one_thread_each
+    from gwq_export.produce import encode, read, write
+    from gwq_export.source import Source, commit, resolve
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
-    from gwq_export.writer import file_size
+    from gwq_export.workdir import Memory, Workdir
+    from gwq_export.writer import check_place, file_size
 
     progress = progress or (lambda phase, done, total: None)
     budgeted = bpw is not None or size is not None
@@ -89,6 +97,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     type = (type or "gwq4").lower()
     recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed)
     overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
+    if not dry_run:
+        check_place(out)
     source = Source(resolve(model, revision))
     limit = source.integer("max_position_embeddings")
     if ctx > limit:
@@ -103,25 +113,34 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     if budgeted or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
     if tiles:
-        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, source_revision=revision,
-                                       budget_bytes=budget)  # fmt: skip
+        header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
+                                       source_revision=commit(source.folder))  # fmt: skip
     factors = keys.rope_factors(source)
 
     def laid_out(entries):
         layout = [(name, TYPES[kind], shape) for e in entries for name, kind, shape in e.recipe.tensors(e.name, e.shape)]
         return layout + [(name, TYPES["f32"], array.shape) for name, array in factors.items()]
 
-    found = {}
-    if calibration and (budgeted or dry_run):
-        from gwq_export.survey import fit, survey
+    found, pool = {}, Pool()
+    estimate = Estimate(partial(encode, pool)) if dry_run else None
+    with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
+        _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, dry_run)
+        if calibration and (budgeted or dry_run):
+            from gwq_export.survey import fit, survey
 
-        offers = survey(source, entries, calibration, budgeted, outliers, device, progress)
-        if budgeted:
-            entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
-        found = _predicted(entries, offers, calibration)
-    result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
-    if not dry_run:
-        _write(out, header, laid_out(entries), entries, source, calibration, factors, device, progress)
+            offers = survey(source, entries, calibration, budgeted, outliers, device, progress, work.section("survey"), estimate)
+            if budgeted:
+                entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
+            found = _predicted(entries, offers, calibration)
+        result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
+        if dry_run:
+            for e in entries:
+                if not e.recipe.statistics:
+                    estimate.sample(e, partial(read, source, e.sources[0]), {})
+            result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
+        else:
+            write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
+            work.clear()
     if calibration:
         _warn_of_experts(calibration.reached)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
@@ -132,7 +151,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
 
 def _warn_of_experts(reached):
     """Name the experts that calibration says little of; reached: {matrix of an expert: tokens}."""
-    from gwq_export.calibrate import ENOUGH
+    from gwq_export.totals import ENOUGH
 
     experts = {name.rsplit(".", 2)[0]: tokens for name, tokens in reached.items()}
     few = [name for name, tokens in experts.items() if tokens < ENOUGH]
@@ -152,41 +171,20 @@ def _predicted(entries, offers, calibration):
     return {"predicted_loss": added, "calibration_ppl": math.exp(before), "predicted_ppl": math.exp(before + added), "plan": rows}
 
 
-def _write(out, header, layout, entries, source, calibration, factors, device, progress):
-    """Quantize and write every tensor: those that need gradients block by block as these appear, then the others."""
-    from gwq_export.calibrate import gradients
-    from gwq_export.encoder import Curvatures
-    from gwq_export.native import Pool
-    from gwq_export.writer import Writer
+def _identity(asked, source, calibration):
+    """What a work folder must agree with: the options and the versions and files that decide what comes out."""
+    import torch
 
-    calibrated = {hf: (e, j) for e in entries if e.recipe.statistics for j, hf in enumerate(e.sources)}
-    others = [e for e in entries if not e.recipe.statistics]
-    pool = Pool()
-    with Writer(out, header, layout) as writer:
-        for name, array in factors.items():
-            writer.write(name, array)
-        if calibrated:
-            statistics = sorted({s for e, _ in calibrated.values() for s in e.recipe.statistics})
-            ends = [hf for hf, (e, _) in calibrated.items() if not e.linear]
-            curvatures = Curvatures(calibration.tokens.numel())
-            for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
-                if name in calibrated:
-                    _store(writer, *calibrated[name], weight, curvatures.put(found, calibration.reached.get(name)), pool)
-        done, total = 0, sum(map(weights, others))
-        for entry in others:
-            for part, hf in enumerate(entry.sources):
-                _store(writer, entry, part, source.tensor(hf).numpy(), {}, pool)
-            done += weights(entry)
-            progress("write", done, total)
+    versions = {"gwq-export": __version__, "torch": torch.__version__}
+    return asked | {"versions": versions, "files": source.files, "calibration": calibration and calibration.hash}
 
 
-def _store(writer, entry, part, weight, statistics, pool):
-    """Write one matrix: the whole of an entry, or that of an expert."""
-    from gwq_export.quantize import quantize
+def _check_space(out, nbytes, source, calibration, work, dry_run):
+    """Raise GwqError when the disks have no room for what an export is going to write."""
+    from gwq_export.workdir import check_space
 
-    try:
-        parts = quantize(entry.arrange.weight(weight), entry.arrange.statistics(statistics), entry.recipe, pool.ptr)
-    except GwqError as e:
-        raise GwqError(f"{entry.name}: {e}") from None
-    for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):
-        writer.write(name, data, part, len(entry.sources))
+    wanted = [] if dry_run else [(Path(out).absolute().parent, nbytes, str(out))]
+    if work.folder:
+        states = (source.layers + 4) * calibration.tokens.numel() * source.dims["dim"] * 4 if calibration else 0
+        wanted.append((work.folder, max(0, states + nbytes * (not dry_run) - work.nbytes), f"--work-dir {work.folder}"))
+    check_space(wanted)

@@ -73,7 +73,7 @@ class Recipe:
 def quantize(weight, statistics, recipe, pool=ffi.NULL):
     """Encode weight (rows, cols) float32.
 
-    statistics: {name of calibrate.STATISTICS: array of weight's shape, "rows": (rows,), "hessian": (cols, cols) or a
+    statistics: {name of totals.STATISTICS: array of weight's shape, "rows": (rows,), "hessian": (cols, cols) or a
     Curvature made of it}. Returns the bytes (uint8 arrays) in the order of `recipe.tensors`. Raises GwqError for a weight
     that FP16 cannot hold.
     """

@@ -47,4 +47,4 @@ SALIENCY = {
 
 def diagonal(hessian):
     """(cols,) of an array (cols, cols) or of a Curvature."""
-    return np.diag(getattr(hessian, "matrix", hessian))[: getattr(hessian, "cols", None)]
+    return np.diag(getattr(hessian, "matrix", hessian))[: getattr(hessian, "cols", None)].copy()

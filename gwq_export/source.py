@@ -18,6 +18,8 @@ def resolve(model, revision=None):
     """Folder of a model: `model` itself, or the cached download of a hub id such as "org/name". Raises GwqError."""
     path = Path(model)
     if path.is_dir():
+        if revision:
+            raise GwqError(f"--revision {revision}: {model} is a folder here, which has none; leave it out or give a hub id")
         return path
     if path.exists():
         raise GwqError(f"{model} is a file: give the model's folder (with config.json and *.safetensors) or a hub id")
@@ -30,6 +32,12 @@ def resolve(model, revision=None):
     except Exception as e:  # the hub client raises many kinds; all of them mean that the model cannot be had
         reason = " ".join(str(e).split())[:200]
         raise GwqError(f"{model}: not a folder here, and the hub download failed ({type(e).__name__}: {reason})") from None
+
+
+def commit(folder):
+    """The hub's commit hash of a folder of its cache (.../snapshots/<commit>), else None."""
+    folder = folder.resolve()
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
 def _read_json(path, what):
@@ -143,12 +151,22 @@ class Source:
         parts = [(f"{name}_proj.weight", slice(i * rows, (i + 1) * rows)) for i, name in enumerate(kinds)]
         return [(f"{layer}.experts.{j}.{name}", (rows, shape[2]), (j, part)) for j in range(shape[0]) for name, part in parts]
 
+    @property
+    def files(self):
+        """[(name, bytes, time of last change in ns)] of the folder's model and tokenizer files."""
+        found = sorted(p for p in self.folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja"))
+        return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+
     def _add_prefix(self):
         """Complete the names of a checkpoint that was saved from the bare decoder, as GPT-2's was."""
         prefix = self.arch.layers.partition(".")[0] + "."
         if self.arch.embed not in self._files and self.arch.embed.removeprefix(prefix) in self._files:
             self._files = {prefix + name: place for name, place in self._files.items()}
             self._shapes = {prefix + name: shape for name, shape in self._shapes.items()}
+
+    def shape(self, name):
+        """Of a tensor as the checkpoint has it."""
+        return self._shapes[name]
 
     def tensor(self, name):
         """A torch.float32 copy of the tensor; GwqError when it is missing, damaged or not a float."""
@@ -166,7 +184,7 @@ class Source:
         if not value.is_floating_point():
             raise GwqError(f"{self.folder}: tensor {name} is {value.dtype}, expected a float type; export the original model")
         value = value.to(torch.float32, copy=True)
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # sums are quick
             raise GwqError(f"{self.folder}: tensor {name} holds NaN or infinity; the model is damaged")
         return value
 

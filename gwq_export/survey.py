@@ -4,44 +4,62 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
+
 from gwq_export import GwqError
-from gwq_export.allocate import FRACTIONS, KINDS, Sample, allocate, choices, fill, frontier
+from gwq_export.allocate import FRACTIONS, KINDS, Choice, Sample, allocate, choices, fill, frontier
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
+from gwq_export.format import TYPES
 from gwq_export.native import Pool
 from gwq_export.plan import file_bytes
 from gwq_export.saliency import SALIENCY
+from gwq_export.workdir import Memory
+
+OFFER = np.dtype([("type", "U8"), ("outliers", "f8"), ("nbytes", "i8"), ("loss", "f8")])
 
 
-def survey(source, entries, calibration, free, fraction, device, progress):
+def survey(source, entries, calibration, free, fraction, device, progress, work=None, estimate=None):
     """{entry name: [allocate.Choice]} of the matrices: all there is to choose when `free`, else what the plan says.
 
-    fraction: of outliers, None to choose among allocate.FRACTIONS.
+    fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir. estimate: an
+    estimate.Estimate that looks on.
     """
     chosen = [e for e in entries if len(e.shape) > 1 and (e.recipe.type.bits or (free and not e.fixed))]
     open_entries = {hf: e for e in chosen for hf in e.sources}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
     ends = [hf for hf, e in open_entries.items() if not e.linear]
-    pool, curvatures, offers = Pool(), Curvatures(calibration.tokens.numel()), {}
-    for name, weight, found in gradients(source, calibration, statistics, ends, device, progress):
+    work, pool, curvatures = work or Memory(), Pool(), Curvatures(calibration.tokens.numel())
+    rows = {hf: kept[0] for hf in open_entries if (kept := work.get(hf))}  # of OFFER, by matrix
+    finished = lambda name: name not in open_entries or name in rows  # noqa: E731
+    items = gradients(source, calibration, statistics, ends, device, progress, work, finished)
+    for name, weight, found in estimate.watch(items) if estimate else items:
         if entry := open_entries.get(name):
-            found = entry.arrange.statistics(curvatures.put(found, calibration.reached.get(name)))
+            found = curvatures.put(found, calibration.reached.get(name))
+            if estimate and entry.recipe.statistics:
+                estimate.sample(entry, lambda: weight, found)  # noqa: B023  (called at once)
+            found = entry.arrange.statistics(found)
             sample = Sample(entry.arrange.weight(weight), found, entry.recipe.saliency, entry.recipe.seed, pool.ptr)
             kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
             if free and not entry.fixed:
                 kinds = KINDS
                 if fraction is None:
                     fractions = FRACTIONS
-            found = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
-            offers[entry.name] = together(offers[entry.name], found) if entry.name in offers else found
-    return offers
+            offers = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
+            rows[name] = np.array([(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers], OFFER)
+            work.save(name, rows[name])
+    return {e.name: _together(e, [rows[hf] for hf in e.sources]) for e in chosen}
 
 
-def together(first, second):
-    """Choices of a tensor from those of its matrices so far and of another one: one recipe for all, whose losses add up."""
-    losses = {c.recipe: c.loss for c in second}
-    return [replace(c, loss=c.loss + losses[c.recipe]) for c in first if c.recipe in losses]
+def _together(entry, matrices):
+    """Choices of an entry from the rows of OFFER of each of its matrices: one recipe for all, whose losses add up."""
+    losses = {}
+    for offers in matrices:
+        for type, outliers, nbytes, loss in offers.tolist():
+            losses.setdefault((type, outliers, nbytes), []).append(loss)
+    recipe_of = lambda type, outliers: replace(entry.recipe, type=TYPES[type], outliers=outliers)  # noqa: E731
+    return [Choice(recipe_of(*how), nbytes, sum(loss)) for (*how, nbytes), loss in losses.items() if len(loss) == len(matrices)]
 
 
 def loss_of(entry, offers):

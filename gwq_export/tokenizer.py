@@ -1,8 +1,8 @@
 """The tokenizer of a GGUF file: from its keys to a `tokenizers.Tokenizer`, streaming decoding, chat templates.
 
-Two families: "llama" (SentencePiece-style BPE with byte fallback; pieces have scores) and "gpt2" (byte-level BPE;
-merges in order, and a pre-tokenizer known by its stock name). A file whose keys cannot express its tokenizer exactly
-holds the original JSON too (`tokenizer.huggingface.json`), which is used instead of them.
+Three families: "llama" (SentencePiece-style BPE with byte fallback; pieces have scores), "t5" (SentencePiece's unigram
+model) and "gpt2" (byte-level BPE; merges in order, and a pre-tokenizer known by its stock name). A file whose keys cannot
+express its tokenizer exactly holds the original JSON too (`tokenizer.huggingface.json`), which is used instead of them.
 """
 
 import json
@@ -13,40 +13,15 @@ from functools import cached_property
 import numpy as np
 
 from gwq_export import GwqError
+from gwq_export.pretokenizer import PRE, pre_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 JSON_KEY = "tokenizer.huggingface.json"
 KEY_NAMES = {"unk": "unknown", "pad": "padding"}  # Hugging Face's name -> GGUF's, where they differ
-SPACE = "\u2581"
+SPACE, NO_TEXT = "\u2581", "\U0010ffff"
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 # tokens that end a turn of a chat, whatever the eos of the file
 END_OF_TURN = {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<EOT>"}
-
-# Pre-tokenizers: stock name -> (normalizer, patterns applied one after another, does a whole word win over merges).
-# Of several names with the same structure the first is written. DIGITS cuts out every digit.
-DIGITS = r"\p{N}"
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_MARKS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UP, _LOW, _LEAD = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[^\r\n\p{L}\p{N}]?"
-_CASE = rf"{_LEAD}{_UP}*{_LOW}+%s|{_LEAD}{_UP}+{_LOW}*%s|%s| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-PRE = {
-    "gpt-2": (None, (GPT2,), False),
-    "olmo": ("NFC", (GPT2,), False),  # GPT-NeoX, Pythia, OLMo
-    "smollm": (None, (DIGITS, GPT2), False),
-    "starcoder": (None, (DIGITS, GPT2), False),
-    "refact": (None, (DIGITS, GPT2), False),
-    "command-r": ("NFC", (DIGITS, GPT2), False),
-    "qwen2": ("NFC", (_WORD % r"\p{N}",), False),
-    "stablelm2": ("NFC", (_WORD % r"\p{N}",), False),
-    "qwen35": ("NFC", (_MARKS,), False),
-    "llama-bpe": (None, (_WORD % r"\p{N}{1,3}",), True),
-    "dbrx": (None, (_WORD % r"\p{N}{1,3}",), False),
-    "tekken": (None, (_CASE % ("", "", r"\p{N}"),), True),
-    "gpt-4o": (None, (_CASE % (_SUFFIX, _SUFFIX, r"\p{N}{1,3}"),), False),
-}
-PRE |= {"llama3": PRE["llama-bpe"], "llama-v3": PRE["llama-bpe"], "smaug-bpe": PRE["dbrx"], "mpt": PRE["olmo"]}
 
 
 def one_line(error):
@@ -87,13 +62,85 @@ def from_json(text, where):
     return native
 
 
+def _byte_level(metadata, ids):
+    from tokenizers import Tokenizer as Native
+    from tokenizers import decoders, models, normalizers
+
+    pre = _get(metadata, "pre", str, KeyError)
+    steps = pre_tokenizer(pre)
+    normalizer, _, whole = PRE[pre]
+    merges = [tuple(m.split(" ", 1)) for m in _get(metadata, "merges", list, KeyError)]
+    native = Native(models.BPE(ids, merges, ignore_merges=whole))
+    native.pre_tokenizer, native.decoder = steps, decoders.ByteLevel()
+    if normalizer:
+        native.normalizer = normalizers.NFC()
+    return native
+
+
+def _sentencepiece(metadata, tokens, types, scores, ids):
+    from tokenizers import Tokenizer as Native
+    from tokenizers import models, normalizers
+
+    unknown = next((tokens[i] for i in np.flatnonzero(types == UNKNOWN)), None)
+    native = Native(models.BPE(ids, _merges(tokens, scores, types, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = _get(metadata, "add_space_prefix", bool, True)
+    native.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE)] * prefix + [normalizers.Replace(" ", SPACE)])
+    native.decoder = _spaces_back(prefix)
+    return native
+
+
+def _charsmap(array):
+    """SentencePiece's table of replacements, checked, as bytes: a length, a trie (darts-clone's double array), strings that end in NUL.
+
+    The library does not check its indices: bits 10 to 30 of a node lead to its children, bit 31 marks the start of a string.
+    """
+    data = array.astype(np.uint8).tobytes()
+    length = int.from_bytes(data[:4], "little")
+    strings = data[4 + length :]
+    if length % 1024 == 0 and length and strings.endswith(b"\0"):
+        units = np.frombuffer(data, "<u4", length // 4, 4)
+        nodes, ends = units[units < 1 << 31], units[units >= 1 << 31] & (1 << 31) - 1
+        children = np.flatnonzero(units < 1 << 31) ^ (nodes >> 10 << ((nodes & 1 << 9) >> 6))
+        starts = np.flatnonzero(np.frombuffer(b"\0" + strings[:-1], np.uint8) == 0)
+        if (children < len(units)).all() and np.isin(ends, starts).all():
+            return data
+    raise GwqError("the key tokenizer.ggml.precompiled_charsmap is damaged: download or export the file again")
+
+
+def _unigram(metadata, tokens, types, scores):
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Native
+
+    unknown, used = np.flatnonzero(types == UNKNOWN), np.flatnonzero(types != UNUSED)
+    if not len(unknown):
+        raise GwqError("the unigram tokenizer has no unknown token: the file is damaged, download or export it again")
+    rows = enumerate(zip(tokens, types.tolist(), scores.tolist(), strict=True))
+    # pieces go by their place: one that must match no text gets a name that no text has, those at the end are left out
+    pieces = [(t if type != UNUSED else f"{NO_TEXT}{i}", score) for i, (t, type, score) in rows]
+    native = Native(models.Unigram(pieces[: used[-1] + 1], int(unknown[0]), byte_fallback=bool((types == BYTE).any())))
+    charsmap, prefix = _get(metadata, "precompiled_charsmap", np.ndarray), _get(metadata, "add_space_prefix", bool, True)
+    steps = [] if charsmap is None else [normalizers.Precompiled(_charsmap(charsmap))]
+    if _get(metadata, "remove_extra_whitespaces", bool, False):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    native.normalizer = normalizers.Sequence(steps)
+    native.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always" if prefix else "never", split=False)
+    native.decoder = _spaces_back(prefix)
+    return native
+
+
+def _spaces_back(prefix):
+    from tokenizers import decoders
+
+    strip = [decoders.Strip(" ", 1, 0)] * prefix
+    return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+
+
 def build(metadata):
     """The `tokenizers.Tokenizer` of the keys. Raises GwqError."""
     text = _get(metadata, JSON_KEY, str)
     if text is not None:
         return from_json(text, f"the tokenizer in key {JSON_KEY}")
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Native
+    from tokenizers import AddedToken
 
     family, tokens = _get(metadata, "model", str, KeyError), _get(metadata, "tokens", list, KeyError)
     types = _get(metadata, "token_type", np.ndarray, np.full(len(tokens), NORMAL))
@@ -101,29 +148,15 @@ def build(metadata):
     if not len(types) == len(tokens) == len(scores) or not np.isfinite(scores).all():
         raise GwqError("tokens, scores and types of the tokenizer do not fit together: the file is damaged, download or export it again")
     ids = {t: i for i, (t, kind) in enumerate(zip(tokens, types.tolist(), strict=True)) if kind != UNUSED or t != f"[PAD{i}]"}
+    families = {
+        "gpt2": lambda: _byte_level(metadata, ids),
+        "llama": lambda: _sentencepiece(metadata, tokens, types, scores, ids),
+        "t5": lambda: _unigram(metadata, tokens, types, scores),
+    }
+    if family not in families:
+        raise GwqError(f"tokenizer model {family!r} is not supported: use a model with a tokenizer of type {', '.join(families)}")
     try:
-        if family == "gpt2":
-            pre = _get(metadata, "pre", str, KeyError)
-            if pre not in PRE:
-                raise GwqError(f"the file's pre-tokenizer {pre!r} is unknown: export the model with gwq-export, which stores more")
-            normalizer, patterns, whole = PRE[pre]
-            merges = [tuple(m.split(" ", 1)) for m in _get(metadata, "merges", list, KeyError)]
-            native = Native(models.BPE(ids, merges, ignore_merges=whole))
-            steps = [pre_tokenizers.Digits(True) if p == DIGITS else pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
-            native.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-            native.decoder = decoders.ByteLevel()
-            if normalizer:
-                native.normalizer = normalizers.NFC()
-        elif family == "llama":
-            unknown = next((tokens[i] for i in np.flatnonzero(types == UNKNOWN)), None)
-            native = Native(models.BPE(ids, _merges(tokens, scores, types, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True))
-            prefix = _get(metadata, "add_space_prefix", bool, True)
-            spaces = [normalizers.Prepend(SPACE)] * prefix + [normalizers.Replace(" ", SPACE)]
-            native.normalizer = normalizers.Sequence(spaces)
-            strip = [decoders.Strip(" ", 1, 0)] * prefix
-            native.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-        else:
-            raise GwqError(f"tokenizer model {family!r} is not supported: use a model with a gpt2 or llama tokenizer")
+        native = families[family]()
     except GwqError:
         raise
     except Exception as e:  # the library raises plain Exception
@@ -161,7 +194,12 @@ class Tokenizer:
     @cached_property
     def _plain(self):
         """The same tokenizer, blind to special tokens in the text."""
-        native = from_json(self._native.to_str(), "the tokenizer")
+        spec = json.loads(self._native.to_str())
+        if spec["model"]["type"] == "Unigram":  # it would find them by itself: its pieces are all there is in a text
+            names = {token["content"] for token in spec["added_tokens"] if token["special"]}
+            spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
+            spec["model"]["vocab"] = [[f"{NO_TEXT}{t}" if t in names else t, score] for t, score in spec["model"]["vocab"]]
+        native = from_json(json.dumps(spec), "the tokenizer")
         native.encode_special_tokens = True
         return native
 

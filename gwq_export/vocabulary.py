@@ -3,22 +3,22 @@
 When a tokenizer rebuilt from the keys does not encode like the original, the original JSON goes into the file too.
 """
 
+import base64
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from gwq_export import GwqError
 from gwq_export import tokenizer as tk
-from gwq_export.tokenizer import DIGITS, PRE, SPACE, build, from_json, one_line
+from gwq_export.pretokenizer import name_of, parts
+from gwq_export.tokenizer import SPACE, build, from_json, one_line
 
-# what every rebuilt tokenizer must encode like the original, besides its own added tokens
-PROBE = """The quick brown fox can't jump; they'll've said: "It's 3.14159, isn't IT'S?"  Two  spaces,   three.
-\tdef f(x: int) -> str:\n\t\treturn f"{x!r:>10}"  # 0x1F 1e-9 a_b->c[10:200] != None\n\n\n    if (a&&b||!c) { x += 1; }\r\n
-Grüße, naïve façade, cafe\u0301 A\u030a, Œuvre, ﬁn; Привет, мир! Γειά σου Κόσμε. שלום עולם مرحبا بالعالم 12٣٤ नमस्ते दुनिया
-你好，世界！2024年　こんにちは、世界。 안녕하세요 สวัสดีชาวโลก Xin chào Việt Nam ½ ² Ⅷ ①
-😀👍🏽👩‍👩‍👧‍👦🇩🇪 ✨→∑∞≠ \u00a0\u2003\u200b\ufeff… «quoted» ‘single’ “double” —dash– $100 €50 50% #tag @me https://example.org/a?b=c&d=1
-camelCaseHTTPServer SNAKE_CASE I'LL DON'T 1234567890 1,234,567.89 ▁under \u0000 \x7f _ __ ____ ... !!! ??? (((  )))   \n   \n \t \n"""
+log = logging.getLogger("gwq_export")
+
+PROBE = Path(__file__).parent / "data" / "tokenizer_probe.txt"
+UNKNOWN_PRE = "unknown"  # stock readers refuse this name, as they should
 
 
 def _read_json(path):
@@ -26,35 +26,6 @@ def _read_json(path):
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as e:
         raise GwqError(f"cannot read {path}: {one_line(e)}; download the model again") from None
-
-
-def _parts(node, key):
-    """The members of a (possibly nested) Sequence of tokenizer.json; [] for null."""
-    if not node:
-        return []
-    return [part for n in node[key] for part in _parts(n, key)] if node["type"] == "Sequence" else [node]
-
-
-def _pre_name(path, spec):
-    """The name in PRE of a byte-level tokenizer.json's structure. llama.cpp does not normalize, so without or with NFC will do."""
-    normalizer = "+".join(n["type"] for n in _parts(spec.get("normalizer"), "normalizers")) or None
-    patterns, known = [], normalizer in (None, "NFC")
-    for p in _parts(spec["pre_tokenizer"], "pretokenizers"):
-        pattern = p.get("pattern", {}).get("Regex")
-        if p["type"] == "ByteLevel" and not p.get("add_prefix_space"):
-            patterns += [tk.GPT2] if p.get("use_regex", True) else []
-        elif p["type"] == "Digits" and p.get("individual_digits"):
-            patterns.append(DIGITS)
-        elif p["type"] == "Split" and pattern and p.get("behavior") == "Isolated" and not p.get("invert"):
-            patterns.append(pattern)
-        else:
-            known = False
-    row = (normalizer, tuple(patterns), bool(spec["model"].get("ignore_merges")))
-    names = [name for name in PRE if known and PRE[name][1:] == row[1:]]
-    if not names:
-        shown = json.dumps([spec.get("normalizer"), spec["pre_tokenizer"]], ensure_ascii=False)
-        raise GwqError(f"{path} has an unknown pre-tokenizer, {shown:.500}: give llama.cpp's name for it with --tokenizer-pre NAME")
-    return next((name for name in names if PRE[name] == row), names[0])
 
 
 def _scores(tokens, merges):
@@ -79,13 +50,16 @@ def _special_tokens(configs, ids):
 
 
 def _chat_templates(folder, config):
-    path = folder / "chat_template.jinja"
-    template = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
-    if not isinstance(template, list):
-        return {"tokenizer.chat_template": template} if template else {}
-    named = {t["name"]: t["template"] for t in template}
+    """The default template, those with names and their names; files go before tokenizer_config.json, as in transformers."""
+    found = config.get("chat_template") or {}
+    named = {t["name"]: t["template"] for t in found} if isinstance(found, list) else {"default": found} if found else {}
+    files = {"default": folder / "chat_template.jinja"} | {p.stem: p for p in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    named |= {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.exists()}
+    if not named:
+        return {}
     default = named.pop("default", None) or next(iter(named.values()))
-    return {"tokenizer.chat_template": default} | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
+    keys = {"tokenizer.chat_template": default} | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
+    return keys | ({"tokenizer.chat_templates": sorted(named)} if named else {})
 
 
 def to_metadata(folder, vocab_size, pre=None):
@@ -109,11 +83,44 @@ def to_metadata(folder, vocab_size, pre=None):
         ) from None
 
 
+def _byte_level(spec, pre):
+    return {"model": "gpt2", "pre": pre or name_of(spec) or UNKNOWN_PRE, "merges": [" ".join(m) for m in _merges(spec)]}
+
+
+def _sentencepiece(original, spec, tokens, types):
+    unknown = spec["model"].get("unk_token")
+    if unknown in tokens:
+        types[tokens.index(unknown)] = tk.UNKNOWN
+    return {"model": "llama", "pre": "default", "scores": _scores(tokens, _merges(spec)), "add_space_prefix": _prefixed(original)}
+
+
+def _unigram(original, spec, tokens, types):
+    types[spec["model"]["unk_id"]] = tk.UNKNOWN
+    scores = np.zeros(len(tokens), np.float32)
+    scores[: len(spec["model"]["vocab"])] = [score for _, score in spec["model"]["vocab"]]
+    one, two = (original.encode(text, add_special_tokens=False).ids for text in ("a b", "a  b"))
+    keys = {"model": "t5", "pre": "default", "scores": scores, "add_space_prefix": _prefixed(original)}
+    keys["remove_extra_whitespaces"] = one == two
+    for step in parts(spec.get("normalizer"), "normalizers"):
+        if step["type"] == "Precompiled":
+            keys["precompiled_charsmap"] = np.frombuffer(base64.b64decode(step["precompiled_charsmap"]), np.uint8)
+    return keys
+
+
+def _merges(spec):
+    return [m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"]["merges"]]
+
+
+def _prefixed(original):
+    return original.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
+
+
 def _to_metadata(folder, spec, config, generation, original, vocab_size, pre):
     path, model = folder / "tokenizer.json", spec["model"]
-    byte_level = any(p["type"] == "ByteLevel" for p in _parts(spec.get("pre_tokenizer"), "pretokenizers"))
-    if model.get("type", "BPE") != "BPE" or not (byte_level or model.get("byte_fallback")):
-        raise GwqError(f"{path} is a {model.get('type')} tokenizer: only byte-level BPE and BPE with byte fallback are supported")
+    byte_level = any(p["type"] == "ByteLevel" for p in parts(spec.get("pre_tokenizer"), "pretokenizers"))
+    kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
+    if kind not in ("BPE", "Unigram") or (kind == "BPE" and not (byte_level or model.get("byte_fallback"))):
+        raise GwqError(f"{path} is a {kind} tokenizer: only byte-level BPE, BPE with byte fallback and unigram are supported")
     ids = original.get_vocab(with_added_tokens=True)
     if max(ids.values()) >= vocab_size:
         raise GwqError(f"{path} has more ids than the model's {vocab_size} embeddings: use the tokenizer that the model was trained with")
@@ -124,17 +131,13 @@ def _to_metadata(folder, spec, config, generation, original, vocab_size, pre):
     added = spec.get("added_tokens") or []
     for token in added:
         types[token["id"]] = tk.CONTROL if token["special"] else tk.USER_DEFINED
-    merges = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
-
-    if byte_level:
-        pre = pre or _pre_name(path, spec)
-        keys = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": types, "merges": [" ".join(m) for m in merges]}
+    if kind == "Unigram":
+        keys = _unigram(original, spec, tokens, types)
+    elif byte_level:
+        keys = _byte_level(spec, pre)
     else:
-        if model.get("unk_token") in ids:
-            types[ids[model["unk_token"]]] = tk.UNKNOWN
-        prefix = original.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
-        keys = {"model": "llama", "pre": "default", "tokens": tokens, "token_type": types, "scores": _scores(tokens, merges)}
-        keys["add_space_prefix"] = prefix
+        keys = _sentencepiece(original, spec, tokens, types)
+    keys |= {"tokens": tokens, "token_type": types}
 
     plain, full = (original.encode("a", add_special_tokens=flag).ids for flag in (False, True))
     configs = [config, _read_json(folder / "special_tokens_map.json"), generation, _read_json(folder / "config.json")]
@@ -145,20 +148,35 @@ def _to_metadata(folder, spec, config, generation, original, vocab_size, pre):
         wanted = config.get(f"add_{name}_token")
         keys[f"add_{name}_token"] = name in special and (wanted if type(wanted) is bool else added_by_json)
     stops = generation.get("eos_token_id")
-    others = [id for id in stops if id != special.get("eos") and id in ids.values()] if isinstance(stops, list) else []
-    keys |= {"eot_token_id": others[0]} if others else {}
+    others = [id for id in stops if id != special.get("eos") and 0 <= id < vocab_size] if isinstance(stops, list) else []
+    keys |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
+    if others[2:]:
+        log.warning("%s names %d tokens that end a text, GGUF has room for 3: left out: %s", folder, len(others) + 1, others[2:])
     keys = {f"tokenizer.ggml.{name}": value for name, value in keys.items()} | _chat_templates(folder, config)
+    text = path.read_text(encoding="utf-8")
+    if _alike(keys, original, [token["content"] for token in added]):
+        return keys
+    why = "the stock keys cannot say all that it does: other programs may cut texts into other tokens"
+    if keys["tokenizer.ggml.pre"] == UNKNOWN_PRE:
+        shown = json.dumps([spec.get("normalizer"), spec["pre_tokenizer"]], ensure_ascii=False)
+        why = f"its pre-tokenizer has no stock name ({shown:.300}): other programs will refuse the file, unless you give llama.cpp's name "
+        why += "for it with --tokenizer-pre NAME"
+    log.warning("%s goes into the file as a whole (%.1f MB), which makes it exact here; %s", path, len(text.encode()) / 1e6, why)
+    return keys | {tk.JSON_KEY: text}
+
+
+def _alike(keys, original, added):
+    """Whether the keys give the original's ids and its text back: for PROBE, for added tokens amid text, for every token's own text."""
     try:
-        exact = _alike(build(keys), original, [token["content"] for token in added])
+        ours = build(keys)
     except GwqError:
-        exact = False
-    return keys if exact else keys | {tk.JSON_KEY: path.read_text(encoding="utf-8")}
-
-
-def _alike(ours, original, added):
-    """Whether both give the same ids and the same text back, for PROBE and for the added tokens amid text."""
-    for text in [PROBE, *PROBE.splitlines(keepends=True), *PROBE.split(" "), *(f"{a}b {a} c{a}{a}\n{a}" for a in added)]:
-        ids = original.encode(text, add_special_tokens=False).ids
-        if ours.encode(text, add_special_tokens=False).ids != ids or ours.decode(ids) != original.decode(ids):
-            return False
-    return True
+        return False
+    probe = PROBE.read_bytes().decode()  # as it is, with its carriage returns
+    size = len(keys["tokenizer.ggml.tokens"])
+    singles = [[id] for id in range(size)]
+    pieces = original.decode_batch(singles, skip_special_tokens=False)
+    if ours.decode_batch(singles, skip_special_tokens=False) != pieces:
+        return False
+    texts = [probe, *probe.splitlines(keepends=True), *probe.split(" "), *(f"{a}b {a} c{a}{a}\n{a}" for a in added), *pieces]
+    ids, same = ([e.ids for e in native.encode_batch(texts, add_special_tokens=False)] for native in (original, ours))
+    return ids == same and original.decode_batch(ids) == ours.decode_batch(ids)

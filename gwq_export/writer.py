@@ -78,6 +78,15 @@ def file_size(metadata, tensors):
     return _header(metadata, tensors)[2]
 
 
+def check_place(path):
+    """Raise GwqError when no file can have this path."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise GwqError(f"{path} is a folder or a device: choose another output name")
+    if not os.path.isdir(folder):
+        raise GwqError(f"the folder {folder} does not exist: create it or choose another output name")
+
+
 class Writer:
     """Writes a GGUF file tensor by tensor, in any order, in constant memory. Use it as a context manager.
 
@@ -93,10 +102,7 @@ class Writer:
         self.part, self.folder = self.path + ".part", os.path.dirname(os.path.abspath(self.path))
         header, self._places, self.nbytes = _header(metadata, tensors)
         self._written = {name: {} for name in self._places}  # place -> bytes
-        if os.path.lexists(self.path) and not os.path.isfile(self.path):
-            raise GwqError(f"{self.path} is a folder or a device: choose another output name")
-        if not os.path.isdir(self.folder):
-            raise GwqError(f"the folder {self.folder} does not exist: create it or choose another output name")
+        check_place(self.path)
         try:
             with self._sentences():
                 with contextlib.suppress(FileNotFoundError):

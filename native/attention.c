@@ -1,56 +1,107 @@
 /* Causal attention over the KV cache. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 #include "kernels.h"
 
+enum { RUN = 32 }; /* keys at a time */
+
 struct attention_job {
-    const float *q, *k, *v;
+    const float *q;
+    const char *k, *v;
+    int halves; /* the cache holds FP16 */
     int64_t n, start, heads, kv_heads, dim, window;
     float scale, softcap, *out;
 };
 
-/* One query head: keys in runs of 32 with a running maximum (online softmax), so no score buffer is needed. */
-static void attend(const struct attention_job *j, int64_t token, int64_t head) {
-    enum { RUN = 32 };
-    int64_t end = j->start + token + 1, first = j->window && end > j->window ? end - j->window : 0;
-    int64_t stride = j->kv_heads * j->dim, offset = head / (j->heads / j->kv_heads) * j->dim;
-    const float *q = j->q + (token * j->heads + head) * j->dim;
-    float *out = j->out + (token * j->heads + head) * j->dim, most = -INFINITY, total = 0, score[RUN];
-    memset(out, 0, (size_t)j->dim * sizeof *out);
-    for (int64_t at = first; at < end; at += RUN) {
-        int run = (int)(end - at < RUN ? end - at : RUN);
-        float top = most;
-        for (int i = 0; i < run; i++) {
-            score[i] = j->scale * gwq_in_use()->dot(q, j->k + (at + i) * stride + offset, j->dim);
-            if (j->softcap > 0) score[i] = j->softcap * tanhf(score[i] / j->softcap);
-            if (score[i] > top) top = score[i];
+/* Positions that a token sees: from, below `end`. */
+struct range {
+    int64_t from, end;
+};
+
+static struct range seen(const struct attention_job *j, int64_t token) {
+    int64_t end = j->start + token + 1;
+    return (struct range){j->window && end > j->window ? end - j->window : 0, end};
+}
+
+/* Scores as the model wants them, -INFINITY for keys that a query does not see; raises top[i] to the largest. */
+static void finish_scores(const struct attention_job *j, const struct range *r, int64_t at, int keys, float (*s)[GWQ_QUERIES], float *top) {
+    for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) {
+            float x = j->scale * s[n][i];
+            if (j->softcap > 0) x = j->softcap * tanhf(x / j->softcap);
+            x = at + n >= r[i].from && at + n < r[i].end ? x : -INFINITY;
+            top[i] = x > top[i] ? x : top[i];
+            s[n][i] = x;
         }
-        if (top > most) { /* what was summed so far was relative to the old maximum */
-            float shrink = expf(most - top);
-            total *= shrink;
-            for (int64_t d = 0; d < j->dim; d++) out[d] *= shrink;
-            most = top;
-        }
-        for (int i = 0; i < run; i++) {
-            float p = expf(score[i] - most);
-            total += p;
-            gwq_in_use()->axpy(p, j->v + (at + i) * stride + offset, j->dim, out);
-        }
+}
+
+/* Up to GWQ_QUERIES query rows of a key head: row r is the group's head r % group of token r / group. Keys come in runs with
+ * a running maximum (online softmax). Runs start at multiples of RUN, so a row's sums do not depend on its company. */
+static void attend(const struct attention_job *j, int64_t kv_head, int64_t first, int rows) {
+    const gwq_kernels *kernels = gwq_in_use();
+    int64_t group = j->heads / j->kv_heads, stride = j->kv_heads * j->dim;
+    int64_t number = j->halves ? 2 : 4; /* bytes */
+    const char *k = j->k + kv_head * j->dim * number, *v = j->v + kv_head * j->dim * number;
+    const float *q[GWQ_QUERIES];
+    float *out[GWQ_QUERIES], s[RUN + 1][GWQ_QUERIES], most[GWQ_QUERIES], total[GWQ_QUERIES] = {0}, sum[GWQ_QUERIES];
+    struct range r[GWQ_QUERIES];
+    const int copies = GWQ_QUERIES - rows; /* of the first row, before it, with weight 0: what is stored last is the row itself */
+    for (int i = 0; i < GWQ_QUERIES; i++) {
+        int64_t row = first + (i < copies ? 0 : i - copies), token = row / group;
+        q[i] = j->q + (token * j->heads + kv_head * group + row % group) * j->dim;
+        out[i] = j->out + (q[i] - j->q);
+        r[i] = seen(j, token);
+        most[i] = -FLT_MAX;
     }
-    for (int64_t d = 0; d < j->dim; d++) out[d] /= total;
+    for (int i = copies; i < GWQ_QUERIES; i++) memset(out[i], 0, (size_t)j->dim * sizeof **out);
+    for (int64_t at = r[0].from / RUN * RUN; at < r[GWQ_QUERIES - 1].end; at += RUN) {
+        int64_t left = r[GWQ_QUERIES - 1].end - at;
+        int keys = (int)(left < RUN ? left : RUN);
+        float top[GWQ_QUERIES];
+        kernels->scores(q, k + at * stride * number, j->halves, stride, keys, j->dim, s);
+        memcpy(top, most, sizeof top);
+        finish_scores(j, r, at, keys, s, top);
+        for (int i = copies; i < GWQ_QUERIES; i++) { /* what was summed so far was relative to the old maximum */
+            float shrink = expf(most[i] - top[i]);
+            if (shrink == 1) continue;
+            total[i] *= shrink;
+            for (int64_t d = 0; d < j->dim; d++) out[i][d] *= shrink;
+        }
+        memcpy(most, top, sizeof most);
+        kernels->exponents(s, keys, most, sum);
+        for (int i = 0; i < GWQ_QUERIES; i++) total[i] += sum[i];
+        for (int n = 0; copies && n < keys; n++)
+            for (int i = 0; i < copies; i++) s[n][i] = 0;
+        kernels->mix((const float(*)[GWQ_QUERIES])s, v + at * stride * number, j->halves, stride, keys, j->dim, out);
+    }
+    for (int i = copies; i < GWQ_QUERIES; i++)
+        for (int64_t d = 0; d < j->dim; d++) out[i][d] /= total[i];
 }
 
 static void attention_task(void *p, int thread, int threads) {
     const struct attention_job *j = p;
-    /* tokens in turn: later ones see more keys */
-    for (int64_t i = thread; i < j->n * j->heads; i += threads) attend(j, i % j->n, i / j->n);
+    int64_t rows = j->n * (j->heads / j->kv_heads), pieces = (rows + GWQ_QUERIES - 1) / GWQ_QUERIES;
+    for (int64_t i = thread; i < pieces * j->kv_heads; i += threads) { /* in turn: later tokens see more keys */
+        int64_t first = i / j->kv_heads * GWQ_QUERIES;
+        attend(j, i % j->kv_heads, first, (int)(rows - first < GWQ_QUERIES ? rows - first : GWQ_QUERIES));
+    }
 }
 
-int gwq_attention(gwq_pool *pool, const float *q, const float *k, const float *v, int64_t n, int64_t start,
+int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n, int64_t start,
                   int64_t heads, int64_t kv_heads, int64_t dim, float scale, float softcap, int64_t window, float *out) {
     if (!q || !k || !v || !out || n < 1 || start < 0 || kv_heads < 1 || heads < kv_heads || heads % kv_heads || dim < 1 || window < 0)
         return GWQ_E_ARGUMENT;
-    struct attention_job j = {q, k, v, n, start, heads, kv_heads, dim, window, scale, softcap, out};
+    if (type != GWQ_TYPE_F16 && type != GWQ_TYPE_F32) return GWQ_E_TYPE;
+    struct attention_job j = {q, k, v, type == GWQ_TYPE_F16, n, start, heads, kv_heads, dim, window, scale, softcap, out};
     gwq_pool_run(pool, attention_task, &j);
+    return GWQ_OK;
+}
+
+int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first) {
+    if (count < 0 || first < 0 || (count && (!x || !cache))) return GWQ_E_ARGUMENT;
+    if (type == GWQ_TYPE_F16) gwq_in_use()->to_halves(x, count, (uint16_t *)cache + first);
+    else if (type == GWQ_TYPE_F32 && count) memcpy((float *)cache + first, x, (size_t)count * sizeof *x);
+    else if (type != GWQ_TYPE_F32) return GWQ_E_TYPE;
     return GWQ_OK;
 }

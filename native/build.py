@@ -22,6 +22,8 @@ CFLAGS = "-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread -W
 COMMON = {"gwq.c": "", "ops.c": "", "attention.c": "", "threads.c": "", "scalar.c": "", "encode.c": "-Wno-psabi"}
 X86 = {
     "avx2.c": "-mavx2 -mfma -mf16c",
+    "avx2_stock.c": "-mavx2 -mfma -mf16c",
+    "avx2_ops.c": "-mavx2 -mfma -mf16c",
     "encode_avx2.c": "-mavx2 -Wno-psabi",
     "avx512.c": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
 }

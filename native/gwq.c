@@ -41,14 +41,17 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(isa);
     TAKE(supported);
     TAKE(quantize);
+    TAKE(panel);
     for (int k = 0; k < GWQ_K_COUNT; k++) {
         TAKE(matmul[k]);
         TAKE(dequantize[k]);
     }
     TAKE(rmsnorm);
     TAKE(silu_mul);
-    TAKE(dot);
-    TAKE(axpy);
+    TAKE(to_halves);
+    TAKE(scores);
+    TAKE(exponents);
+    TAKE(mix);
     TAKE(read);
     TAKE(encode);
 #undef TAKE
@@ -228,6 +231,17 @@ static void quantize_task(void *p, int thread, int threads) {
                          in->bias + 8 * t * in->blocks);
 }
 
+static void panel_task(void *p, int thread, int threads) {
+    const gwq_input *in = &((struct matmul_job *)p)->in;
+    int64_t tiles = (in->cols + GWQ_TILE - 1) / GWQ_TILE, pieces = (in->n + GWQ_PANEL - 1) / GWQ_PANEL * tiles;
+    for (int64_t i = gwq_share(pieces, thread, threads); i < gwq_share(pieces, thread + 1, threads); i++) {
+        int64_t t = i / tiles * GWQ_PANEL, c = i % tiles * GWQ_TILE;
+        int64_t count = in->n - t < GWQ_PANEL ? in->n - t : GWQ_PANEL, width = in->cols - c < GWQ_TILE ? in->cols - c : GWQ_TILE;
+        float *out = in->panel + (t / GWQ_PANEL * in->cols + c) * GWQ_PANEL;
+        current->panel(in->x + t * in->cols + c, in->cols, (int)count, width, (float(*)[GWQ_PANEL])out);
+    }
+}
+
 /* Bytes of the first `groups` row groups, side-table included: what a thread's share is measured in. */
 static uint64_t bytes_before(const gwq_matrix *m, int64_t groups) {
     return m->data_bytes * (uint64_t)groups / (uint64_t)gwq_groups(m->rows) + (m->outliers ? gwq_load_u32(m->offsets + 4 * groups) : 0);
@@ -265,14 +279,16 @@ static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
     if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
     size_t blocks = (size_t)n * (size_t)gwq_blocks(cols);
-    return 64 + blocks * GWQ_BLOCK + round_up(sizeof(float) * blocks) + round_up(8 * sizeof(int16_t) * blocks);
+    size_t panels = n > GWQ_FEW ? ((size_t)n + GWQ_PANEL - 1) / GWQ_PANEL * GWQ_PANEL * (size_t)cols : 0;
+    return 64 + blocks * GWQ_BLOCK + round_up(sizeof(float) * blocks) + round_up(8 * sizeof(int16_t) * blocks) + sizeof(float) * panels;
 }
 
 int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n, float *const *y,
                void *scratch, uint64_t scratch_bytes) {
     if (!m || !y || !x || count < 1 || n < 1) return GWQ_E_ARGUMENT;
-    int tiles = 0;
+    int tiles = 0, outliers = 0;
     for (int i = 0; i < count; i++) {
+        outliers |= m[i] && m[i]->outliers;
         if (!usable(m[i]) || !y[i] || m[i]->cols != m[0]->cols) return GWQ_E_ARGUMENT;
         tiles |= gwq_types[slot_of(m[i])].bits;
     }
@@ -286,6 +302,8 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
         j.in.bias = (int16_t *)((uint8_t *)j.in.scale + round_up(sizeof(float) * (size_t)(n * blocks)));
         if (n == 1) quantize_task(&j, 0, 1);
         else gwq_pool_run(pool, quantize_task, &j);
+        j.in.panel = (float *)((uint8_t *)j.in.bias + round_up(8 * sizeof(int16_t) * (size_t)(n * blocks)));
+        if (outliers && n > GWQ_FEW) gwq_pool_run(pool, panel_task, &j);
     }
     gwq_pool_run(pool, matmul_task, &j);
     return GWQ_OK;

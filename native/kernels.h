@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include "gwq.h"
 
+#define GWQ_INLINE static inline __attribute__((always_inline))
+
 enum { GWQ_K_F32, GWQ_K_F16, GWQ_K_BF16, GWQ_K_Q8_0, GWQ_K_GWQ2, GWQ_K_GWQ3, GWQ_K_GWQ4, GWQ_K_COUNT };
 
 /* A type's facts: what its bytes are, and its place in the kernel tables. */
@@ -28,7 +30,15 @@ typedef struct gwq_input {
      * columns 4j+2 and 4j+3. A kernel that looks up entries without their sign starts its 16-bit sums here; the result
      * of 8 columns fits 16 bits again (8 * 32 * 127), whatever overflowed in between. */
     int16_t *bias;
+    /* For the outliers of more than GWQ_FEW tokens: x by columns, (ceil(n / GWQ_PANEL), cols, GWQ_PANEL), zero beyond n. */
+    float *panel;
 } gwq_input;
+enum {
+    GWQ_PANEL = 48, /* tokens that share a decoded tile */
+    GWQ_FEW = 6     /* up to here outliers are added token by token, like those of one token */
+};
+
+enum { GWQ_QUERIES = 4 }; /* rows of attention that share the keys they read */
 
 typedef struct gwq_kernels {
     const char *isa;
@@ -36,14 +46,23 @@ typedef struct gwq_kernels {
     /* One row x (cols) to q (64 * blocks), scale (blocks), bias (8 * blocks): scale = max|x| / 127 per block of 64,
      * q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical bits on every ISA. */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+    /* out[c][t] = x[t * stride + c] for t < count <= GWQ_PANEL, c < width; zero for the other tokens */
+    void (*panel)(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]);
     /* y[t * m->rows + r] for t < in->n and every row r of the row groups (of 16 rows) first .. last-1. */
     void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);
     /* out (16 rows, cols; row stride cols) = row group `group`, rows beyond m->rows not written; no outliers. */
     void (*dequantize[GWQ_K_COUNT])(const gwq_matrix *m, int64_t group, float *out);
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t dim, float *out);
     void (*silu_mul)(float *gate, const float *up, int64_t count);
-    float (*dot)(const float *a, const float *b, int64_t count);
-    void (*axpy)(float a, const float *x, int64_t count, float *y); /* y += a * x */
+    void (*to_halves)(const float *x, int64_t count, uint16_t *out); /* FP16, to nearest even; at most +-65504, NaN stays */
+    /* Attention, a run of keys at a time: FP16 (`halves`) or float, `stride` numbers apart. s[key][i] = q[i] . k[key] */
+    void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+                   float (*s)[GWQ_QUERIES]);
+    /* s = exp(s - most), and their sums over the keys; s may be -INFINITY */
+    void (*exponents)(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+    /* out[i] (dim) += sum of s[key][i] * v[key] */
+    void (*mix)(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+                float *const out[GWQ_QUERIES]);
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
     void (*encode)(const gwq_encoding *e, int64_t first, int64_t last); /* rings first .. last-1, multiples of 8 */
 } gwq_kernels;

@@ -227,14 +227,15 @@ static void quantize(const float *x, int64_t cols, int8_t *q, float *scale, int1
     }
 }
 
+static void panel(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]) {
+    for (int64_t c = 0; c < width; c++)
+        for (int t = 0; t < GWQ_PANEL; t++) out[c][t] = t < count ? x[t * stride + c] : 0;
+}
+
 static float dot(const float *a, const float *b, int64_t count) {
     float sum[8] = {0};
     for (int64_t i = 0; i < count; i++) sum[i % 8] += a[i] * b[i];
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
-static void axpy(float a, const float *x, int64_t count, float *y) {
-    for (int64_t i = 0; i < count; i++) y[i] += a * x[i];
 }
 
 static void rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out) {
@@ -244,6 +245,48 @@ static void rmsnorm(const float *x, const float *weight, float eps, int64_t dim,
 
 static void silu_mul(float *gate, const float *up, int64_t count) {
     for (int64_t i = 0; i < count; i++) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+}
+
+static uint16_t to_half(float x) {
+    uint32_t u, sign;
+    memcpy(&u, &x, 4);
+    sign = u >> 16 & 0x8000;
+    u &= 0x7fffffff;
+    if (u > 0x7f800000) return (uint16_t)(sign | 0x7e00);                     /* NaN */
+    if (u >= 0x477ff000) return (uint16_t)(sign | 0x7bff);                    /* what would round beyond 65504 */
+    if (u >= 0x38800000) return (uint16_t)(sign | (((u + 0xfff + (u >> 13 & 1)) >> 13) - (112 << 10))); /* to nearest even */
+    float y;
+    memcpy(&y, &u, 4);
+    return (uint16_t)(sign | (uint32_t)rintf(y * 0x1p24f)); /* subnormals count in units of 2^-24 */
+}
+
+static void to_halves(const float *x, int64_t count, uint16_t *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = to_half(x[i]);
+}
+
+static float number(const void *p, int halves, int64_t i) { return halves ? half((const uint8_t *)p + 2 * i) : ((const float *)p)[i]; }
+
+static void scores(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+                   float (*s)[GWQ_QUERIES]) {
+    for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) {
+            s[n][i] = 0;
+            for (int64_t d = 0; d < dim; d++) s[n][i] += q[i][d] * number(k, halves, n * stride + d);
+        }
+}
+
+static void exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum) {
+    for (int i = 0; i < GWQ_QUERIES; i++) {
+        sum[i] = 0;
+        for (int n = 0; n < keys; n++) sum[i] += s[n][i] = expf(s[n][i] - most[i]);
+    }
+}
+
+static void mix(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+                float *const out[GWQ_QUERIES]) {
+    for (int i = 0; i < GWQ_QUERIES; i++)
+        for (int n = 0; n < keys; n++)
+            for (int64_t d = 0; d < dim; d++) out[i][d] += s[n][i] * number(v, halves, n * stride + d);
 }
 
 static uint64_t read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead) {
@@ -262,13 +305,16 @@ const gwq_kernels gwq_scalar = {
     .isa = "scalar",
     .supported = always,
     .quantize = quantize,
+    .panel = panel,
     .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4},
     .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
                    dequantize_gwq4},
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
-    .dot = dot,
-    .axpy = axpy,
+    .to_halves = to_halves,
+    .scores = scores,
+    .exponents = exponents,
+    .mix = mix,
     .read = read_memory,
     .encode = gwq_encode_any,
 };

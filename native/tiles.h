@@ -5,16 +5,12 @@
 #include <string.h>
 #include "kernels.h"
 
-#define GWQ_INLINE static inline __attribute__((always_inline))
-
 enum {
     STREAMS = 4, /* row groups read at the same time: one core keeps more cache misses in flight */
     PIECE = 64,  /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
     SLACK = 48,  /* bytes the inner functions may read past the last outlier */
-    TOKENS = 16, /* tokens that share a decoded tile */
-    FEW = 6,     /* up to here outliers are added token by token, like those of one token */
-    GROUPS = 8   /* row groups that share a transposed piece of x */
+    GROUPS = 8   /* row groups that share a piece of the activations while it is in the cache */
 };
 
 GWQ_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -63,16 +59,14 @@ typedef struct tile_ops {
     void (*expand)(const uint8_t *count, int levels, int total, const float *product, float *y);
     void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
     void (*scales)(const uint8_t *scale, gwq_scales scales);
-    /* acc[i] += dense part of nb decoded blocks, b the first, for the tokens t+i, i < count <= TOKENS */
+    /* acc[i] += dense part of nb decoded blocks, b the first, for the tokens t+i, i < count <= GWQ_PANEL */
     void (*tokens)(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, int count, int64_t b,
                    float (*acc)[GWQ_ROWS]);
-    /* out[c][t] = x[t * stride + c] for t < count <= TOKENS, c < width; zero for the other tokens */
-    void (*transpose)(const float *x, int64_t stride, int count, int width, float (*out)[TOKENS]);
     /* out[i] = float of the FP16 value i < count */
     void (*halves)(const uint8_t *value, int count, float *out);
     /* bit r: row r has more than `level` outliers */
     unsigned (*above)(const uint8_t *count, int level);
-    /* sum[t] += v * x[t] for t < count (8 or 16), and maybe up to 16 */
+    /* sum[t] += v * x[t] for t < count, a multiple of 16 */
     void (*spread)(float v, const float *x, int count, float *sum);
 } tile_ops;
 
@@ -196,8 +190,8 @@ GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t firs
 /* --- several tokens --------------------------------------------------------------------------------------------- */
 
 /* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next record. */
-GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[TOKENS], const int count, const tile_ops *ops,
-                                        float (*sum)[TOKENS]) {
+GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[GWQ_PANEL], const int count, const tile_ops *ops,
+                                        float (*sum)[GWQ_PANEL]) {
     float v[PIECE];
     unsigned total = (unsigned)record_total(record), k = 0;
     const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
@@ -209,62 +203,76 @@ GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[
     return column + total;
 }
 
-GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+/* The same for up to GWQ_FEW tokens, one after another: x[token][column], sum[token][row]. */
+GWQ_INLINE const uint8_t *record_few(const uint8_t *record, const uint8_t *end, const float (*x)[GWQ_TILE], int count,
+                                     const tile_ops *ops, float (*sum)[GWQ_ROWS]) {
+    _Alignas(64) float product[2][MOST + 32];
+    struct record r = record_at(record);
+    for (int j = 0; j <= count; j++) { /* one token behind: the loads need not wait for stores */
+        if (j < count) multiply(&r, 0, end, x[j], ops, product[j % 2]);
+        if (j) ops->expand(r.count, 0, r.total, product[(j - 1) % 2], sum[j - 1]);
+    }
+    return r.next;
+}
+
+/* The sums of one row group and up to GWQ_PANEL tokens. */
+struct sums {
+    _Alignas(64) float dense[GWQ_PANEL][GWQ_ROWS];
+    _Alignas(64) float few[GWQ_FEW][GWQ_ROWS];     /* outliers, up to GWQ_FEW tokens */
+    _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers, more tokens */
+};
+
+/* The tokens t .. t+count-1 against the row groups first .. first+groups-1. */
+GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups, const gwq_input *in, int64_t t, int count,
+                           const uint8_t *table, float *y) {
     const size_t per_block = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits), bytes = per_block + lines;
-    const uint8_t *end = m->outliers + m->outlier_bytes;
-    _Alignas(64) float dense[GROUPS][TOKENS][GWQ_ROWS], sparse[GROUPS][16][16]; /* [token][row] for a few tokens, */
-    _Alignas(64) float x[GWQ_TILE * TOKENS]; /* [token][column] likewise; for more [row][token], [column][token] */
+    const int few = in->n <= GWQ_FEW;
     _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
     _Alignas(64) gwq_scales scales[GWQ_TILE_BLOCKS];
-    _Alignas(64) uint8_t table[64];
-    _Alignas(64) float product[2][MOST + 32];
-    biased_table(m, table);
+    float x[GWQ_FEW][GWQ_TILE];
+    const uint8_t *record[GROUPS];
+    struct sums s[GROUPS];
+    memset(s, 0, (size_t)groups * sizeof *s);
     memset(x, 0, sizeof x);
-    for (int64_t g = first; g < last; g += GROUPS)
-        for (int64_t t = 0; t < in->n; t += TOKENS) {
-            int groups = (int)least(GROUPS, last - g), count = (int)least(TOKENS, in->n - t), few = count <= FEW;
-            const uint8_t *record[GROUPS];
-            for (int i = 0; i < groups; i++) record[i] = gwq_records(m, g + i);
-            memset(dense, 0, sizeof dense);
-            memset(sparse, 0, sizeof sparse);
-            for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
-                int nb = (int)least(GWQ_TILE_BLOCKS, in->blocks - b), width = (int)least(GWQ_TILE, in->cols - b * GWQ_BLOCK);
-                const float *from = in->x + t * in->cols + b * GWQ_BLOCK;
-                if (m->outliers && !few) ops->transpose(from, in->cols, count, width, (float(*)[TOKENS])x);
-                for (int j = 0; m->outliers && few && j < count; j++)
-                    memcpy(x + j * GWQ_TILE, from + j * in->cols, (size_t)width * sizeof *x);
-                for (int i = 0; i < groups; i++) {
-                    const uint8_t *tile = gwq_group(m, ops->bits, g + i) + b * bytes;
-                    fetch(tile, nb * bytes, nb * bytes); /* the group's next tile, wanted after the other groups' */
-                    for (int k = 0; k < nb; k++) {
-                        ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
-                        ops->scales(tile + k * per_block, scales[k]);
-                    }
-                    ops->tokens(scales, entries, nb, in, t, count, b, dense[i]);
-                    if (!m->outliers) continue;
-                    if (few) {
-                        struct record r = record_at(record[i]);
-                        for (int j = 0; j <= count; j++) { /* one token behind: the loads need not wait for stores */
-                            if (j < count) multiply(&r, 0, end, x + j * GWQ_TILE, ops, product[j % 2]);
-                            if (j) ops->expand(r.count, 0, r.total, product[(j - 1) % 2], sparse[i][j - 1]);
-                        }
-                        record[i] = r.next;
-                    } else if (count <= 8) {
-                        record[i] = record_tokens(record[i], (const float(*)[TOKENS])x, 8, ops, sparse[i]);
-                    } else {
-                        record[i] = record_tokens(record[i], (const float(*)[TOKENS])x, TOKENS, ops, sparse[i]);
-                    }
-                }
+    for (int i = 0; i < groups; i++) record[i] = gwq_records(m, first + i);
+    for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
+        int nb = (int)least(GWQ_TILE_BLOCKS, in->blocks - b);
+        int64_t column = b * GWQ_BLOCK, width = least(GWQ_TILE, in->cols - column);
+        for (int j = 0; m->outliers && few && j < count; j++)
+            memcpy(x[j], in->x + (t + j) * in->cols + column, (size_t)width * sizeof **x);
+        const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
+        for (int i = 0; i < groups; i++) {
+            const uint8_t *tile = gwq_group(m, ops->bits, first + i) + b * bytes;
+            fetch(tile, nb * bytes, nb * bytes); /* the group's next tile, wanted after the other groups' */
+            for (int k = 0; k < nb; k++) {
+                ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
+                ops->scales(tile + k * per_block, scales[k]);
             }
-            for (int i = 0; i < groups; i++) {
-                float scale[GWQ_ROWS];
-                ops->halves(gwq_row_scales(m, g + i), GWQ_ROWS, scale);
-                for (int j = 0; j < count; j++)
-                    for (int r = 0; r < least(GWQ_ROWS, m->rows - (g + i) * GWQ_ROWS); r++)
-                        y[(t + j) * m->rows + (g + i) * GWQ_ROWS + r] =
-                            ops->unit * scale[r] * dense[i][j][r] + (few ? sparse[i][j][r] : sparse[i][r][j]);
-            }
+            ops->tokens(scales, entries, nb, in, t, count, b, s[i].dense);
+            if (!m->outliers) continue;
+            if (few) record[i] = record_few(record[i], m->outliers + m->outlier_bytes, (const float(*)[GWQ_TILE])x, count, ops, s[i].few);
+            else if (count <= 16) record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);
+            else if (count <= 32) record[i] = record_tokens(record[i], panel, 32, ops, s[i].sparse);
+            else record[i] = record_tokens(record[i], panel, GWQ_PANEL, ops, s[i].sparse);
         }
+    }
+    for (int i = 0; i < groups; i++) {
+        int64_t row = (first + i) * GWQ_ROWS, rows = least(GWQ_ROWS, m->rows - row);
+        float scale[GWQ_ROWS];
+        ops->halves(gwq_row_scales(m, first + i), GWQ_ROWS, scale);
+        for (int r = 0; r < GWQ_ROWS; r++) scale[r] *= ops->unit;
+        for (int j = 0; j < count; j++)
+            for (int r = 0; r < rows; r++)
+                y[(t + j) * m->rows + row + r] = scale[r] * s[i].dense[j][r] + (few ? s[i].few[j][r] : s[i].sparse[r][j]);
+    }
+}
+
+GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+    _Alignas(64) uint8_t table[64];
+    biased_table(m, table);
+    for (int64_t g = first; g < last; g += GROUPS)
+        for (int64_t t = 0; t < in->n; t += GWQ_PANEL)
+            gemm_piece(ops, m, g, (int)least(GROUPS, last - g), in, t, (int)least(GWQ_PANEL, in->n - t), table, y);
 }
 
 GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
@@ -274,6 +282,5 @@ GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t fi
 
 /* --- what avx512.c takes from avx2.c ---------------------------------------------------------------------------- */
 
-void gwq_avx2_transpose(const float *x, int64_t stride, int count, int width, float (*out)[TOKENS]);
 void gwq_avx2_halves(const uint8_t *value, int count, float *out);
 #endif

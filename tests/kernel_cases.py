@@ -1,4 +1,4 @@
-"""Matrices, shapes and outlier patterns that kernel tests and benchmarks share.
+"""Matrices, shapes and outlier patterns of the kernel tests; their types are those that `gwq-bench --kernels` times.
 
 Data must not be able to hide a swap: values are random or have the period 251, a prime that no stride here divides.
 """
@@ -13,14 +13,12 @@ from gwq_export import format as fmt
 from gwq_export.side_table import pack_outliers, unpack_outliers
 from gwq_export.tiles import dequantize, pack_tiles
 
-MATRIX_TYPES = [t for t in fmt.TYPES if t not in ("i8", "i32")]
-TILE_TYPES = [t for t in MATRIX_TYPES if fmt.TYPES[t].bits]
 # n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small models
 SHAPES = [
     (1, 1), (15, 63), (16, 64), (17, 65), (31, 7), (33, 129), (48, 192), (16, 255), (64, 256), (65, 257), (16, 320),
     (100, 576), (5, 511), (82, 513), (17, 897), (144, 1024),
 ]  # fmt: skip
-TOKENS = [1, 2, 3, 5, 6, 7, 8, 17, 64]
+TOKENS = [1, 2, 3, 5, 6, 7, 8, 17, 47, 64]
 
 
 def none(rng, rows, cols):

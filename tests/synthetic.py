@@ -1,6 +1,7 @@
 """A Llama of random weights and any size, written shard by shard: for memory and speed, where weights do not matter.
 
-python tests/synthetic.py FOLDER [--layers 22]        TinyLlama's shape: 1.1 billion parameters, 2.2 GB in bfloat16
+python tests/synthetic.py FOLDER [--layers 22]                TinyLlama's shape: 1.1 billion parameters, 2.2 GB in bfloat16
+python tests/synthetic.py FOLDER --shape 7b --layers 32       Llama 7B's: 6.7 billion, 13.5 GB
 """
 
 import argparse
@@ -9,6 +10,7 @@ import shutil
 from pathlib import Path
 
 TINYLLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000}
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
 TOKENIZER = Path(__file__).parent / "data" / "gwq-reference"
 
 
@@ -54,5 +56,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--shape", choices=("1b", "7b"), default="1b")
     args = parser.parse_args()
-    print(f"{write_llama(args.folder, args.layers) / 1e9:.3f} billion parameters in {args.folder}")
+    count = write_llama(args.folder, args.layers, {"1b": TINYLLAMA, "7b": LLAMA_7B}[args.shape])
+    print(f"{count / 1e9:.3f} billion parameters in {args.folder}")

@@ -88,41 +88,6 @@ def test_eval(small, capsys, tmp_path):
     assert same["kld_mean"] == pytest.approx(0, abs=1e-9) and same["top1_agreement"] == 1 and same["ppl"] == folder["ppl"]
 
 
-@pytest.mark.parametrize("format", ["md", "json", "jsonl", "csv"])
-def test_bench(small, capsys, monkeypatch, format):
-    from gwq_export import bench
-
-    monkeypatch.setattr(bench, "ROOF_BYTES", 8 << 20)
-    status, out, err = call(capsys, "bench", small[0], "-p", 16, "-n", 4, "-r", 2, "-t", "1,2", "-o", format, "--json")
-    assert status == 0, err
-    rows = json.loads(out.splitlines()[-1])["rows"]
-    assert [(r["n_prompt"], r["n_gen"], r["n_threads"]) for r in rows] == [(16, 0, 1), (0, 4, 1), (16, 0, 2), (0, 4, 2)]
-    row, (path, result) = rows[1], small
-    assert len(row["samples_ts"]) == 2 and row["avg_ts"] == pytest.approx(np.mean(row["samples_ts"]))
-    assert row["avg_ts"] == pytest.approx(np.mean([4e9 / ns for ns in row["samples_ns"]]))
-    assert row["model_size"] == path.stat().st_size and row["model_n_params"] == result["params"]
-    norms = 9 * 256 * 4
-    assert row["bytes_per_token"] == sum(t.nbytes for t in Reader(path).tensors.values()) - norms  # tied: the embedding is the head
-    assert row["of_roof"] == pytest.approx(row["gbps"] / row["roof_gbps"])
-    if format == "json":
-        assert json.loads(out[: out.rindex("]") + 1].split("\n{")[0])[0]["n_prompt"] == 16
-    if format == "md":
-        assert "| test |" in out and "pp16" in out and "tg4" in out
-
-
-def test_bench_kernels(capsys, monkeypatch):
-    from gwq_export import bench
-
-    monkeypatch.setattr(bench, "ROOF_BYTES", 4 << 20)
-    monkeypatch.setattr(bench, "SHAPES", [(64, 256)])
-    original = bench.kernel_rows
-    monkeypatch.setattr(bench, "kernel_rows", lambda t, r, progress: original(t, r, 1 << 20, progress))
-    status, out, err = call(capsys, "bench", "--kernels", "-t", "1", "-r", 1, "--json")
-    assert status == 0, err
-    rows = json.loads(out.splitlines()[-1])["rows"]
-    assert {r["type"] for r in rows} >= {"gwq2", "gwq3", "gwq4", "f16"} and all(r["gbps"] > 0 and r["shape"] == [64, 256] for r in rows)
-
-
 @pytest.mark.parametrize("args, words", [
     (["--outliers", "2"], "fraction from 0 to"), (["--outliers", "x"], "not a number"), (["--type", "gwq9"], "choose one of"),
     (["--saliency", "best"], "choose one of loss"), (["--preset", "none"], "choose one of paper"), (["--samples", "0"], "at least 1"),
@@ -320,3 +285,32 @@ def test_a_forced_instruction_set(small):
     assert len(texts) == 1
     done = command("run", small[0], "-p", "x", env=os.environ | {"GWQ_ISA": "mmx"})
     assert_one_line("run", done.returncode, done.stderr, "GWQ_ISA=mmx")
+
+
+def test_progress_as_json_lines(tmp_path, capsys, tiny):
+    arguments = [
+        "export",
+        tiny("llama"),
+        "--out",
+        tmp_path / "m.gguf",
+        "--samples",
+        2,
+        "--ctx",
+        32,
+        "--bpw",
+        6,
+        "--outliers",
+        0,
+        "--progress",
+    ]
+    status, _, err = call(capsys, *arguments, "jsonl")
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert status == 0 and all(set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines)
+    assert {line["phase"] for line in lines} == {"forward", "backward", "embedding and head", "write"}
+    for a, b in pairwise(lines):
+        assert b["done"] > a["done"] and b["seconds"] >= a["seconds"] if a["phase"] == b["phase"] else a["done"] == a["total"]
+    assert lines[0]["eta"] is None and lines[1]["eta"] > 0 and lines[-1]["eta"] == 0
+    status, _, err = call(capsys, *arguments, "none")
+    assert status == 0 and "forward" not in err and "takes" in err
+    status, _, err = call(capsys, *arguments, "loud")
+    assert_one_line("export", status, err, "invalid choice: 'loud'")

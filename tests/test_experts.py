@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.bench import decode_bytes
-from gwq_export.calibrate import ENOUGH, Calibration, gradients
+from gwq_export.bench.models import decode_bytes
+from gwq_export.calibrate import Calibration, gradients
 from gwq_export.experts import route
 from gwq_export.format import TYPES
 from gwq_export.native import Matrix
 from gwq_export.side_table import unpack_outliers
 from gwq_export.source import Source
+from gwq_export.totals import ENOUGH
 from gwq_export.writer import Writer
 
 IDS = np.random.default_rng(5).integers(3, 8192, 90)
@@ -242,7 +243,7 @@ def test_a_token_reads_the_experts_chosen_for_it_alone(tiny, exported):
     assert len(used) == len(set(used)) == 3 * len(model.weights.layers)
     sizes = {t.name: t.nbytes * (0.5 if "_exps" in t.name else 1) for t in model.weights.reader.tensors.values() if len(t.shape) > 1}
     del sizes["token_embd.weight"]
-    assert decode_bytes(model) == sum(sizes.values())  # three of six experts
+    assert decode_bytes(model.weights.reader) == sum(sizes.values())  # three of six experts
 
 
 @pytest.mark.parametrize("key, value", [("expert_count", 5), ("expert_used_count", 9), ("expert_feed_forward_length", 65)])

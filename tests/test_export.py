@@ -185,7 +185,7 @@ def broken(tmp_path, name):
         case "activation":
             config["hidden_act"] = "gelu"
         case "rope":
-            config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+            config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
         case "quantized":
             config["quantization_config"] = {"bits": 4}
         case "layers":
@@ -231,7 +231,7 @@ def broken(tmp_path, name):
 
 @pytest.mark.parametrize("type", ["gwq4", "f16"])
 @pytest.mark.parametrize("name, words", [
-    ("architecture", "BertModel is not supported"), ("activation", "hidden_act = 'gelu'"), ("rope", "'yarn' is not supported"),
+    ("architecture", "BertModel is not supported"), ("activation", "hidden_act = 'gelu'"), ("rope", "'dynamic' is not supported"),
     ("quantized", "quantized already"), ("layers", "layers.3.input_layernorm.weight is missing"), ("size", "would fit the config"),
     ("heads", "cannot be"), ("no heads", "num_key_value_heads is 0"), ("text for a number", "hidden_size is '96'"),
     ("epsilon", "rms_norm_eps is 'small'"), ("a list", "not an object"), ("list of lists", "is not supported"),

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_TYPES, PATTERNS, SHAPES, TILE_TYPES, TOKENS, Case, activations, guarded, make, quantize, random
+from kernel_cases import PATTERNS, SHAPES, TOKENS, Case, activations, guarded, make, quantize, random
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gwq_export import format as fmt
+from gwq_export.bench.cases import MATRIX_TYPES, TILE_TYPES
 from gwq_export.format import ffi
 from gwq_export.native import isas, pointer
 from gwq_export.tiles import pack_tiles
@@ -359,13 +360,14 @@ def test_add(lib, broadcast):
         same_bits(x, want)
 
 
+@pytest.mark.parametrize("type", [np.float16, np.float32])
 @pytest.mark.parametrize("dim", [7, 8, 64])
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("softcap", [0, 0.5])
 @pytest.mark.parametrize("n,start,window", [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)])
-def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim):
+def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, type):
     q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
-    k, v = (guarded(activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim)) for s in (1, 2))
+    k, v = (guarded(activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim).astype(type)) for s in (1, 2))
     key, query = np.arange(start + n), start + np.arange(n)[:, None]
     seen = (key <= query) & ((key > query - window) | (window == 0))
     score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1).astype(float)) * 0.125
@@ -373,9 +375,22 @@ def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim):
     p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
     want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1).astype(float))
     out = guarded(np.empty_like(q))
-    args = (pointer(q), pointer(k), pointer(v), n, start, heads, kv_heads, dim, 0.125, softcap, window, pointer(out))
+    args = (pointer(q), pointer(k, "void *"), pointer(v, "void *"), 1 if type is np.float16 else 0, n, start, heads, kv_heads, dim, 0.125, softcap, window, pointer(out))
     assert lib.gwq_attention(pool(2), *args) == 0
     assert_allclose(out, want, rtol=2e-5, atol=2e-6)
+
+
+def test_cached_halves_are_numpys(lib):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    every = every[np.isfinite(every)]
+    between = [np.nextafter(every, np.float32(to)) for to in (-np.inf, np.inf)]
+    ties = (every[:-1] + every[1:]) / 2
+    x = np.concatenate([every, *between, ties, *(np.nextafter(ties, np.float32(to)) for to in (-np.inf, np.inf)), [1e5, -1e38, np.inf, -np.inf]])
+    x = guarded(x.astype(np.float32))
+    out = guarded(np.empty(x.shape, np.uint16))
+    assert lib.gwq_cache(pointer(x), x.size - 3, 1, pointer(out, "void *"), 0) == 0
+    assert lib.gwq_cache(pointer(x[-3:]), 3, 1, pointer(out, "void *"), x.size - 3) == 0
+    np.testing.assert_array_equal(out, np.clip(x, -65504, 65504).astype(np.float16).view(np.uint16))
 
 
 def test_read_sums_every_byte(lib, pool):

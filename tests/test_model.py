@@ -25,7 +25,7 @@ def test_float32_logits_equal_transformers(tiny, exported, name):
     assert kl_divergence(expected, got) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in TINY_MODELS if "rope" not in name])
+@pytest.mark.parametrize("name", [name for name in TINY_MODELS if "rope" not in name and name.count("-") == 0])
 def test_quantized_logits_equal_transformers_on_dequantized_weights(tiny, exported, name):
     path, _ = exported(tiny(name), type="gwq4", outliers=0.02, samples=2, ctx=64)
     expected = logits(dequantized_model(tiny(name), path), IDS)

@@ -7,6 +7,7 @@ import pytest
 from kernel_cases import activations, guarded
 from numpy.testing import assert_allclose, assert_array_equal
 
+from gwq_export.format import TYPES, ffi
 from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
 
 SIZES = [(1, 1), (2, 7), (3, 64), (5, 65), (40, 576)]  # the last is worth several threads
@@ -73,8 +74,6 @@ def test_copy_of_columns():
 @pytest.mark.parametrize("biased", [False, True])
 def test_one_matrix_for_several(biased):
     """Split computes what a Linear of its parts does, bits and all."""
-    from gwq_export.format import TYPES
-
     widths, cols, n = (5, 9, 2), 12, 3
     weight, bias, x = activations(sum(widths), cols), activations(1, sum(widths), 1)[0], F32(activations(n, cols, 2))
 
@@ -93,18 +92,28 @@ def test_one_matrix_for_several(biased):
         assert_array_equal(a, b)
 
 
-def test_bad_arguments_are_refused():
-    x, y, p = guarded(activations(2, 8)), guarded(activations(2, 8)), POOL.ptr
-    a, b, native = pointer(x), pointer(y), lib()
-    before = x.copy()
-    for status in [
-        native.gwq_layernorm(p, a, NULL, NULL, 1e-5, 2, 8, b), native.gwq_layernorm(p, NULL, a, NULL, 1e-5, 2, 8, b),
-        native.gwq_layernorm(p, a, a, NULL, 1e-5, -1, 8, b), native.gwq_layernorm(p, a, a, NULL, 1e-5, 2, 0, b),
-        native.gwq_rmsnorm(p, a, NULL, 1e-5, 2, 8, b), native.gwq_activate(p, a, NULL, 2, 8, native.GWQ_SILU), native.gwq_activate(p, a, b, 2, 8, 7),
-        native.gwq_activate(p, NULL, b, 2, 8, native.GWQ_GELU), native.gwq_softcap(p, a, 2, 8, 0), native.gwq_softcap(p, a, 2, 8, float("nan")),
-        native.gwq_scale(NULL, 2, 8, 1), native.gwq_scale(a, -2, 8, 1), native.gwq_add(a, NULL, 2, 8, 1, 0), native.gwq_copy(a, 7, 2, 8, b),
-        native.gwq_copy(NULL, 8, 2, 8, b), native.gwq_rope(p, a, NULL, b, 2, 1, 8, 8, 0), native.gwq_rope(p, a, b, b, 2, 1, 8, 10, 0),
-        native.gwq_rope(p, a, b, b, 2, 1, 8, 5, 0), native.gwq_rope(p, a, b, b, 2, 1, 8, 0, 0), native.gwq_rope(p, a, b, b, 2, 1, 8, 8, 2),
-    ]:  # fmt: skip
-        assert status == native.GWQ_E_ARGUMENT
+BAD = {  # op -> arguments after the pool, where it takes one; X and Y are arrays (2, 8)
+    "layernorm": ["X 0 0 1e-5 2 8 Y", "0 X 0 1e-5 2 8 Y", "X X 0 1e-5 -1 8 Y", "X X 0 1e-5 2 0 Y"],
+    "rmsnorm": ["X 0 1e-5 2 8 Y"],
+    "activate": ["X 0 2 8 0", "X Y 2 8 7", "0 Y 2 8 1"],
+    "softcap": ["X 2 8 0.0", "X 2 8 nan", "0 2 8 1.0"],
+    "rope": ["X 0 Y 2 1 8 8 0", "X Y Y 2 1 8 10 0", "X Y Y 2 1 8 5 0", "X Y Y 2 1 8 0 0", "X Y Y 2 1 8 8 2"],
+    "scale": ["0 2 8 1.0", "X -2 8 1.0"],
+    "add": ["X 0 2 8 1.0 0"],
+    "copy": ["X 7 2 8 Y", "0 8 2 8 Y"],
+}
+
+
+@pytest.mark.parametrize("op, arguments", [(op, arguments) for op in BAD for arguments in BAD[op]])
+def test_bad_arguments_are_refused(op, arguments):
+    x, y = guarded(activations(2, 8)), guarded(activations(2, 8))
+    before, arrays = x.copy(), {"X": pointer(x), "Y": pointer(y)}
+    function = getattr(lib(), f"gwq_{op}")
+    kinds = [arg.kind for arg in ffi.typeof(function).args]
+    words = (["POOL"] if "struct" in str(ffi.typeof(function).args[0]) else []) + arguments.split()
+    values = []
+    for word, kind in zip(words, kinds, strict=True):
+        pointed = {"POOL": POOL.ptr, "0": NULL} | arrays
+        values.append(pointed[word] if kind == "pointer" else float(word) if word in ("nan", "1e-5") or "." in word else int(word))
+    assert function(*values) == lib().GWQ_E_ARGUMENT
     assert_array_equal(x, before)

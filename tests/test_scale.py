@@ -12,7 +12,7 @@ import pytest
 from synthetic import write_llama
 
 from gwq_export import native
-from gwq_export.bench import random_matrix
+from gwq_export.bench.cases import random_matrix
 from gwq_export.format import TYPES
 from gwq_export.native import F32, Linear, Ops, Pool
 

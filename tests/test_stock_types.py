@@ -107,7 +107,7 @@ def test_a_real_stock_file_is_what_is_compared(exported, tmp_path, name):
 
     compare, source, original, importance = prepared()
     by_gguf = {gguf: importance[hf] for hf, gguf in compare.linears(source)}
-    stock.write_gguf(exported(type="f32")[0], tmp_path / "stock.gguf", name, by_gguf)
+    stock.write_gguf(exported(type="f32")[0], tmp_path / "stock.gguf", dict.fromkeys(by_gguf, name), by_gguf)
     fake, _ = compare.stock_model(original, source, name, importance)
     done = peer(tmp_path / "stock.gguf")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from gwq_export import GwqError, tokenizer, vocabulary
 from gwq_export.container import Reader
-from gwq_export.tokenizer import JSON_KEY, PRE, Tokenizer
+from gwq_export.pretokenizer import PRE, ROWS
+from gwq_export.tokenizer import JSON_KEY, Tokenizer
 from gwq_export.vocabulary import to_metadata
 from gwq_export.writer import Writer
 
+PROBE = vocabulary.PROBE.read_bytes().decode()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 MODELS = [f"models/{m}" for m in ("stories260K", "babyllama-tok361-1.0M", "gwq-reference")]
 MODELS += [f"tokenizers/{t}" for t in ("gpt2", "pythia-neox", "qwen2.5", "llama2")]
@@ -85,13 +88,56 @@ def real(request):
     return folder.name, native, keys, Tokenizer(keys)
 
 
+NEED_JSON = set()  # names of MODELS whose stock keys cannot say all: none
+
+# code points, first to last: letters of the scripts that people write in, digits, marks, symbols, emoji, spaces, controls
+SCRIPTS = """61-7a 41-5a c0-ff 100-17f 1a0-1b0 1ea0-1ef9 391-3c9 1f00-1fbc 410-44f 400-45f 531-586 10d0-10f0 5d0-5ea 5b0-5c2 621-64a 64b-652
+660-669 6a9-6d2 905-939 93e-94d 966-96f 985-9b9 a05-a39 a85-ab9 b85-bb9 c05-c39 c85-cb9 d05-d39 d85-dc6 e01-e2e e30-e39 e81-eae f40-f67
+1000-1021 1780-17a2 1200-1350 13a0-13f4 1820-1842 3041-3093 30a1-30f3 ff71-ff9d 3105-3129 4e00-9fa5 3400-4db5 20000-200ff ac00-d7a3
+1100-1112 ff21-ff5a 2160-217f 2460-2473 bc-be 2080-2089 1d400-1d6a3 10300-1031f 13000-1307f 21-2f 3a-40 5b-60 7b-7e 2010-205e 2190-21ff
+2200-22ff 2500-259f 2600-26ff 2701-27be 1f300-1f5ff 1f600-1f64f 1f680-1f6f3 1f90c-1f9ff 1f1e6-1f1ff 1f3fb-1f3ff 300-36f 200b-200f 2000-200a
+e000-e00f 0-1f 7f-a0 fff9-ffff"""
+CODE = ["for (int i = 0; i < {n}; ++i) {{\n\t{w}[i] += {w}({n});\n}}\n", "def {w}(self, {w}={n}):\n    return {w} ** {n}  # {w}\n\n",
+        "<{w} id='{n}'>{w}</{w}>\r\n", "SELECT {w} FROM {w} WHERE {w} != '{n}';\n", '{{"{w}": [{n}, -{n}.5e-{n}], "{w}_{n}": null}}\n',
+        "#include <{w}.h>\n\n\n", "\\{w}{{{n}}}^{{{w}}} $ {w} --{w}={n} | {w} > /{w}/{n}.txt 2>&1\n"]  # fmt: skip
+SPACES = [" ", "\t", "\n", "\r\n", "\u00a0", "\u3000", "\r", "\x0b", "\u2028"]
+
+
+def corpus_text(specials):
+    """A text of 250 kB, the same at every run: prose, every script, code, whitespace, emoji with joiners, special tokens."""
+    rng = random.Random(7)
+
+    def word():
+        script = [int(end, 16) for end in rng.choice(SCRIPTS.split()).split("-")]
+        return "".join(chr(rng.randint(*script)) for _ in range(rng.choice([1, 2, 3, 5, 8])))
+
+    makers = [
+        word,
+        lambda: rng.choice(CODE).format(n=rng.randrange(10 ** rng.randint(1, 9)), w="".join(c for c in word() if c.isalnum()) or "x"),
+        lambda: "".join(rng.choice(SPACES[: rng.choice([1, 3, 9])]) for _ in range(rng.choice([1, 2, 4, 9, 40]))),
+        lambda: rng.choice(["\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "1\ufe0f\u20e3", "\U0001f44d\U0001f3fd", "'LL", "don't", "'s"]),
+        lambda: rng.choice(specials),
+    ]
+    files = ["corpus/valid.txt", "text/exl3_multilingual.utf8", "text/exl3_code.utf8"]
+    pieces = [(SHARED / file).read_text(encoding="utf-8")[:30_000] for file in files]
+    size = sum(len(p.encode()) for p in pieces)
+    while size < 250_000:
+        pieces.append(rng.choice(makers)() + rng.choice(["", " ", "  ", "\n"]))
+        size += len(pieces[-1].encode())
+    return "".join(pieces)
+
+
 def test_real_tokenizers(real):
-    _, native, keys, tok = real
+    name, native, keys, tok = real
+    print(f"{name}: tokenizer.json in the file: {JSON_KEY in keys}")
+    assert (JSON_KEY in keys) == (name in NEED_JSON)
+    text = corpus_text([t.content for t in native.get_added_tokens_decoder().values()] + ["</s>", "<|endoftext|>"])
+    assert len(text.encode()) >= 250_000
     same(tok, native, NASTY)
-    assert JSON_KEY not in keys  # the stock keys alone say it all
-    for path in sorted((SHARED / "text").iterdir()):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        same(tok, native, [text[:10_000], text[len(text) // 2 :][:10_000]])
+    lines = text.splitlines(keepends=True)
+    ids, expected = tok.encode(text, bos=False), native.encode(text, add_special_tokens=False).ids
+    assert ids == expected and tok.decode(ids, True) == native.decode(ids, skip_special_tokens=False)
+    same(tok, native, lines[-300:])
 
 
 def test_real_streams(real):
@@ -187,6 +233,46 @@ def sentencepiece(prefix=True, pre=None, added=()):
     return native
 
 
+def charsmap():
+    """SentencePiece's table that makes a space of every tab and line feed: a length, darts-clone's double array, strings."""
+    units = np.zeros(512, "<u4")
+    units[0] = 0x100 << 10
+    for byte in b"\t\n":
+        units[0x100 ^ byte], units[0x140 ^ byte] = 0x40 << 10 | 1 << 8 | byte, 1 << 31
+    return len(units.tobytes()).to_bytes(4, "little") + units.tobytes() + b" \0"
+
+
+def unigram(merge=True, prefix="always", bytes=False, added=()):
+    """A SentencePiece unigram as T5's fast tokenizer has it: <pad> </s> <unk>, then pieces and scores; bytes: with byte fallback."""
+    native = tokenizers.Tokenizer(models.Unigram())
+    space = normalizers.Precompiled(charsmap())
+    native.normalizer = normalizers.Sequence(
+        [space, normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")] if merge else [space]
+    )
+    native.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+    special = ["<pad>", "</s>", "<unk>"]
+    native.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    if bytes:
+        spec = json.loads(native.to_str())
+        spec["model"]["vocab"][3:3] = [[f"<0x{b:02X}>", 0.0] for b in range(256)]
+        spec["model"]["byte_fallback"] = True
+        native = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    strip = [decoders.Strip(" ", 1, 0)] * (prefix == "always")
+    native.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    native.add_tokens(list(added))
+    native.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return native
+
+
+def gemma():
+    """Spaces become pieces' ▁ without a prefix, before a split at spaces that therefore finds none."""
+    native = sentencepiece(prefix=False)
+    native.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return native
+
+
 def save(folder, native, **files):
     """`native` as a Hugging Face folder; files: name of a .json file -> contents."""
     folder.mkdir(exist_ok=True)
@@ -226,6 +312,10 @@ def digits():
         (sentencepiece, "default"),
         (lambda: sentencepiece(prefix=False), "default"),
         (lambda: sentencepiece(added=[AddedToken("<tool>", normalized=False)]), "default"),
+        (gemma, "default"),
+        (unigram, "default"),
+        (lambda: unigram(merge=False, prefix="never"), "default"),
+        (lambda: unigram(bytes=True, added=[AddedToken("<tool>", normalized=False)]), "default"),
     ],
 )
 def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
@@ -233,7 +323,7 @@ def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
     keys = to_metadata(save(tmp_path, native), 700)
     assert keys["tokenizer.ggml.pre"] == name and JSON_KEY not in keys
     tok = Tokenizer(keys)
-    same(tok, native, NASTY + CORPUS[:3] + [vocabulary.PROBE])
+    same(tok, native, NASTY + CORPUS[:3] + [PROBE])
     for seed in range(30):
         ids = random_ids(tok, seed)
         assert "".join(fragments(tok, ids)) == tok.decode(ids) == native.decode(ids)
@@ -244,7 +334,7 @@ def test_keys_rebuild_the_tokenizer(tmp_path, make, name):
     [
         lambda: byte_level(added=[AddedToken("<mask>", lstrip=True)]),
         lambda: byte_level(added=[AddedToken("tok", single_word=True)]),
-        lambda: byte_level(split(PRE["qwen2"][1][0])),  # qwen2 without its NFC
+        lambda: byte_level(split(PRE["qwen35"][1][0])),  # qwen35 without its NFC
         lambda: sentencepiece(pre=pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
         lambda: sentencepiece(pre=pre_tokenizers.Metaspace(prepend_scheme="always", split=False)),
     ],
@@ -267,7 +357,9 @@ def test_json_takes_precedence(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG)])
+@pytest.mark.parametrize(
+    "name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG), ("t5", unigram, {})]
+)
 def test_through_a_file(tmp_path, name, make, config):
     native = make()
     keys = to_metadata(save(tmp_path / "hf", native, tokenizer_config=config), 700)
@@ -305,6 +397,19 @@ def test_keys_of_byte_level(tmp_path):
     assert keys["tokenizer.ggml.add_bos_token"] is False
     assert keys["tokenizer.ggml.token_type"][[0, 1, 2, native.token_to_id("<tool>"), 449]].tolist() == [3, 3, 1, 4, 5]
     assert Tokenizer(keys).stop_ids == {0, 1}
+
+
+@pytest.mark.parametrize("stops, keys, others", [
+    (0, {"eos": 0}, set()), ([0], {"eos": 0}, set()), ([1, 0], {"eos": 0, "eot": 1}, set()), ([1], {"eos": 0, "eot": 1}, set()),
+    ([0, 5, 6], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}), ([0, 5, 6, 7], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}),
+    ([0, 9999], {"eos": 0}, set()),
+])  # fmt: skip
+def test_stop_tokens(tmp_path, caplog, stops, keys, others):
+    found = to_metadata(save(tmp_path, byte_level(), tokenizer_config=GPT2_CONFIG, generation_config={"eos_token_id": stops}), 450)
+    names = {name: found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    assert {name: id for name, id in names.items() if id is not None} == keys
+    assert Tokenizer(found).stop_ids == {0, 1} | others  # <|endoftext|> and <|im_end|> always are
+    assert ("left out: [7]" in caplog.text) == (stops == [0, 5, 6, 7])
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -345,12 +450,12 @@ def test_bos_of_the_post_processor_when_nothing_names_it(tmp_path):
     assert (tok.bos, tok.eos, tok.add_bos) == (1, None, True)
 
 
-@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, lambda: unigram(bytes=True)])
 def test_special_tokens_as_plain_text(tmp_path, make):
     native = make()
     keys = to_metadata(save(tmp_path, native), 700)
     for tok in (Tokenizer(keys), Tokenizer(keys | {JSON_KEY: native.to_str()})):
-        name = native.id_to_token(2 if make is sentencepiece else 1)
+        name = native.id_to_token(2 if make is sentencepiece else 1)  # "</s>" or "<|im_end|>"
         id = native.token_to_id(name)
         assert id in tok.encode(f"a{name}b", bos=False) and id not in tok.encode(f"a{name}b", special=False, bos=False)
         assert name in tok.decode(tok.encode(f"a{name}b", special=False, bos=False))
@@ -433,8 +538,15 @@ def test_chat_template_files(tmp_path):
     folder = save(tmp_path, byte_level(), tokenizer_config={"chat_template": named})
     keys = to_metadata(folder, 500)
     assert keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
+    assert keys["tokenizer.chat_templates"] == ["tool_use"]
     (folder / "chat_template.jinja").write_text("J")
-    assert Tokenizer(to_metadata(folder, 500)).chat([]) == "J"
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
+    keys = to_metadata(folder, 500)
+    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == ["rag", "tool_use"]
+    assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == ["rag", "tool_use"]
+    shutil.rmtree(folder / "additional_chat_templates")
     save(tmp_path, byte_level(), tokenizer_config={})
     (folder / "chat_template.jinja").unlink()
     tok = Tokenizer(to_metadata(folder, 500))
@@ -458,8 +570,7 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
     unusable(lambda: to_metadata(tmp_path, 500), str(tmp_path), "tokenizer.json")
     native = byte_level()
     unusable(lambda: to_metadata(save(tmp_path, native), native.get_vocab_size() - 1), "embeddings")
-    unigram = tokenizers.Tokenizer(models.Unigram([("a", 0.0), ("b", -1.0)], 0))
-    unusable(lambda: to_metadata(save(tmp_path, unigram), 500), "Unigram")
+    unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a"))), 500), "WordLevel")
     unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE({"a": 0}, []))), 500), "BPE")
     unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE(byte_fallback=True))), 500), "tokenizer.json")
     for text in ("{", "[]", "{}", '{"model": 3}', '"x"', "\x00"):
@@ -477,19 +588,37 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
         (tmp_path / f"{name}.json").unlink()
 
 
-def test_unknown_pre_tokenizer(tmp_path):
+def test_unknown_pre_tokenizer(tmp_path, caplog):
     native = byte_level(split(r"\w+|\W+"))
     folder = save(tmp_path, native)
-    unusable(lambda: to_metadata(folder, 500), r"\\w+|\\W+", "--tokenizer-pre")
-    keys = to_metadata(folder, 500, pre="falcon")  # a name that only llama.cpp knows
-    assert keys["tokenizer.ggml.pre"] == "falcon"
+    keys = to_metadata(folder, 500)
+    assert "--tokenizer-pre" in caplog.text and r"\\w+|\\W+" in caplog.text and len(caplog.records) == 1
+    assert keys["tokenizer.ggml.pre"] == "unknown"  # a name that llama.cpp refuses
+    same(Tokenizer(keys), native, NASTY)
+    keys = to_metadata(folder, 500, pre="superbpe")  # a name that only llama.cpp knows
+    assert keys["tokenizer.ggml.pre"] == "superbpe"
     same(Tokenizer(keys), native, NASTY)
     del keys[JSON_KEY]
-    unusable(lambda: Tokenizer(keys), "falcon")
+    unusable(lambda: Tokenizer(keys), "superbpe")
     for normalizer, pre in ((normalizers.Lowercase(), None), (None, pre_tokenizers.ByteLevel(add_prefix_space=True))):
-        unusable(lambda n=normalizer, p=pre: to_metadata(save(tmp_path, byte_level(p, n)), 500), "--tokenizer-pre")
+        native = byte_level(pre, normalizer)
+        same(Tokenizer(to_metadata(save(tmp_path, native), 500)), native, NASTY)
+        keys = to_metadata(tmp_path, 500, pre="gpt-2")  # asserted, and wrong
+        assert keys["tokenizer.ggml.pre"] == "gpt-2" and JSON_KEY in keys
 
 
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].split()[0])
+def test_every_stock_name_is_found_again(tmp_path, row):
+    names, normalizer, patterns, whole = row
+    native = byte_level(split(*patterns), normalizer and normalizers.NFC(), ignore_merges=whole)
+    keys = to_metadata(save(tmp_path, native), 500)
+    assert keys["tokenizer.ggml.pre"] == names.split()[0] and JSON_KEY not in keys
+    for name in names.split():
+        assert Tokenizer(keys | {"tokenizer.ggml.pre": name}).encode(PROBE) == native.encode(PROBE).ids
+
+
+BAD_MAPS = [b"", charsmap()[:-1], charsmap()[:9], charsmap()[:4] + b"\xff" * 2048 + b" \0"]
+BAD_MAPS += [charsmap().replace(b"\0\0\0\x80", value) for value in (b"\1\0\0\x80", b"\0\0\0\x7f", b"\xff\xff\xff\x7f")]
 BROKEN = [
     ("tokenizer.ggml.model", None),
     ("tokenizer.ggml.model", "bert"),
@@ -515,11 +644,13 @@ BROKEN = [
     ("llama tokenizer.ggml.scores", np.zeros(3, np.float32)),
     ("llama tokenizer.ggml.scores", np.full(500, np.nan, np.float32)),
     ("llama tokenizer.ggml.add_space_prefix", 2),
+    ("t5 tokenizer.ggml.token_type", np.ones(500, np.int32)),  # no unknown token
+    *(("t5 tokenizer.ggml.precompiled_charsmap", np.frombuffer(m, np.uint8)) for m in BAD_MAPS),
 ]
 
 
 @pytest.mark.parametrize("key, value", BROKEN)
-@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, unigram])
 def test_broken_keys(tmp_path, make, key, value):
     keys = to_metadata(save(tmp_path, make()), 500)
     family, _, key = key.rpartition(" ")

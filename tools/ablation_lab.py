@@ -21,7 +21,7 @@ from gwq_export.evaluate import PROTOCOLS, mean_error, score, windows
 from gwq_export.format import TYPES, tensor_type
 from gwq_export.native import Pool
 from gwq_export.pipeline import draw_calibration
-from gwq_export.plan import PRESETS, permute, permute_statistics, plan, stored_bytes, weights
+from gwq_export.plan import PRESETS, plan, stored_bytes, weights
 from gwq_export.predict import module_logits, runtime_logits
 from gwq_export.quantize import Recipe, quantize
 from gwq_export.source import Source
@@ -30,7 +30,7 @@ from gwq_export.tokenizer import Tokenizer
 from gwq_export.vocabulary import to_metadata
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from reference import dequantized_model, original_model, unpermute
+from reference import checkpoint_weight, dequantized_model, original_model
 
 STATISTICS = ("abs", "hessian", "rows", "square")  # of calibrate, whatever a rule may ask for
 
@@ -135,9 +135,9 @@ class Lab:
             entries, curvatures = {e.sources[0]: e for e in self.linear}, Curvatures(calibration.tokens.numel())
             for name, weight, found in gradients(self.source, calibration, STATISTICS):
                 entry = entries[name]
-                found = permute_statistics(curvatures.put(found), entry.heads)
+                found = entry.arrange.statistics(curvatures.put(found))
                 found["hessian"].factor  # noqa: B018  (computed here, so that no row's encoding is charged with it)
-                out[entry.name] = permute(weight, entry.heads), found
+                out[entry.name] = entry.arrange.weight(weight), found
             self._statistics[key] = out
         return self._statistics[key]
 
@@ -205,8 +205,9 @@ class Lab:
                 f.write(json.dumps([key, *astuple(row)]) + "\n")
 
     def _put(self, entry, values):
-        values = unpermute(values, entry.heads) if entry.heads else values
-        self.model.get_parameter(entry.sources[0]).data = torch.from_numpy(np.ascontiguousarray(values))
+        rows = {hf: row for i in range(self.source.layers) for row, hf in self.source.block(i).items()}
+        values = checkpoint_weight(values, self.source, rows[entry.sources[0]])
+        self.model.get_parameter(entry.sources[0]).data = torch.from_numpy(values)
 
     @torch.no_grad()
     def _log_probabilities(self, model, row):

@@ -4,15 +4,18 @@ import statistics as st
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 from ablation_lab import default, paper
 
 from gwq_export import GwqError
 from gwq_export.allocate import FRACTIONS
-from gwq_export.bench import _copy, _run_linears, _timed, cpu_name, random_matrix
+from gwq_export.bench import cpu_name
+from gwq_export.bench.cases import Case, build
+from gwq_export.bench.kernels import sample
 from gwq_export.format import TYPES, tensor_type
-from gwq_export.native import F32, Linear, Ops, Pool, isa
+from gwq_export.native import Ops, Pool, isa
 from gwq_export.quantize import Recipe, quantize
 from gwq_export.tiles import dequantize
 
@@ -167,17 +170,13 @@ def ladder(lab, extent):
 
 def kernels(extent, shape=(2048, 2048), working_set=96 << 20, repeats=15):
     """Decode speed by outliers, in alternation: matrix times vector, one thread, out of memory."""
-    rng, ops, fractions, rows = np.random.default_rng(0), Ops(Pool(1)), (0.0, 0.0025, 0.01), []
-    x, y = F32(rng.normal(size=(1, shape[1]))), F32((1, shape[0]))
+    ops, fractions, rows = Ops(Pool(1)), (0.0, 0.0025, 0.01), []
     for type in extent.types:
-        runs = []
-        for fraction in fractions:
-            one = random_matrix(TYPES[type], shape, fraction, rng)
-            runs.append([Linear([m]) for m in [one, *(_copy(one) for _ in range(working_set // one.nbytes))]])
+        runs = [cycle(build(Case("gemv", type, shape, 1, fraction), ops, working_set)[0]) for fraction in fractions]
         times = [[] for _ in fractions]
         for _ in range(repeats):
-            for linears, found in zip(runs, times, strict=True):
-                found.append(min(_timed(lambda linears=linears: _run_linears(linears, ops, x, y), 1)) / len(linears))
+            for calls, found in zip(runs, times, strict=True):
+                found.append(sample(calls))
         usual = st.median(times[0])
         ratios = [st.median(a / b for a, b in zip(times[0], t, strict=True)) for t in times[1:]]
         rows.append([type, f"{shape[0] * shape[1] / usual:.1f}", *(f"{r:.2f}" for r in ratios)])

@@ -163,14 +163,14 @@ def importance(model, tokens):
     return {name: (total / tokens.numel()).float().numpy() for name, total in sums.items()}
 
 
-def write_gguf(source, out, name, importance):
-    """Write `out`: the F32 GGUF file `source` with the matrices that `importance` names stored as stock type `name`.
+def write_gguf(source, out, types, importance=None, encode=quantize):
+    """Write `out`: the F32 or F16 GGUF file `source` with the matrices of `types` {GGUF tensor name: stock type} stored so.
 
-    importance: {GGUF tensor name: (cols,) or None}. Any engine that reads GGUF runs the result. Needs the gguf package.
+    importance: {GGUF tensor name: (cols,) or None}. encode: (type, weight, importance) -> bytes, as `quantize`. Any engine that reads GGUF
+    runs the result. Needs the gguf package.
     """
     import gguf
 
-    id, _ = _traits(name)
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
@@ -179,9 +179,9 @@ def write_gguf(source, out, name, importance):
         elif not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
             writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
     for tensor in reader.tensors:
-        if tensor.name in importance:
-            raw = quantize(name, tensor.data, importance[tensor.name])
-            writer.add_tensor(tensor.name, raw, raw_dtype=gguf.GGMLQuantizationType(id))
+        if tensor.name in types:
+            raw = encode(types[tensor.name], tensor.data, (importance or {}).get(tensor.name))
+            writer.add_tensor(tensor.name, raw, raw_dtype=gguf.GGMLQuantizationType(STOCK[types[tensor.name]]))
         else:
             writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data))
     writer.write_header_to_file()

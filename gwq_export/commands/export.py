@@ -2,7 +2,7 @@
 
 import sys
 
-from gwq_export.console import fraction, make_parser, size
+from gwq_export.console import Progress, fraction, make_parser, size
 
 
 def parser():
@@ -23,14 +23,17 @@ def parser():
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda: where gradients are computed")
     p.add_argument("--revision", help="hub revision of the model")
     p.add_argument("--tokenizer-pre", metavar="NAME", help="pre-tokenizer name to write when it is not recognised")
-    p.add_argument("--dry-run", action="store_true", help="calibrate, print the plan and the predicted perplexity, write nothing")
+    p.add_argument("--work-dir", metavar="DIR", help="keep what is finished there: after a kill the same command goes on, to the same"
+                   " bytes. Takes the file's size and 4 bytes x calibration tokens x width x (blocks + 4); emptied in the end")  # fmt: skip
+    p.add_argument("--progress", choices=Progress.STYLES, default="bar", help="on stderr: bar (default), jsonl (an object per line), none")
+    p.add_argument("--dry-run", action="store_true", help="calibrate; print plan, size, predicted perplexity, time, memory; no file")
     return p
 
 
 def command(args, progress):
     from gwq_export.pipeline import export
 
-    options = {k: v for k, v in vars(args).items() if k not in ("json", "model", "out")}
+    options = {k: v for k, v in vars(args).items() if k not in ("json", "model", "out", "progress")}
     result = export(args.model, args.out, **options, progress=progress)
     progress.close()
     for row in result.get("plan", []):
@@ -38,6 +41,9 @@ def command(args, progress):
         print(f"  {row['name']:28} {row['type']:5} {row['bytes']:>12} bytes  {kept:>16}  {loss}", file=sys.stderr)
     if "predicted_ppl" in result:
         print(f"  calibration text: perplexity {result['calibration_ppl']:.3f}, predicted {result['predicted_ppl']:.3f}", file=sys.stderr)
+    if result.get("estimated_seconds"):
+        print(f"  the export would take about {result['estimated_seconds']:.0f} s and {size(result['estimated_peak_rss_bytes'])} of memory",
+              file=sys.stderr)  # fmt: skip
     verb = "would take" if args.dry_run else "takes"
     print(f"{result['out']} {verb} {size(result['bytes'])}: {result['params'] / 1e6:.2f} M parameters, {result['bpw']:.3f} bits per weight"
           f" ({result['bpw_linear']:.3f} in the decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"

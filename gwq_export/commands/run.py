@@ -1,40 +1,135 @@
-"""gwq-run: generate text."""
+"""gwq-run: generate text, or chat."""
 
+import logging
 import sys
 
 from gwq_export import GwqError
-from gwq_export.console import make_parser, read_text
+from gwq_export.console import ctrl_c_asks, make_parser, read_text
+
+log = logging.getLogger("gwq_export")
+HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, /help shows this"
 
 
 def parser():
-    p = make_parser("gwq-run", "Generate text from a GGUF file.")
+    p = make_parser("gwq-run", "Generate text from a GGUF file, or chat with it: on a terminal without a prompt, or with -i.")
     p.add_argument("file", metavar="FILE.gguf")
-    p.add_argument("-p", "--prompt", required=True, help="the prompt; - reads it from standard input")
-    p.add_argument("-n", type=int, default=128, metavar="N", help="tokens at most (default 128, -1: until the context is full)")
+    p.add_argument("-p", "--prompt", help="the prompt; - reads it from standard input")
+    p.add_argument("-f", "--file", dest="prompt_file", metavar="FILE", help="read the prompt from a file")
+    p.add_argument("-i", "--chat", action="store_true", help="chat; a prompt is the first message")
+    p.add_argument("--system", metavar="TEXT", help="the system message")
+    p.add_argument("--raw", action="store_true", help="do not wrap the prompt in the file's chat template")
+    p.add_argument("-n", type=int, metavar="N", help="tokens at most (default 128, in a chat -1: until the context is full)")
+    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     p.add_argument("--temp", type=float, default=0.0, help="temperature (default 0: always the likeliest token)")
     p.add_argument("--top-k", type=int, default=40)
     p.add_argument("--top-p", type=float, default=0.95)
     p.add_argument("--min-p", type=float, default=0.0)
+    p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="F", help="make tokens seen lately less likely (default 1: no)")
+    p.add_argument("--repeat-last-n", type=int, default=64, metavar="N", help="how many tokens it looks at (default 64, -1: all)")
     p.add_argument("--seed", type=int)
     p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
-    p.add_argument("--raw", action="store_true", help="do not wrap the prompt in the file's chat template")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--device", default="cpu", help="cpu")
     return p
 
 
 def command(args, progress):
-    from gwq_export.generate import Model, Sampling
+    from gwq_export.chat import Chat
+    from gwq_export.generate import Model, Sampling, StopStrings
 
-    prompt = read_text("-", "-p") if args.prompt == "-" else args.prompt
-    if not prompt:
+    prompt = _prompt(args)
+    chatting = args.chat or (prompt is None and sys.stdin.isatty())
+    if prompt is None and not chatting:
+        raise GwqError("there is no prompt: give one with -p TEXT, -f FILE or -p - (standard input), or chat with -i")
+    if prompt == "":
         raise GwqError("the prompt is empty: give some text with -p")
-    sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
-    model, stats, text = Model(args.file, args.device, args.threads, args.ctx), {}, []
-    for piece in model.stream(prompt, args.n, sampling, chat=not args.raw, stats=stats):
+    penalty = {"repeat_penalty": args.repeat_penalty, "repeat_last_n": args.repeat_last_n}
+    sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed, **penalty)
+    StopStrings(args.stop)  # before the model is opened
+    model = Model(args.file, args.device, args.threads, args.ctx)
+    if chatting:
+        return _converse(Chat(model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw), prompt)
+    if args.system:
+        if args.raw:
+            raise GwqError("--system needs the chat template: leave out --raw")
+        prompt = [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
+    stats, text = {}, []
+    for piece in model.stream(prompt, 128 if args.n is None else args.n, sampling, not args.raw, stats, args.stop):
         text.append(piece)
         print(piece, end="", flush=True)
     print()
+    _say_if_full(stats, model)
     print(f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; generated {stats['tokens']}, "
           f"{stats['decode_tps']:.1f} t/s; stopped by {stats['stop']}]", file=sys.stderr)  # fmt: skip
     return {"text": "".join(text)} | stats
+
+
+def _prompt(args):
+    """The text of -p or -f without the newline that ends a file; None if neither is given."""
+    if args.prompt is not None and args.prompt_file is not None:
+        raise GwqError("both -p and -f give a prompt: use one of them")
+    if args.prompt_file is not None:
+        return read_text(args.prompt_file, "-f").removesuffix("\n")
+    return read_text("-", "-p").removesuffix("\n") if args.prompt == "-" else args.prompt
+
+
+def _say_if_full(stats, model):
+    if stats["stop"] == "context":
+        log.warning("stopped: the context of %d tokens is full", model.ctx)
+
+
+def _lines(first):
+    """What the user types, without a prompt where it comes from a pipe."""
+    if first is not None:
+        yield first
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401, makes input() an editor with a history
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+
+
+def _converse(chat, first):
+    """The dialogue; returns what --json prints: the last answer with its figures, all tokens generated, the number of turns."""
+    result = {"text": "", "tokens": 0, "prompt_tps": 0.0, "decode_tps": 0.0, "turns": 0}
+    if chat.raw:
+        log.warning("no chat template: every line continues the text as it is")
+    print(HELP, file=sys.stderr)
+    for line in _lines(first):
+        match line.strip():
+            case "":
+                continue
+            case "/exit":
+                break
+            case "/clear":
+                chat.clear()
+                continue
+            case "/help":
+                print(HELP, file=sys.stderr)
+                continue
+            case other if other.startswith("/") and other[1:].isalpha():
+                print(f"there is no {other}: {HELP}", file=sys.stderr)
+                continue
+        stats, text = {}, []
+        try:
+            with ctrl_c_asks() as halt:
+                for piece in chat.reply(line, stats, halt):
+                    text.append(piece)
+                    print(piece, end="", flush=True)
+        except GwqError as e:
+            print(f"error: {e}", file=sys.stderr)
+            continue
+        print()
+        if stats["dropped"]:
+            log.warning("the context was full: the oldest turns (%d) were dropped before this answer", stats["dropped"])
+        _say_if_full(stats, chat.model)
+        result |= stats | {"text": "".join(text), "tokens": result["tokens"] + stats["tokens"], "turns": result["turns"] + 1}
+    return result

@@ -1,0 +1,59 @@
+"""How long an export would take, from doing a part of it: calibration, which a dry run does anyway, and a matrix of every kind."""
+
+import math
+import time
+
+
+def _size(entry):
+    return math.prod(entry.shape)
+
+
+class Estimate:
+    """Takes the time of a survey as it goes by, and of quantizing one matrix of every kind.
+
+    encode(entry, weight, statistics): quantizes a matrix as the export would.
+    """
+
+    def __init__(self, encode):
+        self._encode, self._kinds = encode, {}  # (shape, tiles or not) -> seconds
+        self._calibrating = self._choosing = self._sampling = 0.0
+        self._seen = 0  # weights that were calibrated in this run
+
+    def watch(self, gradients):
+        """The items of calibrate.gradients, (name, weight, statistics)."""
+        gradients, before = iter(gradients), time.monotonic()
+        while (item := next(gradients, None)) is not None:
+            start = time.monotonic()
+            self._calibrating += start - before
+            self._seen += item[1].size
+            yield item
+            del item
+            before = time.monotonic()
+            self._choosing += before - start
+        self._calibrating += time.monotonic() - before
+
+    def sample(self, entry, weight, statistics):
+        """Quantize weight(), a matrix of the entry, unless one of its kind has been."""
+        kind = entry.shape, bool(entry.recipe.type.bits)
+        if kind not in self._kinds:
+            start = time.monotonic()
+            self._encode(entry, weight(), statistics)
+            took = time.monotonic() - start
+            self._kinds[kind] = took * len(entry.sources)
+            self._sampling += took if statistics else 0
+
+    def seconds(self, entries, surveys):
+        """What an export of these entries takes, a survey before it or not. None when an earlier run did the calibration."""
+        calibrated = sum(_size(e) for e in entries if e.recipe.statistics)
+        if calibrated and not self._seen:
+            return None
+        rates = [(tiles, seconds / math.prod(shape)) for (shape, tiles), seconds in self._kinds.items()]
+
+        def coding(e):
+            tiles = bool(e.recipe.type.bits)
+            return self._kinds.get((e.shape, tiles), _size(e) * max((rate for t, rate in rates if t == tiles), default=0))
+
+        total = sum(map(coding, entries))
+        if calibrated:
+            total += self._calibrating * calibrated / self._seen
+        return total + (self._calibrating + self._choosing - self._sampling) * surveys

@@ -1,0 +1,73 @@
+"""Bits do not depend on the number of threads."""
+
+import numpy as np
+import pytest
+import torch
+
+import gwq_export
+from gwq_export import GwqError, parallel
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """threads(n): as if this machine had n CPUs, and torch told to use them."""
+
+    def choose(count):
+        for module in ("native", "parallel"):
+            monkeypatch.setattr(f"gwq_export.{module}.default_threads", lambda: count)
+        torch.set_num_threads(count)
+
+    before = torch.get_num_threads()
+    yield choose
+    torch.set_num_threads(before)
+
+
+def test_exports_with_any_number_of_threads_are_equal(tmp_path, tiny, threads):
+    written = []
+    for count in (1, 2, 3):
+        threads(count)
+        gwq_export.export(tiny("llama"), tmp_path / "m.gguf", type="gwq3", tensor_type="token_embd=gwq2", samples=3, ctx=32)
+        written.append((tmp_path / "m.gguf").read_bytes())
+        assert torch.get_num_threads() == count  # as it was
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("n", [1, 255, 257, 1100])
+def test_products(threads, n):
+    a, b = RNG.normal(size=(n, 70)).astype(np.float32), RNG.normal(size=(70, n)).astype(np.float32)
+    found = []
+    for count in (1, 3):
+        threads(count)
+        out, total = np.ones((n, n), np.float32), torch.zeros(n, n)
+        with parallel.one_thread_each():
+            parallel.add_product(out, a, b, -1.0)
+            parallel.add_gram(total, torch.from_numpy(b))
+            parallel.mirror(total)
+            found.append([parallel.product(a, b), parallel.product(a, b[:, 0].copy()), out, total.numpy()])
+    exact = a.astype(float) @ b
+    for got, again, wanted in zip(*found, [exact, exact[:, 0], 1 - exact, b.T.astype(float) @ b], strict=True):
+        assert np.array_equal(got, again) and np.allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 255, 257, 700])
+def test_cholesky_inverse(threads, n):
+    x = RNG.normal(size=(n, n + 5))
+    a, found = x @ x.T / n + np.eye(n), []
+    for count in (1, 3):
+        threads(count)
+        with parallel.one_thread_each():
+            found.append(parallel.cholesky_inverse(a.copy()))
+    assert np.array_equal(*found) and np.array_equal(found[0], np.tril(found[0]))
+    assert np.allclose(found[0] @ np.linalg.cholesky(a), np.eye(n), atol=1e-10)
+    a[n // 2, n // 2] = np.nan
+    with pytest.raises(GwqError, match="not finite"):
+        parallel.cholesky_inverse(a)
+
+
+def test_each_keeps_the_order_and_hands_on_errors(threads):
+    threads(3)
+    assert parallel.each(lambda i: i * i, range(20)) == [i * i for i in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        parallel.each(lambda i: 1 // i, [2, 1, 0])

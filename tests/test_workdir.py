@@ -1,0 +1,243 @@
+"""Exports that go on after a kill: nothing is computed twice, and the file is that of an undisturbed run, to the bit."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gwq_export
+from gwq_export import GwqError
+from gwq_export.workdir import DONE, Workdir
+
+CHANGES = ("replace", "unlink", "fsync", "ftruncate", "pwrite", "mkdir", "open")  # the steps between which a kill can fall
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is changed on the disk after it."""
+
+
+@contextlib.contextmanager
+def killed_after(steps):
+    """Let `steps` changes of the file system pass and refuse all that follow. Yields a list that holds their number in the end."""
+    left = [steps]
+
+    def guarded(change):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return change(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as m:
+        for name in CHANGES:
+            m.setattr(os, name, guarded(getattr(os, name)))
+        yield left
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts, by seed of the recipe (one per tensor), how often a tensor was quantized to the end."""
+    from gwq_export import produce
+
+    original, counts = produce.quantize, Counter()
+
+    def count(weight, statistics, recipe, pool):
+        parts = original(weight, statistics, recipe, pool)
+        counts[recipe.seed] += 1
+        return parts
+
+    monkeypatch.setattr(produce, "quantize", count)
+    return counts
+
+
+@pytest.fixture
+def calib(tmp_path_factory):
+    """A calibration text that is read quickly."""
+    path = tmp_path_factory.mktemp("text") / "calib.txt"
+    path.write_text("The city lay by the river, and the river by the sea. " * 20)
+    return path
+
+
+CASES = {
+    "gwq3": {"type": "gwq3", "samples": 2, "ctx": 16},
+    "budget": {"bpw": 6.0, "outliers": 0.001, "samples": 1, "ctx": 16},  # surveys embedding and head, too
+}
+
+
+@pytest.mark.parametrize("case, kills", [("gwq3", 11), ("budget", 11)])
+def test_killed_at_any_step_it_goes_on_to_the_same_bytes(tmp_path, tiny, calib, counted, case, kills):
+    out, work, options = tmp_path / "m.gguf", tmp_path / "work", CASES[case] | {"calib": calib}
+    gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options)
+    whole, tensors = (tmp_path / "whole.gguf").read_bytes(), len(counted)
+    with killed_after(1 << 30) as left:
+        gwq_export.export(tiny("llama"), out, work_dir=work, **options)
+    steps = (1 << 30) - left[0]
+    assert out.read_bytes() == whole and not list(work.iterdir())
+    out.unlink()
+    counted.clear()
+    rng, happened = random.Random(case), 0
+    for _ in range(10 * kills):
+        try:
+            with killed_after(rng.randrange(2 * steps // kills) if happened < kills else 1 << 30):
+                gwq_export.export(tiny("llama"), out, work_dir=work, **options)
+            break
+        except Killed:
+            happened += 1
+            assert not out.exists() or out.read_bytes() == whole
+            if (work / DONE).exists():  # while the folder was emptied; the next export finishes that
+                with Workdir(work, {}) as left:
+                    left.clear()
+                break
+    assert happened >= kills / 2 and out.read_bytes() == whole
+    assert not list(work.iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "whole.gguf", "work"]
+    assert len(counted) == tensors and sum(counted.values()) <= tensors + happened, counted  # the one in hand is lost
+
+
+VICTIMS = """
+import json, os, random, signal, sys, time
+import torch, transformers.models.llama.modeling_llama  # once, for all
+import gwq_export, gwq_export.calibrate, gwq_export.survey
+folder, out, work, whole, options = *sys.argv[1:5], json.loads(sys.argv[5])
+
+def start(out, **more):
+    child = os.fork()
+    if child:
+        return child
+    gwq_export.export(folder, out, **options, **more)
+    os._exit(0)
+
+begin = time.monotonic()
+assert os.waitpid(start(whole), 0)[1] == 0
+rng, killed, seconds = random.Random(5), 0, time.monotonic() - begin
+for _ in range(8):
+    child = start(out, work_dir=work)
+    time.sleep((0.2 + 0.6 * rng.random()) * seconds)
+    os.kill(child, signal.SIGKILL)
+    if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        break
+    killed += 1
+    assert not os.path.exists(out) or open(out, "rb").read() == open(whole, "rb").read()
+print(killed)
+"""
+
+
+def test_sigkill_at_any_moment(tmp_path, tiny):
+    """The same with real kills of real processes."""
+    out, whole, options = tmp_path / "m.gguf", tmp_path / "whole.gguf", {"type": "gwq4", "samples": 8, "ctx": 128}
+    command = [sys.executable, "-c", VICTIMS, tiny("llama"), out, tmp_path / "work", whole, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
+    gwq_export.export(tiny("llama"), out, work_dir=tmp_path / "work", **options)
+    assert out.read_bytes() == whole.read_bytes() and not list((tmp_path / "work").iterdir())
+
+
+def test_a_dry_run_leaves_its_survey_to_the_export(tmp_path, tiny, calib, monkeypatch):
+    options = {"bpw": 6.0, "outliers": 0.0, "samples": 1, "ctx": 16, "work_dir": tmp_path / "work", "calib": calib}
+    planned = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", dry_run=True, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["work"] and planned["estimated_seconds"] > 0
+    monkeypatch.setattr("gwq_export.survey.choices", None)
+    made = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", **options)
+    assert made["plan"] == planned["plan"] and made["calibration_loss"] == planned["calibration_loss"]
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_work_of_another_export_is_refused(tmp_path, tiny, calib):
+    folder, work, options = tmp_path / "model", tmp_path / "work", {"type": "gwq4", "samples": 1, "ctx": 16, "calib": calib}
+    shutil.copytree(tiny("llama"), folder)
+    with pytest.raises(Killed), killed_after(40):
+        gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options)
+    held = sorted(work.iterdir())
+    for change in ({"seed": 1}, {"type": "gwq3"}, {"ctx": 17}, {"outliers": 0.01}):
+        with pytest.raises(GwqError, match=r"holds the work of another export.*give an empty --work-dir or delete it"):
+            gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options | change)
+    os.utime(folder / "model.safetensors", (1, 1))
+    with pytest.raises(GwqError, match="another export"):
+        gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options)
+    assert sorted(work.iterdir()) == held
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    with pytest.raises(GwqError, match="not an export's work"):
+        Workdir(tmp_path / "letters", {})
+    with pytest.raises(GwqError, match=r"cannot write --work-dir .*none"):
+        Workdir(tmp_path / "none" / "work", {})
+    with Workdir(tmp_path / "work", {}), pytest.raises(GwqError, match="in use by another export"):
+        Workdir(tmp_path / "work", {})
+    Workdir(tmp_path / "work", {}).close()
+    assert (tmp_path / "letters" / "a.txt").read_text() == "dear"
+
+
+def test_results_are_what_was_put(tmp_path):
+    with Workdir(tmp_path / "work", {"a": 1}) as work:
+        part = work.section("part")
+        part.put("x", np.arange(5, dtype=np.uint8), np.ones((2, 3), np.float32))
+        part.put("none")
+        part.put("y", np.array([("gwq4", 0.5)], [("type", "U8"), ("share", "f8")]))
+        (work.folder / "z.gwqwork.unfinished").write_bytes(b"half")
+    with Workdir(tmp_path / "work", {"a": 1}) as work:
+        part = work.section("part")
+        x, ones = part.get("x")
+        assert x.tolist() == [0, 1, 2, 3, 4] and ones.shape == (2, 3) and ones.flags.writeable
+        assert part.get("none") == [] and part.get("z") is None and "y" in part and "y" not in work
+        assert part.get("y")[0]["type"][0] == "gwq4" and work.nbytes > 100
+        part.drop("y")
+        part.drop("y")
+        assert "y" not in part
+        work.clear()
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
+    """Found out before the work begins, or in the middle of it; the same command goes on when there is room."""
+    out, options = tmp_path / "m.gguf", {"type": "gwq4", "samples": 2, "ctx": 16, "work_dir": tmp_path / "work", "calib": calib}
+    gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options | {"work_dir": None})
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+        m.setattr("gwq_export.calibrate.BlockModel", None)  # nothing is computed
+        with pytest.raises(GwqError, match=r"m.gguf and --work-dir .*work need \d+ bytes and 1000000 are free"):
+            gwq_export.export(tiny("llama"), out, **options)
+    fsync, calls = os.fsync, []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 25:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return fsync(fd)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        with pytest.raises(GwqError, match=r"cannot write --work-dir .*No space left on device; .*run the same command again"):
+            gwq_export.export(tiny("llama"), out, **options)
+    assert not out.exists() and len(list((tmp_path / "work").iterdir())) > 5
+    gwq_export.export(tiny("llama"), out, **options)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_nothing_is_written_elsewhere(tmp_path, tiny, calib):
+    opened, watching = [], [True]
+
+    def hook(event, args):
+        if event == "open" and watching and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            opened.append(Path(os.fsdecode(args[0])))
+
+    sys.addaudithook(hook)
+    tiny("llama")
+    opened.clear()
+    for options, folders in ({}, {"out"}), ({"work_dir": tmp_path / "work"}, {"out", "work"}):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        gwq_export.export(tiny("llama"), tmp_path / "out" / "m.gguf", samples=1, ctx=16, calib=calib, **options)
+        assert {p.parent for p in opened if p.parent.name != "__pycache__"} == {tmp_path / name for name in folders}
+    watching.clear()
