@@ -25,15 +25,18 @@ def export(model, out, **options):
     return export(model, out, **options)
 
 
-def load(path, device="cpu", threads=None, ctx=None):
-    """Open a GGUF file for inference; returns a `gwq_export.generate.Model`. Raises GwqError."""
+def load(path, device="cpu", threads=None, ctx=None, base=False):
+    """Open a GGUF file for inference; returns a `gwq_export.generate.Model`. Raises GwqError.
+
+    base: of a bridge file, only the part that stock llama.cpp runs.
+    """
     from gwq_export.generate import Model
 
-    return Model(path, device=device, threads=threads, ctx=ctx)
+    return Model(open_gguf(path, base), device=device, threads=threads, ctx=ctx)
 
 
-def open_gguf(path):
-    """Open a GGUF file as data; returns a `gwq_export.container.Reader`. Raises GwqError."""
+def open_gguf(path, base=False):
+    """Open a GGUF file as data; returns a `gwq_export.container.Reader`. base: as for `load`. Raises GwqError."""
     from gwq_export.container import Reader
 
-    return Reader(path)
+    return Reader(path, base=base)

@@ -76,16 +76,16 @@ class Sample:
     def loss(self, recipe):
         """Predicted loss, nats per token, that storing the matrix by `recipe` adds."""
         w, h = self.weight, diagonal(self.curvature)
-        if recipe.type.bits:
+        if recipe.encoded:
             mask = self._outliers(recipe.outlier_count(self.shape))
             fit = {"curvature": self.curvature, "row_weight": self.row_weight} if recipe.curvature else {}
-            e = encode(w, recipe.type, TABLES[recipe.table][recipe.type.name], outlier=mask, feedback=False, pool=self.pool, **fit)
+            e = encode(w, recipe.type, recipe.levels, outlier=mask, feedback=False, pool=self.pool, **fit)
             error = w - e.values if mask is None else np.where(mask, 0, w - e.values)
         else:
             stored = encode_stock(recipe.type, w)
             error = w - decode_stock(recipe.type, stored, *w.shape)
         column = h
-        if recipe.type.bits and recipe.feedback:  # later columns make an error good again but for this share
+        if recipe.encoded and recipe.feedback:  # later columns make an error good again but for this share
             column = 1 / np.diag(self.curvature.factor)[: len(h)] ** 2
         squares = self.row_weight * product(error * error, column)
         return float((squares * self.share).sum()) / 2

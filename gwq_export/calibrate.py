@@ -293,7 +293,7 @@ def _differentiate(model, i, keep, totals, wanted, tap):
     def differentiate(s):
         given = states[s : s + 1].clone().requires_grad_()
         output, (inputs, outputs) = model.run(i, given), tap.take()
-        outputs = outputs if "rows" in totals.factors else {}
+        outputs = outputs if totals.by_output else {}
         found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1], allow_unused=True)
         return found[0], found[1 : 1 + len(wanted)], inputs, dict(zip(outputs, found[1 + len(wanted) :], strict=True))
 

@@ -69,6 +69,10 @@ class Progress:
         self.phase = self.bar = None
 
 
+def add_base(p):
+    p.add_argument("--base", action="store_true", help="of a bridge file, only what stock llama.cpp runs: without its deltas")
+
+
 def fraction(text):
     try:
         return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)

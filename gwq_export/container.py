@@ -2,8 +2,9 @@
 
 File: header (metadata, then one descriptor per tensor), zero bytes up to the alignment, tensors in the order of
 their descriptors, each padded with zero bytes to the alignment. Shapes here are numpy's (rows, columns); on disk
-they are reversed. A matrix of a tile type may have two companions, its outlier side-table (see `gwq_format.h`). A tile
-tensor of shape (experts, rows, columns) is one matrix after another, its companions (experts, n) likewise.
+they are reversed. A matrix of a tile type may have two companions, its outlier side-table (see `gwq_format.h`). Those of
+a stock type lie in a second GGUF behind the last tensor, as `gwq.bridge.*` keys say (see `bridge`). A tensor of shape
+(experts, rows, columns) is one matrix after another, its companions (experts, n) likewise.
 """
 
 import contextlib
@@ -17,13 +18,13 @@ from math import prod
 
 import numpy as np
 
-from gwq_export import GwqError
+from gwq_export import GwqError, bridge
 from gwq_export.format import FORMAT_VERSION, TYPES, TYPES_BY_ID, TensorType, matrices
 from gwq_export.side_table import outlier_bytes
-from gwq_export.tiles import check_tiles, dequantize
+from gwq_export.tiles import check_outliers, check_tiles, dequantize
 
 MAGIC, VERSION = b"GGUF", 3
-ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of the files we write; of a file that does not say
+ALIGNMENT, STOCK_ALIGNMENT = 64, 32  # of a file with tile types; of a file that does not say
 MAX_NAME, MAX_DIMS = 64, 4
 OUTLIERS, OFFSETS = ".outliers", ".outlier_offsets"  # companions of the matrix <name>
 VERSION_KEY = "gwq.format_version"
@@ -35,8 +36,8 @@ ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
 U32, U64 = SCALARS[4], SCALARS[10]
 
 # stock types that this package does not read, by id: for the message only
-STOCK = "2:q4_0 3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
-STOCK += " 20:iq4_nl 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
+STOCK = "3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
+STOCK += " 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
 STOCK = dict(entry.split(":") for entry in STOCK.split())
 
 AGAIN = "the file is damaged, download or export it again"
@@ -71,7 +72,7 @@ def outlier_counts(tensors):
     by_name = {name: (type, shape) for name, type, shape in tensors}
     counts = {}
     for base in {n.removesuffix(s) for s in (OUTLIERS, OFFSETS) for n in by_name if n.endswith(s)}:
-        if base not in by_name or not by_name[base][0].bits:
+        if base not in by_name or not (by_name[base][0].bits or by_name[base][0].levels):
             raise GwqError(f"a side-table belongs to {base}, which is no tile tensor here: {AGAIN}")
         if base + OUTLIERS not in by_name or base + OFFSETS not in by_name:
             raise GwqError(f"tensor {base} has one of {OUTLIERS} and {OFFSETS} without the other: {AGAIN}")
@@ -127,17 +128,22 @@ class Tensor:
         if self.type.name in ("i8", "i32"):
             return  # a side-table is checked with its matrix
         with _about(f"tensor {self.name}"), np.errstate(invalid="ignore"):
-            if self.type.bits:
-                for m in self.matrices():
+            for m in self.matrices():
+                if m.type.bits:
                     check_tiles(m.type, m.data, m.shape, m.outliers)
-                return
-            cols = self.shape[-1]
-            rows = prod(self.shape[:-1])
-            size, step = self.type.nbytes(1, cols), max(1, (1 << 20) // cols)
-            for first in range(0, rows, step):
-                part = self.data[first * size : (first + step) * size]
-                if not np.isfinite(dequantize(self.type, part, (len(part) // size, cols))).all():
-                    raise GwqError(f"a value is not finite: {AGAIN}")
+                else:
+                    m._check_stock()
+
+    def _check_stock(self):
+        """`check` of one matrix of a stock type."""
+        rows, cols = self.shape
+        size, step = self.type.nbytes(1, cols), max(1, (1 << 20) // cols)
+        for first in range(0, rows, step):
+            part = self.data[first * size : (first + step) * size]
+            if not np.isfinite(dequantize(self.type, part, (len(part) // size, cols))).all():
+                raise GwqError(f"a value is not finite: {AGAIN}")
+        if self.outliers is not None:
+            check_outliers(self.outliers, self.shape)
 
 
 class Metadata(Mapping):
@@ -256,13 +262,15 @@ class _Cursor:
 class Reader:
     """An open GGUF file: its header checked in full, its data read when used (`check` reads all of it).
 
-    path str; metadata Metadata; tensors {name: Tensor} in file order; alignment and nbytes (file size) in bytes.
+    path str; metadata Metadata; tensors {name: Tensor} in file order; alignment and nbytes (file size) in bytes; headers
+    [(first byte, bytes)], of a bridge file two.
     other_type: type id -> TensorType of a type that is not in TYPES (only its name and sizes are used), or None.
+    base: leave the deltas of a bridge file alone, whatever state they are in.
     Raises GwqError, naming the path, for anything but a whole and well-formed file.
     """
 
-    def __init__(self, path, other_type=lambda id: None):
-        self.path, self._other_type = os.fspath(path), other_type
+    def __init__(self, path, other_type=lambda id: None, base=False):
+        self.path, self._other_type, self._base = os.fspath(path), other_type, base
         if not os.path.isfile(path):
             what = "is a folder" if os.path.isdir(path) else "does not exist or is not a file"
             raise GwqError(f"{self.path} {what}: give the path of a .gguf file")
@@ -279,8 +287,33 @@ class Reader:
                 raise GwqError(f"the file ends inside its header: {AGAIN}") from None
 
     def _parse(self, buffer):
+        values, self.alignment, tensors, places, header_end = self._section(buffer)
+        self.headers = [(0, header_end)]  # (first byte, bytes)
+        if not self._base and bridge.VERSION_KEY in values:
+            offset, part = bridge.deltas(values, buffer, _pad(sum(places[-1]) if places else header_end, self.alignment))
+            _, _, companions, more, end = self._section(part)
+            self.headers.append((offset, end))
+            names = {name for name, *_ in companions}
+            if not all(n.endswith((OUTLIERS, OFFSETS)) for n in names) or names & {name for name, *_ in tensors}:
+                raise GwqError(f"its deltas hold a tensor that is no part of a side-table: {AGAIN}")
+            tensors, places = tensors + companions, places + [(offset + at, n) for at, n in more]
+
+        counts = outlier_counts(tensors)
+        self.metadata = Metadata(values, self.path)
+        whole = np.frombuffer(buffer, np.uint8)
+        data = {name: whole[at:][:n] for (name, *_), (at, n) in zip(tensors, places, strict=True)}
+        self.tensors = {}
+        for (name, type_, shape), (at, nbytes) in zip(tensors, places, strict=True):
+            table = (data[name + OUTLIERS], data[name + OFFSETS].view(np.int32)) if name in counts else None
+            self.tensors[name] = Tensor(name, type_, shape, at, nbytes, data[name], table, counts.get(name, 0))
+
+    def _section(self, buffer):
+        """What a GGUF file that begins and, if it is ours, ends with `buffer` says, checked.
+
+        (metadata, alignment, [(name, type, shape)], [(first byte, bytes)], end of the header)
+        """
         cursor = _Cursor(buffer)
-        if not MAGIC.startswith(buffer[:4]) or not self.nbytes:
+        if not MAGIC.startswith(buffer[:4]) or not len(buffer):
             raise GwqError("this is not a GGUF file: give the path of a .gguf file")
         cursor.at = len(MAGIC)
         version = cursor.number(U32)
@@ -289,37 +322,29 @@ class Reader:
         if version != VERSION:
             raise GwqError(f"this is GGUF version {version} and only version {VERSION} can be read: convert it with a current tool")
         tensor_count, key_count = cursor.number(U64), cursor.number(U64)
-        if tensor_count * 32 + key_count * 13 > self.nbytes:  # the fewest bytes each can take
-            raise GwqError(f"{tensor_count} tensors and {key_count} keys do not fit in {self.nbytes} bytes: {AGAIN}")
+        if tensor_count * 32 + key_count * 13 > len(buffer):  # the fewest bytes each can take
+            raise GwqError(f"{tensor_count} tensors and {key_count} keys do not fit in {len(buffer)} bytes: {AGAIN}")
         values = cursor.keys(key_count)
         tensors, offsets = cursor.descriptors(tensor_count, self._other_type)
         self._check_version(values.get(VERSION_KEY), tensors)
 
-        ours = any(key.startswith("gwq.") for key in values)
-        self.alignment = a = values.get("general.alignment", STOCK_ALIGNMENT)
+        ours = VERSION_KEY in values
+        alignment = values.get("general.alignment", STOCK_ALIGNMENT)
         least = ALIGNMENT if ours else 8
-        if type(a) is not int or a < least or a & (a - 1):
+        if type(alignment) is not int or alignment < least or alignment & (alignment - 1):
             raise GwqError(f"general.alignment is not a power of two of at least {least}: {AGAIN}")
-        places, length = layout(tensors, a)
+        places, length = layout(tensors, alignment)
         for (name, *_), (expected, _), offset in zip(tensors, places, offsets, strict=True):
             if offset != expected:
                 raise GwqError(f"tensor {name} starts at byte {offset} of the data instead of {expected}: {AGAIN}")
-        self._header_end, start = cursor.at, _pad(cursor.at, a)
+        start = _pad(cursor.at, alignment)
         # other tools may leave out the last padding, or append bytes of their own
         needed = start + length if ours else start + sum(places[-1]) if places else cursor.at
-        if self.nbytes < needed:
-            raise GwqError(f"the file is cut short at {self.nbytes} of {needed} bytes: download or export it again")
-        if ours and self.nbytes > needed:
-            raise GwqError(f"{self.nbytes - needed} unknown bytes follow the last tensor: {AGAIN}")
-
-        counts = outlier_counts(tensors)
-        self.metadata = Metadata(values, self.path)
-        whole = np.frombuffer(buffer, np.uint8)
-        data = {name: whole[start + at :][:n] for (name, *_), (at, n) in zip(tensors, places, strict=True)}
-        self.tensors = {}
-        for (name, type_, shape), (at, nbytes) in zip(tensors, places, strict=True):
-            table = (data[name + OUTLIERS], data[name + OFFSETS].view(np.int32)) if name in counts else None
-            self.tensors[name] = Tensor(name, type_, shape, start + at, nbytes, data[name], table, counts.get(name, 0))
+        if len(buffer) < needed:
+            raise GwqError(f"the file is cut short at {len(buffer)} of {needed} bytes: download or export it again")
+        if ours and len(buffer) > needed:
+            raise GwqError(f"{len(buffer) - needed} unknown bytes follow the last tensor: {AGAIN}")
+        return values, alignment, tensors, [(start + at, n) for at, n in places], cursor.at
 
     @staticmethod
     def _check_version(version, tensors):
@@ -339,12 +364,12 @@ class Reader:
         with _about(self.path):
             for tensor in self.tensors.values():
                 tensor.check()
-            if any(key.startswith("gwq.") for key in self.metadata):
+            if VERSION_KEY in self.metadata or len(self.headers) > 1:
                 self._check_padding()
 
     def _check_padding(self):
-        """Between header, tensors and the end there are only zero bytes."""
-        places = [(self._header_end, 0), *((t.offset, t.nbytes) for t in self.tensors.values()), (self.nbytes, 0)]
+        """Between headers, tensors and the end there are only zero bytes."""
+        places = sorted([*self.headers, *((t.offset, t.nbytes) for t in self.tensors.values()), (self.nbytes, 0)])
         with open(self.path, "rb") as f:
             for (start, size), (end, _) in pairwise(places):
                 f.seek(start + size)

@@ -38,13 +38,19 @@ WINDOW_BITS = 4
 SCALE_BITS, SCALE_BIAS = 6, 32
 ENTRY_MIN, ENTRY_MAX = -32, 31
 
+# What the codes of stock types stand for in which each 32 columns have one FP16 scale
+LEVELS = {
+    "q4_0": tuple(range(-8, 8)),
+    "iq4_nl": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+}
+
 
 @dataclass(frozen=True)
 class TensorType:
     """A tensor type: `unit` columns take `unit_bytes` bytes, in one row of a stock type, in the 16 rows of a group of a tile type.
 
     Tile types also have the `bits` of a code, the bits of `history` that a neighbour adds to its window, and `sub`, the
-    columns that share a scale; stock types have zeros there.
+    columns that share a scale; stock types have zeros there. Stock types of codes have the `levels` these stand for.
     """
 
     name: str
@@ -54,6 +60,7 @@ class TensorType:
     bits: int = 0
     history: int = 0
     sub: int = 0
+    levels: tuple = ()
 
     @property
     def lines(self):
@@ -103,6 +110,7 @@ TYPES = {
         TensorType("f16", _enum["GWQ_TYPE_F16"], 1, 2),
         TensorType("bf16", _enum["GWQ_TYPE_BF16"], 1, 2),
         TensorType("q8_0", _enum["GWQ_TYPE_Q8_0"], 32, ffi.sizeof("struct q8_0_block")),
+        *(TensorType(name, _enum[f"GWQ_TYPE_{name.upper()}"], 32, ffi.sizeof("struct q4_block"), levels=v) for name, v in LEVELS.items()),
         TensorType("i8", _enum["GWQ_TYPE_I8"], 1, 1),
         TensorType("i32", _enum["GWQ_TYPE_I32"], 1, 4),
         *(_tile_type(name[9:].lower()) for name in sorted(_enum) if name.startswith("GWQ_TYPE_GWQ")),
@@ -122,8 +130,30 @@ def tensor_type(name):
 # --- stock types ----------------------------------------------------------------------------------------------------
 
 
+def pack_codes(type, scales, codes):
+    """Bytes (uint8) of a stock type with levels: scales float16 (rows, units), codes uint8 (rows, cols) in 0 .. 15."""
+    code = codes.reshape(-1, 2, type.unit // 2)  # byte i: columns i and 16 + i
+    out = np.empty(len(code), [("scale", np.float16), ("code", np.uint8, type.unit // 2)])
+    out["scale"], out["code"] = scales.reshape(-1), code[:, 0] | code[:, 1] << 4
+    return out.view(np.uint8)
+
+
+def _round_codes(type, blocks):
+    """Scales and codes (blocks, 32) without a search, as ggml has them: the weight of largest magnitude becomes the first level."""
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    d = extreme / np.float32(type.levels[0])
+    x = blocks * np.divide(1, d, out=np.zeros_like(d), where=d != 0)
+    if type.name == "q4_0":
+        codes = np.minimum(x + np.float32(8.5), 15).astype(np.uint8)
+    else:
+        levels = np.float32(type.levels)
+        codes = np.searchsorted((levels[1:] + levels[:-1]) / 2, x, side="right").astype(np.uint8)
+    with np.errstate(over="ignore"):
+        return d.astype(np.float16), codes
+
+
 def encode_stock(type, weight):
-    """float32 weight (rows, cols) or (n,) as bytes (uint8) of the stock type f32, f16, bf16 or q8_0."""
+    """float32 weight (rows, cols) or (n,) as bytes (uint8) of the stock type f32, f16, bf16, q8_0, q4_0 or iq4_nl, rounded plainly."""
     w = np.ascontiguousarray(weight, np.float32)
     if type.name == "f32":
         out = w
@@ -143,6 +173,12 @@ def encode_stock(type, weight):
         out = np.empty(len(d), [("scale", np.float16), ("code", np.int8, type.unit)])
         out["scale"] = d
         out["code"] = np.clip(np.rint(blocks * inverse[:, None]), -127, 127)
+    elif type.levels:
+        type.nbytes(1, w.shape[-1])
+        d, codes = _round_codes(type, w.reshape(-1, type.unit))
+        if not np.isfinite(d).all():
+            raise GwqError("a weight is too large for FP16: export with --type bf16 or f32")
+        out = pack_codes(type, d, codes)
     else:
         raise GwqError(f"type {type.name} is not a stock type")
     return np.ascontiguousarray(out).reshape(-1).view(np.uint8)
@@ -160,6 +196,10 @@ def decode_stock(type, data, rows, cols):
     elif type.name == "q8_0":
         b = data.view([("scale", np.float16), ("code", np.int8, type.unit)])
         out = b["scale"].astype(np.float32)[:, None] * b["code"]
+    elif type.levels:
+        b = data.view([("scale", np.float16), ("code", np.uint8, type.unit // 2)])
+        codes = np.concatenate([b["code"] & 15, b["code"] >> 4], axis=1)
+        out = b["scale"].astype(np.float32)[:, None] * np.float32(type.levels)[codes]
     elif type.name == "i8":
         out = data.view(np.int8).astype(np.float32)
     else:

@@ -9,7 +9,7 @@ import numpy as np
 from gwq_export import GwqError, __version__
 from gwq_export.format import FORMAT_VERSION
 
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # general.file_type; anything else counts as guessed
+_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "iq4_nl": 25, "bf16": 32}  # general.file_type; anything else counts as guessed
 _GUESSED = 1024
 
 log = logging.getLogger("gwq_export")
@@ -199,13 +199,14 @@ def general_keys(source, name, type_name):
 
 def provenance_keys(recipe, calibration, **facts):
     """`gwq.*` keys: the format version and how the file was made. None values are left out."""
+    stock = bool(recipe.type.levels)
     facts |= {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if recipe.type.bits else None,
         "tool_version": __version__,
         "type": recipe.type.name,
         "outlier_fraction": float(recipe.outliers),
-        "saliency": recipe.saliency,
-        "table": recipe.table,
+        "saliency": None if stock else recipe.saliency,
+        "table": None if stock else recipe.table,
         "error_feedback": recipe.feedback,
     }
     if calibration:

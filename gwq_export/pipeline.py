@@ -12,7 +12,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from gwq_export import GwqError, __version__
+import numpy as np
+
+from gwq_export import GwqError, __version__, bridge
 from gwq_export.format import TYPES
 from gwq_export.plan import budget_bytes, options, overrides_of, plan, sizes, stored_bytes, weights
 
@@ -54,17 +56,19 @@ def peak_rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(),
-           calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, work_dir=None,
+def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
+           imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None, work_dir=None,
            dry_run=False, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
     name of a rule in saliency.SALIENCY; both by default the preset's. bpw (bits per weight of the whole file) or size (bytes,
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
-    "REGEX=TYPE" strings, later ones win. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are
-    used. work_dir: folder for what is finished, from which the same call goes on after a kill; emptied in the end.
-    progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write nothing but to work_dir.
+    "REGEX=TYPE" strings, later ones win. stock: in the place of type, a stock type of format.LEVELS whose scales and codes
+    are found like those of tiles; with type "bridge" FP16 deltas follow (docs/bridge.md). calib: UTF-8 text file, default the
+    bundled text; samples x ctx tokens of it are used. imatrix: a file for llama-quantize --imatrix, written beside. work_dir:
+    folder for what is finished, from which the same call goes on after a kill; emptied in the end. progress(phase, done, total)
+    is called as work goes on. dry_run: calibrate and plan, write nothing but to work_dir.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
     "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
@@ -81,6 +85,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
     from gwq_export.estimate import Estimate
+    from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
     from gwq_export.parallel import one_thread_each
     from gwq_export.produce import encode, read, write
@@ -92,10 +97,13 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
 
     progress = progress or (lambda phase, done, total: None)
     budgeted = bpw is not None or size is not None
-    if budgeted and (type is not None or preset != "default"):
-        raise GwqError("--bpw and --size choose the types themselves: leave out --type and --preset, or fix tensors with --tensor-type")
-    type = (type or "gwq4").lower()
-    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed)
+    if budgeted and (type is not None or stock is not None or preset != "default"):
+        raise GwqError(
+            "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
+        )
+    recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
+    if imatrix and Path(imatrix).absolute() == Path(out).absolute():
+        raise GwqError(f"--imatrix {imatrix}: that is the name of the model's file; give another one")
     overrides, device = overrides_of([tensor_type] if isinstance(tensor_type, str) else tensor_type), _device(device)
     if not dry_run:
         check_place(out)
@@ -108,10 +116,12 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     budget = budget_bytes(bpw, size, sum(map(weights, entries)))
     tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
-    header = keys.general_keys(source, name, "mixed" if budgeted else type) | keys.config_keys(source) | tokens
-    calibration, tiles = None, [e for e in entries if e.recipe.type.bits]
-    if budgeted or any(e.recipe.statistics for e in tiles):
+    header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
+    calibration, tiles = None, [e for e in entries if e.recipe.encoded]
+    if budgeted or imatrix or any(e.recipe.statistics for e in tiles):
         calibration = draw_calibration(Tokenizer(tokens), calib, samples, ctx, seed)
+    if tiles and recipe.type.levels and recipe.outliers:
+        header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
                                        source_revision=commit(source.folder))  # fmt: skip
@@ -125,7 +135,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     estimate = Estimate(partial(encode, pool)) if dry_run else None
     with one_thread_each(), Workdir(work_dir, _identity(asked, source, calibration)) if work_dir else Memory() as work:
         _check_space(out, budget or file_size(header, laid_out(entries)), source, calibration, work, dry_run)
-        if calibration and (budgeted or dry_run):
+        if calibration and tiles and (budgeted or dry_run):
             from gwq_export.survey import fit, survey
 
             offers = survey(source, entries, calibration, budgeted, outliers, device, progress, work.section("survey"), estimate)
@@ -139,6 +149,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
                     estimate.sample(e, partial(read, source, e.sources[0]), {})
             result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
         else:
+            if imatrix:
+                write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
             write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
             work.clear()
     if calibration:

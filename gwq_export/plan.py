@@ -9,9 +9,11 @@ from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.arrange import Arrangement, arrangement
 from gwq_export.container import ALIGNMENT
-from gwq_export.format import TYPES, tensor_type
+from gwq_export.format import LEVELS, TYPES, tensor_type
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+BRIDGE = "bridge"  # as --type: a stock type with deltas behind the stock file
+STOCK_SWEEPS = 3  # of coordinate descent for stock types, to which it is worth more than to tiles
 EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
 PRESETS = {  # name -> (samples, what it says about a recipe)
     # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of the weights, the others are
@@ -37,7 +39,7 @@ class Entry:
 def plan(source, recipe, overrides=()):
     """Entries in file order. `recipe` is for the decoder's linears; overrides: (regex, TensorType) on GGUF names.
 
-    Embedding and head take Q8_0 beside tile types (F16 where 32 does not divide the width), else the same type.
+    Embedding and head take Q8_0 beside types of codes (F16 where 32 does not divide the width), else the same type.
     """
     f32, entries = tensor_type("f32"), []
 
@@ -48,10 +50,13 @@ def plan(source, recipe, overrides=()):
             for pattern, override in overrides:
                 if pattern.search(name):
                     kind, fixed = override, True
+        if kind.bits and recipe.type.levels:
+            raise GwqError(f"{name}: llama.cpp cannot load {kind.name} beside {recipe.type.name}: give it a stock type")
         kind.size(shape)  # refuses a width the type cannot hold
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
-        recipe_of = replace(recipe, type=kind, seed=seed)
-        entries.append(Entry(name, tuple(sources), shape, recipe_of, row.linear, arrangement(source, row), fixed))
+        outliers = recipe.outliers if kind.bits or kind == recipe.type else 0.0
+        chosen = replace(recipe, type=kind, outliers=outliers, seed=seed)
+        entries.append(Entry(name, tuple(sources), shape, chosen, row.linear, arrangement(source, row), fixed))
 
     embed, *positions = source.arch.first
     add(embed, embed.gguf, [embed.hf], True)
@@ -74,7 +79,7 @@ def plan(source, recipe, overrides=()):
 
 
 def _end_type(type, shape):
-    if not type.bits:
+    if not (type.bits or type.levels):
         return type
     return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
 
@@ -93,20 +98,26 @@ def overrides_of(pairs):
     return out
 
 
-def options(preset, type, outliers, saliency, samples, ctx, seed):
-    """Checked recipe and calibration size."""
+def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
+    """Checked recipe and calibration size. stock: a stock type whose codes are found under the curvature; with type "bridge"
+    (then Q4_0 if not named) deltas are kept beside it."""
     from gwq_export.quantize import MAX_OUTLIERS, Recipe
     from gwq_export.saliency import SALIENCY
 
     if preset not in PRESETS:
         raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
-    usual, chosen = PRESETS[preset]
+    (usual, chosen), type = PRESETS[preset], type and type.lower()
     samples = usual if samples is None else samples
     given = {"saliency": saliency, "outliers": outliers}
     chosen = chosen | {k: v for k, v in given.items() if v is not None}
-    saliency, outliers = chosen["saliency"], chosen["outliers"]
-    if type not in EXPORT_TYPES:  # in lower case
-        raise GwqError(f"--type {type}: choose one of {', '.join(EXPORT_TYPES)}")
+    if stock is not None or type == BRIDGE:
+        type, kept = _stock_type(type, stock, preset != "default" or saliency is not None, outliers)
+        chosen |= {"sweeps": STOCK_SWEEPS, "outliers": chosen["outliers"] * kept}
+    elif type in LEVELS:
+        chosen |= {"curvature": False}  # as ggml rounds it
+    type, saliency, outliers = type or "gwq4", chosen["saliency"], chosen["outliers"]
+    if type not in EXPORT_TYPES:
+        raise GwqError(f"--type {type}: choose one of {', '.join([*EXPORT_TYPES, BRIDGE])}")
     if not 0 <= outliers <= MAX_OUTLIERS:
         raise GwqError(f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %")
     if saliency not in SALIENCY:
@@ -116,6 +127,18 @@ def options(preset, type, outliers, saliency, samples, ctx, seed):
     if not 0 <= seed < 1 << 32:
         raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
     return Recipe(tensor_type(type), seed=seed, **chosen), samples
+
+
+def _stock_type(type, stock, other_rule, outliers):
+    """(type of the stock matrices, whether deltas are kept beside them) of --stock and --type bridge."""
+    if type == BRIDGE:
+        if other_rule or outliers == 0:
+            raise GwqError("--type bridge chooses its deltas itself: leave out --preset, --saliency and --outliers 0 (that is --stock)")
+    elif type is not None or other_rule or outliers is not None:
+        raise GwqError("--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency")
+    if stock is not None and stock.lower() not in LEVELS:
+        raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
+    return (stock or "q4_0").lower(), type == BRIDGE
 
 
 def file_bytes(name, shape, recipe):
@@ -152,7 +175,7 @@ def sizes(entries, nbytes):
     params = sum(map(weights, entries))
     linear = [e for e in entries if e.linear]
     stored = sum(stored_bytes(e) for e in linear)
-    tiles = [e for e in entries if e.recipe.type.bits]
+    tiles = [e for e in entries if e.recipe.encoded]
     kept = sum(e.recipe.outlier_count(e.shape) for e in tiles)
     return {
         "bytes": nbytes,

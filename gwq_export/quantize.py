@@ -9,9 +9,10 @@ from math import prod
 import numpy as np
 
 from gwq_export import GwqError
+from gwq_export.deltas import corrections
 from gwq_export.encoder import curvature_of, encode
-from gwq_export.format import TILE, TensorType, encode_stock, ffi
-from gwq_export.saliency import SALIENCY
+from gwq_export.format import LEVELS, TensorType, encode_stock, ffi, pack_codes
+from gwq_export.saliency import SALIENCY, select
 from gwq_export.side_table import outlier_bytes, pack_outliers
 from gwq_export.tiles import dequantize, pack_tiles
 
@@ -36,8 +37,9 @@ TABLES = {
 class Recipe:
     """How one matrix is stored, and how its codes are found.
 
-    outliers: fraction kept in FP16, chosen by the rule `saliency`. table: a row of TABLES. curvature: fit scales under the
-    Fisher matrix (else plain least squares); feedback and sweeps: see `encoder.encode`, need curvature.
+    outliers: fraction kept in FP16, chosen by the rule `saliency`; of stock types corrected in FP16, see `deltas`. table: a row
+    of TABLES. curvature: fit scales under the Fisher matrix (else plain least squares; stock types with levels are then rounded
+    plainly); feedback and sweeps: see `encoder.encode`, need curvature.
     """
 
     type: TensorType
@@ -50,16 +52,26 @@ class Recipe:
     seed: int = 0
 
     @property
+    def encoded(self):
+        """Whether `encoder.encode` finds the codes; else the stock type's own rounding does."""
+        return bool(self.type.bits or (self.type.levels and self.curvature))
+
+    @property
     def statistics(self):
         """Names of the calibration statistics that quantizing by this recipe reads."""
-        if not self.type.bits:
+        if not self.encoded:
             return ()
-        wanted = SALIENCY[self.saliency].statistics if self.outliers else ()
+        wanted = SALIENCY[self.saliency].statistics if self.outliers and self.type.bits else ()
         return tuple(dict.fromkeys((*wanted, *(("hessian", "rows") if self.curvature else ()))))
+
+    @property
+    def levels(self):
+        """(16,) what a window, or a stock type's code, stands for."""
+        return LEVELS.get(self.type.name) or TABLES[self.table][self.type.name]
 
     def outlier_count(self, shape):
         """Outliers of a tensor of this shape, as many in every matrix: its size follows before any weight is read."""
-        return prod(shape[:-2]) * round(self.outliers * shape[-2] * shape[-1]) if self.type.bits else 0
+        return prod(shape[:-2]) * round(self.outliers * shape[-2] * shape[-1]) if self.encoded else 0
 
     def tensors(self, name, shape):
         """[(tensor name, TensorType name, shape)] that `quantize` fills, matrix by matrix, companions included."""
@@ -77,7 +89,7 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
     Curvature made of it}. Returns the bytes (uint8 arrays) in the order of `recipe.tensors`. Raises GwqError for a weight
     that FP16 cannot hold.
     """
-    if not recipe.type.bits:
+    if not recipe.encoded:
         return [_encode_stock(recipe.type, weight)]
     if not np.abs(weight).max(initial=0) < 65504:
         raise GwqError("a weight is too large for FP16: give this tensor a stock type with --tensor-type NAME=bf16")
@@ -85,8 +97,16 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
     if recipe.curvature:
         options |= {"curvature": curvature_of(statistics), "row_weight": statistics["rows"],
                     "feedback": recipe.feedback, "sweeps": recipe.sweeps}  # fmt: skip
-    table, keep = TABLES[recipe.table][recipe.type.name], None
-    if count := recipe.outlier_count(weight.shape):
+    count = recipe.outlier_count(weight.shape)
+    if recipe.type.levels:
+        e = encode(weight, recipe.type, recipe.levels, **options)
+        parts = [pack_codes(recipe.type, e.scales, e.codes)]
+        if count:
+            found = corrections(weight, e.values, options["curvature"], options["row_weight"], count)
+            parts += [a.view(np.uint8) for a in pack_outliers(*found, weight.shape)]
+        return parts
+    table, keep = recipe.levels, None
+    if count:
         first = lambda: encode(weight, recipe.type, table, pool=pool).values  # noqa: E731  (a plain first quantization)
         score = SALIENCY[recipe.saliency].score(weight, statistics, np.random.default_rng(recipe.seed), first)
         keep = select(score, count)
@@ -121,19 +141,3 @@ def _encode_stock(type, weight):
     for first in range(0, rows, step):
         out[first * width : (first + step) * width] = encode_stock(type, weight[first : first + step])
     return out
-
-
-def select(score, count):
-    """Flat indices, ascending, of the `count` largest scores, at most 255 in one row of a tile."""
-    rows, cols = score.shape
-    tiles = -(-cols // TILE)
-    flat = score.astype(np.float32).reshape(-1)  # a copy: scores are struck out below
-    while True:
-        taken = np.sort(np.argpartition(-flat, count - 1)[:count])
-        slot = taken // cols * tiles + taken % cols // TILE
-        full = np.flatnonzero(np.bincount(slot, minlength=rows * tiles) > 255)
-        if not len(full):
-            return taken
-        for f in full:  # such a row gives up its smallest scores; the next best elsewhere take their place
-            inside = taken[slot == f]
-            flat[inside[np.argsort(-flat[inside], kind="stable")[255:]]] = -np.inf

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gwq_export.format import TILE
+
 SUB = 32  # columns whose range an outlier is taken to widen
 
 
@@ -48,3 +50,19 @@ SALIENCY = {
 def diagonal(hessian):
     """(cols,) of an array (cols, cols) or of a Curvature."""
     return np.diag(getattr(hessian, "matrix", hessian))[: getattr(hessian, "cols", None)].copy()
+
+
+def select(score, count):
+    """Flat indices, ascending, of the `count` largest scores, at most 255 in one row of a tile."""
+    rows, cols = score.shape
+    tiles = -(-cols // TILE)
+    flat = score.astype(np.float32).reshape(-1)  # a copy: scores are struck out below
+    while True:
+        taken = np.sort(np.argpartition(-flat, count - 1)[:count])
+        slot = taken // cols * tiles + taken % cols // TILE
+        full = np.flatnonzero(np.bincount(slot, minlength=rows * tiles) > 255)
+        if not len(full):
+            return taken
+        for f in full:  # such a row gives up its smallest scores; the next best elsewhere take their place
+            inside = taken[slot == f]
+            flat[inside[np.argsort(-flat[inside], kind="stable")[255:]]] = -np.inf

@@ -53,12 +53,12 @@ def _float32(tensor):
     return replace(tensor, type=TYPES["f32"], data=out.reshape(-1).view(np.uint8), nbytes=out.nbytes)
 
 
-def open_stock(path):
+def open_stock(path, base=False):
     """A Reader of `path` whose tensors all have types of this package: f32 where the file has another stock type.
 
     Offsets and sizes are checked like those of any file. Tensors of known types stay in the map. Raises GwqError.
     """
-    reader = Reader(path, stock_type)
+    reader = Reader(path, stock_type, base)
     try:
         known = {name: t if t.type.name in TYPES else _float32(t) for name, t in reader.tensors.items()}
     except GwqError as e:
@@ -67,6 +67,6 @@ def open_stock(path):
     return reader
 
 
-def load(path, threads=None):
-    """A `gwq_export.generate.Model` over any GGUF file of a supported architecture. Raises GwqError."""
-    return Model(open_stock(path), threads=threads)
+def load(path, threads=None, base=False):
+    """A `gwq_export.generate.Model` over any GGUF file of a supported architecture. base: as for `gwq_export.load`. Raises GwqError."""
+    return Model(open_stock(path, base), threads=threads)

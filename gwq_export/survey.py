@@ -25,7 +25,7 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
     fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir. estimate: an
     estimate.Estimate that looks on.
     """
-    chosen = [e for e in entries if len(e.shape) > 1 and (e.recipe.type.bits or (free and not e.fixed))]
+    chosen = [e for e in entries if len(e.shape) > 1 and (e.recipe.encoded or (free and not e.fixed))]
     open_entries = {hf: e for e in chosen for hf in e.sources}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)

@@ -154,9 +154,14 @@ def check_tiles(type, data, shape, outliers=None):
     if data[TABLE + 2 * rows : type.head_bytes(rows)].any():
         raise GwqError("padding is not zero; the file is damaged, export it again")
     if outliers is not None:
-        _, _, value = unpack_outliers(*outliers, shape)
-        if not np.isfinite(value).all():
-            raise GwqError("an outlier is not finite; the file is damaged, export it again")
+        check_outliers(outliers, shape)
+
+
+def check_outliers(outliers, shape):
+    """Raise GwqError unless the side-table is sound and every outlier is finite."""
+    _, _, value = unpack_outliers(*outliers, shape)
+    if not np.isfinite(value).all():
+        raise GwqError("an outlier is not finite; the file is damaged, export it again")
 
 
 def dequantize(type, data, shape, outliers=None):
@@ -165,12 +170,17 @@ def dequantize(type, data, shape, outliers=None):
     data: its bytes (uint8); outliers: None or (records uint8, offsets int32). Raises GwqError for a bad side-table.
     """
     rows, cols = shape
-    if not type.bits:
-        return decode_stock(type, data, rows, cols)
-    table, row_scales, scales, codes = unpack_tiles(type, data, rows, cols)
-    entry = table[windows(type, codes)][:rows, :cols].astype(np.float32)
-    out = row_scales.astype(np.float32)[:, None] * (np.repeat(scales, type.sub, axis=1)[:rows, :cols] * entry)
+    if type.bits:
+        out = _dequantize_tiles(type, data, rows, cols)
+    else:
+        out = decode_stock(type, data, rows, cols)
     if outliers is not None:
         row, col, value = unpack_outliers(*outliers, shape)
         out[row, col] += value.astype(np.float32)
     return out
+
+
+def _dequantize_tiles(type, data, rows, cols):
+    table, row_scales, scales, codes = unpack_tiles(type, data, rows, cols)
+    entry = table[windows(type, codes)][:rows, :cols].astype(np.float32)
+    return row_scales.astype(np.float32)[:, None] * (np.repeat(scales, type.sub, axis=1)[:rows, :cols] * entry)

@@ -17,7 +17,10 @@ STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; 
 # that of (dL/dz)^2 with L the loss summed over a sample's tokens. To second order an error E of the matrix then adds
 # sum(rows * diag(E hessian E^T)) / 2 nats per token to the loss, and as much KL divergence (a Kronecker-factored Fisher
 # matrix, arXiv 1503.05671).
+# "columns" (cols,): the mean over tokens of |dL/dz|^2 x^2, the Fisher information of a column's weights without assuming that x
+# and dL/dz are independent. Of the decoder's matrices only.
 FACTORS = ("hessian", "rows")
+COLUMNS = "columns"
 # An expert's Hessian is the mean over the tokens that were routed to it, its rows the mean over all tokens, so that their
 # product is its part of the loss.
 ENOUGH = 16  # tokens that say something of an expert; with fewer, every weight of it counts alike
@@ -55,7 +58,8 @@ class Totals:
 
     def __init__(self, statistics, tokens):
         self.per_weight = [s for s in statistics if s in STATISTICS]
-        self.factors = [s for s in statistics if s in FACTORS]
+        self.factors = [s for s in statistics if s in (*FACTORS, COLUMNS)]
+        self.by_output = [s for s in self.factors if s != "hessian"]  # need gradients of outputs
         self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
         self.sums, self.shared, self.hessians, self.reached = {}, {}, {}, Counter()
 
@@ -81,9 +85,11 @@ class Totals:
                 if name not in self.hessians:
                     self.hessians[name] = x.new_zeros(2 * x.shape[1:])
                 add_gram(self.hessians[name], x)
+            g = gradients[name].reshape(len(x), -1) if self.by_output else None
             if "rows" in self.factors:
-                g = gradients[name].reshape(len(x), -1)
                 self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
+            if COLUMNS in self.factors:
+                self._add((name, COLUMNS), (g * g).sum(1) @ (x * x) * (self.length**2 / self.tokens))
 
     def finish(self):
         """Make means of the sums of x x^T."""
@@ -93,8 +99,8 @@ class Totals:
 
     def take(self, name, weight):
         """(weight, {statistic: array}) as numpy float32; once for every weight, in the order in which they came."""
-        kinds, nothing = [s for s in (*self.per_weight, *self.factors) if s != "hessian"], weight.new_zeros(1)
-        found = {s: self.sums.pop((name, s), nothing).cpu().numpy() for s in kinds}
+        nothing = weight.new_zeros(1)
+        found = {s: self.sums.pop((name, s), nothing).cpu().numpy() for s in (*self.per_weight, *self.by_output)}
         if "hessian" in self.factors:
             found["hessian"] = self._hessian(name) if self.reached[name] else np.zeros((1, 1), np.float32)
         if self.reached[name] < min(ENOUGH, self.tokens):
@@ -111,12 +117,13 @@ class Totals:
 def _of_magnitude(weight, found):
     """Statistics by which every rule prefers large weights and every error counts alike: for an expert that few tokens saw.
 
-    found: those of the tokens, or zeros. The means of "rows" and of the Hessian's diagonal are kept, but far from the smallest
-    float32, also as a product.
+    found: those of the tokens, or zeros. The means of factors are kept, that of the Hessian on its diagonal, but far from the
+    smallest float32, also as a product.
     """
     out = {s: STATISTICS[s](weight).cpu().numpy() for s in found if s in STATISTICS}
-    if "rows" in found:
-        out["rows"] = np.full(len(weight), max(found["rows"].mean(), 1e-16), np.float32)
+    for factor, size in zip(("rows", COLUMNS), weight.shape, strict=True):
+        if factor in found:
+            out[factor] = np.full(size, max(found[factor].mean(), 1e-16), np.float32)
     if "hessian" in found:
         power = max(found["hessian"].diagonal().mean(), 1e-8)
         out["hessian"] = np.eye(weight.shape[1], dtype=np.float32) * np.float32(power)

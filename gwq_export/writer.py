@@ -1,12 +1,13 @@
 """The streaming GGUF writer: the header first, then tensors in any order, the final name last."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 
 import numpy as np
 
-from gwq_export import GwqError
+from gwq_export import GwqError, bridge
 from gwq_export.container import (
     ALIGNMENT,
     ARRAY,
@@ -14,6 +15,9 @@ from gwq_export.container import (
     MAGIC,
     MAX_DIMS,
     MAX_NAME,
+    OFFSETS,
+    OUTLIERS,
+    STOCK_ALIGNMENT,
     STRING,
     U32,
     U64,
@@ -51,10 +55,15 @@ def _value(key, value):
 
 
 def _header(metadata, tensors):
-    """(header with padding, {name: (offset in the file, bytes)}, file size)."""
-    metadata = dict(metadata) | {"general.alignment": ALIGNMENT}
-    if any(type.bits for _, type, _ in tensors):
-        metadata[VERSION_KEY] = FORMAT_VERSION
+    """({first byte: header with padding}, {name: (offset in the file, bytes)}, file size).
+
+    With the keys of a bridge file, companions are described by a header of their own behind the other tensors.
+    """
+    metadata = dict(metadata)
+    if VERSION_KEY in metadata or any(
+        type.bits for _, type, _ in tensors
+    ):  # other files say nothing and keep the default: llama-quantize writes by it
+        metadata |= {"general.alignment": ALIGNMENT, VERSION_KEY: FORMAT_VERSION}
     tensors = [(name, type, tuple(int(n) for n in shape)) for name, type, shape in tensors]
     for name, _, shape in tensors:
         if not 0 < len(name.encode()) < MAX_NAME or not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:  # llama.cpp refuses 64
@@ -62,14 +71,28 @@ def _header(metadata, tensors):
     if len({name for name, *_ in tensors}) < len(tensors):
         raise ValueError("two tensors have the same name")
     outlier_counts(tensors)
-    places, length = layout(tensors, ALIGNMENT)
+    if bridge.VERSION_KEY not in metadata:
+        header, places, size = _section(metadata, tensors)
+        return {0: header}, places, size
+    stock, companions = ([t for t in tensors if t[0].endswith((OUTLIERS, OFFSETS)) == side] for side in (False, True))
+    deltas, inside, size = _section({}, companions)
+    metadata = bridge.keys(0, size) | metadata
+    _, _, offset = _section(metadata, stock)
+    header, places, _ = _section(metadata | {bridge.OFFSET_KEY: np.uint64(offset)}, stock)
+    return {0: header, offset: deltas}, places | {name: (offset + at, n) for name, (at, n) in inside.items()}, offset + size
+
+
+def _section(metadata, tensors):
+    """(header with padding, {name: (offset, bytes)}, size) of a GGUF file."""
+    alignment = metadata.get("general.alignment", STOCK_ALIGNMENT)
+    places, length = layout(tensors, alignment)
     parts = [MAGIC, U32.pack(VERSION), U64.pack(len(tensors)), U64.pack(len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key, key), _value(key, value)]
     for (name, type, shape), (at, _) in zip(tensors, places, strict=True):
         parts += [_string(name, name), U32.pack(len(shape)), *map(U64.pack, shape[::-1]), U32.pack(type.id), U64.pack(at)]
     header = b"".join(parts)
-    header += bytes(-len(header) % ALIGNMENT)
+    header += bytes(-len(header) % alignment)
     return header, {t[0]: (len(header) + at, n) for t, (at, n) in zip(tensors, places, strict=True)}, len(header) + length
 
 
@@ -91,16 +114,18 @@ class Writer:
     """Writes a GGUF file tensor by tensor, in any order, in constant memory. Use it as a context manager.
 
     metadata: {key: str, bool, int, float, numpy scalar, numpy array (n,) or list of str}; tensors: [(name, TensorType,
-    shape)] in file order, companions included. `general.alignment`, and with tile types `gwq.format_version`, are set
-    here. The bytes go to `path`.part, and `close` gives them their name; on an exception, and on `abort`, the .part is
-    removed and a file that was there before stays. Raises GwqError when the file cannot be written, ValueError for
-    a fault of the caller. `nbytes` is the size of the file.
+    shape)] in file order, companions included. With tile types `general.alignment` and `gwq.format_version`, in a bridge file
+    (whose metadata has `gwq.bridge.version`) the other keys of its deltas are set here. The bytes go to `path`.part, and `close`
+    gives them their name; on an exception, and on `abort`, the .part is removed and a file that was there before stays. Raises
+    GwqError when the file cannot be written, ValueError for a fault of the caller. `nbytes` is the size of the file.
     """
 
     def __init__(self, path, metadata, tensors):
         self.path, self._fd = os.fspath(path), None
         self.part, self.folder = self.path + ".part", os.path.dirname(os.path.abspath(self.path))
-        header, self._places, self.nbytes = _header(metadata, tensors)
+        self._described = metadata, tensors
+        headers, self._places, self.nbytes = _header(metadata, tensors)
+        self._deltas = max(headers)  # first byte of a bridge file's
         self._written = {name: {} for name in self._places}  # place -> bytes
         check_place(self.path)
         try:
@@ -112,7 +137,8 @@ class Writer:
                     raise GwqError(f"{self.path} needs {self.nbytes} bytes and {free} are free: free space or choose another disk")
                 self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
                 os.ftruncate(self._fd, self.nbytes)  # all padding reads as zeros
-                self._pwrite(header, 0)
+                for at, header in headers.items():
+                    self._pwrite(header, at)
         except BaseException:
             self.abort()
             raise
@@ -151,6 +177,8 @@ class Writer:
             if missing:
                 raise ValueError(f"tensors never written: {', '.join(sorted(missing)[:5])}")
             with self._sentences():
+                if self._deltas:
+                    self._seal()
                 os.fsync(self._fd)
                 if not self._owns_part():
                     raise GwqError(f"{self.part} was taken over by another export: give each its own output name")
@@ -166,6 +194,14 @@ class Writer:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def _seal(self):
+        """Put the checksum of a bridge file's deltas into its header."""
+        digest = hashlib.sha256()
+        for at in range(self._deltas, self.nbytes, 1 << 20):
+            digest.update(os.pread(self._fd, 1 << 20, at))
+        metadata, tensors = self._described
+        self._pwrite(_header(metadata | {bridge.SHA256_KEY: digest.hexdigest()}, tensors)[0][0], 0)
 
     def _owns_part(self):
         with contextlib.suppress(FileNotFoundError):

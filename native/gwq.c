@@ -17,8 +17,10 @@ const gwq_type_row gwq_types[GWQ_K_COUNT] = {
     [GWQ_K_GWQ2] = {GWQ_TYPE_GWQ2, 2, 64, sizeof(struct gwq2_tile) / GWQ_TILE_BLOCKS},
     [GWQ_K_GWQ3] = {GWQ_TYPE_GWQ3, 3, 64, sizeof(struct gwq3_tile) / GWQ_TILE_BLOCKS},
     [GWQ_K_GWQ4] = {GWQ_TYPE_GWQ4, 4, 64, sizeof(struct gwq4_tile) / GWQ_TILE_BLOCKS},
+    [GWQ_K_Q4_0] = {GWQ_TYPE_Q4_0, 0, 32, sizeof(struct q4_block)},
+    [GWQ_K_IQ4_NL] = {GWQ_TYPE_IQ4_NL, 0, 32, sizeof(struct q4_block)},
 };
-_Static_assert(sizeof(struct q8_0_block) == 34, "packed");
+_Static_assert(sizeof(struct q8_0_block) == 34 && sizeof(struct q4_block) == 18, "packed");
 _Static_assert(sizeof(struct gwq_head) == 16, "packed");
 _Static_assert(sizeof(struct gwq4_tile) == 4 * (48 + 4 * 128) && sizeof(struct gwq3_tile) == 4 * (24 + 3 * 128) &&
                sizeof(struct gwq2_tile) == 4 * (24 + 2 * 128), "as gwq_block_bytes says");
@@ -46,6 +48,7 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
         TAKE(matmul[k]);
         TAKE(dequantize[k]);
     }
+    TAKE(sparse);
     TAKE(rmsnorm);
     TAKE(silu_mul);
     TAKE(to_halves);
@@ -126,7 +129,6 @@ int gwq_matrix_check(const gwq_matrix *m) {
     for (int i = 0; gwq_types[k].bits && i < (int)sizeof(struct gwq_head); i++)
         if (gwq_table(m)[i] < -ENTRY_BIAS || gwq_table(m)[i] >= ENTRY_BIAS) return GWQ_E_TABLE;
     if (!m->outliers) return m->offsets || m->outlier_bytes ? GWQ_E_ARGUMENT : GWQ_OK;
-    if (!gwq_types[k].bits) return GWQ_E_TYPE;
     int64_t groups = gwq_groups(m->rows), tiles = (m->cols + GWQ_TILE - 1) / GWQ_TILE;
     if (!m->offsets || m->offset_bytes != 4 * (uint64_t)(groups + 1) || m->outlier_bytes > INT32_MAX ||
         gwq_load_u32(m->offsets) != 0 || gwq_load_u32(m->offsets + 4 * groups) != m->outlier_bytes)
@@ -269,7 +271,10 @@ static void matmul_task(void *p, int thread, int threads) {
         uint64_t size = bytes_before(m, gwq_groups(m->rows));
         int64_t first = from <= base ? 0 : from >= base + size ? gwq_groups(m->rows) : group_at(m, from - base);
         int64_t last = to <= base ? 0 : to >= base + size ? gwq_groups(m->rows) : group_at(m, to - base);
-        if (first < last) current->matmul[slot_of(m)](m, first, last, &j->in, j->y[i]);
+        if (first < last) {
+            current->matmul[slot_of(m)](m, first, last, &j->in, j->y[i]);
+            if (m->outliers && !gwq_types[slot_of(m)].bits) current->sparse(m, first, last, &j->in, j->y[i]);
+        }
         base += size;
     }
 }

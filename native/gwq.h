@@ -32,7 +32,7 @@ enum gwq_status {
 
 typedef struct gwq_pool gwq_pool;
 
-/* A weight matrix in memory as it lies in the file. outliers may be NULL (then offsets too). */
+/* A weight matrix in memory as it lies in the file. outliers may be NULL (then offsets too); any type may have them. */
 typedef struct gwq_matrix {
     int32_t type;             /* enum gwq_type */
     int64_t rows, cols;       /* outputs, inputs */

@@ -65,7 +65,9 @@ enum gwq_geometry {
 enum gwq_type {
     GWQ_TYPE_F32 = 0,
     GWQ_TYPE_F16 = 1,
+    GWQ_TYPE_Q4_0 = 2,
     GWQ_TYPE_Q8_0 = 8,
+    GWQ_TYPE_IQ4_NL = 20,
     GWQ_TYPE_I8 = 24,
     GWQ_TYPE_I32 = 26,
     GWQ_TYPE_BF16 = 30,
@@ -92,5 +94,9 @@ struct gwq2_tile {
 struct q8_0_block {
     uint16_t scale;
     int8_t code[32];
+};
+struct q4_block {     /* q4_0 and iq4_nl, which differ in what a code stands for */
+    uint16_t scale;
+    uint8_t code[16]; /* byte i: column i in the low nibble, column 16 + i in the high one */
 };
 #endif

@@ -8,13 +8,13 @@
 
 #define GWQ_INLINE static inline __attribute__((always_inline))
 
-enum { GWQ_K_F32, GWQ_K_F16, GWQ_K_BF16, GWQ_K_Q8_0, GWQ_K_GWQ2, GWQ_K_GWQ3, GWQ_K_GWQ4, GWQ_K_COUNT };
+enum { GWQ_K_F32, GWQ_K_F16, GWQ_K_BF16, GWQ_K_Q8_0, GWQ_K_GWQ2, GWQ_K_GWQ3, GWQ_K_GWQ4, GWQ_K_Q4_0, GWQ_K_IQ4_NL, GWQ_K_COUNT };
 
 /* A type's facts: what its bytes are, and its place in the kernel tables. */
 typedef struct gwq_type_row {
     int32_t id;         /* enum gwq_type */
     int32_t bits;       /* bits of a tile type's code, 0 for a stock type */
-    int32_t unit;       /* columns per storage unit: 64 for tiles, 32 for q8_0, 1 otherwise */
+    int32_t unit;       /* columns per storage unit: 64 for tiles, 32 for types of blocks, 1 otherwise */
     int32_t unit_bytes; /* bytes per unit of a row; tiles: of the 16 rows of a row group */
 } gwq_type_row;
 extern const gwq_type_row gwq_types[GWQ_K_COUNT];
@@ -48,8 +48,11 @@ typedef struct gwq_kernels {
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
     /* out[c][t] = x[t * stride + c] for t < count <= GWQ_PANEL, c < width; zero for the other tokens */
     void (*panel)(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]);
-    /* y[t * m->rows + r] for t < in->n and every row r of the row groups (of 16 rows) first .. last-1. */
+    /* y[t * m->rows + r] for t < in->n and every row r of the row groups (of 16 rows) first .. last-1; tile types with
+     * the outliers, stock types without. */
     void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);
+    /* y += the outliers' part of it. */
+    void (*sparse)(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);
     /* out (16 rows, cols; row stride cols) = row group `group`, rows beyond m->rows not written; no outliers. */
     void (*dequantize[GWQ_K_COUNT])(const gwq_matrix *m, int64_t group, float *out);
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t dim, float *out);

@@ -102,11 +102,30 @@ static inline void tile_dequantize(int bits, unpack f, const gwq_matrix *m, int6
     }
 }
 
+static void sparse(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+    for (int64_t g = first; g < last; g++) {
+        const uint8_t *record = gwq_records(m, g);
+        for (int64_t c = 0; c < m->cols; c += GWQ_TILE) {
+            int total = 0, k = 0;
+            for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
+            const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
+            for (int level = 0; k < total; level++)
+                for (int r = 0; r < GWQ_ROWS; r++) {
+                    if (record[r] <= level) continue;
+                    float v = half(value + 2 * k);
+                    int64_t col = c + column[k++];
+                    for (int64_t t = 0; t < in->n; t++) y[t * m->rows + g * GWQ_ROWS + r] += v * in->x[t * in->cols + col];
+                }
+            record = column + total;
+        }
+    }
+}
+
 static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t first, int64_t last,
                                const gwq_input *in, float *y) {
     struct block e;
     for (int64_t g = first; g < last; g++) {
-        const uint8_t *tile = gwq_group(m, bits, g), *record = gwq_records(m, g);
+        const uint8_t *tile = gwq_group(m, bits, g);
         int64_t rows = min64(GWQ_ROWS, m->rows - g * GWQ_ROWS), nb;
         for (int64_t t = 0; t < in->n; t++)
             for (int64_t r = 0; r < rows; r++) y[t * m->rows + g * GWQ_ROWS + r] = 0;
@@ -127,21 +146,8 @@ static inline void tile_matmul(int bits, unpack f, const gwq_matrix *m, int64_t 
         }
         for (int64_t t = 0; t < in->n; t++)
             for (int64_t r = 0; r < rows; r++) y[t * m->rows + g * GWQ_ROWS + r] *= half(gwq_row_scales(m, g) + 2 * r);
-        for (int64_t c = 0; record && c < m->cols; c += GWQ_TILE) {
-            int total = 0, k = 0;
-            for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
-            const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
-            for (int level = 0; k < total; level++)
-                for (int r = 0; r < GWQ_ROWS; r++) {
-                    if (record[r] <= level) continue;
-                    float v = half(value + 2 * k);
-                    int64_t col = c + column[k++];
-                    for (int64_t t = 0; t < in->n; t++)
-                        y[t * m->rows + g * GWQ_ROWS + r] += v * in->x[t * in->cols + col];
-                }
-            record = column + total;
-        }
     }
+    if (m->outliers) sparse(m, first, last, in, y);
 }
 
 #define TILE_TYPE(bits)                                                                                        \
@@ -155,54 +161,85 @@ TILE_TYPE(2)
 TILE_TYPE(3)
 TILE_TYPE(4)
 
-/* --- stock types: one function per type reads a weight of a row ------------------------------------------------- */
+/* --- stock types: one function per type turns `count` columns from `first` on, a multiple of 32, into floats ------- */
 
-static inline float f32_at(const uint8_t *row, int64_t i) {
-    float f;
-    memcpy(&f, row + 4 * i, 4);
-    return f;
+enum { UNIT = 32, STRIP = 16 }; /* columns decoded at once, and the tokens they are used for */
+
+static inline void f32_floats(const uint8_t *row, int64_t first, int64_t count, float *w) {
+    memcpy(w, row + 4 * first, (size_t)count * sizeof *w);
 }
-static inline float f16_at(const uint8_t *row, int64_t i) { return half(row + 2 * i); }
-static inline float bf16_at(const uint8_t *row, int64_t i) {
-    uint32_t bits = (uint32_t)row[2 * i] << 16 | (uint32_t)row[2 * i + 1] << 24;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
+static inline void f16_floats(const uint8_t *row, int64_t first, int64_t count, float *w) {
+    for (int64_t i = 0; i < count; i++) w[i] = half(row + 2 * (first + i));
 }
-static inline float q8_0_at(const uint8_t *row, int64_t i) {
-    const uint8_t *block = row + i / 32 * 34;
-    return half(block) * (float)(int8_t)block[2 + i % 32];
+static inline void bf16_floats(const uint8_t *row, int64_t first, int64_t count, float *w) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits = (uint32_t)row[2 * (first + i)] << 16 | (uint32_t)row[2 * (first + i) + 1] << 24;
+        memcpy(w + i, &bits, 4);
+    }
+}
+static inline void q8_0_floats(const uint8_t *row, int64_t first, int64_t count, float *w) {
+    const uint8_t *block = row + first / UNIT * 34;
+    for (int64_t i = 0; i < count; i++) w[i] = half(block) * (float)(int8_t)block[2 + i];
+}
+static inline void q4_floats(const float *level, const uint8_t *block, float *w) {
+    float d = half(block);
+    for (int i = 0; i < UNIT / 2; i++) {
+        w[i] = d * level[block[2 + i] & 15];
+        w[UNIT / 2 + i] = d * level[block[2 + i] >> 4];
+    }
+}
+static inline void q4_0_floats(const uint8_t *row, int64_t first, int64_t count, float *w) {
+    static const float level[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    (void)count; /* always a whole block */
+    q4_floats(level, row + first / UNIT * 18, w);
+}
+static inline void iq4_nl_floats(const uint8_t *row, int64_t first, int64_t count, float *w) {
+    static const float level[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    (void)count;
+    q4_floats(level, row + first / UNIT * 18, w);
 }
 
-typedef float (*weight_at)(const uint8_t *, int64_t);
+typedef void (*floats)(const uint8_t *, int64_t, int64_t, float *);
 
-static inline void stock_dequantize(weight_at f, const gwq_matrix *m, int64_t group, float *out) {
+static inline void stock_dequantize(floats f, const gwq_matrix *m, int64_t group, float *out) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
-    for (int64_t r = group * GWQ_ROWS; r < min64(m->rows, (group + 1) * GWQ_ROWS); r++)
-        for (int64_t i = 0; i < m->cols; i++) *out++ = f((const uint8_t *)m->data + r * stride, i);
+    for (int64_t r = group * GWQ_ROWS; r < min64(m->rows, (group + 1) * GWQ_ROWS); r++, out += m->cols)
+        for (int64_t i = 0; i < m->cols; i += UNIT)
+            f((const uint8_t *)m->data + (size_t)r * stride, i, min64(UNIT, m->cols - i), out + i);
 }
 
-static inline void stock_matmul(weight_at f, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+static inline void stock_matmul(floats f, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
     for (int64_t r = first * GWQ_ROWS; r < min64(m->rows, last * GWQ_ROWS); r++)
-        for (int64_t t = 0; t < in->n; t++) {
-            float sum[8] = {0}; /* eight partial sums: the rounding error of one long chain would show */
-            for (int64_t i = 0; i < m->cols; i++) sum[i % 8] += f((const uint8_t *)m->data + r * stride, i) * in->x[t * m->cols + i];
-            y[t * m->rows + r] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+        for (int64_t t = 0; t < in->n; t += STRIP) {
+            float w[UNIT], sum[STRIP][8] = {{0}}; /* eight partial sums: the rounding error of one long chain would show */
+            int64_t tokens = min64(STRIP, in->n - t);
+            for (int64_t i = 0; i < m->cols; i += UNIT) {
+                int64_t count = min64(UNIT, m->cols - i);
+                f((const uint8_t *)m->data + (size_t)r * stride, i, count, w);
+                for (int64_t s = 0; s < tokens; s++) {
+                    const float *x = in->x + (t + s) * m->cols + i;
+                    for (int64_t k = 0; k < count; k++) sum[s][k % 8] += w[k] * x[k];
+                }
+            }
+            for (int64_t s = 0; s < tokens; s++)
+                y[(t + s) * m->rows + r] = ((sum[s][0] + sum[s][1]) + (sum[s][2] + sum[s][3])) + ((sum[s][4] + sum[s][5]) + (sum[s][6] + sum[s][7]));
         }
 }
 
 #define STOCK_TYPE(name)                                                                                       \
     static void dequantize_##name(const gwq_matrix *m, int64_t group, float *out) {                            \
-        stock_dequantize(name##_at, m, group, out);                                                            \
+        stock_dequantize(name##_floats, m, group, out);                                                            \
     }                                                                                                          \
     static void matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {    \
-        stock_matmul(name##_at, m, first, last, in, y);                                                        \
+        stock_matmul(name##_floats, m, first, last, in, y);                                                        \
     }
 STOCK_TYPE(f32)
 STOCK_TYPE(f16)
 STOCK_TYPE(bf16)
 STOCK_TYPE(q8_0)
+STOCK_TYPE(q4_0)
+STOCK_TYPE(iq4_nl)
 
 /* --- activations and elementwise ops ---------------------------------------------------------------------------- */
 
@@ -306,9 +343,11 @@ const gwq_kernels gwq_scalar = {
     .supported = always,
     .quantize = quantize,
     .panel = panel,
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4},
+    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_q8_0, matmul_gwq2, matmul_gwq3, matmul_gwq4,
+               matmul_q4_0, matmul_iq4_nl},
+    .sparse = sparse,
     .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
-                   dequantize_gwq4},
+                   dequantize_gwq4, dequantize_q4_0, dequantize_iq4_nl},
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
     .to_halves = to_halves,

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export import format as fmt
+from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.side_table import pack_outliers, unpack_outliers
 from gwq_export.tiles import dequantize, pack_tiles
 
+SPARSE_TYPES = [*TILE_TYPES, *fmt.LEVELS]  # those that files have side-tables of
 # n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small models
 SHAPES = [
     (1, 1), (15, 63), (16, 64), (17, 65), (31, 7), (33, 129), (48, 192), (16, 255), (64, 256), (65, 257), (16, 320),
@@ -109,11 +111,13 @@ def random_parts(rng, type, rows, cols):
 
 
 def make(type_name, rows, cols, pattern=none, seed=0):
-    """A random matrix. Tile types: random parts and an outlier wherever `pattern` says."""
+    """A random matrix; tile types of random parts. Types with side-tables have an outlier wherever `pattern` says."""
     rng, type = np.random.default_rng([seed, rows, cols]), fmt.TYPES[type_name]
     if not type.bits:
-        return Case(type, (rows, cols), fmt.encode_stock(type, rng.standard_normal((rows, cols), np.float32)))
-    data, mask = pack_tiles(type, *random_parts(rng, type, rows, cols)), pattern(rng, rows, cols)
+        data = fmt.encode_stock(type, rng.standard_normal((rows, cols), np.float32))
+    else:
+        data = pack_tiles(type, *random_parts(rng, type, rows, cols))
+    mask = pattern(rng, rows, cols) if type_name in SPARSE_TYPES else None
     if mask is None:
         return Case(type, (rows, cols), data)
     row, col = np.nonzero(mask)

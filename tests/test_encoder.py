@@ -284,7 +284,7 @@ def test_each_step_lowers_the_output_error(type, table, monkeypatch):
 
     plain = run(curvature=curvature, feedback=False)
     with monkeypatch.context() as m:
-        m.setattr(encoder._Matrix, "refit_rows", lambda self, h: None)
+        m.setattr(encoder._Tiles, "refit", lambda self, h: None)
         unfitted = [run(curvature=curvature, sweeps=sweeps) for sweeps in (0, 1, 2)]
     fitted = [run(curvature=curvature, sweeps=sweeps) for sweeps in (0, 1, 2)]
     assert unfitted[0] < 0.8 * plain  # error feedback

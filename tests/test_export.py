@@ -45,6 +45,7 @@ def test_unquantized_weights_are_exact(tiny, exported):
             assert np.array_equal(unpermute(got, heads) if heads else got, expected)
     assert "output.weight" not in reader.tensors  # tied
     assert not any(key.startswith("gwq.") for key in reader.metadata)  # an ordinary file
+    assert reader.alignment == 32 and "general.alignment" not in reader.metadata  # llama-quantize would keep the key and pad to 32
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PATTERNS, SHAPES, TOKENS, Case, activations, guarded, make, quantize, random
+from kernel_cases import PATTERNS, SHAPES, SPARSE_TYPES, TOKENS, Case, activations, guarded, make, quantize, random
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gwq_export import format as fmt
@@ -146,7 +146,7 @@ def expect(case, x):
     """(y, sum|w x|) in float64, with the activations the kernels see."""
     dense, exact, x = case.dense.astype(float), case.sparse.astype(float), x.astype(float)
     if not case.type.bits:
-        return x @ dense.T, np.abs(x) @ np.abs(dense).T
+        return x @ (dense + exact).T, np.abs(x) @ (np.abs(dense) + np.abs(exact)).T
     q, scale, _ = quantize(x.astype(np.float32))
     seen = (np.repeat(scale, fmt.BLOCK, 1).astype(float) * q)[:, : x.shape[1]]
     return seen @ dense.T + x @ exact.T, np.abs(seen) @ np.abs(dense).T + np.abs(x) @ np.abs(exact).T
@@ -161,7 +161,7 @@ def width_fits(type_name, cols):
 
 
 def patterns(type_name):
-    return PATTERNS if fmt.TYPES[type_name].bits else PATTERNS[:1]
+    return PATTERNS if type_name in SPARSE_TYPES else PATTERNS[:1]
 
 
 # --- matrices -------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_dequantize_is_exact(lib, pool, type_name):
 def test_every_isa_dequantizes_to_the_same_bits(select, type_name, rows, cols, pattern, seed):
     if not width_fits(type_name, cols):
         cols = -(-cols // 32) * 32
-    case = make(type_name, rows, cols, pattern if fmt.TYPES[type_name].bits else PATTERNS[0], seed)
+    case = make(type_name, rows, cols, pattern if type_name in SPARSE_TYPES else PATTERNS[0], seed)
     for isa in ISAS:
         try:
             lib = select(isa)
@@ -208,7 +208,9 @@ def test_matmul(lib, pool, type_name, shape):
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_threads_do_not_change_a_bit(lib, pool, n):
     """Matrices of several types and sizes in one call, so that a thread's share ends in any of them."""
-    cases = [make(t, rows, 576, random) for t, rows in (("gwq4", 200), ("gwq2", 33), ("gwq3", 120), ("f16", 77), ("q8_0", 50))]
+    cases = [
+        make(t, rows, 576, random) for t, rows in (("gwq4", 200), ("gwq2", 33), ("gwq3", 120), ("f16", 77), ("q8_0", 50), ("q4_0", 90))
+    ]
     matrices, x = [Loaded(lib, c) for c in cases], activations(n, 576)
     first = matmul(lib, pool(1), matrices, x)
     for threads in range(2, 9):
@@ -375,7 +377,21 @@ def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, t
     p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
     want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1).astype(float))
     out = guarded(np.empty_like(q))
-    args = (pointer(q), pointer(k, "void *"), pointer(v, "void *"), 1 if type is np.float16 else 0, n, start, heads, kv_heads, dim, 0.125, softcap, window, pointer(out))
+    args = (
+        pointer(q),
+        pointer(k, "void *"),
+        pointer(v, "void *"),
+        1 if type is np.float16 else 0,
+        n,
+        start,
+        heads,
+        kv_heads,
+        dim,
+        0.125,
+        softcap,
+        window,
+        pointer(out),
+    )
     assert lib.gwq_attention(pool(2), *args) == 0
     assert_allclose(out, want, rtol=2e-5, atol=2e-6)
 
@@ -385,7 +401,8 @@ def test_cached_halves_are_numpys(lib):
     every = every[np.isfinite(every)]
     between = [np.nextafter(every, np.float32(to)) for to in (-np.inf, np.inf)]
     ties = (every[:-1] + every[1:]) / 2
-    x = np.concatenate([every, *between, ties, *(np.nextafter(ties, np.float32(to)) for to in (-np.inf, np.inf)), [1e5, -1e38, np.inf, -np.inf]])
+    beside = [np.nextafter(ties, np.float32(to)) for to in (-np.inf, np.inf)]
+    x = np.concatenate([every, *between, ties, *beside, [1e5, -1e38, np.inf, -np.inf]])
     x = guarded(x.astype(np.float32))
     out = guarded(np.empty(x.shape, np.uint16))
     assert lib.gwq_cache(pointer(x), x.size - 3, 1, pointer(out, "void *"), 0) == 0

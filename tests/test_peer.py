@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REFERENCE, TINY_MODELS
+from conftest import DATA, REFERENCE, TINY_MODELS
 
 import gwq_export
 from gwq_export.evaluate import log_softmax
@@ -23,31 +23,72 @@ import json, sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = sys.argv[1], 128, 1, 2
 server = xllamacpp.Server(params)
-request = {"prompt": json.loads(sys.argv[2]), "n_predict": 1, "temperature": 0, "n_probs": 50, "cache_prompt": False}
-print(json.dumps(server.handle_completions(request)))
+for prompt in json.loads(sys.argv[2]):
+    request = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": int(sys.argv[3]), "cache_prompt": False}
+    print(json.dumps(server.handle_completions(request)))
 """
 
 
-def peer(path):
-    """The finished process that asked llama.cpp for the 50 likeliest tokens after IDS."""
-    return subprocess.run([sys.executable, "-c", PEER, str(path), json.dumps(IDS)], capture_output=True, text=True, timeout=120)
+def peer(path, prompts=(IDS,), count=50):
+    """The finished process that asked llama.cpp for the `count` likeliest tokens after each prompt."""
+    args = [sys.executable, "-c", PEER, str(path), json.dumps(prompts), str(count)]
+    return subprocess.run(args, capture_output=True, text=True, timeout=120)
+
+
+def likeliest(line):
+    """[{"id", "logprob"}] of a line that it has printed."""
+    return json.loads(line)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
 
 
 # llama.cpp knows Gemma's factor of the scores by the number of blocks alone, and lets experts' weights always add up to 1
 SAME = [name for name in TINY_MODELS if name not in ("gemma2-scalar", "qwen3moe-plain")]
 
 
-@pytest.mark.parametrize("name, type", [(name, "f32") for name in SAME] + [("reference", type) for type in ("f32", "f16", "bf16", "q8_0")])
+@pytest.mark.parametrize(
+    "name, type", [(name, "f32") for name in SAME] + [("reference", t) for t in ("f32", "f16", "bf16", "q8_0", "q4_0")]
+)
 def test_same_logprobs(tiny, exported, name, type):
     path, _ = exported(REFERENCE if name == "reference" else tiny(name), type=type)
+    # llama.cpp computes F16, BF16 and block matrices with rounded activations, we with float32 ones; its KV cache is F16
+    assert difference(path) < {"f32": 1e-2, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.15, "q4_0": 0.15}[type]
+
+
+def difference(path, base=False):
+    """The largest one between llama.cpp's log-probabilities and ours."""
     done = peer(path)
     assert done.returncode == 0, done.stderr[-2000:]
-    top = json.loads(done.stdout.splitlines()[-1])["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    ours = log_softmax(gwq_export.load(path).logits(IDS)[-1])
-    # llama.cpp computes F16, BF16 and Q8_0 matrices with rounded activations, we with float32 ones; its KV cache is F16
-    tolerance = {"f32": 1e-2, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.15}[type]
+    top = likeliest(done.stdout.splitlines()[-1])
     assert len(top) == 50
-    assert np.abs([ours[t["id"]] - t["logprob"] for t in top]).max() < tolerance
+    ours = log_softmax(gwq_export.load(path, base=base).logits(IDS)[-1])
+    return np.abs([ours[t["id"]] - t["logprob"] for t in top]).max()
+
+
+@pytest.mark.parametrize("name", ["q4_0", "iq4_nl"])
+def test_types_coded_under_the_curvature(exported, name):
+    assert difference(exported(stock=name)[0]) < 0.15
+
+
+def test_llama_cpp_runs_the_base_of_a_bridge(exported):
+    """It takes no notice of the deltas, which would change more than its rounding of activations."""
+    path, _ = exported(type="bridge", outliers=0.1)
+    assert difference(path, base=True) < 0.15 < difference(path)
+
+
+def test_llama_cpp_itself_is_nearer_with_our_codes(exported):
+    """KL divergence of what it computes from our Q4_0 files to the float32 model, over all tokens after 40 prompts."""
+    text, reference = (DATA / "eval.txt").read_text(), gwq_export.load(exported(type="f32")[0])
+    ids = [int(i) for i in reference.tokenizer.encode(text[:20000])]
+    prompts, found = [ids[at : at + 48] for at in range(0, 40 * 48, 48)], {}
+    p = np.array([log_softmax(reference.logits(prompt)[-1]) for prompt in prompts])
+    for name, options in (("plain", {"type": "q4_0"}), ("ours", {"stock": "q4_0"}), ("bridge", {"type": "bridge", "outliers": 0.1})):
+        done, q = peer(exported(**options)[0], prompts, p.shape[1]), np.full(p.shape, np.nan)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        for row, line in zip(q, lines, strict=True):
+            for token in likeliest(line):
+                row[token["id"]] = token["logprob"]
+        found[name] = (np.exp(p) * (p - q)).sum(1).mean()
+    assert 0 < found["ours"] < 0.75 * found["plain"], found
+    assert found["bridge"] == pytest.approx(found["ours"], rel=1e-6)  # it runs the base, which is the same
 
 
 def test_tile_types_are_refused_by_name(exported):

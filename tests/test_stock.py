@@ -13,6 +13,7 @@ import gwq_export
 from gwq_export import GwqError, stock
 from gwq_export.container import Reader
 from gwq_export.evaluate import evaluate, log_softmax, windows
+from gwq_export.format import TYPES
 
 gguf = pytest.importorskip("gguf", reason="needs gguf-py, which the export extra installs")
 from stock_files import MIXED, decoded, rewrite  # noqa: E402
@@ -65,7 +66,7 @@ def test_known_types_stay_in_the_map(mixed):
     assert {t.type.name for t in raw.tensors.values()} == {"f32"} | {t.name.lower() for t in MIXED.values()}
     for name, tensor in opened.tensors.items():
         assert tensor.shape == raw.tensors[name].shape
-        assert tensor.type.name == (raw.tensors[name].type.name if raw.tensors[name].type.name in ("f32", "q8_0") else "f32")
+        assert tensor.type.name == (raw.tensors[name].type.name if raw.tensors[name].type.name in TYPES else "f32")
         assert np.array_equal(tensor.dequantize(), expected.tensors[name].dequantize()), name
 
 
@@ -93,7 +94,7 @@ def test_other_commands_refuse_stock_types(mixed, capsys):
 def test_damage_is_found(mixed, f32, tmp_path, capsys):
     data, out = mixed.read_bytes(), tmp_path / "bad.gguf"
     raw = Reader(mixed, stock.stock_type)
-    first = next(t for t in raw.tensors.values() if t.type.name == "q4_0")
+    first = next(t for t in raw.tensors.values() if t.type.name == "q5_0")
     last = max(raw.tensors.values(), key=lambda t: t.offset)
 
     def with_type(id):
@@ -104,7 +105,7 @@ def test_damage_is_found(mixed, f32, tmp_path, capsys):
     nan = np.float16(np.nan).tobytes()
     for content, words in [
         (data[: last.offset + last.nbytes - 1], "cut short"),
-        (with_type(6), "instead of"),  # q5_0 takes more bytes: the offsets do not fit
+        (with_type(7), "instead of"),  # q5_1 takes more bytes: the offsets do not fit
         (with_type(9), "stock type q8_1"),  # gguf-py has no decoder
         (with_type(77), "unknown type 77"),
         (data[: first.offset] + nan + data[first.offset + 2 :], f"tensor {first.name}: a value is not finite"),

@@ -1,6 +1,7 @@
 """Quality of llama.cpp's own types, each "pure" on every decoder linear, and of our files beside them, as Markdown on stdout.
 
     tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--bpw 4.5,4.25] [--paper] [--gguf OURS.gguf ...]
+    tools/compare --interop     llama.cpp's types without, with its own and with our importance, beside our files of its types
 
 Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the
 same calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in
@@ -39,9 +40,27 @@ from reference import dequantized_model, original_model  # noqa: E402
 TYPES = "q4_0,iq4_nl,q4_k,iq4_xs,q3_k,iq3_s,iq3_xxs,q2_k,iq2_s,iq2_xs"
 
 
+INTEROP = [{"stock": "q4_0"}, {"stock": "iq4_nl"}, {"type": "bridge"}, {"type": "bridge", "outliers": 0.01}]
+
+
+def written_importance(source, samples, options):
+    """{Hugging Face name: (cols,)} as it is in the file of gwq-export --imatrix."""
+    with tempfile.TemporaryDirectory() as folder:
+        gwq_export.export(source.folder, Path(folder, "f16.gguf"), type="f16", imatrix=Path(folder, "i.gguf"), samples=samples, **options)
+        tensors = gwq_export.open_gguf(Path(folder, "i.gguf")).tensors
+        return {hf: np.ravel(tensors[f"{n}.in_sum2"].dequantize() / tensors[f"{n}.counts"].dequantize()) for hf, n in linears(source)}
+
+
 def linears(source):
     """[(Hugging Face name, GGUF name)] of the decoder's linear weights."""
     return [(hf, gguf_name(i, row)) for i in range(source.layers) for row, hf in source.block(i).items() if row.linear]
+
+
+def shape(source, hf):
+    """(rows, columns) of a decoder's linear weight."""
+    return next(
+        tuple(source.dims[d] for d in row.shape) for i in range(source.layers) for row, name in source.block(i).items() if name == hf
+    )
 
 
 def stock_model(original, source, name, importance):
@@ -62,14 +81,14 @@ def file_model(source, path):
     return (
         dequantized_model(source.folder, path, ends=False),
         kinds,
-        8 * nbytes / sum(source.shape(hf)[0] * source.shape(hf)[1] for hf, _ in linears(source)),
+        8 * nbytes / sum(np.prod(shape(source, hf)) for hf, _ in linears(source)),
     )
 
 
 def at_bits(model, out, bits, **options):
     """Export within a budget, so that the decoder's linears take at most `bits` per weight, embedding and head Q8_0."""
     source = Source(Path(model))
-    linear = sum(np.prod(source.shape(hf)) for hf, _ in linears(source))
+    linear = sum(np.prod(shape(source, hf)) for hf, _ in linears(source))
     options = options | {"tensor_type": ["token_embd=q8_0"] + ["^output.weight=q8_0"] * (not source.tied)}
     plain = gwq_export.export(model, out, type="gwq4", preset="paper", outliers=0, **options | {"samples": 1})
     size = plain["bytes"] + (bits - plain["bpw_linear"]) * linear / 8
@@ -109,6 +128,7 @@ def main():
     )
     parser.add_argument("--bpw", default="", help="our files of that many bits per weight of the decoder's linears: 4.5,4.25")
     parser.add_argument("--paper", action="store_true", help="preset paper at 4, 3 and 2 bits, and our file of as many bytes each")
+    parser.add_argument("--interop", action="store_true", help="what we give to llama.cpp: our importance, --stock, bridge files")
     parser.add_argument("--gguf", nargs="+", default=[], metavar="FILE", help="our files of the same model")
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
     parser.add_argument("--samples", type=int, default=96, help="calibration windows")
@@ -150,12 +170,22 @@ def compare(args):
               f"{result['top1_agreement']:.2%} |", flush=True)  # fmt: skip
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
 
+    options = {"ctx": ctx, "calib": args.calib, "seed": args.seed}
+    if args.interop:
+        vectors = {
+            ", no imatrix": {},
+            ", imatrix": importance,
+            ", imatrix by gwq-export": written_importance(source, args.samples, options),
+        }
+    else:
+        vectors = {"": importance}
     for name in filter(None, args.types.split(",")):
-        start, narrow = time.monotonic(), [hf for hf, _ in linears(source) if not stock.fits(name, source.shape(hf)[1])]
+        start, narrow = time.monotonic(), [hf for hf, _ in linears(source) if not stock.fits(name, shape(source, hf)[1])]
         if narrow:
             print(f"{name}: left out, its blocks do not divide the width of {len(narrow)} linears such as {narrow[0]}", file=sys.stderr)
             continue
-        row(name.lower(), *stock_model(original, source, name, importance), start)
+        for label, vector in vectors.items():
+            row(f"{name.lower()}{label}", *stock_model(original, source, name, vector), start)
 
     def ours(name, path):
         start = time.monotonic()
@@ -163,12 +193,14 @@ def compare(args):
         row(f"{name} ({kinds})", model, bits, start)
         return bits
 
-    options = {"ctx": ctx, "calib": args.calib, "seed": args.seed}
     with tempfile.TemporaryDirectory() as folder:
         out, wanted = Path(folder, "ours.gguf"), [float(b) for b in filter(None, args.bpw.split(","))]
         for kind in ("gwq4", "gwq3", "gwq2") if args.paper else ():
             gwq_export.export(args.model, out, type=kind, preset="paper", **options)
             wanted.append(ours("preset paper", out))
+        for given in INTEROP if args.interop else ():
+            gwq_export.export(args.model, out, samples=args.samples, **given, **options)
+            ours("gwq-export " + " ".join(f"--{k} {v}" for k, v in given.items()), out)
         for bits in wanted:
             predicted = at_bits(args.model, out, bits, samples=args.samples, **options)["predicted_loss"]
             ours(f"gwq-export, predicted {predicted:.5f}", out)

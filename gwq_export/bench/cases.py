@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.format import ENTRY_MAX, TABLE, TYPES
+from gwq_export.format import ENTRY_MAX, LEVELS, TABLE, TYPES
 from gwq_export.native import F32, Linear, Matrix, lib, pointer
 from gwq_export.side_table import pack_outliers
 
@@ -71,7 +71,8 @@ def random_matrix(type, shape, outliers, rng):
     """A Matrix of random bytes with finite scales and about `outliers` of its weights in a side-table: for speed only."""
     rows, cols = shape
     data = rng.integers(0, 256, type.nbytes(rows, cols), np.uint8)
-    fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2], "q8_0": data[1 :: type.unit_bytes]}  # with the exponent's top bit
+    fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2]}  # with the exponent's top bit
+    fields |= dict.fromkeys(("q8_0", *LEVELS), data[1 :: type.unit_bytes])
     if type.bits:
         data[:TABLE] &= ENTRY_MAX
         fields[type.name] = data[TABLE + 1 : type.head_bytes(rows) : 2]
@@ -114,7 +115,9 @@ def attention(case, ops, rng, working_set):
     def make():
         k, v = (rng.uniform(-1, 1, (positions, width)).astype(np.float16) for _ in range(2))
         kp, vp = pointer(k, "void *"), pointer(v, "void *")
-        return lambda keep=(k, v): ops.attention(q.ptr, kp, vp, TYPES["f16"].id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr)
+        return lambda keep=(k, v): ops.attention(
+            q.ptr, kp, vp, TYPES["f16"].id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
+        )
 
     nbytes = 2 * 2 * positions * width
     return _copies(make, nbytes, working_set), nbytes, 4 * heads * HEAD * (n * start + n * (n + 1) // 2)

@@ -1,7 +1,7 @@
 """gwq-eval: perplexity, KL divergence, zero-shot tasks."""
 
 from gwq_export import GwqError
-from gwq_export.console import make_parser, read_text
+from gwq_export.console import add_base, make_parser, read_text
 
 
 def parser():
@@ -14,6 +14,7 @@ def parser():
     p.add_argument("--limit", type=int, metavar="N", help="the first N items of every task (default: all)")
     p.add_argument("--against", metavar="HF_FOLDER|FILE.gguf", help="reference model: KL divergence, top-1 agreement, same answers")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    add_base(p)
     return p
 
 
@@ -27,7 +28,7 @@ def command(args, progress):
             raise GwqError(f"{flag} goes with {needs}: give that too, or leave {flag} out")
     text = None if args.text is None else read_text(args.text, "--text")
     items = [(p.stem, tasks.parse(read_text(p, "--task"), p.stem, args.limit)) for p in map(tasks.find, args.task)]
-    model = stock.load(args.file, args.threads)
+    model = stock.load(args.file, args.threads, args.base)
     against = args.against and predict.reference_logits(args.against, model, args.threads)
     result = {"bytes": model.weights.reader.nbytes}
     if args.text is not None:

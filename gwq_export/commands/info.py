@@ -2,20 +2,21 @@
 
 import math
 
-from gwq_export.console import make_parser, size
+from gwq_export.console import add_base, make_parser, size
 
 
 def parser():
     p = make_parser("gwq-info", "What is in a GGUF file.")
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
+    add_base(p)
     return p
 
 
 def command(args, progress):
     from gwq_export.container import Reader
 
-    reader = Reader(args.file)
+    reader = Reader(args.file, base=args.base)
     if args.check:
         reader.check()
     tensors = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes, "outliers": t.outlier_count}
@@ -23,7 +24,7 @@ def command(args, progress):
     main = [t for t in reader.tensors.values() if not t.companion]
     params = sum(math.prod(t.shape) for t in main)
     tensor_bytes = sum(t["bytes"] for t in tensors)
-    header = min((t.offset for t in reader.tensors.values()), default=reader.nbytes)
+    header = sum(-(-n // reader.alignment) * reader.alignment for _, n in reader.headers)
     result = {
         "arch": reader.metadata.get("general.architecture"), "params": params, "bytes": reader.nbytes,
         "bpw": 8 * reader.nbytes / max(params, 1),

@@ -3,8 +3,8 @@
 import logging
 import sys
 
-from gwq_export import GwqError
-from gwq_export.console import ctrl_c_asks, make_parser, read_text
+from gwq_export import GwqError, open_gguf
+from gwq_export.console import add_base, ctrl_c_asks, make_parser, read_text
 
 log = logging.getLogger("gwq_export")
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, /help shows this"
@@ -30,6 +30,7 @@ def parser():
     p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--device", default="cpu", help="cpu")
+    add_base(p)
     return p
 
 
@@ -46,7 +47,7 @@ def command(args, progress):
     penalty = {"repeat_penalty": args.repeat_penalty, "repeat_last_n": args.repeat_last_n}
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed, **penalty)
     StopStrings(args.stop)  # before the model is opened
-    model = Model(args.file, args.device, args.threads, args.ctx)
+    model = Model(open_gguf(args.file, args.base), args.device, args.threads, args.ctx)
     if chatting:
         return _converse(Chat(model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw), prompt)
     if args.system:
