@@ -198,7 +198,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         model, tokens = BlockModel(source, device), calibration.tokens.to(device)
         _forward(model, tokens, ends, keep, progress)
     calibration.losses[:] = keep.get("losses")[0].tolist()
-    for i in range(left, blocks):
+    for i in reversed(range(left, blocks)):
         calibration.reached.update(zip(_of_experts(source, i), keep.get(f"reached.{i}")[0].tolist(), strict=True))
     progress("backward", blocks - left, blocks)
     for i in reversed(range(left)):

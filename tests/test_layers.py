@@ -66,7 +66,7 @@ ALLOWED = {  # module -> modules of the package it may import
         "format",
     },
     "experts": {"native"},
-    "model": {"config", "container", "experts", "native", "rope"},
+    "model": {"config", "container", "experts", "format", "native", "rope"},
     "generate": {"model", "tokenizer"},
     "chat": set(),
     "stock": {"generate", "container", "format"},
