@@ -155,23 +155,25 @@ GWQ_INLINE __m256 expand8(unsigned mask, const float *product, __m256 zero) {
 
 GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product, float *y) {
     __m256 y0 = _mm256_load_ps(y), y1 = _mm256_load_ps(y + 8);
-    __m256i left = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)count)); /* two levels at once */
-    left = _mm256_subs_epu8(left, _mm256_setr_epi32(0, 0, 0, 0, 0x01010101, 0x01010101, 0x01010101, 0x01010101));
+    __m128i left = _mm_loadu_si128((const __m128i *)count);
     const float *end = product + total;
     __m256 zero = _mm256_setzero_ps();
     __asm__("" : "+x"(zero)); /* knowing it, gcc 12 makes two instructions of a blend */
-    for (int level = 0; level < levels || product < end; level += 2) {
-        uint32_t rows = ~(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(left, _mm256_setzero_si256()));
-        left = _mm256_subs_epu8(left, _mm256_set1_epi8(2));
-        for (int i = 0; i < 2; i++, rows >>= 16) {
-            y0 = _mm256_add_ps(y0, expand8(rows & 255, product, zero));
-            product += __builtin_popcount(rows & 255);
-            y1 = _mm256_add_ps(y1, expand8(rows >> 8 & 255, product, zero));
-            product += __builtin_popcount(rows >> 8 & 255);
-        }
+    for (int level = 0; level < levels || product < end; level++) {
+        unsigned rows = 0xffffu ^ (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(left, _mm_setzero_si128()));
+        left = _mm_subs_epu8(left, _mm_set1_epi8(1));
+        y0 = _mm256_add_ps(y0, expand8(rows & 255, product, zero));
+        product += __builtin_popcount(rows & 255);
+        y1 = _mm256_add_ps(y1, expand8(rows >> 8, product, zero));
+        product += __builtin_popcount(rows >> 8);
     }
     _mm256_store_ps(y, y0);
     _mm256_store_ps(y + 8, y1);
+}
+
+GWQ_INLINE int total(const uint8_t *count) {
+    __m128i sums = _mm_sad_epu8(_mm_loadu_si128((const __m128i *)count), _mm_setzero_si128());
+    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
 }
 
 GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product) {
@@ -321,7 +323,7 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     }                                                                                                                \
     static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
     static const tile_ops ops##bits = {bits, streams, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, \
-                                       decode_scales##bits, tokens, gwq_avx2_halves, above, spread};               \
+                                       decode_scales##bits, tokens, gwq_avx2_halves, total, above, spread};               \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
         tile_dequantize(&ops##bits, m, group, out);                                                                  \
     }                                                                                                                \

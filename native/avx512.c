@@ -194,6 +194,11 @@ GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float 
     _mm512_storeu_ps(y, sum);
 }
 
+GWQ_INLINE int total(const uint8_t *count) {
+    __m128i sums = _mm_sad_epu8(_mm_loadu_si128((const __m128i *)count), _mm_setzero_si128());
+    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
+}
+
 GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x,
                                 float *product) {
     for (int k = 0; k < count; k += 16)
@@ -276,7 +281,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(b
         tokens(SUB##bits, scales, entries, nb, in, t, count, b, acc);                                               \
     }                                                                                                               \
     static const tile_ops ops##bits = {bits, streams, ahead, 1, block##bits, multiply_values, expand, decode##bits, \
-                                       decode_scales##bits, tokens##bits, gwq_avx2_halves, above, spread};         \
+                                       decode_scales##bits, tokens##bits, gwq_avx2_halves, total, above, spread};         \
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
         tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
     }

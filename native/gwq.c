@@ -1,5 +1,6 @@
 /* The public functions: check arguments, choose the instruction set's kernel, split the work over the pool. */
 #include "gwq.h"
+#include <stdatomic.h>
 #include <string.h>
 #include "kernels.h"
 
@@ -99,21 +100,26 @@ static int check_record(const gwq_matrix *m, int64_t group, int64_t tile, const 
     const uint8_t *record = *at;
     if (end - record < GWQ_ROWS) return GWQ_E_RECORD;
     int64_t rows = m->rows - group * GWQ_ROWS, width = m->cols - tile * GWQ_TILE, total = 0;
-    int most = 0, last[GWQ_ROWS];
+    int last[GWQ_ROWS];
     for (int r = 0; r < GWQ_ROWS; r++) {
-        if (record[r] && r >= rows) return GWQ_E_ROW;
-        if (record[r] > most) most = record[r];
+        if (r >= rows && record[r]) return GWQ_E_ROW;
         total += record[r];
         last[r] = -1;
     }
     if (end - record < GWQ_ROWS + 3 * total) return GWQ_E_RECORD;
     const uint8_t *column = record + GWQ_ROWS + 2 * total;
-    for (int level = 0; level < most; level++)
-        for (int r = 0; r < GWQ_ROWS; r++) {
-            if (record[r] <= level) continue;
-            int c = *column++;
-            if (c >= width || c <= last[r]) return GWQ_E_COLUMN;
-            last[r] = c;
+    uint64_t left[2]; /* outliers to come of each row, a byte each: files are opened faster than row by row */
+    memcpy(left, record, sizeof left);
+    while (left[0] | left[1])
+        for (int half = 0; half < 2; half++) {
+            const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
+            uint64_t some = (((left[half] & low) + low) | left[half]) & ~low; /* the top bit of bytes that are not 0 */
+            left[half] -= some >> 7;
+            for (; some; some &= some - 1) {
+                int c = *column++, *before = &last[8 * half + __builtin_ctzll(some) / 8];
+                if (c >= width || c <= *before) return GWQ_E_COLUMN;
+                *before = c;
+            }
         }
     *at = column;
     return GWQ_OK;
@@ -224,6 +230,7 @@ struct matmul_job {
     float *const *y;
     int count;
     gwq_input in;
+    atomic_uint_fast64_t taken; /* pieces of matmul_task that somebody has begun */
 };
 
 static void quantize_task(void *p, int thread, int threads) {
@@ -260,12 +267,9 @@ static int64_t group_at(const gwq_matrix *m, uint64_t target) {
     return low;
 }
 
-static void matmul_task(void *p, int thread, int threads) {
-    const struct matmul_job *j = p;
-    uint64_t total = 0, base = 0;
-    for (int i = 0; i < j->count; i++) total += bytes_before(j->m[i], gwq_groups(j->m[i]->rows));
-    uint64_t from = total / (uint64_t)threads * (uint64_t)thread;
-    uint64_t to = thread + 1 == threads ? total : total / (uint64_t)threads * (uint64_t)(thread + 1);
+/* The row groups from byte `from` to byte `to` of all matrices. */
+static void matmul_bytes(const struct matmul_job *j, uint64_t from, uint64_t to) {
+    uint64_t base = 0;
     for (int i = 0; i < j->count; i++) {
         const gwq_matrix *m = j->m[i];
         uint64_t size = bytes_before(m, gwq_groups(m->rows));
@@ -277,6 +281,22 @@ static void matmul_task(void *p, int thread, int threads) {
         }
         base += size;
     }
+}
+
+/* Five eighths of a thread's share are its own; the rest is for whoever comes first, as a CPU that others use is late. A
+ * result is of one row group, so it does not matter who computes it. */
+enum { OWN = 5, SHARES = 8 };
+
+static void matmul_task(void *p, int thread, int threads) {
+    struct matmul_job *j = p;
+    uint64_t total = 0, own, pieces = threads == 1 ? 1 : (uint64_t)threads * SHARES;
+    for (int i = 0; i < j->count; i++) total += bytes_before(j->m[i], gwq_groups(j->m[i]->rows));
+#define PIECE_START(i) (total / pieces * (i) + total % pieces * (i) / pieces)
+    own = threads == 1 ? 1 : OWN;
+    matmul_bytes(j, PIECE_START(own * (uint64_t)thread), PIECE_START(own * (uint64_t)(thread + 1)));
+    for (uint64_t i; (i = atomic_fetch_add(&j->taken, 1) + own * (uint64_t)threads) < pieces;)
+        matmul_bytes(j, PIECE_START(i), PIECE_START(i + 1));
+#undef PIECE_START
 }
 
 static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
@@ -298,7 +318,7 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
         tiles |= gwq_types[slot_of(m[i])].bits;
     }
     int64_t cols = m[0]->cols, blocks = gwq_blocks(cols);
-    struct matmul_job j = {m, y, count, {.n = n, .cols = cols, .blocks = blocks, .x = x}};
+    struct matmul_job j = {.m = m, .y = y, .count = count, .in = {.n = n, .cols = cols, .blocks = blocks, .x = x}};
     if (tiles) {
         if (!scratch || scratch_bytes < gwq_scratch_bytes(n, cols)) return GWQ_E_SCRATCH;
         uint8_t *at = (uint8_t *)round_up((size_t)scratch);

@@ -64,6 +64,8 @@ typedef struct tile_ops {
                    float (*acc)[GWQ_ROWS]);
     /* out[i] = float of the FP16 value i < count */
     void (*halves)(const uint8_t *value, int count, float *out);
+    /* outliers of a record, from its 16 counts */
+    int (*total)(const uint8_t *count);
     /* bit r: row r has more than `level` outliers */
     unsigned (*above)(const uint8_t *count, int level);
     /* sum[t] += v * x[t] for t < count, a multiple of 16 */
@@ -83,8 +85,8 @@ struct record {
     int total;
 };
 
-GWQ_INLINE struct record record_at(const uint8_t *p) {
-    int total = record_total(p);
+GWQ_INLINE struct record record_at(const uint8_t *p, const tile_ops *ops) {
+    int total = ops->total(p);
     return (struct record){p, p + GWQ_ROWS, p + GWQ_ROWS + 2 * total, p + GWQ_ROWS + 3 * total, total};
 }
 
@@ -126,7 +128,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     /* What most records have, so that loops are alike for the CPU's branch prediction. */
     const int64_t records = gwq_groups(m->rows) * ((in->cols + GWQ_TILE - 1) / GWQ_TILE);
     const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
-    const int usual = (int)least(MOST, (mean + mean / 8 + 7) / 8 * 8), levels = mean / 8 + 3;
+    const int usual = (int)least(MOST, (mean + mean / 8 + 7) / 8 * 8), levels = mean / 8 + 2;
     struct stream s[STREAMS];
     _Alignas(64) uint8_t table[64];
     biased_table(m, table);
@@ -161,7 +163,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                     for (int i = k; i < upto; i++) { /* a record after each block; the last block takes what is left */
                         if (b) settle(&s[i], levels, ops);
                         for (int j = 0; j < streams; j += 2) fetch(s[j].tile + at + early, ahead, bytes - early);
-                        s[i].in_hand = record_at(s[i].in_hand.next);
+                        s[i].in_hand = record_at(s[i].in_hand.next, ops);
                         fetch(s[i].in_hand.next, 192, 192); /* constants: no loop to mispredict */
                         multiply(&s[i].in_hand, usual, end, x, ops, s[i].product);
                     }
@@ -207,7 +209,7 @@ GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[
 GWQ_INLINE const uint8_t *record_few(const uint8_t *record, const uint8_t *end, const float (*x)[GWQ_TILE], int count,
                                      const tile_ops *ops, float (*sum)[GWQ_ROWS]) {
     _Alignas(64) float product[2][MOST + 32];
-    struct record r = record_at(record);
+    struct record r = record_at(record, ops);
     for (int j = 0; j <= count; j++) { /* one token behind: the loads need not wait for stores */
         if (j < count) multiply(&r, 0, end, x[j], ops, product[j % 2]);
         if (j) ops->expand(r.count, 0, r.total, product[(j - 1) % 2], sum[j - 1]);

@@ -107,13 +107,11 @@ BAD = {  # op -> arguments after the pool, where it takes one; X and Y are array
 @pytest.mark.parametrize("op, arguments", [(op, arguments) for op in BAD for arguments in BAD[op]])
 def test_bad_arguments_are_refused(op, arguments):
     x, y = guarded(activations(2, 8)), guarded(activations(2, 8))
-    before, arrays = x.copy(), {"X": pointer(x), "Y": pointer(y)}
+    before = x.copy()
     function = getattr(lib(), f"gwq_{op}")
-    kinds = [arg.kind for arg in ffi.typeof(function).args]
-    words = (["POOL"] if "struct" in str(ffi.typeof(function).args[0]) else []) + arguments.split()
-    values = []
-    for word, kind in zip(words, kinds, strict=True):
-        pointed = {"POOL": POOL.ptr, "0": NULL} | arrays
-        values.append(pointed[word] if kind == "pointer" else float(word) if word in ("nan", "1e-5") or "." in word else int(word))
+    kinds = [kind.cname for kind in ffi.typeof(function).args]
+    words = ["P", *arguments.split()] if kinds[0] == "gwq_pool *" else arguments.split()
+    named = {"P": POOL.ptr, "X": pointer(x), "Y": pointer(y), "0": NULL}
+    values = [named[w] if "*" in kind else float(w) if kind == "float" else int(w) for w, kind in zip(words, kinds, strict=True)]
     assert function(*values) == lib().GWQ_E_ARGUMENT
     assert_array_equal(x, before)

@@ -81,6 +81,8 @@ class Lab:
     def __init__(self, folder, calib, text, ctx=256, samples=64, count=16, seeds=3, saved=None):
         self.name, self.calib, self.ctx, self.samples, self.seeds = Path(folder).name, calib, ctx, samples, range(seeds)
         self.source, self.pool = Source(folder), Pool(1)
+        if self.source.arch.experts:
+            raise gwq_export.GwqError(f"{folder}: the ablation knows no mixtures of experts: give a dense model")
         self.tokenizer = Tokenizer(to_metadata(self.source.folder, self.source.vocab))
         rows = windows(self.tokenizer, Path(text).read_text(encoding="utf-8"), ctx)
         self.rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
