@@ -4,7 +4,7 @@ To add an architecture, add a row to ARCHS (and a tensor table if none fits). No
 reads the Hugging Face side of a row, the runtime the GGUF side.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,19 @@ class TensorRow:
     """One tensor of a decoder block, and how its rows in the file follow from those of the checkpoint."""
 
     gguf: str  # name after "blk.N."
-    hf: str  # name after "<layers>.N."
-    shape: tuple  # names of Source.dims, rows and columns as in the file: dim, q (heads x head), kv (kv_heads x head), ffn, head ...
+    hf: str  # name after "<layers>.N."; with {} for an expert's number
+    shape: tuple  # names of Source.dims, as in the file (rows, columns): dim, q (heads x head), kv (kv_heads x head), ffn, head ...
     linear: bool = False  # a matrix that is calibrated and quantized
     heads: str = ""  # "heads" or "kv_heads": rows are permuted head by head where rope turns pairs
     interleaved: int = 0  # rows lie as (heads, interleaved, head) and go to (interleaved, heads, head)
     transposed: bool = False  # the checkpoint has (columns, rows)
     plus: float = 0.0  # is added to every value
     optional: bool = False
+    expert: int | None = None  # which matrix of a tensor (experts, rows, columns)
+
+    def of_expert(self, j):
+        """The row of expert j's matrix."""
+        return replace(self, hf=self.hf.format(j), expert=j)
 
 
 def _norm(gguf, hf, dim="dim", plus=0.0, optional=False):
@@ -47,6 +52,12 @@ FFN = (
     *_linear("ffn_up", "mlp.up_proj", "ffn", "dim"),
     *_linear("ffn_down", "mlp.down_proj", "dim", "ffn"),
 )
+EXPERTS = (
+    TensorRow("ffn_gate_inp.weight", "mlp.gate.weight", ("experts", "dim")),  # the router, which stays float32
+    TensorRow("ffn_gate_exps.weight", "mlp.experts.{}.gate_proj.weight", ("experts", "expert_ffn", "dim"), linear=True),
+    TensorRow("ffn_up_exps.weight", "mlp.experts.{}.up_proj.weight", ("experts", "expert_ffn", "dim"), linear=True),
+    TensorRow("ffn_down_exps.weight", "mlp.experts.{}.down_proj.weight", ("experts", "dim", "expert_ffn"), linear=True),
+)
 
 
 def _gemma_block(*qk_norms):
@@ -72,6 +83,7 @@ LLAMA_BLOCK = (
     _norm("ffn_norm", "post_attention_layernorm"),
     *FFN,
 )
+EXPERTS_BLOCK = tuple(row for row in LLAMA_BLOCK if row not in FFN) + EXPERTS
 OLMO2_BLOCK = (  # no norm before, one after; Q and K are normed whole
     *ATTENTION,
     _norm("attn_q_norm", "self_attn.q_norm", "q"),
@@ -107,6 +119,7 @@ NEOX_BLOCK = (
 )
 
 _OFF = (False, None)
+_SILU = {"hidden_act": ("silu",), "use_sliding_window": _OFF, "mlp_bias": _OFF}
 _LLAMA_ROPES = ("default", "linear", "llama3", "yarn")
 _GEMMA = {"hidden_act": ("gelu_pytorch_tanh",), "attention_bias": _OFF, "use_bidirectional_attention": _OFF}
 
@@ -148,7 +161,9 @@ class Arch:
     numbers: dict = field(default_factory=dict)  # GGUF key -> config key of a positive number; None is no number, and not written
     model_type: str = ""  # what config.json calls it, where that is not `gguf`
     # config values this runtime computes with; anything else is refused by name. A missing key is fine.
-    only: dict = field(default_factory=lambda: {"hidden_act": ("silu",), "use_sliding_window": _OFF, "mlp_bias": _OFF})
+    only: dict = field(default_factory=lambda: _SILU)
+    experts: str = ""  # module path in a block of a mixture of experts
+    renamed: tuple = ()  # (old, new) parts of names in checkpoints
 
     @property
     def first(self):
@@ -177,6 +192,27 @@ ARCHS = {  # Hugging Face class name -> row
     "MistralForCausalLM": Arch("llama", "pairs", rope_kinds=_LLAMA_ROPES, window="sliding_window", model_type="mistral"),
     "Qwen2ForCausalLM": Arch("qwen2", "halves"),
     "Qwen3ForCausalLM": Arch("qwen3", "halves"),
+    "MixtralForCausalLM": Arch(
+        "llama",
+        "pairs",
+        EXPERTS_BLOCK,
+        rope_kinds=_LLAMA_ROPES,
+        window="sliding_window",
+        names={"moe_intermediate_size": "intermediate_size"},
+        defaults={"norm_topk_prob": True},
+        only=_SILU | {"norm_topk_prob": (True,)},
+        experts="mlp.experts",
+        renamed=((".block_sparse_moe.", ".mlp."), (".w1.", ".gate_proj."), (".w3.", ".up_proj."), (".w2.", ".down_proj.")),
+    ),
+    "Qwen3MoeForCausalLM": Arch(
+        "qwen3moe",
+        "halves",
+        EXPERTS_BLOCK,
+        names={"num_local_experts": "num_experts"},
+        defaults={"norm_topk_prob": False},
+        only=_SILU | {"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+        experts="mlp.experts",
+    ),
     "SmolLM3ForCausalLM": Arch("smollm3", "pairs", unturned_every=4, defaults={"rope_theta": 2e6, "tie_word_embeddings": True}),
     "GraniteForCausalLM": Arch(
         "granite",
@@ -299,7 +335,7 @@ ARCHS = {  # Hugging Face class name -> row
         only={"hidden_act": ("gelu",), "attention_bias": (True,)},
     ),
 }
-ARCH_BY_GGUF = {a.gguf: a for a in ARCHS.values()}
+ARCH_BY_GGUF = {(a.gguf, bool(a.experts)): a for a in ARCHS.values()}  # by what a file says: its name, and whether it has experts
 
 
 def gguf_name(block, row):

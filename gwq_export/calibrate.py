@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gwq_export import GwqError
 from gwq_export.parallel import add_gram, batches, each, mirror
 from gwq_export.totals import FACTORS, Tap, Totals
+from gwq_export.unfused import unfuse
 from gwq_export.workdir import Memory
 
 
@@ -28,6 +29,7 @@ class Calibration:
 
     tokens: torch.Tensor  # (samples, ctx) int64
     losses: list = field(default_factory=list)
+    reached: dict = field(default_factory=dict)  # matrix of an expert -> how many of the tokens were routed to it
 
     @property
     def loss(self):
@@ -112,6 +114,9 @@ class BlockModel:
         parent, _, name = source.arch.layers.rpartition(".")
         parent = self.model.get_submodule(parent)
         self.blocks = list(getattr(parent, name))  # on the meta device until loaded
+        if source.arch.experts:
+            for block in self.blocks:
+                unfuse(block, source.arch.experts)
         self.stands = [_Stand() for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
@@ -183,10 +188,11 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
               finished=lambda name: False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
-    Blocks come last to first, each block's tensors in the order of the architecture; then those of `ends`
+    Blocks come last to first, each block's tensors in the order of the architecture, experts one by one; then those of `ends`
     (embedding, head). statistics: names from totals.STATISTICS, float32 of the weight's shape, and FACTORS.
-    `calibration.losses` is filled before the first tensor is yielded. keep: a workdir.Memory for what blocks hand on, or a
-    Workdir from which another run of this function goes on; it leaves out the tensors of which `finished` is true.
+    `calibration.losses` is filled before the first tensor is yielded, `reached` before those of its block. keep: a
+    workdir.Memory for what blocks hand on, or a Workdir from which another run of this function goes on; it leaves out the
+    tensors of which `finished` is true.
     """
     keep, blocks = keep or Memory(), source.layers
     linears = [[n for row, n in source.block(i).items() if row.linear] for i in range(blocks)]
@@ -196,9 +202,11 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         model, tokens = BlockModel(source, device), calibration.tokens.to(device)
         _forward(model, tokens, ends, keep, progress)
     calibration.losses[:] = keep.get("losses")[0].tolist()
+    for i in reversed(range(left, blocks)):
+        calibration.reached.update(zip(_of_experts(source, i), keep.get(f"reached.{i}")[0].tolist(), strict=True))
     progress("backward", blocks - left, blocks)
     for i in reversed(range(left)):
-        yield from (found for found in _block_gradients(model, i, tokens, statistics, keep) if not finished(found[0]))
+        yield from (found for found in _block_gradients(model, i, tokens, statistics, keep, calibration.reached) if not finished(found[0]))
         model.drop(i)
         keep.drop(f"upstream.{i + 1}")
         keep.drop(f"state.{i}")
@@ -206,6 +214,11 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     if ends:
         last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
         yield from _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
+
+
+def _of_experts(source, i):
+    """Names of the matrices of block i that are an expert's."""
+    return [name for row, name in source.block(i).items() if row.expert is not None]
 
 
 def _kept(keep, name, device):
@@ -256,15 +269,22 @@ def _forward(model, tokens, ends, keep, progress):
         keep.drop(f"state.{blocks}")
 
 
-def _block_gradients(model, i, tokens, statistics, keep):
-    """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`."""
+def _block_gradients(model, i, tokens, statistics, keep, reached):
+    """(name, weight, statistics) of the linears of block i; keeps what it hands to the block before as `upstream.i`.
+
+    reached: takes the tokens of every expert's matrix, which are kept as `reached.i`.
+    """
     block, totals = model.load(i), Totals(statistics, tokens)
     linears = {row.hf: name for row, name in model.source.block(i).items() if row.linear}
     weights = {name: block.get_parameter(hf) for hf, name in linears.items()}
     wanted = {name: w.requires_grad_() for name, w in weights.items()} if totals.per_weight else {}
-    tap = Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()} if totals.factors else {})
-    _keep(keep, f"upstream.{i}", _differentiate(model, i, keep, totals, wanted, tap))
+    tap = Tap().attach({n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()})
+    upstream = _differentiate(model, i, keep, totals, wanted, tap)
     tap.remove()
+    seen = {name: totals.reached[name] for name in _of_experts(model.source, i)}
+    reached |= seen
+    keep.put(f"reached.{i}", np.array([*seen.values()], np.int64))
+    _keep(keep, f"upstream.{i}", upstream)
     totals.finish()
     for name, w in weights.items():
         yield name, *totals.take(name, w.detach())
@@ -277,13 +297,15 @@ def _differentiate(model, i, keep, totals, wanted, tap):
     def differentiate(s):
         given = states[s : s + 1].clone().requires_grad_()
         output, (inputs, outputs) = model.run(i, given), tap.take()
-        found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1])
+        outputs = outputs if totals.by_output else {}
+        found = torch.autograd.grad(output, [given, *wanted.values(), *outputs.values()], upstream[s : s + 1], allow_unused=True)
         return found[0], found[1 : 1 + len(wanted)], inputs, dict(zip(outputs, found[1 + len(wanted) :], strict=True))
 
     for some in batches(len(states)):
         for s, (lower, by_weight, inputs, by_output) in zip(some, each(differentiate, some), strict=True):
             for name, g in zip(wanted, by_weight, strict=True):
-                totals.weight(name, g)
+                if g is not None:  # of an expert without a token
+                    totals.weight(name, g)
             totals.factor(inputs, by_output)
             upstream[s] = lower
     return upstream

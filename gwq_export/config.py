@@ -17,7 +17,11 @@ class Config:
     arch: Arch
     layers: int
     dim: int
-    ffn: int
+    ffn: int  # width of a feed-forward layer
+    experts: int  # of a feed-forward layer, 0: it is a dense one
+    experts_used: int  # by a token
+    experts_normed: bool  # the weights of a token's experts add up to 1
+    expert_ffn: int  # width of an expert
     heads: int
     kv_heads: int
     head_dim: int
@@ -40,16 +44,18 @@ class Config:
         """Sizes by the names of the architecture's tensor tables."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {"dim": self.dim, "q": q, "kv": kv, "qkv": q + 2 * kv, "ffn": self.ffn, "gate_up": 2 * self.ffn, "head": self.head_dim,
-                "vocab": self.vocab, "ctx": self.ctx}  # fmt: skip
+                "vocab": self.vocab, "ctx": self.ctx, "experts": self.experts, "expert_ffn": self.expert_ffn}  # fmt: skip
 
 
 def read_config(reader):
     """The Config of an open file. Raises GwqError for what is missing, out of range or not computed by this runtime."""
     meta = reader.metadata
     name = meta.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCH_BY_GGUF:
-        raise GwqError(f"{reader.path}: architecture {name!r} is not supported; supported: {', '.join(ARCH_BY_GGUF)}")
-    arch = ARCH_BY_GGUF[name]
+    mixture = isinstance(name, str) and bool(meta.get(f"{name}.expert_count"))
+    arch = ARCH_BY_GGUF.get((name, mixture)) if isinstance(name, str) else None
+    if arch is None:
+        known = ", ".join(name + " with experts" * mixture for name, mixture in ARCH_BY_GGUF)
+        raise GwqError(f"{reader.path}: architecture {name!r}{' with experts' * mixture} is not supported; supported: {known}")
 
     def refuse(key, value):
         raise GwqError(f"{reader.path}: metadata key {name}.{key} is {value!r}, which cannot be; export the model again")
@@ -63,6 +69,12 @@ def read_config(reader):
     def number(key, default, low=1e-6, high=1e6):
         return get(key, default, low, high, float)
 
+    def flag(key):
+        value = meta.get(f"{name}.{key}", True)
+        if not isinstance(value, bool):
+            refuse(key, value)
+        return value
+
     embed = reader.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         raise GwqError(f"{reader.path}: no matrix token_embd.weight; this is not a language model file")
@@ -72,15 +84,18 @@ def read_config(reader):
     if heads % kv_heads or get("attention.value_length", head, high=65536) != head:
         raise GwqError(f"{reader.path}: head counts or sizes that this runtime does not compute; export the model again")
     window, every = get("attention.sliding_window", 0, 0, 1 << 31), get("attention.sliding_window_pattern", arch.full_every, 0)
-    parallel = meta.get(f"{name}.use_parallel_residual", True)
-    if not isinstance(parallel, bool):
-        refuse("use_parallel_residual", parallel)
+    experts, ffn = get("expert_count", 0, 0, 65536), get("feed_forward_length")
+    parallel, normed = flag("use_parallel_residual"), flag("expert_weights_norm")
     rope, rope_swa = _ropes(reader, arch, head, ctx, get, number) if arch.rope else (None, None)
     return Config(
         arch=arch,
         layers=layers,
         dim=dim,
-        ffn=get("feed_forward_length"),
+        ffn=ffn,
+        experts=experts,
+        experts_used=get("expert_used_count", None, 1, experts) if experts else 0,
+        experts_normed=normed,
+        expert_ffn=get("expert_feed_forward_length", ffn),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head,

@@ -3,7 +3,8 @@
 File: header (metadata, then one descriptor per tensor), zero bytes up to the alignment, tensors in the order of
 their descriptors, each padded with zero bytes to the alignment. Shapes here are numpy's (rows, columns); on disk
 they are reversed. A matrix of a tile type may have two companions, its outlier side-table (see `gwq_format.h`). Those of
-a stock type lie in a second GGUF behind the last tensor, as `gwq.bridge.*` keys say (see `bridge`).
+a stock type lie in a second GGUF behind the last tensor, as `gwq.bridge.*` keys say (see `bridge`). A tensor of shape
+(experts, rows, columns) is one matrix after another, its companions (experts, n) likewise.
 """
 
 import contextlib
@@ -11,14 +12,14 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
 import numpy as np
 
 from gwq_export import GwqError, bridge
-from gwq_export.format import FORMAT_VERSION, TYPES, TYPES_BY_ID, TensorType
+from gwq_export.format import FORMAT_VERSION, TYPES, TYPES_BY_ID, TensorType, matrices
 from gwq_export.side_table import outlier_bytes
 from gwq_export.tiles import check_outliers, check_tiles, dequantize
 
@@ -42,11 +43,6 @@ STOCK = dict(entry.split(":") for entry in STOCK.split())
 AGAIN = "the file is damaged, download or export it again"
 
 
-def _matrix(shape):
-    """(rows, cols) of a shape: all dimensions but the last are rows."""
-    return prod(shape[:-1]), shape[-1]
-
-
 def _pad(n, alignment):
     return -(-n // alignment) * alignment
 
@@ -66,7 +62,7 @@ def layout(tensors, alignment):
     at, places = 0, []
     for name, type, shape in tensors:
         with _about(f"tensor {name}"):
-            places.append((at, type.nbytes(*_matrix(shape))))
+            places.append((at, type.size(shape)))
         at += _pad(places[-1][1], alignment)
     return places, at
 
@@ -80,13 +76,15 @@ def outlier_counts(tensors):
             raise GwqError(f"a side-table belongs to {base}, which is no tile tensor here: {AGAIN}")
         if base + OUTLIERS not in by_name or base + OFFSETS not in by_name:
             raise GwqError(f"tensor {base} has one of {OUTLIERS} and {OFFSETS} without the other: {AGAIN}")
-        rows, cols = _matrix(by_name[base][1])
+        whole = by_name[base][1]
         (type, shape), (offsets_type, offsets) = by_name[base + OUTLIERS], by_name[base + OFFSETS]
+        count, rows, cols = matrices(whole)
         smallest, entries = outlier_bytes(rows, cols, 0)
-        counts[base], rest = divmod(shape[0] - smallest, 3)
-        fits = len(shape) == 1 and offsets == (entries,) and rest == 0 <= counts[base] <= rows * cols
+        each, rest = divmod(shape[-1] - smallest, 3)  # every matrix of a tensor has as many
+        fits = shape[:-1] == offsets[:-1] == whole[:-2] and offsets[-1] == entries and rest == 0 <= each <= rows * cols
         if not fits or (type.name, offsets_type.name) != ("i8", "i32"):
-            raise GwqError(f"the side-table of tensor {base} does not fit its {rows} x {cols} weights: {AGAIN}")
+            raise GwqError(f"the side-table of tensor {base} does not fit its {' x '.join(map(str, whole))} weights: {AGAIN}")
+        counts[base] = count * each
     return counts
 
 
@@ -96,38 +94,56 @@ class Tensor:
 
     name: str
     type: TensorType
-    shape: tuple  # numpy order: (rows, cols) or (n,)
+    shape: tuple  # numpy order: (rows, cols), (n,) or (experts, rows, cols)
     offset: int  # of its first byte in the file
     nbytes: int
     data: np.ndarray  # uint8 (nbytes,)
-    outliers: tuple | None  # (records uint8 (bytes,), offsets int32 (row groups + 1,))
-    outlier_count: int
+    outliers: tuple | None  # (records uint8 (bytes,), offsets int32 (row groups + 1,)), of one matrix after another
+    outlier_count: int  # of all matrices
 
     @property
     def companion(self):
         """True for a part of another tensor's side-table."""
         return self.name.endswith((OUTLIERS, OFFSETS))
 
+    def matrices(self):
+        """Its matrices, one for each expert: Tensors of two dimensions over the same bytes."""
+        count, *shape = matrices(self.shape)
+        nbytes, outliers = self.nbytes // count, self.outlier_count // count
+        parts = [a.reshape(count, -1) for a in (self.data, *(self.outliers or ()))]
+        return [
+            replace(self, shape=tuple(shape), offset=self.offset + i * nbytes, nbytes=nbytes, data=data, outliers=tuple(table) or None,
+                    outlier_count=outliers)
+            for i, (data, *table) in enumerate(zip(*parts, strict=True))
+        ]  # fmt: skip
+
     def dequantize(self):
         """float32 array of `shape`. Raises GwqError for a damaged side-table."""
         with _about(f"tensor {self.name}"):
-            return dequantize(self.type, self.data, _matrix(self.shape), self.outliers).reshape(self.shape)
+            parts = [dequantize(m.type, m.data, m.shape, m.outliers) for m in self.matrices()]
+            return (parts[0] if len(parts) == 1 else np.stack(parts)).reshape(self.shape)
 
     def check(self):
         """Read every byte; raises GwqError for a value that is not finite and for damaged tiles or a damaged side-table."""
         if self.type.name in ("i8", "i32"):
             return  # a side-table is checked with its matrix
         with _about(f"tensor {self.name}"), np.errstate(invalid="ignore"):
-            if self.type.bits:
-                return check_tiles(self.type, self.data, _matrix(self.shape), self.outliers)
-            rows, cols = _matrix(self.shape)
-            size, step = self.type.nbytes(1, cols), max(1, (1 << 20) // cols)
-            for first in range(0, rows, step):
-                part = self.data[first * size : (first + step) * size]
-                if not np.isfinite(dequantize(self.type, part, (len(part) // size, cols))).all():
-                    raise GwqError(f"a value is not finite: {AGAIN}")
-            if self.outliers is not None:
-                check_outliers(self.outliers, (rows, cols))
+            for m in self.matrices():
+                if m.type.bits:
+                    check_tiles(m.type, m.data, m.shape, m.outliers)
+                else:
+                    m._check_stock()
+
+    def _check_stock(self):
+        """`check` of one matrix of a stock type."""
+        rows, cols = self.shape
+        size, step = self.type.nbytes(1, cols), max(1, (1 << 20) // cols)
+        for first in range(0, rows, step):
+            part = self.data[first * size : (first + step) * size]
+            if not np.isfinite(dequantize(self.type, part, (len(part) // size, cols))).all():
+                raise GwqError(f"a value is not finite: {AGAIN}")
+        if self.outliers is not None:
+            check_outliers(self.outliers, self.shape)
 
 
 class Metadata(Mapping):

@@ -59,13 +59,13 @@ class Curvatures:
     def __init__(self, tokens=None):
         self.tokens, self.of, self.last = tokens, None, None
 
-    def put(self, statistics):
-        """The statistics with a Curvature in the place of the Hessian, if they have one."""
+    def put(self, statistics, tokens=None):
+        """The statistics with a Curvature in the place of the Hessian, if they have one. tokens: of it, if not of all."""
         hessian = statistics.get("hessian")
         if hessian is None:
             return statistics
         if self.of is not hessian:
-            self.of, self.last = hessian, Curvature(hessian, self.tokens)
+            self.of, self.last = hessian, Curvature(hessian, self.tokens if tokens is None else tokens)
         return statistics | {"hessian": self.last}
 
 

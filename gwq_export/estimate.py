@@ -33,13 +33,14 @@ class Estimate:
         self._calibrating += time.monotonic() - before
 
     def sample(self, entry, weight, statistics):
-        """Quantize weight(), unless one of its kind has been."""
+        """Quantize weight(), a matrix of the entry, unless one of its kind has been."""
         kind = entry.shape, bool(entry.recipe.type.bits)
         if kind not in self._kinds:
             start = time.monotonic()
             self._encode(entry, weight(), statistics)
-            self._kinds[kind] = time.monotonic() - start
-            self._sampling += self._kinds[kind] if statistics else 0
+            took = time.monotonic() - start
+            self._kinds[kind] = took * len(entry.sources)
+            self._sampling += took if statistics else 0
 
     def seconds(self, entries, surveys):
         """What an export of these entries takes, a survey before it or not. None when an earlier run did the calibration."""

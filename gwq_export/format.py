@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import cffi
@@ -77,6 +78,16 @@ class TensorType:
         if cols % self.unit:
             raise GwqError(f"type {self.name} needs a width that is a multiple of {self.unit}, got {cols}: choose f16")
         return rows * (cols // self.unit) * self.unit_bytes
+
+    def size(self, shape):
+        """Bytes of a tensor of one dimension or more. Raises GwqError like `nbytes`."""
+        count, rows, cols = matrices(shape)
+        return count * self.nbytes(rows, cols)
+
+
+def matrices(shape):
+    """(count, rows, cols) of a tensor's shape: a vector is one row; dimensions before the last two count matrices (experts)."""
+    return prod(shape[:-2]), (1, *shape)[-2], shape[-1]
 
 
 def padded_rows(rows):

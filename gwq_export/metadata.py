@@ -1,5 +1,6 @@
 """A Hugging Face config as the GGUF keys that stock tools expect, and the provenance keys of our own."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from gwq_export.format import FORMAT_VERSION
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "iq4_nl": 25, "bf16": 32}  # general.file_type; anything else counts as guessed
 _GUESSED = 1024
+
+log = logging.getLogger("gwq_export")
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def config_keys(source):
         "attention.value_length": dims["head"],
         f"attention.layer_norm_{'' if arch.layer_norm else 'rms_'}epsilon": source.number(config.get(arch.eps, 1e-6), arch.eps),
     }
+    keys |= _expert_keys(source) if arch.experts else {}
     rope = _rope_keys(source) if arch.rope else {}
     keys |= {key: rope.pop(key) for key in ("rope.dimension_count", "rope.freq_base") if key in rope}
     keys["vocab_size"] = source.vocab
@@ -166,6 +170,21 @@ def config_keys(source):
     if arch.parallel:
         keys["use_parallel_residual"] = bool(config.get("use_parallel_residual", True))
     return {f"{arch.gguf}.{key}": value for key, value in keys.items()}
+
+
+def _expert_keys(source):
+    """Keys of a mixture of experts."""
+    experts, used, normed = source.dims["experts"], source.integer("num_experts_per_tok"), bool(source.config["norm_topk_prob"])
+    if used > experts:
+        raise GwqError(f"{source.folder}/config.json: num_experts_per_tok is {used}, but there are {experts} experts")
+    if not normed:
+        log.warning("norm_topk_prob is false: gwq-run computes that, but llama.cpp makes the weights of a token's experts add up to 1")
+    return {
+        "expert_count": experts,
+        "expert_used_count": used,
+        "expert_feed_forward_length": source.dims["expert_ffn"],
+        "expert_weights_norm": normed,
+    }
 
 
 def general_keys(source, name, type_name):

@@ -12,6 +12,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.config import read_config
 from gwq_export.container import Reader
+from gwq_export.experts import Experts
 from gwq_export.format import TYPES
 from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
 from gwq_export.rope import Rope
@@ -114,13 +115,20 @@ class Weights:
             qkv = split("attn_qkv", dims["q"], dims["kv"], dims["kv"])
         else:
             qkv = Linear(*linear("attn_q", "attn_k", "attn_v"))
-        fused = rows["ffn_up.weight"].shape[0] == "gate_up"
-        gated = fused or "ffn_gate.weight" in rows
-        if fused:
-            inputs = split("ffn_up", c.ffn, c.ffn)
-        else:
-            inputs = Linear(*linear("ffn_gate", "ffn_up")) if gated else Linear(*linear("ffn_up"))
         activation = getattr(lib(), f"GWQ_{c.arch.activation.upper()}")
+        if c.experts:
+            shapes = {name: tuple(dims[d] for d in rows[name].shape) for name in rows if "_exps" in name}
+            gate, up, down = (self._matrices(at + name, shape) for name, shape in shapes.items())
+            inputs, outputs = [Linear(pair) for pair in zip(gate, up, strict=True)], [Linear([m]) for m in down]
+            ffn = Experts(Linear(*linear("ffn_gate_inp")), inputs, outputs, c.experts_used, c.experts_normed, activation)
+        else:
+            fused = rows["ffn_up.weight"].shape[0] == "gate_up"
+            gated = fused or "ffn_gate.weight" in rows
+            if fused:
+                inputs = split("ffn_up", c.ffn, c.ffn)
+            else:
+                inputs = Linear(*linear("ffn_gate", "ffn_up")) if gated else Linear(*linear("ffn_up"))
+            ffn = FeedForward(inputs, gated, Linear(*linear("ffn_down")), activation)
         return Layer(
             attn_norm=norm("attn_norm"),
             qkv=qkv,
@@ -129,7 +137,7 @@ class Weights:
             attn_output=Linear(*linear("attn_output")),
             attn_post_norm=norm("post_attention_norm"),
             ffn_norm=norm("ffn_norm"),
-            ffn=FeedForward(inputs, gated, Linear(*linear("ffn_down")), activation),
+            ffn=ffn,
             ffn_post_norm=norm("post_ffw_norm"),
             window=c.windows[i],
             rope=(c.rope_swa if c.windows[i] else c.rope) if c.arch.turned(i) else None,
@@ -150,8 +158,11 @@ class Weights:
         return tensor and F32(tensor.dequantize())
 
     def _matrix(self, name, shape):
-        t = self._tensor(name, shape)
-        return Matrix(t.name, t.type, t.shape, t.data, t.outliers)
+        return self._matrices(name, shape)[0]
+
+    def _matrices(self, name, shape):
+        """Those of a tensor: one, or one for each expert."""
+        return [Matrix(t.name, t.type, t.shape, t.data, t.outliers) for t in self._tensor(name, shape).matrices()]
 
     def _norm(self, rows, at, name, width):
         """The norm `at`+name of activations of this width; rows: {name: row} of the table that may have it."""

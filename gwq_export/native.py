@@ -6,6 +6,7 @@ costs as much as a small op. The library never keeps a pointer, so the owners he
 
 import functools
 import hashlib
+import math
 import os
 import threading
 import weakref
@@ -84,6 +85,11 @@ def check(status, what="native call"):
 def pointer(array, kind="float *"):
     """C pointer to a numpy array's data; the caller keeps the array alive."""
     return ffi.cast(kind, array.ctypes.data)
+
+
+def view(ptr, shape):
+    """float32 array of `shape` over the memory at a float pointer, which the caller keeps alive."""
+    return np.frombuffer(ffi.buffer(ptr, 4 * math.prod(shape)), np.float32).reshape(shape)
 
 
 class F32:

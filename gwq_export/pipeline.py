@@ -144,17 +144,30 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         if dry_run:
             for e in entries:
                 if not e.recipe.statistics:
-                    estimate.sample(e, partial(read, source, e), {})
+                    estimate.sample(e, partial(read, source, e.sources[0]), {})
             result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
         else:
             if imatrix:
                 write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
             write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
             work.clear()
+    if calibration:
+        _warn_of_experts(calibration.reached)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if calibration and calibration.losses:
         result |= {"calibration_tokens": calibration.tokens.numel(), "calibration_loss": calibration.loss}
     return result if dry_run else finish(out, source, entries, result, model, windows, max_kld, report, card, device, progress)
+
+
+def _warn_of_experts(reached):
+    """Name the experts that calibration says little of; reached: {matrix of an expert: tokens}."""
+    from gwq_export.totals import ENOUGH
+
+    experts = {name.rsplit(".", 2)[0]: tokens for name, tokens in reached.items()}
+    few = [name for name, tokens in experts.items() if tokens < ENOUGH]
+    if few:
+        log.warning("%d of %d experts met fewer than %d calibration tokens and are quantized by their weights alone; more --samples "
+                    "reach more of them: %s%s", len(few), len(experts), ENOUGH, ", ".join(few[:8]), ", ..." if few[8:] else "")  # fmt: skip
 
 
 def _predicted(entries, offers, calibration):

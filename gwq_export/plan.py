@@ -3,6 +3,7 @@
 import re
 import zlib
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 from gwq_export import GwqError
@@ -28,8 +29,8 @@ class Entry:
     """One weight of the plan: where it comes from and how it is stored."""
 
     name: str  # GGUF
-    source: str  # Hugging Face
-    shape: tuple  # in the file
+    sources: tuple  # Hugging Face: one, or that of every expert
+    shape: tuple  # in the file: (rows, columns), (n,) or (experts, rows, columns)
     recipe: object
     linear: bool  # a decoder linear
     arrange: Arrangement
@@ -43,7 +44,7 @@ def plan(source, recipe, overrides=()):
     """
     f32, entries = tensor_type("f32"), []
 
-    def add(row, name, hf, matrix):
+    def add(row, name, sources, matrix):
         shape = tuple(source.dims[d] for d in row.shape)
         kind, fixed = recipe.type if row.linear else _end_type(recipe.type, shape) if matrix else f32, not matrix
         if matrix:
@@ -52,27 +53,29 @@ def plan(source, recipe, overrides=()):
                     kind, fixed = override.type, True
         if kind.bits and recipe.type.levels:
             raise GwqError(f"{name}: llama.cpp cannot load {kind.name} beside {recipe.type.name}: give it a stock type")
-        if not kind.bits:
-            kind.nbytes(*shape) if len(shape) == 2 else None  # refuses a width the type cannot hold
+        kind.size(shape)  # refuses a width the type cannot hold
         seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
         outliers = recipe.outliers if kind.bits or kind == recipe.type else 0.0
         chosen = replace(recipe, type=kind, outliers=outliers, seed=seed)
         arrange = arrangement(row, source.arch, source.dims, source.heads)
-        entries.append(Entry(name, hf, shape, chosen, row.linear, arrange, fixed))
+        entries.append(Entry(name, tuple(sources), shape, chosen, row.linear, arrange, fixed))
 
     embed, *positions = source.arch.first
-    add(embed, embed.gguf, embed.hf, True)
+    add(embed, embed.gguf, [embed.hf], True)
     for row in positions:
-        add(row, row.gguf, row.hf, False)
+        add(row, row.gguf, [row.hf], False)
     for i in range(source.layers):
+        named = {}  # GGUF name -> (row, Hugging Face names: one, or that of every expert)
         for row, hf in source.block(i).items():
-            add(row, gguf_name(i, row), hf, row.linear)
+            named.setdefault(gguf_name(i, row), (row, []))[1].append(hf)
+        for name, (row, sources) in named.items():
+            add(row, name, sources, row.linear)
     for row in source.arch.last:
-        add(row, row.gguf, row.hf, False)
+        add(row, row.gguf, [row.hf], False)
     if not source.tied:
-        add(embed, "output.weight", source.arch.head, True)
+        add(embed, "output.weight", [source.arch.head], True)
     for pattern, _, flag in overrides:
-        if not any(pattern.search(e.name) for e in entries if len(e.shape) == 2):
+        if not any(pattern.search(e.name) for e in entries if len(e.shape) > 1):
             raise GwqError(f"{flag} {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names")
     return entries
 
@@ -153,8 +156,7 @@ def file_bytes(name, shape, recipe):
     """Bytes that the tensors of a matrix take in a file, with their descriptions in the header and up to the alignment."""
     total = 0
     for part, kind, dims in recipe.tensors(name, shape):
-        nbytes = TYPES[kind].nbytes(*dims) if len(dims) == 2 else TYPES[kind].nbytes(1, *dims)
-        total += -(-nbytes // ALIGNMENT) * ALIGNMENT + 24 + len(part.encode()) + 8 * len(dims)
+        total += -(-TYPES[kind].size(dims) // ALIGNMENT) * ALIGNMENT + 24 + len(part.encode()) + 8 * len(dims)
     return total
 
 
@@ -176,7 +178,7 @@ def budget_bytes(bpw, size, params):
 
 
 def weights(entry):
-    return entry.shape[0] * (entry.shape[1] if len(entry.shape) == 2 else 1)
+    return prod(entry.shape)
 
 
 def sizes(entries, nbytes):
@@ -196,5 +198,4 @@ def sizes(entries, nbytes):
 
 
 def stored_bytes(entry):
-    return sum(TYPES[kind].nbytes(*shape) if len(shape) == 2 else TYPES[kind].nbytes(1, *shape)
-               for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape))  # fmt: skip
+    return sum(TYPES[kind].size(shape) for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape))

@@ -13,51 +13,56 @@ def write(out, header, layout, extra, entries, source, calibration, device, prog
 
     extra: {name: array} of what is written as it is. What `work` holds of an earlier run is not quantized again.
     """
-    calibrated = {e.source: e for e in entries if e.recipe.statistics}
+    calibrated = {hf: (e, j) for e in entries if e.recipe.statistics for j, hf in enumerate(e.sources)}
     others = [e for e in entries if not e.recipe.statistics]
     with Writer(out, header, layout) as writer:
         for name, array in extra.items():
             writer.write(name, array)
         finished = set()
         for e in entries:
-            if parts := work.get(e.name):  # of an earlier run
-                _put(writer, e, parts)
-                finished.add(e.source)
+            for j, hf in enumerate(e.sources):
+                if parts := work.get(hf):  # of an earlier run
+                    _put(writer, e, j, parts)
+                    finished.add(hf)
         if calibrated:
-            statistics = sorted({s for e in calibrated.values() for s in e.recipe.statistics})
-            ends = [e.source for e in calibrated.values() if not e.linear]
+            statistics = sorted({s for e, _ in calibrated.values() for s in e.recipe.statistics})
+            ends = [hf for hf, (e, _) in calibrated.items() if not e.linear]
             curvatures = Curvatures(calibration.tokens.numel())
             done = lambda name: name in finished or name not in calibrated  # noqa: E731
             for name, weight, found in gradients(source, calibration, statistics, ends, device, progress, work, done):
-                _store(writer, work, calibrated[name], encode(pool, calibrated[name], weight, curvatures.put(found)))
+                entry, j = calibrated[name]
+                parts = encode(pool, entry, weight, curvatures.put(found, calibration.reached.get(name)))
+                _store(writer, work, entry, j, parts)
                 finished.add(name)
         done, total = 0, sum(map(weights, others))
         progress("write", done, total)
         for entry in others:
-            if entry.source not in finished:
-                _store(writer, work, entry, encode(pool, entry, read(source, entry), {}))
+            for j, hf in enumerate(entry.sources):
+                if hf not in finished:
+                    _store(writer, work, entry, j, encode(pool, entry, read(source, hf), {}))
             done += weights(entry)
             progress("write", done, total)
 
 
-def read(source, entry):
-    """The weight of an entry, float32."""
-    return source.tensor(entry.source).numpy()
+def read(source, hf):
+    """A matrix of the checkpoint, float32."""
+    return source.tensor(hf).numpy()
 
 
 def encode(pool, entry, weight, statistics):
-    """The bytes of an entry's tensors."""
+    """The bytes of an entry's tensors, or an expert's part of them, from its matrix."""
     try:
         return quantize(entry.arrange.weight(weight), entry.arrange.statistics(statistics), entry.recipe, pool.ptr)
     except GwqError as e:
         raise GwqError(f"{entry.name}: {e}") from None
 
 
-def _store(writer, work, entry, parts):
-    work.save(entry.name, *parts)
-    _put(writer, entry, parts)
+def _store(writer, work, entry, j, parts):
+    work.save(entry.sources[j], *parts)
+    _put(writer, entry, j, parts)
 
 
-def _put(writer, entry, parts):
+def _put(writer, entry, j, parts):
+    """Write the j-th matrix of an entry."""
     for (name, _, _), data in zip(entry.recipe.tensors(entry.name, entry.shape), parts, strict=True):
-        writer.write(name, data)
+        writer.write(name, data, j, len(entry.sources))

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -69,15 +70,15 @@ class Recipe:
         return LEVELS.get(self.type.name) or TABLES[self.table][self.type.name]
 
     def outlier_count(self, shape):
-        """Outliers of a matrix of this shape: its size follows before any weight is read."""
-        return round(self.outliers * shape[0] * shape[1]) if self.encoded else 0
+        """Outliers of a tensor of this shape, as many in every matrix: its size follows before any weight is read."""
+        return prod(shape[:-2]) * round(self.outliers * shape[-2] * shape[-1]) if self.encoded else 0
 
     def tensors(self, name, shape):
-        """[(tensor name, TensorType name, shape)] that `quantize` fills, companions included."""
+        """[(tensor name, TensorType name, shape)] that `quantize` fills, matrix by matrix, companions included."""
         out = [(name, self.type.name, shape)]
-        if count := self.outlier_count(shape):
-            records, offsets = outlier_bytes(*shape, count)
-            out += [(f"{name}.outliers", "i8", (records,)), (f"{name}.outlier_offsets", "i32", (offsets,))]
+        if count := self.outlier_count(shape[-2:]):
+            records, offsets = outlier_bytes(*shape[-2:], count)
+            out += [(f"{name}.outliers", "i8", (*shape[:-2], records)), (f"{name}.outlier_offsets", "i32", (*shape[:-2], offsets))]
         return out
 
 

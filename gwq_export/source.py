@@ -83,7 +83,9 @@ class Source:
         q, kv, ffn = heads * head, kv_heads * head, self.integer("intermediate_size", self.arch.ffn_times * dim or None)
         self.dims = {"dim": dim, "q": q, "kv": kv, "qkv": q + 2 * kv, "ffn": ffn, "gate_up": 2 * ffn, "head": head,
                      "vocab": self.vocab, "ctx": self.integer("max_position_embeddings")}  # fmt: skip
-        self._files, self._shapes = {}, {}  # full tensor name -> (file, name there), shape
+        if self.arch.experts:
+            self.dims |= {"experts": self.integer("num_local_experts"), "expert_ffn": self.integer("moe_intermediate_size")}
+        self._files, self._shapes = {}, {}  # full tensor name -> (file, name there, which part of it), shape
         for path in self._shards():
             self._read_shapes(path)
         self._add_prefix()
@@ -132,8 +134,22 @@ class Source:
 
     def _read_shapes(self, path):
         with self._open(path) as f:
-            for name in f.keys():  # noqa: SIM118 (not a dict)
-                self._files[name], self._shapes[name] = (path, name), tuple(f.get_slice(name).get_shape())
+            for stored in f.keys():  # noqa: SIM118 (not a dict)
+                for name, shape, part in self._matrices(stored, tuple(f.get_slice(stored).get_shape())):
+                    self._files[name], self._shapes[name] = (path, stored, part), shape
+
+    def _matrices(self, stored, shape):
+        """[(name, shape, index)] of what a checkpoint holds as one tensor: of experts it may be all matrices of a kind, or of two."""
+        name = stored
+        for old, new in self.arch.renamed:
+            name = name.replace(old, new)
+        layer, _, kind = name.rpartition(".experts.")
+        if not self.arch.experts or len(shape) != 3 or kind not in ("gate_up_proj", "down_proj"):
+            return [(name, shape, ())]
+        kinds = kind.removesuffix("_proj").split("_")
+        rows = shape[1] // len(kinds)
+        parts = [(f"{name}_proj.weight", slice(i * rows, (i + 1) * rows)) for i, name in enumerate(kinds)]
+        return [(f"{layer}.experts.{j}.{name}", (rows, shape[2]), (j, part)) for j in range(shape[0]) for name, part in parts]
 
     @property
     def files(self):
@@ -160,8 +176,9 @@ class Source:
         if name not in self._files:
             raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
         try:
-            path, stored = self._files[name]
-            value = self._open(path).get_tensor(stored)
+            path, stored, part = self._files[name]
+            file = self._open(path)
+            value = file.get_slice(stored)[part] if part else file.get_tensor(stored)
         except SafetensorError as e:
             raise GwqError(f"{path}: tensor {name} cannot be read ({e}); download the model again") from None
         if not value.is_floating_point():
@@ -172,9 +189,18 @@ class Source:
         return value
 
     def block(self, i):
-        """Hugging Face names of block i: {row: full name} for the rows of the architecture that are present."""
-        names = {row: f"{self.arch.layers}.{i}.{row.hf}" for row in self.arch.block}
+        """Hugging Face names of block i: {row: full name} for the rows of the architecture that are present.
+
+        Every matrix of an expert has a row of its own; they come expert by expert.
+        """
+        names = {row: f"{self.arch.layers}.{i}.{row.hf}" for row in self._rows()}
         return {row: name for row, name in names.items() if name in self._files}
+
+    def _rows(self):
+        """Rows of a block, each of the experts' once for every expert."""
+        of_experts = [row for row in self.arch.block if "{}" in row.hf]
+        others = [row for row in self.arch.block if row not in of_experts]
+        return others + [row.of_expert(j) for j in range(self.dims.get("experts", 0)) for row in of_experts]
 
     @property
     def embedding_scale(self):
@@ -191,7 +217,7 @@ class Source:
         needed, optional = {name: row for row, name in self.ends()}, {}
         (optional if self.tied else needed)[self.arch.head] = self.arch.first[0]
         for i in range(self.layers):
-            for row in self.arch.block:
+            for row in self._rows():
                 (optional if row.optional else needed)[f"{self.arch.layers}.{i}.{row.hf}"] = row
         for name in needed:
             if name not in self._files:
@@ -203,6 +229,6 @@ class Source:
                 if _IGNORED.search(name):
                     continue
                 raise GwqError(f"{self.folder}: tensor {name} has no place in {self.arch.gguf}; this variant is not supported")
-            expected = tuple(self.dims[d] for d in row.shape)[:: -1 if row.transposed else 1]
+            expected = tuple(self.dims[d] for d in row.shape[-2:])[:: -1 if row.transposed else 1]
             if shape != expected:
                 raise GwqError(f"{self.folder}: tensor {name} has shape {shape}, but {expected} would fit the config")

@@ -25,17 +25,18 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
     fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or Workdir. estimate: an
     estimate.Estimate that looks on.
     """
-    open_entries = {e.source: e for e in entries if len(e.shape) == 2 and (e.recipe.encoded or (free and not e.fixed))}
+    chosen = [e for e in entries if len(e.shape) > 1 and (e.recipe.encoded or (free and not e.fixed))]
+    open_entries = {hf: e for e in chosen for hf in e.sources}
     rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
     statistics = sorted({"hessian", "rows"} | rules)
-    ends = [e.source for e in open_entries.values() if not e.linear]
+    ends = [hf for hf, e in open_entries.items() if not e.linear]
     work, pool, curvatures = work or Memory(), Pool(), Curvatures(calibration.tokens.numel())
-    offers = {e.name: _choices(e, *kept) for e in open_entries.values() if (kept := work.get(e.name))}
-    finished = lambda name: name not in open_entries or open_entries[name].name in offers  # noqa: E731
+    rows = {hf: kept[0] for hf in open_entries if (kept := work.get(hf))}  # of OFFER, by matrix
+    finished = lambda name: name not in open_entries or name in rows  # noqa: E731
     items = gradients(source, calibration, statistics, ends, device, progress, work, finished)
     for name, weight, found in estimate.watch(items) if estimate else items:
         if entry := open_entries.get(name):
-            found = curvatures.put(found)
+            found = curvatures.put(found, calibration.reached.get(name))
             if estimate and entry.recipe.statistics:
                 estimate.sample(entry, lambda: weight, found)  # noqa: B023  (called at once)
             found = entry.arrange.statistics(found)
@@ -45,16 +46,20 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
                 kinds = KINDS
                 if fraction is None:
                     fractions = FRACTIONS
-            offers[entry.name] = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
-            rows = [(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers[entry.name]]
-            work.save(entry.name, np.array(rows, OFFER))
-    return offers
+            offers = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
+            rows[name] = np.array([(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers], OFFER)
+            work.save(name, rows[name])
+    return {e.name: _together(e, [rows[hf] for hf in e.sources]) for e in chosen}
 
 
-def _choices(entry, rows):
-    """Choices of an entry from their rows of OFFER."""
-    recipes = [replace(entry.recipe, type=TYPES[str(r["type"])], outliers=float(r["outliers"])) for r in rows]
-    return [Choice(recipe, int(r["nbytes"]), float(r["loss"])) for recipe, r in zip(recipes, rows, strict=True)]
+def _together(entry, matrices):
+    """Choices of an entry from the rows of OFFER of each of its matrices: one recipe for all, whose losses add up."""
+    losses = {}
+    for offers in matrices:
+        for type, outliers, nbytes, loss in offers.tolist():
+            losses.setdefault((type, outliers, nbytes), []).append(loss)
+    recipe_of = lambda type, outliers: replace(entry.recipe, type=TYPES[type], outliers=outliers)  # noqa: E731
+    return [Choice(recipe_of(*how), nbytes, sum(loss)) for (*how, nbytes), loss in losses.items() if len(loss) == len(matrices)]
 
 
 def loss_of(entry, offers):

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections import Counter
 
 import numpy as np
 
@@ -20,10 +21,15 @@ STATISTICS = {  # per weight: name -> how a sample's gradient g is accumulated; 
 # and dL/dz are independent. Of the decoder's matrices only.
 FACTORS = ("hessian", "rows")
 COLUMNS = "columns"
+# An expert's Hessian is the mean over the tokens that were routed to it, its rows the mean over all tokens, so that their
+# product is its part of the loss.
+ENOUGH = 16  # tokens that say something of an expert; with fewer, every weight of it counts alike
 
 
 class Tap(threading.local):
-    """Notes input x (tokens, cols) and output z (1, tokens, rows) of modules while they run, for every thread its own."""
+    """Notes input x (tokens, cols) and output z (.., tokens, rows) of modules while they run, of those that do, for every thread
+    its own.
+    """
 
     _handles = ()
 
@@ -48,13 +54,14 @@ class Tap(threading.local):
 
 
 class Totals:
-    """Sums of statistics, by weight. Matrices that share an input share its Hessian."""
+    """Sums of statistics, by weight. Matrices that share an input share its Hessian. `reached`: tokens that each has seen."""
 
     def __init__(self, statistics, tokens):
         self.per_weight = [s for s in statistics if s in STATISTICS]
         self.factors = [s for s in statistics if s in (*FACTORS, COLUMNS)]
+        self.by_output = [s for s in self.factors if s != "hessian"]  # need gradients of outputs
         self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared, self.hessians = {}, {}, {}
+        self.sums, self.shared, self.hessians, self.reached = {}, {}, {}, Counter()
 
     def _add(self, key, value):
         if key in self.sums:
@@ -73,11 +80,12 @@ class Totals:
         for name, x in inputs.items():
             first = owner.setdefault((x.data_ptr(), x.shape), name)  # views of one tensor, all alive
             self.shared[name] = first
+            self.reached[name] += len(x)
             if first == name and "hessian" in self.factors:
                 if name not in self.hessians:
                     self.hessians[name] = x.new_zeros(2 * x.shape[1:])
                 add_gram(self.hessians[name], x)
-            g = gradients[name].reshape(len(x), -1) if self.factors != ["hessian"] else None
+            g = gradients[name].reshape(len(x), -1) if self.by_output else None
             if "rows" in self.factors:
                 self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
             if COLUMNS in self.factors:
@@ -85,16 +93,38 @@ class Totals:
 
     def finish(self):
         """Make means of the sums of x x^T."""
-        for hessian in self.hessians.values():
+        for name, hessian in self.hessians.items():
             mirror(hessian)
-            hessian /= self.tokens
+            hessian /= self.reached[name]
 
     def take(self, name, weight):
         """(weight, {statistic: array}) as numpy float32; once for every weight, in the order in which they came."""
-        found = {s: self.sums.pop((name, s)).cpu().numpy() for s in (*self.per_weight, *(f for f in self.factors if f != "hessian"))}
+        nothing = weight.new_zeros(1)
+        found = {s: self.sums.pop((name, s), nothing).cpu().numpy() for s in (*self.per_weight, *self.by_output)}
         if "hessian" in self.factors:
-            owner = self.shared.pop(name)
-            if not isinstance(self.hessians[owner], np.ndarray):  # one array for all that share it
-                self.hessians[owner] = self.hessians[owner].cpu().numpy()
-            found["hessian"] = self.hessians[owner] if owner in self.shared.values() else self.hessians.pop(owner)
+            found["hessian"] = self._hessian(name) if self.reached[name] else np.zeros((1, 1), np.float32)
+        if self.reached[name] < min(ENOUGH, self.tokens):
+            found = _of_magnitude(weight, found)
         return weight.cpu().numpy(), found
+
+    def _hessian(self, name):
+        owner = self.shared.pop(name)
+        if not isinstance(self.hessians[owner], np.ndarray):  # one array for all that share it
+            self.hessians[owner] = self.hessians[owner].cpu().numpy()
+        return self.hessians[owner] if owner in self.shared.values() else self.hessians.pop(owner)
+
+
+def _of_magnitude(weight, found):
+    """Statistics by which every rule prefers large weights and every error counts alike: for an expert that few tokens saw.
+
+    found: those of the tokens, or zeros. The means of factors are kept, that of the Hessian on its diagonal, but far from the
+    smallest float32, also as a product.
+    """
+    out = {s: STATISTICS[s](weight).cpu().numpy() for s in found if s in STATISTICS}
+    for factor, size in zip(("rows", COLUMNS), weight.shape, strict=True):
+        if factor in found:
+            out[factor] = np.full(size, max(found[factor].mean(), 1e-16), np.float32)
+    if "hessian" in found:
+        power = max(found["hessian"].diagonal().mean(), 1e-8)
+        out["hessian"] = np.eye(weight.shape[1], dtype=np.float32) * np.float32(power)
+    return out

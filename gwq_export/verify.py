@@ -76,7 +76,7 @@ def _source(source, entries, reader, windows, device, progress):
     """(Predictor of the source model, for these windows only, {entry name: its errors})."""
     import torch
 
-    named, errors = {e.source: e for e in entries}, {}
+    named, errors = {hf: e for e in entries for hf in e.sources}, {}
     model, ids = BlockModel(source, device), torch.from_numpy(windows[:, :-1]).to(device)
     model.load_ends()
     states = torch.cat([model.embed(row[None]) for row in ids])
@@ -84,14 +84,16 @@ def _source(source, entries, reader, windows, device, progress):
     step = max(1, ids.numel() // SAMPLED)
     for i in range(source.layers):
         block, inputs = model.load(i), {}
-        linears = {name: row.hf.removesuffix(".weight") for row, name in source.block(i).items() if row.linear}
+        rows = {row: name for row, name in source.block(i).items() if row.linear and len(named[name].sources) == 1}  # no experts
+        linears = {name: row.hf.removesuffix(".weight") for row, name in rows.items()}
         hooks = [block.get_submodule(hf).register_forward_pre_hook(_collect(inputs, name, step)) for name, hf in linears.items()]
         states = torch.cat([model.run(i, h[None]) for h in states])
         for hook in hooks:
             hook.remove()
         model.drop(i)
         for name in source.block(i).values():
-            errors[named[name].name] = _errors(source, named[name], reader, inputs.pop(name, None))
+            if named[name].name not in errors:
+                errors[named[name].name] = _errors(source, named[name], reader, inputs.pop(name, None))
         progress("verify", i + 1, source.layers)
     for e in entries:
         if e.name not in errors:
@@ -112,7 +114,7 @@ def _collect(inputs, name, step):
 
 
 def _errors(source, entry, reader, inputs=None):
-    weight = entry.arrange.weight(source.tensor(entry.source).numpy())
+    weight = np.stack([entry.arrange.weight(source.tensor(hf).numpy()) for hf in entry.sources]).reshape(entry.shape)
     error = reader.tensors[entry.name].dequantize() - weight
     found = {"weight_error": _ratio(error, weight), "output_error": None}
     if inputs:

@@ -126,7 +126,7 @@ class Writer:
         self._described = metadata, tensors
         headers, self._places, self.nbytes = _header(metadata, tensors)
         self._deltas = max(headers)  # first byte of a bridge file's
-        self._missing = set(self._places)
+        self._written = {name: {} for name in self._places}  # place -> bytes
         check_place(self.path)
         try:
             with self._sentences():
@@ -156,20 +156,26 @@ class Writer:
             n = os.pwrite(self._fd, data[: 1 << 30], at)
             data, at = data[n:], at + n
 
-    def write(self, name, data):
-        """Write the tensor `name`, once: exactly its bytes, in any contiguous buffer. Several threads may write."""
+    def write(self, name, data, part=0, parts=1):
+        """Write the tensor `name`, or one of its equal parts, once: exactly its bytes, in any contiguous buffer.
+
+        Several threads may write.
+        """
         at, nbytes = self._places[name]
-        if memoryview(data).nbytes != nbytes or name not in self._missing:
+        nbytes, written = nbytes // parts, self._written[name]
+        at += part * nbytes
+        if memoryview(data).nbytes != nbytes or at in written:
             raise ValueError(f"tensor {name}: {memoryview(data).nbytes} bytes instead of {nbytes}, or written twice")
         with self._sentences():
             self._pwrite(data, at)
-        self._missing.discard(name)
+        written[at] = nbytes
 
     def close(self):
         """Flush the file to the disk and give it its name."""
         try:
-            if self._missing:
-                raise ValueError(f"tensors never written: {', '.join(sorted(self._missing)[:5])}")
+            missing = [name for name, written in self._written.items() if sum(written.values()) < self._places[name][1]]
+            if missing:
+                raise ValueError(f"tensors never written: {', '.join(sorted(missing)[:5])}")
             with self._sentences():
                 if self._deltas:
                     self._seal()

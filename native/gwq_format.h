@@ -45,6 +45,8 @@
  * row ascend with the level. A second array holds the byte offset of each row group's first record and the total,
  * ceil(N/16) + 1 entries, so its size and the records' follow from the shape and the number of outliers alone.
  * Both are companion tensors of stock types beside `<name>`: `<name>.outliers` (I8), `<name>.outlier_offsets` (I32).
+ *
+ * A tensor (experts, N, K) is one such matrix after another, its companions (experts, n) one table after another.
  */
 #ifndef GWQ_FORMAT_H
 #define GWQ_FORMAT_H

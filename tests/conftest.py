@@ -30,6 +30,12 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "mistral": ("MistralConfig", {"sliding_window": 24}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
+    # less sharp: where rounded activations make a router choose the next expert, a random model says something else altogether
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.06}),
+    "qwen3moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "norm_topk_prob": True,
+                                    "initializer_range": 0.06}),
+    "qwen3moe-plain": ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 72,
+                                          "initializer_range": 0.06}),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
     "granite": ("GraniteConfig", {"embedding_multiplier": 5.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
                                   "logits_scaling": 3.0}),

@@ -66,22 +66,26 @@ def read_outliers(cursor):
     return list(zip(rows, cursor.take(f"{len(rows)}e"), cursor.take(f"{len(rows)}B"), strict=True))
 
 
-def decode(path, name="w.weight"):
-    """(rows, columns, weights as float32 values, row after row) of the gwq tensor `name` of the file at `path`."""
+def decode(path, name="w.weight", matrix=0):
+    """(rows, columns, weights as float32 values, row after row) of a matrix of the gwq tensor `name` of the file at `path`."""
     with open(path, "rb") as file:
         data = file.read()
     tensors = read_container(data)
-    (columns, rows), type_id, origin = tensors[name]
+    (columns, rows, *_), type_id, origin = tensors[name]
     bits, history, sub, scale_bytes, line_count = GWQ_TYPES[type_id]
     groups, blocks = -(-rows // 16), -(-columns // 64)
+    head = -(-(16 + 32 * groups) // 64) * 64
+    origin += matrix * (head + groups * blocks * (scale_bytes + 64 * line_count))
     cursor = Cursor(data, origin)
     table, row_scale = cursor.take("16b"), cursor.take(f"{16 * groups}e")
-    cursor.position = origin + -(-(16 + 32 * groups) // 64) * 64
+    cursor.position = origin + head
     has_outliers = name + ".outliers" in tensors
-    starts = Cursor(data, tensors[name + ".outlier_offsets"][2]).take(f"{groups + 1}i") if has_outliers else ()
+    if has_outliers:
+        (length, *_), _, records = tensors[name + ".outliers"]
+        starts = Cursor(data, tensors[name + ".outlier_offsets"][2] + 4 * matrix * (groups + 1)).take(f"{groups + 1}i")
     weights = [0.0] * (rows * columns)
     for group in range(groups):
-        outliers = Cursor(data, tensors[name + ".outliers"][2] + starts[group]) if has_outliers else None
+        outliers = Cursor(data, records + matrix * length + starts[group]) if has_outliers else None
         for first in range(0, blocks, 4):
             tile_blocks = min(4, blocks - first)
             scales = [cursor.take(f"{scale_bytes}B") for _ in range(tile_blocks)]

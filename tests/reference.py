@@ -1,5 +1,7 @@
 """transformers as the oracle: a Hugging Face model that computes with a GGUF file's dequantized weights."""
 
+import re
+
 import numpy as np
 import torch
 
@@ -33,6 +35,16 @@ def original_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def parameter(parameters, hf):
+    """The tensor of {name: tensor} that is the matrix `hf`: for an expert's, a part of transformers' fused parameters."""
+    if hf in parameters:
+        return parameters[hf]
+    layer, expert, kind = re.fullmatch(r"(.*[.]experts)[.](\d+)[.](gate|up|down)_proj[.]weight", hf).groups()
+    if kind == "down":
+        return parameters[f"{layer}.down_proj"][..., int(expert), :, :]
+    return parameters[f"{layer}.gate_up_proj"][..., int(expert), :, :].chunk(2, dim=-2)[kind == "up"]
+
+
 def dequantized_model(folder, path, reader=None, ends=True):
     """`original_model` with every weight replaced by what `path` decodes to.
 
@@ -45,9 +57,10 @@ def dequantized_model(folder, path, reader=None, ends=True):
         found |= {hf: (row, gguf_name(i, row)) for row, hf in source.block(i).items()}
     if ends:
         found[embed.hf] = embed, embed.gguf
-    weights = {hf: checkpoint_weight(reader.tensors[name].dequantize(), source, row) for hf, (row, name) in found.items()}
-    for hf, weight in weights.items():
-        model.get_parameter(hf).data = torch.from_numpy(weight)
+    tensors, parameters = {name: reader.tensors[name].dequantize() for _, name in found.values()}, dict(model.named_parameters())
+    for hf, (row, name) in found.items():
+        weight = tensors[name] if row.expert is None else tensors[name][row.expert]
+        parameter(parameters, hf).data.copy_(torch.from_numpy(checkpoint_weight(weight, source, row)))
     if ends and not source.tied:
         model.get_output_embeddings().weight.data = torch.from_numpy(reader.tensors["output.weight"].dequantize().copy())
     if source.tied:

@@ -20,7 +20,10 @@ def test_our_files(exported, tmp_path):
     for type in bench_synthetic.PARTS:
         out = tmp_path / f"{type}.gguf"
         bench_synthetic.write_ours(f16, out, type)
-        made, real = gwq_export.open_gguf(out), gwq_export.open_gguf(exported(type=type, tensor_type=(f"token_embd|^output\\.={bench_synthetic.ENDS}",))[0])
+        made, real = (
+            gwq_export.open_gguf(out),
+            gwq_export.open_gguf(exported(type=type, tensor_type=(f"token_embd|^output\\.={bench_synthetic.ENDS}",))[0]),
+        )
         made.check()
         assert {n: (t.type.name, t.shape) for n, t in made.tensors.items()} == {n: (t.type.name, t.shape) for n, t in real.tensors.items()}
         assert np.isfinite(gwq_export.load(out, threads=1).logits([5, 6, 7])).all()

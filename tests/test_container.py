@@ -595,6 +595,13 @@ def test_faults_of_the_caller(tmp_path):
         Writer(path, {"k": "\ud800"}, [])
     with pytest.raises(ValueError, match="tensor n"), Writer(path, {}, ONE) as w:
         w.write("n", bytes(11))
+    for part in (0, 1):
+        with pytest.raises(ValueError, match="twice"), Writer(path, {}, ONE) as w:
+            w.write("n", bytes(4), part, 3)
+            w.write("n", bytes(4), part, 3)
+    with pytest.raises(ValueError, match="never written: m, n"), Writer(path, {}, ONE) as w:
+        w.write("n", bytes(4), 0, 3)
+        w.write("n", bytes(4), 2, 3)
     with pytest.raises(ValueError, match="twice"), Writer(path, {}, ONE) as w:
         w.write("n", bytes(12))
         w.write("n", bytes(12))

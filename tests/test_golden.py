@@ -11,7 +11,7 @@ from conftest import DATA
 
 import gwq_export
 from gwq_export import native
-from gwq_export.format import FORMAT_VERSION
+from gwq_export.format import FORMAT_VERSION, TYPES
 from gwq_export.native import Matrix, Pool
 
 GOLDEN = DATA / "golden"
@@ -39,7 +39,22 @@ def test_that_reader_is_independent_and_short():
     modules = {a.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for a in node.names}
     modules |= {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
     assert modules <= {"struct", "sys", "math"}
-    assert len(path.read_text().splitlines()) < 100
+    assert len(path.read_text().splitlines()) < 105
+
+
+@pytest.mark.parametrize("type", NAMES)
+def test_experts(type):
+    """A tensor of three matrices, by every reader: each matrix is one like any other."""
+    shape = 3, 19, 70
+    order = [t.name for t in TYPES.values() if t.bits]
+    want = np.fromfile(GOLDEN / "experts.f32", "<u4").reshape(3, *shape)[order.index(type)]
+    tensor = gwq_export.open_gguf(GOLDEN / "experts.gguf").tensors[f"{type}.weight"]
+    tensor.check()
+    assert tensor.outlier_count == 120 and np.array_equal(tensor.dequantize().view(np.uint32), want)
+    for j, t in enumerate(tensor.matrices()):
+        rows, cols, values = golden_decoder.decode(GOLDEN / "experts.gguf", f"{type}.weight", j)
+        assert struct.pack(f"<{rows * cols}f", *values) == want[j].tobytes()
+        assert np.array_equal(Matrix(t.name, t.type, t.shape, t.data, t.outliers).dequantize(Pool(1)).view(np.uint32), want[j])
 
 
 @pytest.mark.parametrize("name", NAMES)

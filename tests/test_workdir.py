@@ -8,11 +8,13 @@ import random
 import shutil
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import save_tiny
 
 import gwq_export
 from gwq_export import GwqError
@@ -47,14 +49,14 @@ def killed_after(steps):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts, by seed of the recipe (one per tensor), how often a tensor was quantized to the end."""
+    """Counts, by seed of the recipe (one per tensor) and weight, how often a matrix was quantized to the end."""
     from gwq_export import produce
 
     original, counts = produce.quantize, Counter()
 
     def count(weight, statistics, recipe, pool):
         parts = original(weight, statistics, recipe, pool)
-        counts[recipe.seed] += 1
+        counts[recipe.seed, zlib.crc32(weight)] += 1
         return parts
 
     monkeypatch.setattr(produce, "quantize", count)
@@ -73,6 +75,35 @@ CASES = {
     "gwq3": {"type": "gwq3", "samples": 2, "ctx": 16},
     "budget": {"bpw": 6.0, "outliers": 0.001, "samples": 1, "ctx": 16},  # surveys embedding and head, too
 }
+
+
+@pytest.fixture
+def few(tmp_path_factory):
+    """A model of four experts in two blocks; the calibration text reaches some of them by few tokens."""
+    settings = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 32, "head_dim": 16, "num_attention_heads": 2}
+    settings |= {"num_key_value_heads": 1, "intermediate_size": 32, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    return save_tiny(tmp_path_factory.mktemp("few"), "MixtralConfig", **settings)
+
+
+@pytest.mark.parametrize("options", [{"type": "gwq3"}, {"bpw": 14.0, "outliers": 0.001}])
+def test_experts_of_a_killed_export(tmp_path, few, calib, counted, caplog, options):
+    """Matrix by matrix; what is known of how many tokens reached an expert comes out the same."""
+    out, work, options = tmp_path / "m.gguf", tmp_path / "work", options | {"calib": calib, "samples": 2, "ctx": 16}
+    gwq_export.export(few, tmp_path / "whole.gguf", **options)
+    whole, matrices, warning = (tmp_path / "whole.gguf").read_bytes(), len(counted), caplog.messages
+    assert len(warning) == 1 and "experts met fewer than 16 calibration tokens" in warning[0]
+    counted.clear()
+    happened = 0
+    for steps in (60, 90, 120, 1 << 30):
+        caplog.clear()
+        try:
+            with killed_after(steps):
+                gwq_export.export(few, out, work_dir=work, **options)
+            break
+        except Killed:
+            happened += 1
+    assert happened == 3 and out.read_bytes() == whole and caplog.messages == warning
+    assert len(counted) == matrices and sum(counted.values()) <= matrices + happened, counted  # not those of a whole tensor
 
 
 @pytest.mark.parametrize("case, kills", [("gwq3", 11), ("budget", 11)])

@@ -81,6 +81,8 @@ class Lab:
     def __init__(self, folder, calib, text, ctx=256, samples=64, count=16, seeds=3, saved=None):
         self.name, self.calib, self.ctx, self.samples, self.seeds = Path(folder).name, calib, ctx, samples, range(seeds)
         self.source, self.pool = Source(folder), Pool(1)
+        if self.source.arch.experts:
+            raise gwq_export.GwqError(f"{folder}: the ablation knows no mixtures of experts: give a dense model")
         self.tokenizer = Tokenizer(to_metadata(self.source.folder, self.source.vocab))
         rows = windows(self.tokenizer, Path(text).read_text(encoding="utf-8"), ctx)
         self.rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
@@ -132,7 +134,7 @@ class Lab:
         if key not in self._statistics:
             print(f"{self.name}: calibrating, seed {seed}, {key[1]} x {self.ctx} tokens", file=sys.stderr)
             calibration, out = self.tokens(*key), {}
-            entries, curvatures = {e.source: e for e in self.linear}, Curvatures(calibration.tokens.numel())
+            entries, curvatures = {e.sources[0]: e for e in self.linear}, Curvatures(calibration.tokens.numel())
             for name, weight, found in gradients(self.source, calibration, STATISTICS):
                 entry = entries[name]
                 found = entry.arrange.statistics(curvatures.put(found))
@@ -168,9 +170,9 @@ class Lab:
                 self._importance = stock.importance(self.original, self.tokens(seed).tokens)
             start = time.perf_counter()
             for e in self.linear:
-                weight = self.original.get_parameter(e.source).detach().numpy()
-                self.model.get_parameter(e.source).data = torch.from_numpy(
-                    np.ascontiguousarray(stock.fake_quantize(name, weight, self._importance[e.source]))
+                weight = self.original.get_parameter(e.sources[0]).detach().numpy()
+                self.model.get_parameter(e.sources[0]).data = torch.from_numpy(
+                    np.ascontiguousarray(stock.fake_quantize(name, weight, self._importance[e.sources[0]]))
                 )
             bits = 8 * sum(stock.nbytes(name, *e.shape) for e in self.linear) / self.weights
             self._keep(key, Row(bits, *self._quality(), time.perf_counter() - start))
@@ -206,8 +208,8 @@ class Lab:
 
     def _put(self, entry, values):
         rows = {hf: row for i in range(self.source.layers) for row, hf in self.source.block(i).items()}
-        values = checkpoint_weight(values, self.source, rows[entry.source])
-        self.model.get_parameter(entry.source).data = torch.from_numpy(values)
+        values = checkpoint_weight(values, self.source, rows[entry.sources[0]])
+        self.model.get_parameter(entry.sources[0]).data = torch.from_numpy(values)
 
     @torch.no_grad()
     def _log_probabilities(self, model, row):

@@ -18,10 +18,15 @@ from gwq_export.native import default_threads
 
 
 def decode_bytes(reader):
-    """Bytes of weights read for one token: every matrix and side-table, of the embedding only a row (unless it is the head too)."""
+    """Bytes of weights read for one token: every matrix and side-table, of the embedding only a row (unless it is the head too),
+    and of the experts as many as a token uses.
+    """
+    arch = reader.metadata.get("general.architecture")
+    used, experts = (reader.metadata.get(f"{arch}.{key}", 1) for key in ("expert_used_count", "expert_count"))
+    read = lambda t: t.nbytes * used // experts if "_exps." in t.name else t.nbytes  # noqa: E731
     untied = "output.weight" in reader.tensors
     looked_up = ["position_embd.weight"] + [name for name in reader.tensors if untied and name.startswith("token_embd.")]
-    return sum(t.nbytes for t in reader.tensors.values() if (len(t.shape) > 1 or t.companion) and t.name not in looked_up)
+    return sum(read(t) for t in reader.tensors.values() if (len(t.shape) > 1 or t.companion) and t.name not in looked_up)
 
 
 def model_type(reader):
