@@ -17,12 +17,13 @@ import stock
 def test_our_files(exported, tmp_path):
     """They run, are whole, and have the types and the outliers of a real export."""
     f16 = gwq_export.open_gguf(exported(type="f16")[0])
+    ends = f"token_embd|^output\\.={bench_synthetic.ENDS}"
     for type in bench_synthetic.PARTS:
         out = tmp_path / f"{type}.gguf"
         bench_synthetic.write_ours(f16, out, type)
         made, real = (
             gwq_export.open_gguf(out),
-            gwq_export.open_gguf(exported(type=type, tensor_type=(f"token_embd|^output\\.={bench_synthetic.ENDS}",))[0]),
+            gwq_export.open_gguf(exported(type=type, tensor_type=(ends,))[0]),
         )
         made.check()
         assert {n: (t.type.name, t.shape) for n, t in made.tensors.items()} == {n: (t.type.name, t.shape) for n, t in real.tensors.items()}
