@@ -71,9 +71,12 @@ class Contender:
         self._log.close()
 
 
+MISSING = 'this takes llama.cpp, which is not installed: pip install "gwq-export[interop]"'
+
+
 def _other_type(id):
     if str(id) in STOCK and not have_peer():
-        raise GwqError('this takes llama.cpp, which is not installed: pip install "gwq-export[interop]"')
+        raise GwqError(MISSING)
     return stock_type(id)
 
 
@@ -86,10 +89,14 @@ def open_file(path):
 
 
 def engines(reader):
-    """Which engines run an open file: ours, if it has our types only; llama.cpp, if it is installed and the file has none of our tiles."""
+    """Which engines run an open file: ours, if it has our types only (and none of the stock types that it computes in plain C);
+    llama.cpp, if it is installed and the file has none of our tiles. Raises GwqError when there is none."""
     types = [t.type for t in reader.tensors.values()]
-    ours = ["gwq"] if all(t.name in TYPES for t in types) else []
-    return ours + ([PEER] if have_peer() and not any(t.bits for t in types) else [])
+    ours = ["gwq"] if all(t.name in TYPES and not t.levels for t in types) else []
+    found = ours + ([PEER] if have_peer() and not any(t.bits for t in types) else [])
+    if not found:
+        raise GwqError(f"{reader.path}: {MISSING}")
+    return found
 
 
 def start(reader, names, threads, ctx):
