@@ -149,7 +149,7 @@ def summary(results):
 
 INTRO = """\
 Speed on a Llama of 1.1 billion random weights (TinyLlama's shape), written by `tools/bench_synthetic` with the commands below. Linear
-layers are of the type that names the file; embedding and head are Q8_0 in ours, that type and Q6_K in stock files (`q4_k_m` mixes as
+layers are of the type that names the file; embedding and head are gwq4 in ours, that type and Q6_K in stock files (`q4_k_m` mixes as
 llama-quantize does). Every file runs in a process of its own, stopped while another one is timed, and files take turns, so that ratios
 come from neighbours in time. llama.cpp reports its own timings, with as many threads and tokens. "no repack": its weights stay
 as the file has them (`no_extra_bufts`), as ours always do. pp: tokens of a prompt at once; tg: tokens decoded one by one."""
