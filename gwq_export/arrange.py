@@ -36,7 +36,7 @@ class Arrangement:
         return np.ascontiguousarray(array.T) if self.transposed and array.ndim == 2 else array
 
     def statistics(self, found):
-        """Calibration statistics of the weight (`calibrate.STATISTICS`, "rows", "hessian"): the Hessian is of its columns."""
+        """Calibration statistics of the weight (`totals.STATISTICS`, "rows", "hessian"): the Hessian is of its columns."""
         return {s: a if s == "hessian" else self._place(a) for s, a in found.items()}
 
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.container import AGAIN, STOCK, Reader
+from gwq_export.container import Reader
 from gwq_export.format import TYPES, TensorType
 from gwq_export.generate import Model
+from gwq_export.header import AGAIN, STOCK
 
 ROWS = 1024  # decoded at once
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
-from gwq_export.calibrate import BlockModel, sample_tokens
+from gwq_export.block_model import BlockModel
+from gwq_export.calibrate import sample_tokens
 from gwq_export.evaluate import score
 from gwq_export.generate import Model
 from gwq_export.predict import Predictor, runtime_logits

@@ -8,25 +8,9 @@ import shutil
 import numpy as np
 
 from gwq_export import GwqError, bridge
-from gwq_export.container import (
-    ALIGNMENT,
-    ARRAY,
-    ID_OF,
-    MAGIC,
-    MAX_DIMS,
-    MAX_NAME,
-    OFFSETS,
-    OUTLIERS,
-    STOCK_ALIGNMENT,
-    STRING,
-    U32,
-    U64,
-    VERSION,
-    VERSION_KEY,
-    layout,
-    outlier_counts,
-)  # fmt: skip
+from gwq_export.container import ALIGNMENT, OFFSETS, OUTLIERS, STOCK_ALIGNMENT, VERSION_KEY, layout, outlier_counts
 from gwq_export.format import FORMAT_VERSION
+from gwq_export.header import ARRAY, ID_OF, MAGIC, MAX_DIMS, MAX_NAME, STRING, U32, U64, VERSION
 
 
 def _string(text, key):

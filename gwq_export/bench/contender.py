@@ -10,8 +10,9 @@ import sys
 import tempfile
 
 from gwq_export import GwqError
-from gwq_export.container import STOCK, Reader
+from gwq_export.container import Reader
 from gwq_export.format import TYPES
+from gwq_export.header import STOCK
 from gwq_export.stock import stock_type
 
 PEER = "llama.cpp"
