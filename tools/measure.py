@@ -1,7 +1,6 @@
 """The README's tables, as Markdown on stdout.
 
-    tools/measure [MODEL_FOLDER] [--text FILE] [--rounds N]      quality and speed of every type
-    tools/measure --pair A.gguf B.gguf [--threads 1,2]            decode speed of A against B, and A's scalar path
+    tools/measure [MODEL_FOLDER] [--text FILE] [--rounds N]
 
 Quality: perplexity by llama.cpp's protocol and KL divergence from the F32 export, through real files and the runtime.
 Speed: decoding in alternation with the F16 export (A B A B ...), as the median ratio with its quartiles.
@@ -58,20 +57,6 @@ def speed_ratio(model, baseline, rounds, tokens=48):
     return f"{q[0]:.2f} ({q[1]:.2f}-{q[2]:.2f})"
 
 
-def pair(paths, threads, rounds):
-    """How many times faster A decodes than B, and than itself on the scalar path (2 tokens, once)."""
-    for t in threads:
-        a, b = (gwq_export.load(path, threads=t) for path in paths)
-        print(f"{cpu_name()}, {native.isa()}, {t} threads: {paths[0]} decodes {speed_ratio(a, b, rounds, 16)} times as fast")
-        print(f"    as {paths[1]} (median and quartiles of {rounds} alternating runs of 16 tokens)")
-        fast, chosen = decode_seconds(a, 2), native.isa()
-        try:
-            native.lib().gwq_isa_select(b"scalar")
-            print(f"    and {decode_seconds(a, 2) / fast:.1f} times as fast as on the scalar path", flush=True)
-        finally:
-            native.lib().gwq_isa_select(chosen.encode())
-
-
 def quality(result):
     return [f"{result['ppl']:.2f}", f"{result['kld_mean']:.4f} ± {result['kld_error']:.4f}", f"{result['top1_agreement']:.1%}"]
 
@@ -85,25 +70,21 @@ def main():
         "--ctx", type=int, default=256, help="tokens per window and calibration sample (the bundled model was trained on 256)"
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", default=None, help="thread count, or several for --pair: 1,2")
-    parser.add_argument("--pair", nargs=2, metavar="FILE.gguf")
+    parser.add_argument("--threads", type=int, default=native.default_threads())
     args = parser.parse_args()
-    threads = [int(t) for t in args.threads.split(",")] if args.threads else [native.default_threads()]
-    if args.pair:
-        return pair(args.pair, threads, args.rounds)
     text, folder = Path(args.text).read_text(encoding="utf-8"), Path(tempfile.mkdtemp())
 
     def export(name, **options):
         out = folder / f"{name}.gguf"
         print(f"{name} {options}", file=sys.stderr)
-        return gwq_export.export(args.model, out, ctx=args.ctx, calib=args.calib, **options), gwq_export.load(out, threads=threads[0])
+        return gwq_export.export(args.model, out, ctx=args.ctx, calib=args.calib, **options), gwq_export.load(out, threads=args.threads)
 
     _, reference = export("f32", type="f32")
     result16, f16 = export("f16", type="f16")
     against = runtime_logits(reference)
     before = evaluate(reference, text, args.ctx)
     print(f"\n{args.model}, {args.text}: {before['tokens']} tokens scored, windows of {args.ctx}; float32 perplexity "
-          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {native.isa()}, {threads[0]} threads.")  # fmt: skip
+          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {native.isa()}, {args.threads} threads.")  # fmt: skip
 
     head = [
         "file",
