@@ -31,20 +31,20 @@ class Experts:
         self.activation, self.dim, self.ffn = activation, gate_up[0].cols, down[0].cols
 
     def __call__(self, ops, x, n, gate, up, out):
-        """x (n, dim) to out (n, dim), float pointers; out may be x. gate and up are not used."""
+        """x (n, dim) to out (n, dim), float pointers; out may be x. gate and up (n, ffn) are work space."""
         scores = F32((n, len(self.down)))
         self.router(ops, x, n, scores.ptr)
         chosen, weights = route(scores.array, self.used, self.normed)
         given = view(x, (n, self.dim))
-        total, part, gate, up = np.zeros_like(given), F32((n, self.dim)), F32((n, self.ffn)), F32((n, self.ffn))
+        total, part = np.zeros_like(given), F32((n, self.dim))
         for j in np.flatnonzero(np.bincount(chosen.ravel())):
             token, slot = np.nonzero(chosen == j)
             m = len(token)
             rows = part.array[:m]
             rows[...] = given[token]
-            self.gate_up[j](ops, part.ptr, m, gate.ptr, up.ptr)
-            ops.activate(gate.ptr, up.ptr, m, self.ffn, self.activation)
-            self.down[j](ops, gate.ptr, m, part.ptr)
+            self.gate_up[j](ops, part.ptr, m, gate, up)
+            ops.activate(gate, up, m, self.ffn, self.activation)
+            self.down[j](ops, gate, m, part.ptr)
             rows *= weights[token, slot, None]
             total[token] += rows
         view(out, (n, self.dim))[...] = total

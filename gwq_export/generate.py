@@ -86,10 +86,11 @@ class StopStrings:
 class Model:
     """A GGUF file (path or open Reader) ready for inference. Methods may be called from several threads at once. Raises GwqError."""
 
-    def __init__(self, file, device="cpu", threads=None, ctx=None):
+    def __init__(self, file, device="cpu", threads=None, ctx=None, cache=None):
+        """cache: as for `gwq_export.model.Weights`."""
         if device != "cpu":
             raise GwqError(f"--device {device}: this version runs on the CPU only; use --device cpu")
-        self.weights = Weights(file, threads)
+        self.weights = Weights(file, threads, cache)
         self.config = self.weights.config
         if ctx is not None and ctx < 1:
             raise GwqError(f"--ctx {ctx}: give at least 1")

@@ -74,8 +74,8 @@ class Layer:
 class Weights:
     """All tensors of a model, checked against its config. Raises GwqError. Safe to share between threads."""
 
-    def __init__(self, file, threads=None):
-        """file: a path, or a Reader that is open."""
+    def __init__(self, file, threads=None, cache=None):
+        """file: a path, or a Reader that is open. cache: what KV caches hold, a key of CACHE; None: f16, or f32 beside float32 matrices."""
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
         lib()
@@ -88,7 +88,8 @@ class Weights:
         self.head = Linear([self.embed if tied else self._matrix("output.weight", (c.vocab, c.dim))])
         self.layers = [self._layer(i) for i in range(c.layers)]
         # FP16 halves what attention reads; beside float32 matrices it would be the coarsest number of all
-        self.cache_type = TYPES["f32" if all(t.type.name == "f32" for t in self.reader.tensors.values()) else "f16"]
+        exact = all(t.type.name == "f32" for t in self.reader.tensors.values())
+        self.cache_type = TYPES[cache or ("f32" if exact else "f16")]
         self.rope_style = lib().GWQ_ROPE_PAIRS if c.arch.rope == "pairs" else lib().GWQ_ROPE_HALVES
         pairs = c.rope.rotated // 2 if c.rope else 0
         names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
@@ -195,7 +196,8 @@ class Session:
         self.cache = [[pointer(part, "void *") for part in layer] for layer in self._cache]
         self.ropes = weights.rope_tables(ctx)
         self._n = 0
-        self._sizes = {"x": c.dim, "h": max(c.dim, self.q), "q": max(c.dim, self.q), "k": self.kv, "v": self.kv, "gate": c.ffn, "up": c.ffn}
+        wide, ffn = max(c.dim, self.q), c.expert_ffn if c.experts else c.ffn
+        self._sizes = {"x": c.dim, "h": wide, "q": wide, "k": self.kv, "v": self.kv, "gate": ffn, "up": ffn}
         self._grow(1)
 
     def _grow(self, n):

@@ -1,8 +1,9 @@
 """Any stock GGUF file as a model: tensor types that the runtime does not compute with become float32 when it is opened.
 
-For evaluation only: it compares our types with llama.cpp's (Q4_0, Q4_K, IQ4_NL, ...) through one forward function. Such
-tensors take 4 bytes per weight of memory, and computing with them says nothing about their speed. The values are those
-that gguf-py decodes (package `gguf`, in the export extra).
+For evaluation only: it compares our types with llama.cpp's (Q4_0, Q4_K, IQ4_NL, ...) through one forward function, with
+the KV cache in float32 for every file, so that files differ by their weights alone. Such tensors take 4 bytes per weight
+of memory, and computing with them says nothing about their speed. The values are those that gguf-py decodes (package
+`gguf`, in the export extra).
 """
 
 from dataclasses import replace
@@ -70,4 +71,4 @@ def open_stock(path, base=False):
 
 def load(path, threads=None, base=False):
     """A `gwq_export.generate.Model` over any GGUF file of a supported architecture. base: as for `gwq_export.load`. Raises GwqError."""
-    return Model(open_stock(path, base), threads=threads)
+    return Model(open_stock(path, base), threads=threads, cache="f32")
