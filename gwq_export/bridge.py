@@ -12,9 +12,9 @@ WITHOUT = "or go without them (gwq-run, gwq-eval and gwq-info take --base)"
 _GET = f"get the file that gwq-export wrote, {WITHOUT}"
 
 
-def keys(offset, size, sha256="0" * 64):
-    """The keys that lead to the deltas; their bytes do not depend on the values."""
-    return {VERSION_KEY: np.uint32(VERSION), OFFSET_KEY: np.uint64(offset), SIZE_KEY: np.uint64(size), SHA256_KEY: sha256}
+def keys(size):
+    """The keys that lead to the deltas; offset and checksum are put in once they are known, and take as many bytes then."""
+    return {VERSION_KEY: np.uint32(VERSION), OFFSET_KEY: np.uint64(0), SIZE_KEY: np.uint64(size), SHA256_KEY: "0" * 64}
 
 
 def deltas(values, buffer, end):

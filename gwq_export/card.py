@@ -74,13 +74,10 @@ def _cells(head, *rows):
 
 
 def _files(reader, file, result):
-    types = {}
-    for t in reader.tensors.values():
-        if t.type.bits or t.type.name == "q8_0":
-            types[t.type.name] = None
+    types = dict.fromkeys(t.type.name for t in reader.tensors.values() if len(t.shape) > 1 and not t.companion)
     return "## File\n\n" + _cells(
         ("file", "types", "bytes", "bits per weight", "in the decoder's linear layers", "FP16 outliers"),
-        (f"`{file}`", ", ".join(types) or "float", f"{result['bytes']:,}", f"{result['bpw']:.3f}", f"{result['bpw_linear']:.3f}",
+        (f"`{file}`", ", ".join(types), f"{result['bytes']:,}", f"{result['bpw']:.3f}", f"{result['bpw_linear']:.3f}",
          f"{result['outlier_fraction']:.3%}"),
     )  # fmt: skip
 

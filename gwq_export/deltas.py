@@ -4,6 +4,7 @@ import numpy as np
 
 from gwq_export.encoder import relative
 from gwq_export.format import BLOCK
+from gwq_export.parallel import product
 from gwq_export.saliency import select
 
 ROUNDS = 4  # of choosing some and making them fit each other
@@ -22,7 +23,7 @@ def corrections(weight, coded, curvature, row_weight, count):
     error = np.ascontiguousarray((coded - weight).T)  # (cols, rows)
     before, chosen = error.copy(), np.zeros(weight.shape, bool)
     for k in range(1, ROUNDS + 1):
-        worth = rows * (h @ error) ** 2 / diagonal
+        worth = rows * product(h, error) ** 2 / diagonal
         keep = select(np.where(chosen, np.inf, worth.T), -(-count * k // ROUNDS))
         chosen.reshape(-1)[keep] = True
         _descend(error, chosen.T, h)
@@ -34,7 +35,7 @@ def _descend(error, free, h):
     """One round of coordinate descent on tr(error^T h error), in place, over the entries that are free; error (cols, rows)."""
     for b in range(0, len(h), BLOCK):
         part = slice(b, b + BLOCK)
-        image = h[part] @ error
+        image = product(h[part], error)
         for i in range(len(image)):
             step = np.where(free[b + i], -image[i] / h[b + i, b + i], 0)
             error[b + i] += step

@@ -258,7 +258,7 @@ class _Units(_Matrix):
             if self.outlier is not None:
                 entry[self.outlier[part] > 0] = 0
             flat = (self.d[unit] * entry).reshape(self.step, -1)
-            down, up = (flat * (h[part, part] @ flat)).sum(0), (flat * (h[part] @ error)).sum(0)
+            down, up = (flat * product(h[part, part], flat)).sum(0), (flat * product(h[part], error)).sum(0)
             factor = 1 - np.divide(up, down, out=np.zeros_like(up), where=down > 0).reshape(self.d[unit].shape)
             before, self.d[unit] = self.d[unit].copy(), _half(self.d[unit] * np.clip(factor, 0.5, 2))
             held = 0 if self.outlier is None else np.where(self.outlier[part], self.values[part], 0)

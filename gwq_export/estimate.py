@@ -3,9 +3,7 @@
 import math
 import time
 
-
-def _size(entry):
-    return math.prod(entry.shape)
+from gwq_export.plan import weights
 
 
 class Estimate:
@@ -15,7 +13,7 @@ class Estimate:
     """
 
     def __init__(self, encode):
-        self._encode, self._kinds = encode, {}  # (shape, tiles or not) -> seconds
+        self._encode, self._kinds = encode, {}  # (shape, found under the curvature or rounded) -> seconds
         self._calibrating = self._choosing = self._sampling = 0.0
         self._seen = 0  # weights that were calibrated in this run
 
@@ -34,7 +32,7 @@ class Estimate:
 
     def sample(self, entry, weight, statistics):
         """Quantize weight(), a matrix of the entry, unless one of its kind has been."""
-        kind = entry.shape, bool(entry.recipe.type.bits)
+        kind = entry.shape, entry.recipe.encoded
         if kind not in self._kinds:
             start = time.monotonic()
             self._encode(entry, weight(), statistics)
@@ -44,14 +42,14 @@ class Estimate:
 
     def seconds(self, entries, surveys):
         """What an export of these entries takes, a survey before it or not. None when an earlier run did the calibration."""
-        calibrated = sum(_size(e) for e in entries if e.recipe.statistics)
+        calibrated = sum(weights(e) for e in entries if e.recipe.statistics)
         if calibrated and not self._seen:
             return None
-        rates = [(tiles, seconds / math.prod(shape)) for (shape, tiles), seconds in self._kinds.items()]
+        rates = [(encoded, seconds / math.prod(shape)) for (shape, encoded), seconds in self._kinds.items()]
 
         def coding(e):
-            tiles = bool(e.recipe.type.bits)
-            return self._kinds.get((e.shape, tiles), _size(e) * max((rate for t, rate in rates if t == tiles), default=0))
+            rate = max((rate for encoded, rate in rates if encoded == e.recipe.encoded), default=0)
+            return self._kinds.get((e.shape, e.recipe.encoded), weights(e) * rate)
 
         total = sum(map(coding, entries))
         if calibrated:

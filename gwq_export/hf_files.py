@@ -116,7 +116,7 @@ def _tokenizer_files(reader):
     if tokenizer.JSON_KEY not in meta and any(ends.values()):
         from tokenizers.processors import TemplateProcessing
 
-        before, after = (f"{tokens[ids[name]]}" if ends[name] else "" for name in ("bos", "eos"))
+        before, after = (tokens[ids[name]] if ends[name] else "" for name in ("bos", "eos"))
         parts = [p for p in (before, "$A", after) if p]
         pair = [*parts, *(p.replace("$A", "$B:1") for p in parts)]
         known = [(tokens[ids[name]], ids[name]) for name in ends if ends[name]]

@@ -107,7 +107,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         ctx = limit
     entries = plan(source, recipe, overrides)
     budget = budget_bytes(bpw, size, sum(map(weights, entries)))
-    tokens = to_metadata(source.folder, source.vocab, **({"pre": tokenizer_pre} if tokenizer_pre else {}))
+    tokens = to_metadata(source.folder, source.vocab, tokenizer_pre)
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
     header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.encoded]

@@ -78,7 +78,7 @@ def _hf_names(reader, config):
     for name, tensor in reader.tensors.items():
         if tensor.companion or name in ROPE_TENSORS:
             continue
-        if len(tensor.shape) > 2 and not tensor.companion:
+        if len(tensor.shape) > 2:
             raise GwqError(f"{reader.path}: the way back of a mixture of experts is not there yet; use the model it was made from")
         if name not in known:
             raise GwqError(f"{reader.path}: tensor {name} has no place in a Hugging Face model of {arch.gguf}; use a file of gwq-export")

@@ -73,8 +73,8 @@ def to_metadata(folder, vocab_size, pre=None):
         raise GwqError(f"{folder} has no tokenizer.json: save the model's fast tokenizer there with save_pretrained")
     spec, config, generation = (_read_json(folder / f"{name}.json") for name in ("tokenizer", "tokenizer_config", "generation_config"))
     try:
-        original = from_json(path.read_text(encoding="utf-8"), path)
-        return _to_metadata(folder, spec, config, generation, original, vocab_size, pre)
+        text = path.read_text(encoding="utf-8")
+        return _to_metadata(folder, text, spec, config, generation, from_json(text, path), vocab_size, pre)
     except GwqError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, OSError) as e:
@@ -115,7 +115,7 @@ def _prefixed(original):
     return original.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
 
 
-def _to_metadata(folder, spec, config, generation, original, vocab_size, pre):
+def _to_metadata(folder, text, spec, config, generation, original, vocab_size, pre):
     path, model = folder / "tokenizer.json", spec["model"]
     byte_level = any(p["type"] == "ByteLevel" for p in parts(spec.get("pre_tokenizer"), "pretokenizers"))
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
@@ -153,7 +153,6 @@ def _to_metadata(folder, spec, config, generation, original, vocab_size, pre):
     if others[2:]:
         log.warning("%s names %d tokens that end a text, GGUF has room for 3: left out: %s", folder, len(others) + 1, others[2:])
     keys = {f"tokenizer.ggml.{name}": value for name, value in keys.items()} | _chat_templates(folder, config)
-    text = path.read_text(encoding="utf-8")
     if _alike(keys, original, [token["content"] for token in added]):
         return keys
     why = "the stock keys cannot say all that it does: other programs may cut texts into other tokens"

@@ -88,7 +88,7 @@ class Workdir(Memory):
         if DONE in names:
             self.clear()
         elif IDENTITY in names:
-            if (self.folder / IDENTITY).read_text() != identity:
+            if (self.folder / IDENTITY).read_bytes() != identity.encode():
                 raise GwqError(f"--work-dir {self.folder} holds the work of another export (see its {IDENTITY}): give an empty"
                                " --work-dir or delete it")  # fmt: skip
             for name in names:

@@ -60,7 +60,7 @@ def _header(metadata, tensors):
         return {0: header}, places, size
     stock, companions = ([t for t in tensors if t[0].endswith((OUTLIERS, OFFSETS)) == side] for side in (False, True))
     deltas, inside, size = _section({}, companions)
-    metadata = bridge.keys(0, size) | metadata
+    metadata = bridge.keys(size) | metadata
     _, _, offset = _section(metadata, stock)
     header, places, _ = _section(metadata | {bridge.OFFSET_KEY: np.uint64(offset)}, stock)
     return {0: header, offset: deltas}, places | {name: (offset + at, n) for name, (at, n) in inside.items()}, offset + size

@@ -82,7 +82,13 @@ def test_card_of_a_folder_states_only_what_is_known(tiny, tmp_path, caplog):
         gwq_export.export(tiny("qwen2"), tmp_path / "m.gguf", type="f16", card=tmp_path / "c.md")
     front, body = front_matter(tmp_path / "c.md")
     assert front == {"pipeline_tag": "text-generation", "tags": ["gguf", "gwq", "quantized"]}
+    assert "| f16 |" in body
     assert "KL divergence" not in body and "Calibration" not in body and "no base_model" in caplog.text and "no license" in caplog.text
+
+
+def test_card_names_stock_types(tiny, tmp_path):
+    gwq_export.export(tiny("qwen2"), tmp_path / "m.gguf", type="q4_0", tensor_type="ffn_down=f16", card=tmp_path / "c.md")
+    assert "q8_0, q4_0, f16" in front_matter(tmp_path / "c.md")[1]
 
 
 @pytest.mark.parametrize("readme, config, expected", [

@@ -343,6 +343,9 @@ def test_curvature_factors_the_inverse():
     shared, found = Curvatures(), [{"hessian": h}, {"hessian": h}, {"hessian": h.copy()}, {"rows": h}]
     a, b, other, none = (shared.put(f) for f in found)
     assert a["hessian"] is b["hessian"] is not other["hessian"] and none is found[3]
+    told = Curvatures(1000)
+    for tokens, stands in ((50, 50), (None, 1000)):
+        assert np.array_equal(told.put({"hessian": h.copy()}, tokens)["hessian"].matrix, Curvature(h, stands).matrix)
 
 
 def test_few_tokens_are_not_taken_at_their_word():

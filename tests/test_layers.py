@@ -36,12 +36,12 @@ ALLOWED = {  # module -> modules of the package it may import
     "calibrate": {"block_model", "parallel", "totals", "workdir"},
     "encoder": {"format", "native", "parallel"},
     "saliency": {"format"},
-    "deltas": {"encoder", "format", "saliency"},
+    "deltas": {"encoder", "format", "parallel", "saliency"},
     "quantize": {"deltas", "saliency", "encoder", "format", "side_table", "tiles"},
     "imatrix": {"arch", "calibrate", "format", "totals", "writer"},
     "plan": {"arch", "arrange", "container", "format", "quantize", "saliency"},
     "allocate": {"encoder", "parallel", "format", "quantize", "saliency"},
-    "estimate": set(),
+    "estimate": {"plan"},
     "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency", "format", "workdir"},
     "produce": {"calibrate", "encoder", "plan", "quantize", "writer"},
     "texts": set(),
@@ -136,6 +136,12 @@ def test_imports_follow_the_flow(module):
             assert first in ALLOWED[module] or "/".join([first, *rest]) in ALLOWED[module], f"{module} imports {name}"
         if name.split(".")[0] in EXPORT_ONLY and top_level:
             assert module in ("block_model", "calibrate", "parallel", "unfused"), f"{module} imports {name} when it is imported"
+
+
+@pytest.mark.parametrize("module", ["allocate", "deltas", "encoder", "quantize", "saliency"])
+def test_matrix_products_are_those_of_parallel(module):
+    """numpy's own depend, by a bit, on the number of threads."""
+    assert not any(isinstance(node, ast.MatMult) for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())))
 
 
 RUNTIME = """

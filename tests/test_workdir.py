@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,11 @@ from conftest import save_tiny
 
 import gwq_export
 from gwq_export import GwqError
+from gwq_export.arrange import Arrangement
+from gwq_export.estimate import Estimate
+from gwq_export.format import TYPES
+from gwq_export.plan import Entry
+from gwq_export.quantize import Recipe
 from gwq_export.workdir import DONE, Workdir
 
 CHANGES = ("replace", "unlink", "fsync", "ftruncate", "pwrite", "mkdir", "open")  # the steps between which a kill can fall
@@ -183,6 +189,19 @@ def test_a_dry_run_leaves_its_survey_to_the_export(tmp_path, tiny, calib, monkey
     assert not list((tmp_path / "work").iterdir())
 
 
+def test_estimates_tell_found_codes_from_rounded_ones():
+    def entry(type):
+        return Entry("x", ("x",), (64, 64), Recipe(TYPES[type]), True, Arrangement())
+
+    found, rounded = entry("q4_0"), entry("f16")
+    assert found.recipe.encoded and not rounded.recipe.encoded
+    estimate = Estimate(lambda e, weight, statistics: time.sleep(0.05 * e.recipe.encoded))
+    for e in (found, rounded):
+        estimate.sample(e, lambda: None, {})
+    estimate._seen = 1
+    assert estimate.seconds([rounded], False) < 0.01 < 0.05 <= estimate.seconds([found], False)
+
+
 def test_work_of_another_export_is_refused(tmp_path, tiny, calib):
     folder, work, options = tmp_path / "model", tmp_path / "work", {"type": "gwq4", "samples": 1, "ctx": 16, "calib": calib}
     shutil.copytree(tiny("llama"), folder)
@@ -203,6 +222,10 @@ def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "letters" / "a.txt").write_text("dear")
     with pytest.raises(GwqError, match="not an export's work"):
         Workdir(tmp_path / "letters", {})
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "export.json").write_bytes(b"\xff")
+    with pytest.raises(GwqError, match="another export"):
+        Workdir(tmp_path / "strange", {})
     with pytest.raises(GwqError, match=r"cannot write --work-dir .*none"):
         Workdir(tmp_path / "none" / "work", {})
     with Workdir(tmp_path / "work", {}), pytest.raises(GwqError, match="in use by another export"):

@@ -52,7 +52,7 @@ class LlamaCpp:
 
         self.version = f"xllamacpp {xllamacpp.__version__}"
         p = xllamacpp.CommonParams()
-        p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers = path, ctx, 1, 0
+        p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers = path, ctx + 1, 1, 0  # its server wants room for a token after the prompt
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
         p.warmup = p.fit_params = False
         p.cache_ram_mib, p.no_extra_bufts = 0, not self.repack

@@ -20,10 +20,13 @@ def parser():
 
 def command(args, progress):
     from gwq_export.container import Reader
+    from gwq_export.texts import check_output, save
 
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
         if value is not None and args.to_safetensors is None:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
+    if args.report:
+        check_output(args.report, "--report")
     reader = Reader(args.file, base=args.base)
     if args.check:
         reader.check()
@@ -54,7 +57,6 @@ def command(args, progress):
     if args.report:
         from gwq_export.facts import gather
         from gwq_export.report import page
-        from gwq_export.texts import save
 
         save(args.report, page(gather(reader)), "--report")
     if args.to_safetensors:
