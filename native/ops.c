@@ -138,8 +138,10 @@ struct read_job {
 
 static void read_task(void *p, int thread, int threads) {
     struct read_job *j = p;
-    uint64_t part = j->bytes / (uint64_t)threads & ~(uint64_t)4095;
-    j->sum[thread] = gwq_in_use()->read(j->data + part * (uint64_t)thread, part, j->streams, j->ahead);
+    int64_t pages = (int64_t)(j->bytes / 4096);
+    uint64_t from = (uint64_t)gwq_share(pages, thread, threads) * 4096;
+    uint64_t to = thread + 1 == threads ? j->bytes : (uint64_t)gwq_share(pages, thread + 1, threads) * 4096;
+    j->sum[thread] = gwq_in_use()->read(j->data + from, to - from, j->streams, j->ahead);
 }
 
 int gwq_read(gwq_pool *pool, const void *data, uint64_t bytes, int streams, int ahead, uint64_t *sum) {

@@ -211,12 +211,27 @@ def test_run_mistakes(path, capsys, monkeypatch, args, words):
     assert_one_line("run", status, err, words)
 
 
+def test_options_reach_the_model(path, model, capsys):
+    plain, text = ["-p", "The city of", "--raw", "-n", 24], model.generate("The city of", n=24)
+    cut = text[8:11]
+    found = run(capsys, path, *plain, "--stop", cut)
+    assert (found["text"], found["stop"]) == (text[: text.index(cut)], "string")
+    for flag, value, off in (("repeat_penalty", 1.5, 1.0), ("top_p", 0.3, 1.0), ("min_p", 0.5, 0.0)):
+        options = {"temp": 1.0, "seed": 1, "top_k": 0, flag: value}
+        flags = [str(part) for k, v in options.items() for part in ("--" + k.replace("_", "-"), v)]
+        wanted = model.generate("The city of", n=24, **options)
+        assert run(capsys, path, *plain, *flags)["text"] == wanted != model.generate("The city of", n=24, **options | {flag: off}), flag
+    done = command("run", path, "-i", "--raw", "-n", 24, "-t", 1, "--stop", cut, "--json", input="The city of\n")
+    assert json.loads(done.stdout.splitlines()[-1])["stop"] == "string"
+
+
 def test_a_chat_from_a_pipe(path):
     lines = "Hello there\n\n/help\n/nonsense\nWhat?\n" + "word " * 600 + "\n/clear\nHello there\n/exit\nnever\n"
     done = command("run", path, "-i", "-n", 6, "-t", 1, "--ctx", 64, "--json", input=lines)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and result["turns"] == 3 and result["tokens"] == 18, done.stderr
-    assert done.stdout.count(result["text"]) >= 2 and "there is no /nonsense" in done.stderr and "context holds 64" in done.stderr
+    assert done.stdout.startswith(result["text"]) and done.stdout.count(result["text"]) == 2
+    assert "there is no /nonsense" in done.stderr and "context holds 64" in done.stderr
     assert "> " not in done.stdout
 
 

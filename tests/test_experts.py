@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from reference import dequantized_model, kl_divergence, logits, original_model, 
 from safetensors.torch import load_file, save_file
 
 import gwq_export
-from gwq_export import GwqError
+from gwq_export import GwqError, survey
 from gwq_export.bench.models import decode_bytes
 from gwq_export.calibrate import Calibration, gradients
 from gwq_export.experts import route
 from gwq_export.format import TYPES
 from gwq_export.native import Matrix
+from gwq_export.quantize import Recipe
 from gwq_export.side_table import unpack_outliers
 from gwq_export.source import Source
+from gwq_export.survey import OFFER
 from gwq_export.totals import ENOUGH
 from gwq_export.writer import Writer
 
@@ -244,3 +247,9 @@ def test_files_whose_keys_do_not_fit_are_refused(tiny, exported, tmp_path, key, 
     (tmp_path / "m.gguf").write_bytes(raw[:at] + value.to_bytes(4, "little") + raw[at + 4 :])
     with pytest.raises(GwqError, match="export the model again"):
         gwq_export.load(tmp_path / "m.gguf")
+
+
+def test_choices_of_an_entry_are_those_of_all_its_matrices():
+    rows = [np.array(r, OFFER) for r in ([("gwq3", 0.0, 100, 1.0), ("gwq4", 0.0, 120, 0.5)], [("gwq4", 0.0, 120, 0.25)])]
+    (choice,) = survey._together(SimpleNamespace(recipe=Recipe(TYPES["gwq2"])), rows)
+    assert (choice.recipe.type.name, choice.nbytes, choice.loss) == ("gwq4", 120, 0.75)

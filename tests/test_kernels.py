@@ -411,7 +411,7 @@ def test_cached_halves_are_numpys(lib):
 
 
 def test_read_sums_every_byte(lib, pool):
-    data = guarded(np.random.default_rng(1).integers(0, 2**64, 8192, np.uint64, endpoint=False))
+    data = guarded(np.random.default_rng(1).integers(0, 2**64, 8192 + 5, np.uint64, endpoint=False))
     want = int(data.sum(dtype=np.uint64))
     for streams in range(1, 9):
         for threads, ahead in ((1, 0), (2, 2048)):
