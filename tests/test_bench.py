@@ -273,10 +273,11 @@ def stock_file(exported, tmp_path_factory):
 @needs_peer
 def test_against_llama_cpp(exported, stock_file, capsys):
     ours, f16 = exported(type="gwq4")[0], exported(type="f16")[0]
-    status, out, err = call(capsys, "bench", ours, "--against", stock_file, "--against", f16, "-p", 24, "-n", 6, "-r", 2, "-t", 1, "--json")
+    runs = ["-p", 256, "-n", 6, "-r", 2, "-t", 1]
+    status, out, err = call(capsys, "bench", ours, "--against", stock_file, "--against", f16, *runs, "--json")
     assert status == 0, err
     rows = json.loads(out.splitlines()[-1])["rows"]
-    prompt, decode = ([r for r in rows if r["n_prompt"] == p] for p in (24, 0))
+    prompt, decode = ([r for r in rows if r["n_prompt"] == p] for p in (256, 0))
     engines = [(r["model_filename"], r["backends"].split("-")[0]) for r in prompt]
     assert [(r["model_filename"], r["backends"].split("-")[0]) for r in decode] == engines
     repacked = [(str(stock_file), "llama.cpp, no repack")] if len(engines) == 5 else []

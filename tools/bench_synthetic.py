@@ -24,7 +24,7 @@ import stock
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.bench import cpu_name
+from gwq_export.bench import cpu_name, tables
 from gwq_export.format import TYPES
 from gwq_export.quantize import Recipe, quantize
 from gwq_export.writer import Writer
@@ -39,7 +39,6 @@ PARTS = {  # our file -> those of other types it is compared with
     "gwq3": ["q3_k", "iq3_s", "q4_0"],
     "gwq2": ["q2_k", "q4_0"],
 }
-STOCK = sorted({name for names in PARTS.values() for name in names} - {"f16"})
 
 
 def stock_types(name, tensors, layers):
@@ -89,16 +88,17 @@ def write_stock(f16, out, name):
     os.replace(f"{out}.part", out)
 
 
-def prepare(folder, say):
-    """Make what is missing in `folder`: the model, its F16 export, our files, stock files."""
-    model, f16 = folder / "model", folder / "f16.gguf"
-    if not f16.exists():
+def prepare(folder, wanted, say):
+    """Make what is missing in `folder` for the parts wanted: the model, its F16 export, our files, stock files."""
+    model, f16, ours = folder / "model", folder / "f16.gguf", [name for name in PARTS if name in wanted]
+    if ours and not f16.exists():
         from synthetic import write_llama
 
         say(f"making {f16}")
         write_llama(model)
         gwq_export.export(model, f16, type="f16")
-    for names, write in ((PARTS, write_ours), (STOCK, write_stock)):
+    others = sorted({name for part in ours for name in PARTS[part]} - {"f16"})
+    for names, write in ((ours, write_ours), (others, write_stock)):
         for name in names:
             out = folder / f"{name}.gguf"
             if not out.exists():
@@ -130,8 +130,7 @@ def summary(results):
         for r in result["rows"]:
             if r["times_as_fast"] is None:
                 continue
-            test = f"pp{r['n_prompt']}" if r["n_prompt"] else f"tg{r['n_gen']}"
-            column = f"{test}, {r['n_threads']} thread{'s' * (r['n_threads'] > 1)}"
+            column = f"{tables.test_name(r)}, {r['n_threads']} thread{'s' * (r['n_threads'] > 1)}"
             columns[column] = None
             key = (
                 ours["model_filename"],
@@ -140,11 +139,11 @@ def summary(results):
                 f"{r['model_size'] / 2**20:.0f}",
                 r["backends"],
             )
-            lines.setdefault(key, {})[column] = f"{r['times_as_fast']:.2f} ({r['times_as_fast_q1']:.2f}-{r['times_as_fast_q3']:.2f})"
+            lines.setdefault(key, {})[column] = tables.ratio(r)
     order = sorted(columns, key=lambda c: (not c.startswith("tg"), c))
     head = ["ours", "MiB", "other", "MiB", "by", *order]
     body = [[*key, *(cells.get(c, "") for c in order)] for key, cells in lines.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
+    return tables.table(head, body)
 
 
 INTRO = """\
@@ -182,10 +181,10 @@ def main(argv=None):
         print(text, file=sys.stderr, flush=True)
 
     args.folder.mkdir(parents=True, exist_ok=True)
-    prepare(args.folder, say)
+    wanted, sections, results = args.only or [*PARTS, "kernels"], [], []
+    prepare(args.folder, wanted, say)
     if args.prepare:
         return
-    wanted, sections, results = args.only or [*PARTS, "kernels"], [], []
     for ours in (name for name in PARTS if name in wanted):
         sections.append(f"## {ours}")
         for other in PARTS[ours]:  # one by one: fewer files in memory, and each close to ours in time

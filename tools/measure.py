@@ -17,6 +17,7 @@ import numpy as np
 import gwq_export
 from gwq_export import format, native
 from gwq_export.bench import cpu_name
+from gwq_export.bench.tables import table
 from gwq_export.evaluate import evaluate, runtime_logits
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -31,10 +32,8 @@ OUTLIERS = {  # row -> options of export; the same fraction by every rule
 }
 
 
-def table(head, rows):
-    print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+def show(head, rows):
+    print("\n" + table(head, rows), flush=True)
 
 
 def decode_seconds(model, tokens=48):
@@ -72,7 +71,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=native.default_threads())
     args = parser.parse_args()
-    text, folder = Path(args.text).read_text(encoding="utf-8"), Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, Path(args.text).read_text(encoding="utf-8"), Path(folder))
+
+
+def measure(args, text, folder):
 
     def export(name, **options):
         out = folder / f"{name}.gguf"
@@ -100,7 +103,7 @@ def main():
         result, model = export(type, type=type)
         rows.append([type, f"{result['bytes'] / 2**20:.2f}", f"{result['bpw']:.2f} ({result['bpw_linear']:.2f})",
                      *quality(evaluate(model, text, args.ctx, against)), speed_ratio(model, f16, args.rounds)])  # fmt: skip
-    table(head, rows)
+    show(head, rows)
 
     rows = []
     for name, options in OUTLIERS.items():
@@ -110,7 +113,7 @@ def main():
             found = evaluate(model, text, args.ctx, against)
             row += [f"{result['bpw_linear']:.2f}", f"{found['ppl']:.2f}", f"{found['kld_mean']:.4f}"]
         rows.append(row)
-    table(["FP16 outliers", *(f"{t} {what}" for t in TYPES for what in ("bpw", "PPL", "KLD"))], rows)
+    show(["FP16 outliers", *(f"{t} {what}" for t in TYPES for what in ("bpw", "PPL", "KLD"))], rows)
 
 
 if __name__ == "__main__":
