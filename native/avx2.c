@@ -322,7 +322,7 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
         decode(bits, QUADS##bits, quads##bits, table, line, entries);                                                \
     }                                                                                                                \
     static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
-    static const tile_ops ops##bits = {bits, streams, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, \
+    static const tile_ops ops##bits = {bits, streams, 1, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, \
                                        decode_scales##bits, tokens, gwq_avx2_halves, total, above, spread};               \
     static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
         tile_dequantize(&ops##bits, m, group, out);                                                                  \

@@ -280,7 +280,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(b
                                                        float (*acc)[GWQ_ROWS]) {                                    \
         tokens(SUB##bits, scales, entries, nb, in, t, count, b, acc);                                               \
     }                                                                                                               \
-    static const tile_ops ops##bits = {bits, streams, ahead, 1, block##bits, multiply_values, expand, decode##bits, \
+    static const tile_ops ops##bits = {bits, streams, 0, ahead, 1, block##bits, multiply_values, expand, decode##bits, \
                                        decode_scales##bits, tokens##bits, gwq_avx2_halves, total, above, spread};         \
     static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
         tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
