@@ -1,5 +1,6 @@
 """tools/bench_synthetic.py: the files it makes and the page it writes."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,12 +19,12 @@ def test_our_files(exported, tmp_path):
     """They run, are whole, and have the types and the outliers of a real export."""
     f16 = gwq_export.open_gguf(exported(type="f16")[0])
     ends = f"token_embd|^output\\.={bench_synthetic.ENDS}"
-    for type in bench_synthetic.PARTS:
-        out = tmp_path / f"{type}.gguf"
-        bench_synthetic.write_ours(f16, out, type)
+    for name, (type, outliers) in bench_synthetic.OURS.items():
+        out = tmp_path / f"{name}.gguf"
+        bench_synthetic.write_ours(f16, out, name)
         made, real = (
             gwq_export.open_gguf(out),
-            gwq_export.open_gguf(exported(type=type, tensor_type=(ends,))[0]),
+            gwq_export.open_gguf(exported(type=type, outliers=outliers, tensor_type=(ends,))[0]),
         )
         made.check()
         assert {n: (t.type.name, t.shape) for n, t in made.tensors.items()} == {n: (t.type.name, t.shape) for n, t in real.tensors.items()}
@@ -77,11 +78,34 @@ def test_the_page(monkeypatch, tmp_path):
     page = (tmp_path / "page.md").read_text()
     assert (
         commands[0] == "gwq-bench gwq2.gguf --against q2_k.gguf -p 128 -n 32 -t 1,2 -r 7"
-        and commands[-1] == "gwq-bench --kernels -t 1,2 -r 7"
+        and commands[-1] == "gwq-bench --kernels --ops gemv,gemm --shapes 2048x2048,4096x11008 -t 1,2 -r 7"
     )
     assert all(c in page for c in commands) and "table 1" in page and f"table {len(commands)}" in page
     assert "| ours | MiB | other | MiB | by | tg32, 1 thread | pp64, 2 threads |" in page
     assert "| gwq2.gguf | 3 | q2_k.gguf | 3 | llama.cpp | 1.50 (1.25-1.75) | 0.50 (1.25-1.75) |" in page
+
+
+def test_beside_a_busy_process(exported):
+    text = bench_synthetic.beside_busy(exported()[0], threads=1, rounds=3, gen=4)
+    kept, low, high = map(float, re.findall(r"\d\.\d\d", text))
+    assert 0 < low <= kept <= high
+
+
+def test_what_is_made_for_a_part(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(bench_synthetic.gwq_export, "open_gguf", lambda path: path)
+    monkeypatch.setattr(bench_synthetic, "write_ours", lambda f16, out, name: made.append(name))
+    monkeypatch.setattr(bench_synthetic, "write_stock", lambda f16, out, name: made.append(name))
+    for name in ("f16", "q4_0"):
+        (tmp_path / f"{name}.gguf").touch()
+    bench_synthetic.prepare(tmp_path, ["gwq4-0"], lambda text: None)
+    assert made == ["gwq4", "gwq4-0"]
+    made.clear()
+    bench_synthetic.prepare(tmp_path, ["gwq3", "kernels"], lambda text: None)
+    assert made == ["gwq3", "iq3_s", "q3_k"]
+    made.clear()
+    bench_synthetic.prepare(tmp_path, ["busy"], lambda text: None)
+    assert made == ["gwq4"]
 
 
 def test_a_command_is_run_and_its_mistakes_are_said(tmp_path):

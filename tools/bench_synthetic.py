@@ -16,15 +16,18 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import stock
 
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name, tables
+from gwq_export.bench.worker import Gwq
 from gwq_export.format import TYPES
 from gwq_export.quantize import Recipe, quantize
 from gwq_export.writer import Writer
@@ -32,13 +35,19 @@ from gwq_export.writer import Writer
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-OURS = {"outliers": 0.0025, "saliency": "magnitude", "curvature": False}  # as many outliers as by default, in a way that needs no gradients
+OURS = {"gwq4": ("gwq4", 0.0025), "gwq4-0": ("gwq4", 0.0), "gwq3": ("gwq3", 0.0025), "gwq2": ("gwq2", 0.0025)}  # type, outliers
+METHOD = {"saliency": "magnitude", "curvature": False}  # needs no gradients
 ENDS = "gwq4"  # embedding and output head of our files
 PARTS = {  # our file -> those of other types it is compared with
     "gwq4": ["f16", "q4_0", "q4_k_m", "iq4_xs"],
-    "gwq3": ["q3_k", "iq3_s", "q4_0"],
-    "gwq2": ["q2_k", "q4_0"],
+    "gwq4-0": ["gwq4", "q4_0"],
+    "gwq3": ["q3_k", "iq3_s"],
+    "gwq2": ["q2_k"],
 }
+
+
+NEEDS = {name: [name, *others] for name, others in PARTS.items()} | {"busy": ["gwq4"], "kernels": []}  # part -> its files
+KERNELS = ["--ops", "gemv,gemm", "--shapes", "2048x2048,4096x11008"]
 
 
 def stock_types(name, tensors, layers):
@@ -56,13 +65,13 @@ def stock_types(name, tensors, layers):
     return types
 
 
-def write_ours(f16, out, type):
-    """A file as `gwq-export --type TYPE --tensor-type 'token_embd|^output\\.=gwq4'` makes it: smaller than the stock files beside it."""
-    recipes, made = {}, {}
+def write_ours(f16, out, name):
+    """A file of OURS, as `gwq-export --type TYPE --outliers N --tensor-type 'token_embd|^output\\.=gwq4'` makes it."""
+    (type, outliers), recipes, made = OURS[name], {}, {}
     for t in f16.tensors.values():
         ends = t.name in ("token_embd.weight", "output.weight")
         name = "f32" if len(t.shape) == 1 else ENDS if ends else type
-        recipes[t.name] = Recipe(TYPES[name], **({"outliers": 0} if name == "f32" else OURS))
+        recipes[t.name] = Recipe(TYPES[name], **({"outliers": 0} if name == "f32" else METHOD | {"outliers": outliers}))
     layout = [(n, TYPES[k], shape) for t in f16.tensors.values() for n, k, shape in recipes[t.name].tensors(t.name, t.shape)]
     with Writer(out, dict(f16.metadata), layout) as writer:
         for t in f16.tensors.values():
@@ -90,14 +99,16 @@ def write_stock(f16, out, name):
 
 def prepare(folder, wanted, say):
     """Make what is missing in `folder` for the parts wanted: the model, its F16 export, our files, stock files."""
-    model, f16, ours = folder / "model", folder / "f16.gguf", [name for name in PARTS if name in wanted]
+    model, f16 = folder / "model", folder / "f16.gguf"
+    files = {name for part in wanted for name in NEEDS[part]}
+    ours = [name for name in OURS if name in files]
     if ours and not f16.exists():
         from synthetic import write_llama
 
         say(f"making {f16}")
         write_llama(model)
         gwq_export.export(model, f16, type="f16")
-    others = sorted({name for part in ours for name in PARTS[part]} - {"f16"})
+    others = sorted(files - {"f16", *OURS})
     for names, write in ((ours, write_ours), (others, write_stock)):
         for name in names:
             out = folder / f"{name}.gguf"
@@ -116,6 +127,20 @@ def measure(command, prefix, folder, say):
         raise GwqError(f"{shlex.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     text, result = done.stdout.rstrip("\n").rsplit("\n", 1)
     return text, json.loads(result)
+
+
+def beside_busy(file, threads=2, rounds=7, gen=24):
+    """A sentence: the share of its speed that decoding keeps while another process computes without end, in alternation."""
+    engine, kept = Gwq(str(file), threads, gen + 1), []
+    for _ in range(rounds):
+        idle = engine.run([1], gen)[1]
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            time.sleep(0.3)
+            kept.append(idle / engine.run([1], gen)[1])
+            other.kill()
+    low, median, high = np.quantile(kept, (0.25, 0.5, 0.75))
+    return (f"Decoding {gen} tokens of {file.name} with {threads} threads, beside one other process in an endless loop, keeps "
+            f"{median:.2f} of its speed without it (quartiles {low:.2f}-{high:.2f}, {rounds} pairs of runs).")  # fmt: skip
 
 
 def section(command, text):
@@ -147,11 +172,12 @@ def summary(results):
 
 
 INTRO = """\
-Speed on a Llama of 1.1 billion random weights (TinyLlama's shape), written by `tools/bench_synthetic` with the commands below. Linear
-layers are of the type that names the file; embedding and head are gwq4 in ours, that type and Q6_K in stock files (`q4_k_m` mixes as
-llama-quantize does). Every file runs in a process of its own, stopped while another one is timed, and files take turns, so that ratios
-come from neighbours in time. llama.cpp reports its own timings, with as many threads and tokens. "no repack": its weights stay
-as the file has them (`no_extra_bufts`), as ours always do. pp: tokens of a prompt at once; tg: tokens decoded one by one."""
+Speed on a Llama of 1.1 billion random weights (TinyLlama's shape), written by `tools/bench_synthetic` with the commands below.
+Linear layers are of the type that names the file, with 0.25 % outliers (gwq4-0: none); embedding and head are gwq4 in ours, that
+type and Q6_K in stock files (`q4_k_m` mixes as llama-quantize does). Every file runs in a process of its own, stopped while
+another one is timed, and files take turns, so that ratios come from neighbours in time. llama.cpp reports its own timings, with
+as many threads and tokens. "no repack": its weights stay as the file has them (`no_extra_bufts`), as ours always do. pp: tokens
+of a prompt at once; tg: tokens decoded one by one."""
 
 
 def document(sections, results):
@@ -168,7 +194,7 @@ def main(argv=None):
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument("--folder", type=Path, default=cache / "gwq-export" / "bench")
     parser.add_argument("--prepare", action="store_true")
-    parser.add_argument("--only", action="append", choices=[*PARTS, "kernels"])
+    parser.add_argument("--only", action="append", choices=[*NEEDS])
     parser.add_argument("--prefix", type=shlex.split, default=[])
     parser.add_argument("-p", default="128")
     parser.add_argument("-n", default="32")
@@ -181,7 +207,7 @@ def main(argv=None):
         print(text, file=sys.stderr, flush=True)
 
     args.folder.mkdir(parents=True, exist_ok=True)
-    wanted, sections, results = args.only or [*PARTS, "kernels"], [], []
+    wanted, sections, results = args.only or [*NEEDS], [], []
     prepare(args.folder, wanted, say)
     if args.prepare:
         return
@@ -192,8 +218,11 @@ def main(argv=None):
             text, result = measure(command, args.prefix, args.folder, say)
             results.append(result)
             sections.append(section(command, text))
+    if "busy" in wanted:
+        say("beside a busy process")
+        sections += ["## Beside a busy process", beside_busy(args.folder / "gwq4.gguf")]
     if "kernels" in wanted:
-        command = ["gwq-bench", "--kernels", "-t", args.t, "-r", args.r]
+        command = ["gwq-bench", "--kernels", *KERNELS, "-t", args.t, "-r", args.r]
         sections += ["## Kernels", section(command, measure(command, args.prefix, args.folder, say)[0])]
     text = document(sections, results)
     if args.out == "-":
