@@ -27,9 +27,11 @@ static struct range seen(const struct attention_job *j, int64_t token) {
 /* Scores as the model wants them, -INFINITY for keys that a query does not see; raises top[i] to the largest. */
 static void finish_scores(const struct attention_job *j, const struct range *r, int64_t at, int keys, float (*s)[GWQ_QUERIES], float *top) {
     for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) s[n][i] *= j->scale;
+    if (j->softcap > 0) gwq_in_use()->softcap(s[0], (int64_t)keys * GWQ_QUERIES, j->softcap);
+    for (int n = 0; n < keys; n++)
         for (int i = 0; i < GWQ_QUERIES; i++) {
-            float x = j->scale * s[n][i];
-            if (j->softcap > 0) x = j->softcap * tanhf(x / j->softcap);
+            float x = s[n][i];
             x = at + n >= r[i].from && at + n < r[i].end ? x : -INFINITY;
             top[i] = x > top[i] ? x : top[i];
             s[n][i] = x;

@@ -23,7 +23,8 @@ void gwq_avx2_halves(const uint8_t *value, int count, float *out); /* out[i] = f
 void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
 void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]);
 void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
-void gwq_avx2_silu_mul(float *gate, const float *up, int64_t count);
+void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation);
+void gwq_avx2_softcap(float *x, int64_t count, float cap);
 void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
                      float (*s)[GWQ_QUERIES]);

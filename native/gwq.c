@@ -51,7 +51,8 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     }
     TAKE(sparse);
     TAKE(rmsnorm);
-    TAKE(silu_mul);
+    TAKE(activate);
+    TAKE(softcap);
     TAKE(to_halves);
     TAKE(scores);
     TAKE(exponents);

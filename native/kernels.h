@@ -56,7 +56,8 @@ typedef struct gwq_kernels {
     /* out (16 rows, cols; row stride cols) = row group `group`, rows beyond m->rows not written; no outliers. */
     void (*dequantize[GWQ_K_COUNT])(const gwq_matrix *m, int64_t group, float *out);
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t dim, float *out);
-    void (*silu_mul)(float *gate, const float *up, int64_t count);
+    void (*activate)(float *x, const float *up, int64_t count, int activation); /* x = f(x) * up; without `up` (NULL) f(x) */
+    void (*softcap)(float *x, int64_t count, float cap);                        /* x = cap * tanh(x / cap) */
     void (*to_halves)(const float *x, int64_t count, uint16_t *out); /* FP16, to nearest even; at most +-65504, NaN stays */
     /* Attention, a run of keys at a time: FP16 (`halves`) or float, `stride` numbers apart. s[key][i] = q[i] . k[key] */
     void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,

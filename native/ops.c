@@ -53,25 +53,15 @@ int gwq_layernorm(gwq_pool *pool, const float *x, const float *weight, const flo
     return run_rows(pool, &j);
 }
 
-static void silu_row(const struct rows_job *j, int64_t i) {
-    gwq_in_use()->silu_mul(j->out + i * j->dim, j->a + i * j->dim, j->dim);
-}
-
-static void gelu_row(const struct rows_job *j, int64_t i) {
-    float *x = j->out + i * j->dim;
-    for (int64_t k = 0; k < j->dim; k++) {
-        float v = x[k], y;
-        if (j->style == GWQ_GELU) y = 0.5f * v * erfcf(v * -0.70710678f);
-        else y = v / (1 + expf(-1.59576912f * (v + 0.044715f * v * v * v))); /* (1 + tanh u) / 2 = 1 / (1 + exp(-2u)) */
-        x[k] = j->a ? y * j->a[i * j->dim + k] : y;
-    }
+static void activate_row(const struct rows_job *j, int64_t i) {
+    gwq_in_use()->activate(j->out + i * j->dim, j->a ? j->a + i * j->dim : NULL, j->dim, j->style);
 }
 
 int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim, int activation) {
     int silu = activation == GWQ_SILU;
     if (!silu && activation != GWQ_GELU && activation != GWQ_GELU_TANH) return GWQ_E_ARGUMENT;
     if (n && silu && !up) return GWQ_E_ARGUMENT;
-    struct rows_job j = {.row = silu ? silu_row : gelu_row, .n = n, .dim = dim, .x = x, .a = up, .out = x, .style = activation};
+    struct rows_job j = {.row = activate_row, .n = n, .dim = dim, .x = x, .a = up, .out = x, .style = activation};
     return run_rows(pool, &j);
 }
 
@@ -99,8 +89,7 @@ int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64
 }
 
 static void softcap_row(const struct rows_job *j, int64_t i) {
-    float *x = j->out + i * j->dim;
-    for (int64_t k = 0; k < j->dim; k++) x[k] = j->number * tanhf(x[k] / j->number);
+    gwq_in_use()->softcap(j->out + i * j->dim, j->dim, j->number);
 }
 
 int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap) {

@@ -280,8 +280,18 @@ static void rmsnorm(const float *x, const float *weight, float eps, int64_t dim,
     for (int64_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
 }
 
-static void silu_mul(float *gate, const float *up, int64_t count) {
-    for (int64_t i = 0; i < count; i++) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+static void activate(float *x, const float *up, int64_t count, int activation) {
+    for (int64_t i = 0; i < count; i++) {
+        float v = x[i], y;
+        if (activation == GWQ_SILU) y = v / (1 + expf(-v));
+        else if (activation == GWQ_GELU) y = 0.5f * v * erfcf(v * -0.70710678f);
+        else y = v / (1 + expf(-1.59576912f * (v + 0.044715f * v * v * v))); /* (1 + tanh u) / 2 = 1 / (1 + exp(-2u)) */
+        x[i] = up ? y * up[i] : y;
+    }
+}
+
+static void softcap(float *x, int64_t count, float cap) {
+    for (int64_t i = 0; i < count; i++) x[i] = cap * tanhf(x[i] / cap);
 }
 
 static uint16_t to_half(float x) {
@@ -349,7 +359,8 @@ const gwq_kernels gwq_scalar = {
     .dequantize = {dequantize_f32, dequantize_f16, dequantize_bf16, dequantize_q8_0, dequantize_gwq2, dequantize_gwq3,
                    dequantize_gwq4, dequantize_q4_0, dequantize_iq4_nl},
     .rmsnorm = rmsnorm,
-    .silu_mul = silu_mul,
+    .activate = activate,
+    .softcap = softcap,
     .to_halves = to_halves,
     .scores = scores,
     .exponents = exponents,

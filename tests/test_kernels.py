@@ -4,6 +4,7 @@ GWQ_LIBRARY=/path/to/libgwq.so tests another build, GWQ_SIMDE_LIBRARY another SI
 """
 
 import functools
+import math
 import os
 import sys
 from pathlib import Path
@@ -335,6 +336,39 @@ def test_silu_of_large_and_small_values(lib, pool):
         want = wide / (1 + np.exp(-wide))
     assert lib.gwq_activate(pool(1), pointer(gate), pointer(up), 1, len(gate), lib.GWQ_SILU) == 0
     assert_allclose(gate, want, rtol=6e-7, atol=2e-36)  # below e^-87 the true value does not matter
+
+
+ERFC = np.vectorize(math.erfc, otypes=[float])
+GELU = {
+    "GWQ_GELU": lambda x: 0.5 * x * ERFC(-x / math.sqrt(2)),
+    "GWQ_GELU_TANH": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("name", GELU)
+@pytest.mark.parametrize("n,dim", SIZES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_gelu(lib, pool, name, n, dim, gated):
+    x, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
+    want = GELU[name](x.astype(float)) * (up if gated else 1)
+    assert lib.gwq_activate(pool(2), pointer(x), pointer(up) if gated else ffi.NULL, n, dim, getattr(lib, name)) == 0
+    assert_allclose(x, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GELU)
+def test_gelu_of_large_values(lib, pool, name):
+    x = guarded(np.array([-3e38, -1e13, -200, 0, 200, 1e13, 3e38], np.float32))
+    want = np.where(x > 0, x, 0)
+    assert lib.gwq_activate(pool(2), pointer(x), ffi.NULL, 1, len(x), getattr(lib, name)) == 0
+    assert_array_equal(x, want)
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_softcap(lib, pool, n, dim):
+    x = guarded((np.logspace(-5, 3, n * dim) * np.where(np.arange(n * dim) % 3, 1, -1)).astype(np.float32).reshape(n, dim))
+    want = 30 * np.tanh(x.astype(float) / 30)
+    assert lib.gwq_softcap(pool(2), pointer(x), n, dim, 30) == 0
+    assert_allclose(x, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("style", ["PAIRS", "HALVES"])

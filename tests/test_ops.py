@@ -1,7 +1,5 @@
 """Ops that are the same on every instruction set, against numpy in double precision; bad arguments are refused."""
 
-import math
-
 import numpy as np
 import pytest
 from kernel_cases import activations, guarded
@@ -12,7 +10,6 @@ from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, 
 
 SIZES = [(1, 1), (2, 7), (3, 64), (5, 65), (40, 576)]  # the last is worth several threads
 POOL = Pool(2)
-ERFC = np.vectorize(math.erfc, otypes=[float])
 
 
 @pytest.mark.parametrize("n,dim", SIZES)
@@ -30,36 +27,9 @@ def test_layernorm(n, dim, biased):
     assert_array_equal(x, out)
 
 
-GELU = {
-    "GWQ_GELU": lambda x: 0.5 * x * ERFC(-x / math.sqrt(2)),
-    "GWQ_GELU_TANH": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-}
-
-
-@pytest.mark.parametrize("name", GELU)
 @pytest.mark.parametrize("n,dim", SIZES)
-@pytest.mark.parametrize("gated", [False, True])
-def test_gelu(name, n, dim, gated):
-    x, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
-    want = GELU[name](x.astype(float)) * (up if gated else 1)
-    assert lib().gwq_activate(POOL.ptr, pointer(x), pointer(up) if gated else NULL, n, dim, getattr(lib(), name)) == 0
-    assert_allclose(x, want, rtol=2e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", GELU)
-def test_gelu_of_large_values(name):
-    x = guarded(np.array([-3e38, -1e13, -200, 0, 200, 1e13, 3e38], np.float32))
-    want = np.where(x > 0, x, 0)
-    assert lib().gwq_activate(POOL.ptr, pointer(x), NULL, 1, len(x), getattr(lib(), name)) == 0
-    assert_array_equal(x, want)
-
-
-@pytest.mark.parametrize("n,dim", SIZES)
-def test_softcap_and_scale(n, dim):
-    x = guarded(40 * activations(n, dim))
-    want = 30 * np.tanh(x.astype(float) / 30)
-    assert lib().gwq_softcap(POOL.ptr, pointer(x), n, dim, 30) == 0
-    assert_allclose(x, want, rtol=1e-6)
+def test_scale(n, dim):
+    x = guarded(activations(n, dim))
     want = x * np.float32(0.7)
     assert lib().gwq_scale(pointer(x), n, dim, 0.7) == 0
     assert_array_equal(x, want)
