@@ -24,6 +24,7 @@ X86 = {
     "avx2.c": "-mavx2 -mfma -mf16c",
     "avx2_stock.c": "-mavx2 -mfma -mf16c",
     "avx2_ops.c": "-mavx2 -mfma -mf16c",
+    "avx2_functions.c": "-mavx2 -mfma -mf16c",
     "encode_avx2.c": "-mavx2 -Wno-psabi",
     "avx512.c": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
 }
