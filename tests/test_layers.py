@@ -52,9 +52,12 @@ ALLOWED = {  # module -> modules of the package it may import
     "report": {"charts", "facts"},
     "card": set(),
     "outputs": {"card", "container", "facts", "plan", "report", "texts", "verify"},
+    "checkpoint": {"arch", "arrange", "format", "header", "stock"},
+    "base": {"checkpoint", "config", "container", "source", "stock"},
     "hf_files": {"arch", "tokenizer"},
-    "restore": {"arch", "arrange", "config", "format", "hf_files"},
+    "restore": {"checkpoint", "config", "format", "header", "hf_files"},
     "pipeline": {
+        "base",
         "outputs",
         "windows",
         "bridge",
