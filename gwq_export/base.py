@@ -65,7 +65,9 @@ class Base(Source):
         if other > (1 - ALIKE) * len(ours):
             self._refuse(f"{other} of its {len(theirs)} tokens are not those of {self.folder}")
         if other:
-            log.warning("%s: %d of %d tokens have other names than in %s, whose tokenizer is used", self.place, other, len(theirs), self.folder)
+            log.warning(
+                "%s: %d of %d tokens have other names than in %s, whose tokenizer is used", self.place, other, len(theirs), self.folder
+            )
 
     @property
     def provenance(self):

@@ -18,7 +18,7 @@ from gwq_export import GwqError
 from gwq_export.arch import gguf_name
 from gwq_export.base import Base
 from gwq_export.format import TYPES
-from gwq_export.source import Source
+from gwq_export.source import Source, resolve
 from gwq_export.writer import Writer
 
 QUICK = {"samples": 1, "ctx": 24}
@@ -89,7 +89,9 @@ def test_stock_types_are_decoded_as_gguf_does(tmp_path):
     path = rewrite(tmp_path / "f32.gguf", tmp_path / "stock.gguf", MIXED)
     assert_decoded(path, decoded(path), folder)
     result = gwq_export.export(folder, tmp_path / "m.gguf", base=path, type="f16")
-    assert result["bytes"] and set(Base(folder, path).provenance["source_base_types"].split(", ")) == {t.name.lower() for t in MIXED.values()}
+    assert result["bytes"] and set(Base(folder, path).provenance["source_base_types"].split(", ")) == {
+        t.name.lower() for t in MIXED.values()
+    }
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -214,3 +216,11 @@ def test_work_of_another_base_is_refused(tiny, exported, tmp_path, calib):
     os.utime(base, (1, 1))
     with pytest.raises(GwqError, match="holds the work of another export"):
         gwq_export.export(folder, tmp_path / "m.gguf", base=base, **options)
+
+
+def test_of_a_hub_id_the_weights_are_left_there(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **options: asked.append(options["allow_patterns"]) or tmp_path)
+    for weights in (True, False):
+        assert resolve("some/model", weights=weights) == tmp_path
+    assert set(asked[0]) - set(asked[1]) == {"*.safetensors"} and "*.json" in asked[1]

@@ -42,7 +42,7 @@ ALLOWED = {  # module -> modules of the package it may import
     "plan": {"arch", "arrange", "container", "format", "quantize", "saliency"},
     "allocate": {"encoder", "parallel", "format", "quantize", "saliency"},
     "estimate": {"plan"},
-    "survey": {"allocate", "calibrate", "encoder", "native", "plan", "saliency", "format", "workdir"},
+    "survey": {"allocate", "calibrate", "encoder", "header", "native", "plan", "saliency", "format", "workdir"},
     "produce": {"calibrate", "encoder", "plan", "quantize", "writer"},
     "texts": set(),
     "verify": {"bench", "block_model", "calibrate", "evaluate", "generate", "predict"},
