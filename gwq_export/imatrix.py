@@ -17,7 +17,8 @@ def write_imatrix(out, source, calibration, dataset, device, progress):
     """Write `out`: for each of the decoder's linears the Fisher information of its columns (`totals.COLUMNS`).
 
     Sums over tokens, and how many these are, for every matrix of a tensor: those that were routed to an expert. llama.cpp's own
-    files have sums of x^2 in this place, and llama-quantize weights all columns alike where none was seen. dataset: the name of the calibration text. Raises GwqError.
+    files have sums of x^2 in this place, and llama-quantize weights all columns alike where no token was seen. dataset: the name
+    of the calibration text. Raises GwqError.
     """
     names = {hf: gguf_name(i, row) for i in range(source.layers) for row, hf in source.block(i).items() if row.linear}
     f32, tokens, found = TYPES["f32"], calibration.tokens.numel(), {}

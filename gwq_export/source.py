@@ -63,7 +63,6 @@ class Source:
     """
 
     again = "download the model again"  # what to do about weights that are not as they should be
-    provenance = {}  # of the weights, for the file's gwq.* keys
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -100,6 +99,11 @@ class Source:
     def place(self):
         """Where the weights are."""
         return self.folder
+
+    @property
+    def provenance(self):
+        """Of the weights, for the file's gwq.* keys: {name: value}."""
+        return {}
 
     def _find_tensors(self):
         """Note the shapes of all tensors."""

@@ -167,7 +167,7 @@ def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
         for kind in left:  # which can be made
             quantize(weight[72:80], {}, Recipe(TYPES[kind], curvature=False))
     else:
-        with pytest.raises(GwqError, match="too large for FP16: .*--tensor-type NAME=bf16"):
+        with pytest.raises(GwqError, match=r"too large for FP16: .*--tensor-type NAME=bf16"):
             offer()
 
 

@@ -172,7 +172,7 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
             Base(folder, changed(path, out, **file))
     (folder / "config.json").write_text(json.dumps(config))
     embed = np.where(np.arange(len(embed))[:, None] == 5, np.float32(np.nan), embed)
-    with pytest.raises(GwqError, match="embed_tokens.weight holds NaN"):
+    with pytest.raises(GwqError, match=r"embed_tokens\.weight holds NaN"):
         Base(folder, changed(path, out, tensors={"token_embd.weight": embed})).tensor("model.embed_tokens.weight")
 
 
@@ -199,7 +199,7 @@ def test_flags(tiny, exported, tmp_path, capsys):
     for base, words in [(out, "that is the file to be written"), (tmp_path / "x", "not a GGUF file"), (tmp_path / "y", "does not exist")]:
         status, _, err = call(capsys, "export", folder, "--out", out, "--base", base)
         assert_one_line("export", status, err, words)
-    with pytest.raises(GwqError, match="no .*safetensors"):
+    with pytest.raises(GwqError, match=r"no .*safetensors"):
         gwq_export.export(folder, out)
 
 
