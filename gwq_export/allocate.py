@@ -14,7 +14,7 @@ from gwq_export import GwqError
 from gwq_export.encoder import curvature_of, encode
 from gwq_export.format import RING, TYPES, decode_stock, encode_stock, ffi
 from gwq_export.parallel import product
-from gwq_export.quantize import TABLES
+from gwq_export.quantize import TABLES, check_range
 from gwq_export.saliency import SALIENCY, diagonal
 
 FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02)  # outliers to choose from; in between to fill a budget
@@ -55,6 +55,7 @@ class Sample:
         else:
             self.share = np.ones(len(self.rows))
         self.weight, self.row_weight = weight[self.rows], s[self.rows]
+        self.largest = weight[[np.abs(weight).max(1).argmax()]]  # (1, cols): the row by which types can hold the matrix or not
         self._whole, self._thresholds = (weight, statistics, saliency, seed), {}
 
     @cached_property
@@ -74,7 +75,8 @@ class Sample:
         return self.score[self.rows] >= self._thresholds[count]
 
     def loss(self, recipe):
-        """Predicted loss, nats per token, that storing the matrix by `recipe` adds."""
+        """Predicted loss, nats per token, that storing the matrix by `recipe` adds. Raises GwqError where that cannot be."""
+        check_range(self.largest, recipe)
         w, h = self.weight, diagonal(self.curvature)
         if recipe.encoded:
             mask = self._outliers(recipe.outlier_count(self.shape))
@@ -92,11 +94,11 @@ class Sample:
 
 
 def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
-    """Choices of a matrix.
+    """Choices of a matrix, without those that cannot hold its largest weight. Raises GwqError when none is left.
 
     recipe: the one to vary; size(recipe) -> bytes in the file.
     """
-    out = []
+    out, why = [], None
     for kind in kinds:
         type = TYPES[kind]
         if not type.bits and sample.shape[1] % type.unit:
@@ -105,8 +107,10 @@ def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
             r = replace(recipe, type=type, outliers=fraction)
             try:
                 out.append(Choice(r, size(r), sample.loss(r)))
-            except GwqError:  # a weight that the type cannot hold
-                continue
+            except GwqError as e:
+                why = why or e
+    if why and not out:
+        raise why
     return out
 
 

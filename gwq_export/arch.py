@@ -81,6 +81,12 @@ class Arch:
         """Whether this block's attention sees a window, where the model has one. full_every: the model's, mostly the architecture's."""
         return not full_every or (block + 1) % full_every != 0
 
+    def saved_name(self, name):
+        """What checkpoints call the tensor `name` of a Source."""
+        for old, new in self.renamed:
+            name = name.replace(new, old)
+        return name
+
     def turned(self, block):
         """Whether this block turns Q and K by their positions."""
         return bool(self.rope) and (not self.unturned_every or (block + 1) % self.unturned_every != 0)
@@ -113,6 +119,7 @@ ARCHS = {  # Hugging Face class name -> row
         names={"moe_intermediate_size": "intermediate_size"},
         defaults={"norm_topk_prob": True},
         only=_SILU | {"norm_topk_prob": (True,)},
+        model_type="mixtral",
         experts="mlp.experts",
         renamed=((".block_sparse_moe.", ".mlp."), (".w1.", ".gate_proj."), (".w3.", ".up_proj."), (".w2.", ".down_proj.")),
     ),
@@ -123,6 +130,7 @@ ARCHS = {  # Hugging Face class name -> row
         names={"num_local_experts": "num_experts"},
         defaults={"norm_topk_prob": False},
         only=_SILU | {"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+        model_type="qwen3_moe",
         experts="mlp.experts",
     ),
     "SmolLM3ForCausalLM": Arch("smollm3", "pairs", unturned_every=4, defaults={"rope_theta": 2e6, "tie_word_embeddings": True}),

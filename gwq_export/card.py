@@ -9,6 +9,7 @@ log = logging.getLogger("gwq_export")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _KEPT = ("license", "license_name", "license_link", "language")  # of the source's front matter
 _CALIBRATION = {
+    "gwq.source_base": "weights taken from",
     "gwq.calibration_samples": "samples",
     "gwq.calibration_ctx": "tokens each",
     "gwq.calibration_sha256": "SHA-256 of the token ids",

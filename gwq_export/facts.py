@@ -42,10 +42,17 @@ def _tensor(reader, t):
              "outliers": t.outlier_count} | place(t.name)  # fmt: skip
     if t.outlier_count:
         rows, columns = prod(t.shape[:-1]), t.shape[-1]
-        row, column, _ = unpack_outliers(*t.outliers, (rows, columns))
+        row, column = _positions(t)
         for name, at, n in (("row", row, rows), ("column", column, columns)):
             counts = np.bincount(at, minlength=n)
             bins = np.add.reduceat(counts, np.unique(np.linspace(0, n, BINS, endpoint=False).astype(int)))
             densest = np.sort(counts)[-max(1, round(DENSEST * n)) :]
             found |= {f"{name}s": bins.tolist(), f"{name}_share": float(densest.sum() / counts.sum())}
     return found
+
+
+def _positions(t):
+    """(row, column) of every outlier of a tensor; the rows of an expert's matrix count on from those of the one before."""
+    found = [unpack_outliers(*m.outliers, m.shape) for m in t.matrices()]
+    rows = [row + j * t.shape[-2] for j, (row, _, _) in enumerate(found)]
+    return np.concatenate(rows), np.concatenate([column for _, column, _ in found])

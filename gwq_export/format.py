@@ -168,7 +168,10 @@ def encode_stock(type, weight):
     elif type.name == "q8_0":
         type.nbytes(1, w.shape[-1])  # refuses a width that is no multiple of 32
         blocks = w.reshape(-1, type.unit)
-        d = (np.abs(blocks).max(1) / 127).astype(np.float16)
+        with np.errstate(over="ignore"):
+            d = (np.abs(blocks).max(1) / 127).astype(np.float16)
+        if not np.isfinite(d).all():
+            raise GwqError("a weight is too large for Q8_0: export with --type bf16 or f32")
         inverse = np.divide(1, d, out=np.zeros(len(d), np.float32), where=d > 0, dtype=np.float32)
         out = np.empty(len(d), [("scale", np.float16), ("code", np.int8, type.unit)])
         out["scale"] = d

@@ -27,7 +27,7 @@ def _ask(reader, what):
 
 def _class_of(arch, window):
     """The Hugging Face class of an Arch, by the row of ARCHS that says the same of windows where there are several."""
-    rows = [(name, row) for name, row in ARCHS.items() if row.gguf == arch.gguf]
+    rows = [(name, row) for name, row in ARCHS.items() if (row.gguf, row.experts) == (arch.gguf, arch.experts)]
     return min(rows, key=lambda found: bool(found[1].window) != window)
 
 
@@ -57,6 +57,9 @@ def _config(reader, c, dtype):
         config["layer_types"] = ["sliding_attention" if window else "full_attention" for window in c.windows]
     if arch.unturned_every:
         config["no_rope_layer_interval"] = arch.unturned_every
+    if arch.experts:
+        config |= {"num_local_experts": c.experts, "num_experts_per_tok": c.experts_used, "moe_intermediate_size": c.expert_ffn}
+        config |= {"norm_topk_prob": c.experts_normed} if len(arch.only.get("norm_topk_prob", ())) != 1 else {}
     if arch.parallel:
         config["use_parallel_residual"] = c.parallel
     if arch.query_scalar:

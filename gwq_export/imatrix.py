@@ -16,15 +16,18 @@ FLOOR = 1e-3  # of the mean importance, added to every one: a block of inputs th
 def write_imatrix(out, source, calibration, dataset, device, progress):
     """Write `out`: for each of the decoder's linears the Fisher information of its columns (`totals.COLUMNS`).
 
-    llama.cpp's own files have the mean of x^2 in this place. dataset: the name of the calibration text. Raises GwqError.
+    Sums over tokens, and how many these are, for every matrix of a tensor: those that were routed to an expert. llama.cpp's own
+    files have sums of x^2 in this place, and llama-quantize weights all columns alike where no token was seen. dataset: the name
+    of the calibration text. Raises GwqError.
     """
     names = {hf: gguf_name(i, row) for i in range(source.layers) for row, hf in source.block(i).items() if row.linear}
     f32, tokens, found = TYPES["f32"], calibration.tokens.numel(), {}
     for name, _, statistics in gradients(source, calibration, [COLUMNS], (), device, progress):
-        importance = statistics[COLUMNS]
-        found.setdefault(names[name], []).append(importance + max(FLOOR * importance.mean(), 1e-30))
-    found = {name: np.stack(rows) for name, rows in sorted(found.items())}  # (matrices of the tensor, columns)
-    layout = [(f"{n}.{part}", f32, (len(v), size)) for n, v in found.items() for part, size in (("in_sum2", v.shape[1]), ("counts", 1))]
+        sums, seen = statistics[COLUMNS] * tokens, calibration.reached.get(name, tokens)
+        found.setdefault(names[name], []).append((sums + max(FLOOR * sums.mean(), 1e-30), seen))
+    found = {n: [np.array(part, np.float32) for part in zip(*rows, strict=True)] for n, rows in sorted(found.items())}
+    layout = [(f"{n}.{part}", f32, (len(sums), size)) for n, (sums, _) in found.items()
+              for part, size in (("in_sum2", sums.shape[1]), ("counts", 1))]  # fmt: skip
     samples, ctx = calibration.tokens.shape
     keys = {
         "general.type": "imatrix",
@@ -33,6 +36,6 @@ def write_imatrix(out, source, calibration, dataset, device, progress):
         "imatrix.chunk_size": np.uint32(ctx),
     }
     with Writer(out, keys, layout) as writer:
-        for n, v in found.items():
-            writer.write(f"{n}.in_sum2", np.float32(v * tokens))  # readers divide by the count
-            writer.write(f"{n}.counts", np.full(len(v), tokens, np.float32))
+        for n, (sums, seen) in found.items():
+            writer.write(f"{n}.in_sum2", sums)
+            writer.write(f"{n}.counts", seen)

@@ -43,9 +43,12 @@ def _rope(source):
     if kind not in arch.rope_kinds:
         raise GwqError(f"{source.folder}: rope scaling {kind!r} is not supported for {arch.gguf} by this version")
     part = source.number(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1, "partial_rotary_factor")
-    rotated = int(source.dims["head"] * part)
-    if not (part == 1 or arch.partial) or part > 1 or rotated < 2 or rotated % 2:
+    rotated = int(source.dims["head"] * part)  # rounded down, as transformers and llama.cpp have it
+    if not (part == 1 or arch.partial) or part > 1 or rotated < 2:
         raise GwqError(f"{source.folder}: partial_rotary_factor {part:g} is not supported for {arch.gguf}")
+    if rotated % 2:  # transformers then turns one more, by frequencies of the odd number; llama.cpp stops
+        raise GwqError(f"{source.folder}: partial_rotary_factor {part:g} turns {rotated} of a head's {source.dims['head']} values, and GGUF"
+                       " files can only have an even number turned: this model cannot be exported")  # fmt: skip
     return _Rope(base, kind, rope, swa_base, rotated)
 
 

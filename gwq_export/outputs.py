@@ -10,7 +10,7 @@ from gwq_export.plan import weights
 from gwq_export.texts import check_output, save
 
 
-def check_outputs(out, dry_run, verify, report, report_only, card, imatrix):
+def check_outputs(out, dry_run, verify, report, report_only, card, imatrix, base):
     """Raises GwqError for options of what comes after the file that cannot be together, or for names that cannot be written."""
     if out is None and not report_only:
         raise GwqError("--out FILE.gguf is missing: give the name of the file to write")
@@ -22,6 +22,8 @@ def check_outputs(out, dry_run, verify, report, report_only, card, imatrix):
         raise GwqError("--report-only writes no model: leave out --imatrix, or use --dry-run")
     if imatrix and Path(imatrix).absolute() == Path(out).absolute():
         raise GwqError(f"--imatrix {imatrix}: that is the name of the model's file; give another one")
+    if base and out and Path(base).resolve() == Path(out).resolve():
+        raise GwqError(f"--base {base}: that is the file to be written; give --out another name")
     for path, flag in ((report, "--report"), (card, "--card")):
         if path is not None:
             check_output(path, flag)

@@ -41,7 +41,7 @@ def peak_rss():
 
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
-           exclude=(), imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
+           exclude=(), imatrix=None, base=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
            work_dir=None, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
            progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
@@ -51,7 +51,8 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     or text such as "640MiB"): a budget, under which type and outliers of every matrix are chosen. tensor_type:
     "REGEX=TYPE" strings, later ones win; exclude: regular expressions of matrices that stay F16, whatever else is asked. stock: in
     the place of type, a stock type of format.LEVELS whose scales and codes are found like those of tiles; with type "bridge" FP16
-    deltas follow (docs/bridge.md). calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
+    deltas follow (docs/bridge.md). base: a GGUF file of the same model, in any stock type or of gwq-export, that the weights are
+    taken from in the place of the folder's. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
     a file for llama-quantize --imatrix, written beside. work_dir: folder for what is finished, from which the same call goes on
     after a kill; emptied in the end. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
     nothing but to work_dir. verify: compare the finished file with the model on text that calibration did not see (or the file
@@ -74,6 +75,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     except ImportError as e:
         raise GwqError(f'export needs {e.name}: install it with pip install "gwq-export[export]"') from None
     from gwq_export import metadata as keys
+    from gwq_export.base import Base
     from gwq_export.estimate import Estimate
     from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
@@ -93,14 +95,15 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
             "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or fix tensors with --tensor-type"
         )
     verify = verify or verify_text is not None or max_kld is not None
-    check_outputs(out, dry_run, verify, report, report_only, card, imatrix)
+    check_outputs(out, dry_run, verify, report, report_only, card, imatrix, base)
     recipe, samples = options(preset, type, outliers, saliency, samples, ctx, seed, stock)
     tensor_type, exclude = ([x] if isinstance(x, str) else x for x in (tensor_type, exclude))
     overrides, device = overrides_of(tensor_type, exclude), _device(device)
     writes = not dry_run and not report_only
     if writes:
         check_place(out)
-    source = Source(resolve(model, revision))
+    folder = resolve(model, revision, weights=base is None)
+    source = Source(folder) if base is None else Base(folder, base)
     limit = source.integer("max_position_embeddings")
     if ctx > limit:
         log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, limit)
@@ -108,6 +111,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     entries = plan(source, recipe, overrides)
     budget = budget_bytes(bpw, size, sum(map(weights, entries)))
     tokens = to_metadata(source.folder, source.vocab, tokenizer_pre)
+    source.check_vocabulary(tokens)
     name = str(model) if source.folder != Path(model) else source.folder.resolve().name  # a hub id, or a folder's name
     header = keys.general_keys(source, name, "mixed" if budgeted else recipe.type.name) | keys.config_keys(source) | tokens
     calibration, tiles = None, [e for e in entries if e.recipe.encoded]
@@ -119,6 +123,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
                                        source_revision=commit(source.folder))  # fmt: skip
+    header |= {f"gwq.{key}": value for key, value in source.provenance.items()}
     factors = keys.rope_factors(source)
 
     def laid_out(entries):

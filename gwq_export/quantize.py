@@ -91,8 +91,7 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
     """
     if not recipe.encoded:
         return [_encode_stock(recipe.type, weight)]
-    if not np.abs(weight).max(initial=0) < 65504:
-        raise GwqError("a weight is too large for FP16: give this tensor a stock type with --tensor-type NAME=bf16")
+    check_range(weight, recipe)
     options = {"pool": pool}
     if recipe.curvature:
         options |= {"curvature": curvature_of(statistics), "row_weight": statistics["rows"],
@@ -122,6 +121,14 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
     held = dequantize(recipe.type, tiles, weight.shape)[row, col]
     records, offsets = pack_outliers(row, col, (e.values[row, col] - held).astype(np.float16), weight.shape)
     return [tiles, records, offsets.view(np.uint8)]
+
+
+def check_range(weight, recipe):
+    """Raises GwqError when weight (rows, cols) holds one that is too large for the recipe's type."""
+    if not recipe.encoded:
+        _encode_stock(recipe.type, weight)  # which refuses it
+    elif not np.abs(weight).max(initial=0) < 65504:
+        raise GwqError("a weight is too large for FP16: give this tensor a stock type with --tensor-type NAME=bf16")
 
 
 def _clear(e, row, col, type):

@@ -12,15 +12,14 @@ from math import prod
 from pathlib import Path
 
 from gwq_export import GwqError
-from gwq_export.arch import gguf_name
-from gwq_export.arrange import Arrangement, arrangement
+from gwq_export.checkpoint import Checkpoint
 from gwq_export.config import read_config
 from gwq_export.format import encode_stock, tensor_type
+from gwq_export.header import about
 from gwq_export.hf_files import as_json, made_files
 
 DTYPES = {"float32": ("F32", "f32"), "float16": ("F16", "f16"), "bfloat16": ("BF16", "bf16")}  # torch's name -> safetensors', ours
 SHARD = 5_000_000_000  # bytes of weights per file, as on the Hub
-ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}  # the config has these numbers
 HEADER_UNIT = 8  # bytes: data of a safetensors file starts at a multiple of it
 COPIED = [
     "tokenizer.json",
@@ -46,7 +45,8 @@ def restore(reader, folder, dtype="float32", config_from=None, progress=lambda p
     if not folder.absolute().parent.is_dir():
         raise GwqError(f"the folder {folder.absolute().parent} does not exist: create it or choose another name")
     config = read_config(reader)
-    names = _hf_names(reader, config)
+    heads = {"heads": config.heads, "kv_heads": config.kv_heads}
+    checkpoint = Checkpoint(reader, config.arch, config.layers, config.dims, heads)
     files = _copied_files(config_from, dtype) if config_from else made_files(reader, config, dtype)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -54,7 +54,7 @@ def restore(reader, folder, dtype="float32", config_from=None, progress=lambda p
         part.mkdir()
         for name, data in files.items():
             (part / name).write_bytes(data)
-        _write_shards(reader, names, part, dtype, progress)
+        _write_shards(checkpoint, config.arch, part, dtype, progress)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -66,60 +66,40 @@ def restore(reader, folder, dtype="float32", config_from=None, progress=lambda p
     return {"folder": str(folder), "bytes": sum((folder / f).stat().st_size for f in made), "files": made}
 
 
-def _hf_names(reader, config):
-    """{GGUF name: (Hugging Face name, Arrangement)} of every tensor. Raises GwqError for an unknown one."""
-    arch, heads = config.arch, {"heads": config.heads, "kv_heads": config.kv_heads}
-    known = {row.gguf: (row.hf, row) for row in (*arch.first, *arch.last)}
-    for i in range(config.layers):
-        known |= {gguf_name(i, row): (f"{arch.layers}.{i}.{row.hf}", row) for row in arch.block}
-    known = {name: (hf, arrangement(row, arch, config.dims, heads)) for name, (hf, row) in known.items()}
-    known["output.weight"] = arch.head, Arrangement()
-    names = {}
-    for name, tensor in reader.tensors.items():
-        if tensor.companion or name in ROPE_TENSORS:
-            continue
-        if len(tensor.shape) > 2:
-            raise GwqError(f"{reader.path}: the way back of a mixture of experts is not there yet; use the model it was made from")
-        if name not in known:
-            raise GwqError(f"{reader.path}: tensor {name} has no place in a Hugging Face model of {arch.gguf}; use a file of gwq-export")
-        names[name] = known[name]
-    return names
-
-
-def _write_shards(reader, names, folder, dtype, progress):
+def _write_shards(checkpoint, arch, folder, dtype, progress):
     """model.safetensors, or shards of at most SHARD bytes with their index."""
     code, kind = DTYPES[dtype][0], tensor_type(DTYPES[dtype][1])
-    size = {name: prod(reader.tensors[name].shape) * kind.unit_bytes for name in names}
-    shards = [[]]
-    for name in names:
-        if shards[-1] and sum(size[n] for n in shards[-1]) + size[name] > SHARD:
+    places = checkpoint.places
+    size = {name: prod(place.shape) * kind.unit_bytes for name, place in places.items()}
+    shards, room = [[]], SHARD
+    for name in places:
+        if shards[-1] and size[name] > room:
             shards.append([])
+            room = SHARD
         shards[-1].append(name)
+        room -= size[name]
     files = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     total, done = sum(size.values()), 0
     for file, shard in zip(files, shards, strict=True):
         header, at = {"__metadata__": {"format": "pt"}}, 0
         for name in shard:
-            hf, arrange = names[name]
-            shape = reader.tensors[name].shape[:: -1 if arrange.transposed else 1]
-            header[hf] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + size[name]]}
+            offsets = [at, at + size[name]]
+            header[arch.saved_name(name)] = {"dtype": code, "shape": list(places[name].checkpoint_shape), "data_offsets": offsets}
             at += size[name]
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % HEADER_UNIT)
         with open(folder / file, "wb") as f:
             f.write(struct.pack("<Q", len(text)) + text)
             for name in shard:
-                try:
-                    values = names[name][1].inverse(reader.tensors[name].dequantize())
+                values = checkpoint.read(name)
+                with about(f"{checkpoint.reader.path}: tensor {places[name].gguf}"):
                     f.write(encode_stock(kind, values))
-                except GwqError as e:
-                    raise GwqError(f"{reader.path}: tensor {name}: {e}") from None
                 done += size[name]
                 progress("write", done, total)
             f.flush()
             os.fsync(f.fileno())
     if len(shards) > 1:
-        weight_map = {names[n][0]: file for file, shard in zip(files, shards, strict=True) for n in shard}
+        weight_map = {arch.saved_name(n): file for file, shard in zip(files, shards, strict=True) for n in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 

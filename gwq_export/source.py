@@ -11,11 +11,14 @@ from gwq_export import GwqError
 from gwq_export.arch import ARCHS
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$")  # buffers that old checkpoints carry
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja"]
+_HUB_FILES, _HUB_WEIGHTS = ["*.json", "tokenizer.model", "*.jinja"], ["*.safetensors"]
 
 
-def resolve(model, revision=None):
-    """Folder of a model: `model` itself, or the cached download of a hub id such as "org/name". Raises GwqError."""
+def resolve(model, revision=None, weights=True):
+    """Folder of a model: `model` itself, or the cached download of a hub id such as "org/name". Raises GwqError.
+
+    Without `weights`, those are not downloaded.
+    """
     path = Path(model)
     if path.is_dir():
         if revision:
@@ -28,7 +31,7 @@ def resolve(model, revision=None):
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=_HUB_FILES + _HUB_WEIGHTS * weights))
     except Exception as e:  # the hub client raises many kinds; all of them mean that the model cannot be had
         reason = " ".join(str(e).split())[:200]
         raise GwqError(f"{model}: not a folder here, and the hub download failed ({type(e).__name__}: {reason})") from None
@@ -59,6 +62,8 @@ class Source:
     use. Every tensor's shape was compared with them.
     """
 
+    again = "download the model again"  # what to do about weights that are not as they should be
+
     def __init__(self, folder):
         self.folder = Path(folder)
         self.config = _read_json(self.folder / "config.json", "the config")
@@ -85,12 +90,27 @@ class Source:
                      "vocab": self.vocab, "ctx": self.integer("max_position_embeddings")}  # fmt: skip
         if self.arch.experts:
             self.dims |= {"experts": self.integer("num_local_experts"), "expert_ffn": self.integer("moe_intermediate_size")}
-        self._files, self._shapes = {}, {}  # full tensor name -> (file, name there, which part of it), shape
+        self._shapes = {}  # full tensor name -> shape
+        self._find_tensors()
+        self.tied = self.arch.head not in self._shapes or bool(self.config.get("tie_word_embeddings"))
+        self._check_tensors()
+
+    @property
+    def place(self):
+        """Where the weights are."""
+        return self.folder
+
+    @property
+    def provenance(self):
+        """Of the weights, for the file's gwq.* keys: {name: value}."""
+        return {}
+
+    def _find_tensors(self):
+        """Note the shapes of all tensors."""
+        self._files = {}  # full tensor name -> (file, name there, which part of it)
         for path in self._shards():
             self._read_shapes(path)
         self._add_prefix()
-        self.tied = self.arch.head not in self._files or bool(self.config.get("tie_word_embeddings"))
-        self._check_tensors()
 
     def _own(self, key):
         """What this architecture's configs call a key."""
@@ -171,22 +191,30 @@ class Source:
     def tensor(self, name):
         """A torch.float32 copy of the tensor; GwqError when it is missing, damaged or not a float."""
         import torch
-        from safetensors import SafetensorError
 
-        if name not in self._files:
-            raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
-        try:
-            path, stored, part = self._files[name]
-            file = self._open(path)
-            value = file.get_slice(stored)[part] if part else file.get_tensor(stored)
-        except SafetensorError as e:
-            raise GwqError(f"{path}: tensor {name} cannot be read ({e}); download the model again") from None
+        if name not in self._shapes:
+            raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
+        value = self._read(name)
         if not value.is_floating_point():
-            raise GwqError(f"{self.folder}: tensor {name} is {value.dtype}, expected a float type; export the original model")
+            raise GwqError(f"{self.place}: tensor {name} is {value.dtype}, expected a float type; export the original model")
         value = value.to(torch.float32, copy=True)
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # sums are quick
-            raise GwqError(f"{self.folder}: tensor {name} holds NaN or infinity; the model is damaged")
+            raise GwqError(f"{self.place}: tensor {name} holds NaN or infinity; the model is damaged")
         return value
+
+    def _read(self, name):
+        """A tensor as it is stored."""
+        from safetensors import SafetensorError
+
+        path, stored, part = self._files[name]
+        try:
+            file = self._open(path)
+            return file.get_slice(stored)[part] if part else file.get_tensor(stored)
+        except SafetensorError as e:
+            raise GwqError(f"{path}: tensor {name} cannot be read ({e}); {self.again}") from None
+
+    def check_vocabulary(self, tokens):
+        """Raise GwqError when the weights are known to be for another vocabulary than `tokens`."""
 
     def block(self, i):
         """Hugging Face names of block i: {row: full name} for the rows of the architecture that are present.
@@ -194,7 +222,7 @@ class Source:
         Every matrix of an expert has a row of its own; they come expert by expert.
         """
         names = {row: f"{self.arch.layers}.{i}.{row.hf}" for row in self._rows()}
-        return {row: name for row, name in names.items() if name in self._files}
+        return {row: name for row, name in names.items() if name in self._shapes}
 
     def _rows(self):
         """Rows of a block, each of the experts' once for every expert."""
@@ -220,15 +248,15 @@ class Source:
             for row in self._rows():
                 (optional if row.optional else needed)[f"{self.arch.layers}.{i}.{row.hf}"] = row
         for name in needed:
-            if name not in self._files:
-                raise GwqError(f"{self.folder}: tensor {name} is missing; download the model again")
+            if name not in self._shapes:
+                raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
         known = needed | optional
         for name, shape in self._shapes.items():
             row = known.get(name)
             if row is None:
                 if _IGNORED.search(name):
                     continue
-                raise GwqError(f"{self.folder}: tensor {name} has no place in {self.arch.gguf}; this variant is not supported")
+                raise GwqError(f"{self.place}: tensor {name} has no place in {self.arch.gguf}; this variant is not supported")
             expected = tuple(self.dims[d] for d in row.shape[-2:])[:: -1 if row.transposed else 1]
             if shape != expected:
-                raise GwqError(f"{self.folder}: tensor {name} has shape {shape}, but {expected} would fit the config")
+                raise GwqError(f"{self.place}: tensor {name} has shape {shape}, but {expected} would fit the config")

@@ -42,7 +42,7 @@ def stock_type(id):
     return TensorType(kind.name.lower(), id, unit, unit_bytes)
 
 
-def _float32(tensor):
+def as_float32(tensor):
     """The same tensor as an F32 one, its data in memory. Raises GwqError for a value that is not finite."""
     kind = _gguf().GGMLQuantizationType(tensor.type.id)
     data = tensor.data.reshape(-1, tensor.type.nbytes(1, tensor.shape[-1]))
@@ -62,7 +62,7 @@ def open_stock(path, base=False):
     """
     reader = Reader(path, stock_type, base)
     try:
-        known = {name: t if t.type.name in TYPES else _float32(t) for name, t in reader.tensors.items()}
+        known = {name: t if t.type.name in TYPES else as_float32(t) for name, t in reader.tensors.items()}
     except GwqError as e:
         raise GwqError(f"{reader.path}: {e}") from None
     reader.tensors = known

@@ -11,6 +11,7 @@ from gwq_export.allocate import FRACTIONS, KINDS, Choice, Sample, allocate, choi
 from gwq_export.calibrate import gradients
 from gwq_export.encoder import Curvatures
 from gwq_export.format import TYPES
+from gwq_export.header import about
 from gwq_export.native import Pool
 from gwq_export.plan import file_bytes
 from gwq_export.saliency import SALIENCY
@@ -46,7 +47,8 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
                 kinds = KINDS
                 if fraction is None:
                     fractions = FRACTIONS
-            offers = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
+            with about(entry.name):
+                offers = choices(sample, entry.recipe, partial(file_bytes, entry.name, entry.shape), kinds, fractions)
             rows[name] = np.array([(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers], OFFER)
             work.save(name, rows[name])
     return {e.name: _together(e, [rows[hf] for hf in e.sources]) for e in chosen}
@@ -73,7 +75,7 @@ def loss_of(entry, offers):
 
 def fit(entries, offers, budget, size):
     """Entries of least predicted loss whose file, size(entries) bytes, fits the budget. Raises GwqError when none does."""
-    names = [e.name for e in entries if len(offers.get(e.name, ())) > 1]
+    names = [e.name for e in entries if e.name in offers and not e.fixed]
 
     def with_recipes(recipes):
         return [replace(e, recipe=recipes[e.name]) if e.name in recipes else e for e in entries]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, REFERENCE
+from conftest import DATA, REFERENCE, save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,6 +148,51 @@ def test_prediction_of_a_matrix():
         assert sample.loss(recipe) == pytest.approx(loss, rel=0.2), name
     assert sample.loss(Recipe(TYPES["f16"])) < 1e-3 * sample.loss(Recipe(TYPES["gwq4"]))
     assert [c.recipe.type.name for c in choices(sample, Recipe(TYPES["gwq4"]), lambda r: file_bytes("w", weight.shape, r))][-1] == "f16"
+
+
+@pytest.mark.parametrize("largest, cols, left", [
+    (65503.0, 64, ["gwq4", "q8_0", "f16"]), (65504.0, 64, ["q8_0", "f16"]), (65520.0, 64, ["q8_0"]), (9e6, 64, []), (1e5, 72, []),
+])  # fmt: skip
+def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
+    """Also where the weight is in a row that the sample leaves out."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((1024, cols)).astype(np.float32)
+    found = {"hessian": np.eye(cols, dtype=np.float32), "rows": np.where(np.arange(1024) == 77, 0, 1).astype(np.float32)}
+    weight[77, 5] = -largest
+    sample, recipe = Sample(weight, found), Recipe(TYPES["gwq4"])
+    assert 77 not in sample.rows
+    offer = lambda: [c.recipe.type.name for c in choices(sample, recipe, lambda r: 1, ("gwq4", "q8_0", "f16"), (0.0,))]  # noqa: E731
+    if left:
+        assert offer() == left
+        for kind in left:  # which can be made
+            quantize(weight[72:80], {}, Recipe(TYPES[kind], curvature=False))
+    else:
+        with pytest.raises(GwqError, match=r"too large for FP16: .*--tensor-type NAME=bf16"):
+            offer()
+
+
+@pytest.mark.parametrize("width", [64, 72])
+def test_a_budget_for_a_model_with_huge_weights(tmp_path, width):
+    """The matrix gets the type that can hold it; where none can, one sentence says what to do, and that helps."""
+    from safetensors.torch import load_file, save_file
+
+    settings = {"hidden_size": 32, "intermediate_size": width, "num_attention_heads": 2, "num_hidden_layers": 1}
+    folder = save_tiny(tmp_path / "hf", "LlamaConfig", tie_word_embeddings=True, **settings)
+    tensors, name = load_file(folder / "model.safetensors"), "blk.0.ffn_down.weight"
+    tensors["model.layers.0.mlp.down_proj.weight"][3, 4] = 1e5
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (tmp_path / "calib.txt").write_text("The city lay by the river, and the river by the sea. " * 20)
+    fixed = [f"{name}=bf16"]
+    most = gwq_export.export(folder, tmp_path / "f16.gguf", type="f16", tensor_type=fixed)["bytes"]
+    options = {"size": most - 8000, "outliers": 0.002, "samples": 1, "ctx": 32, "calib": tmp_path / "calib.txt", "exclude": "token"}
+    if width == 72:
+        with pytest.raises(GwqError, match=f"^{name}: a weight is too large for FP16: .*--tensor-type NAME=bf16$"):
+            gwq_export.export(folder, tmp_path / "m.gguf", **options)
+    result = gwq_export.export(folder, tmp_path / "m.gguf", tensor_type=fixed * (width == 72), **options)
+    assert {row["name"]: row["type"] for row in result["plan"]}[name] == ("q8_0" if width == 64 else "bf16")
+    assert gwq_export.open_gguf(tmp_path / "m.gguf").tensors[name].dequantize()[3, 4] == pytest.approx(1e5, rel=1e-2)
+    with pytest.raises(GwqError, match=f"^{name}: a weight is too large for FP16"):
+        gwq_export.export(folder, tmp_path / "m.gguf", type="gwq4", dry_run=True, **{k: options[k] for k in ("samples", "ctx", "calib")})
 
 
 def test_dry_run_and_budget_through_files(tmp_path):

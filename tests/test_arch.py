@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from reference import checkpoint_weight
+from conftest import save_tiny
+from reference import checkpoint_weight, logits, original_model
 
 import gwq_export
 from gwq_export import GwqError
@@ -126,3 +127,20 @@ def test_variants_are_refused_by_name(tiny, tmp_path, name, changes, words):
     with pytest.raises(GwqError, match=words):
         gwq_export.export(folder, tmp_path / "m.gguf", type="f32")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("config_class, part, rotated", [("GPTNeoXConfig", 0.8, 12), ("Phi3Config", 0.93, 14), ("Phi3Config", 0.45, None),
+                                                         ("GPTNeoXConfig", 0.07, None), ("LlamaConfig", 0.5, None)])  # fmt: skip
+def test_part_of_a_head_turns(tmp_path, config_class, part, rotated):
+    """Of 16 values: a fraction is rounded down like in transformers; an odd number, or less than two, is refused."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": part}
+    folder = save_tiny(tmp_path / "hf", config_class, num_hidden_layers=1, pad_token_id=None, rope_parameters=rope)
+    if rotated is None:
+        with pytest.raises(GwqError, match="turns 7 of a head's 16 values" if part == 0.45 else f"partial_rotary_factor {part} is not"):
+            gwq_export.export(folder, tmp_path / "m.gguf", type="f32")
+        return
+    gwq_export.export(folder, tmp_path / "m.gguf", type="f32")
+    model, ids = gwq_export.load(tmp_path / "m.gguf"), np.arange(5, 60) * 7
+    expected = logits(original_model(folder), ids)
+    assert model.weights.config.rope.rotated == rotated
+    assert np.abs(model.logits(ids) - expected).max() <= 1e-4 * np.abs(expected).max()

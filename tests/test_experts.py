@@ -16,7 +16,9 @@ from gwq_export import GwqError, survey
 from gwq_export.bench.models import decode_bytes
 from gwq_export.calibrate import Calibration, gradients
 from gwq_export.experts import route
+from gwq_export.facts import gather
 from gwq_export.format import TYPES
+from gwq_export.imatrix import write_imatrix
 from gwq_export.native import Matrix
 from gwq_export.quantize import Recipe
 from gwq_export.side_table import unpack_outliers
@@ -89,7 +91,10 @@ def test_experts_stored_as_one_tensor(tiny, tmp_path, name):
 
 
 def whole_factors(folder, tokens):
-    """{matrix of an expert: (hessian, rows, tokens)}: the experts computed again, from what transformers' routers say."""
+    """{matrix of an expert: (hessian, rows, columns, tokens)}: the experts computed again, from what transformers' routers say.
+
+    columns: sums over the tokens, the others are means.
+    """
     model, seen, found = original_model(folder), {}, {}
 
     def note(name):
@@ -121,7 +126,7 @@ def whole_factors(folder, tokens):
             inner.backward(outer @ down)
             for kind, given, dz in (("gate", x, g.grad), ("up", x, u.grad), ("down", inner.detach(), outer)):
                 assert z.shape == outer.shape
-                factors = given.T @ given / len(given), (dz**2).sum(0) / tokens.numel()
+                factors = given.T @ given / len(given), (dz**2).sum(0) / tokens.numel(), (dz**2).sum(1) @ given**2
                 found[f"{name}.{j}.{kind}_proj.weight"] = *factors, len(token)
     return found
 
@@ -134,7 +139,7 @@ def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
         if tensor in expected:
             seen += 1
-            *wanted, tokens = expected[tensor]
+            *wanted, _, tokens = expected[tensor]
             assert calibration.reached[tensor] == tokens
             for got, value in zip((found["hessian"], found["rows"]), wanted, strict=True):
                 assert np.abs(got - value.numpy()).max() <= 5e-5 * value.abs().max().item(), tensor
@@ -184,6 +189,88 @@ def test_a_budget_gives_the_experts_of_a_layer_one_recipe(lonely, tmp_path):
     assert all(row["loss"] > 0 for name, row in rows.items() if "_exps" in name)
     assert result["predicted_loss"] == pytest.approx(sum(row["loss"] or 0 for row in result["plan"]))
     assert np.isfinite(gwq_export.load(tmp_path / "m.gguf").logits(IDS[:8])).all()
+
+
+# --- what else an export can be asked for -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A Mixtral of widths that stock types can hold."""
+    settings = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_local_experts": 4}
+    return save_tiny(tmp_path_factory.mktemp("narrow"), "MixtralConfig", initializer_range=0.06, **settings)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe-plain"])
+def test_importance_of_experts(tiny, tmp_path, name):
+    """In llama.cpp's shapes: a row of sums for every expert, and how many tokens were routed to it."""
+    gguf = pytest.importorskip("gguf")
+    source, tokens = Source(tiny(name)), torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 40)))
+    write_imatrix(tmp_path / "im.gguf", source, Calibration(tokens), "text", "cpu", lambda *_: None)
+    found, expected = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors}, whole_factors(tiny(name), tokens)
+    assert found["blk.0.attn_q.weight.counts"].tolist() == [[120]]
+    for i in range(source.layers):
+        for row, hf in source.block(i).items():
+            if row.expert is not None:
+                sums, counts = (found[f"blk.{i}.{row.gguf}.{part}"] for part in ("in_sum2", "counts"))
+                _, _, columns, seen = expected[hf]
+                assert sums.shape == (4, len(columns)) and counts.shape == (4, 1) and counts[row.expert] == seen >= ENOUGH
+                np.testing.assert_allclose(sums[row.expert], columns + 1e-3 * columns.mean(), rtol=2e-3)
+
+
+def test_importance_of_an_expert_that_no_token_reaches(lonely, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    gwq_export.export(lonely, tmp_path / "m.gguf", type="f16", imatrix=tmp_path / "im.gguf", samples=1, ctx=64)
+    found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors}
+    counts, sums = (found[f"blk.1.ffn_down_exps.weight.{part}"] for part in ("counts", "in_sum2"))
+    assert counts[0] == 0 < counts[1:].min() and counts.sum() == 2 * 64 and (sums > 0).all()
+    assert ((np.ptp(sums, axis=1) == 0) == (counts[:, 0] < ENOUGH)).all()  # all columns alike
+
+
+def test_a_report_counts_the_outliers_of_every_expert(narrow, tmp_path):
+    """Together with --verify, which compares whole tensors."""
+    result = gwq_export.export(narrow, tmp_path / "m.gguf", type="gwq3", outliers=0.01, samples=1, ctx=64, verify=True,
+                               report=tmp_path / "r.html")  # fmt: skip
+    reader = gwq_export.open_gguf(tmp_path / "m.gguf")
+    tensor = reader.tensors["blk.1.ffn_up_exps.weight"]
+    found = {t["name"]: t for t in gather(reader)["tensors"]}[tensor.name]
+    places = [unpack_outliers(*m.outliers, m.shape) for m in tensor.matrices()]
+    rows = np.concatenate([row + 96 * j for j, (row, *_) in enumerate(places)])
+    assert found["rows"] == np.bincount(rows // 12, minlength=32).tolist() and sum(found["rows"]) == found["outliers"] == 4 * 61
+    assert found["columns"] == np.bincount(np.concatenate([column // 2 for _, column, _ in places]), minlength=32).tolist()
+    assert "blk.1.ffn_up_exps.weight" in (tmp_path / "r.html").read_text() and "4 × 96 × 64" in (tmp_path / "r.html").read_text()
+    errors = {t["name"]: t for t in result["verify"]["tensors"]}
+    assert 0 < errors[tensor.name]["weight_error"] < 0.5 and result["verify"]["kld_mean"] < 0.2
+
+
+def test_sensitivities_of_experts(narrow, tmp_path):
+    found = gwq_export.export(narrow, None, report_only=True, report=tmp_path / "r.html", outliers=0.0, samples=1, ctx=64,
+                              exclude="token_embd|^output")  # fmt: skip
+    rows = {row["name"]: row for row in found["sensitivities"]}
+    assert len(rows) == 2 * 7 and rows["blk.0.ffn_gate_exps.weight"]["shape"] == [4, 96, 64]
+    for row in rows.values():
+        losses = [c["loss"] for c in row["choices"]]
+        assert losses == sorted(losses, reverse=True) and losses[-1] > 0 and len(losses) == 5
+    assert "blk.0.ffn_gate_exps.weight" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("options", [{"stock": "q4_0"}, {"type": "q4_0"}, {"type": "bridge", "outliers": 0.05}])
+def test_experts_in_stock_types(narrow, exported, options):
+    """The runtime computes what transformers does; deltas are those of the matrix they stand behind."""
+    path, _ = exported(narrow, samples=2, ctx=64, **options)
+    reader = gwq_export.open_gguf(path)
+    reader.check()
+    experts = [t for t in reader.tensors.values() if len(t.shape) == 3 and not t.companion]
+    assert len(experts) == 6 and {t.type.name for t in experts} == {"q4_0"}
+    assert [t.outlier_count for t in experts] == [4 * round(options.get("outliers", 0) * 96 * 64)] * 6
+    expected = logits(dequantized_model(narrow, path), IDS)
+    assert kl_divergence(expected, gwq_export.load(path).logits(IDS)) <= 1e-3
+    if "outliers" in options:
+        base = gwq_export.open_gguf(path, base=True)
+        for t in experts:
+            assert (np.count_nonzero(t.dequantize() != base.tensors[t.name].dequantize(), axis=(1, 2)) > 250).all()  # of each
+        full, without = (kl_divergence(expected, gwq_export.load(path, base=b).logits(IDS)) for b in (False, True))
+        assert full < 0.2 * without
 
 
 @pytest.mark.parametrize("change, words", [

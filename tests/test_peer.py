@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DATA, REFERENCE, TINY_MODELS
+from conftest import DATA, REFERENCE, TINY_MODELS, save_tiny
 
 import gwq_export
 from gwq_export.evaluate import log_softmax
@@ -66,6 +66,13 @@ def difference(path, base=False):
 @pytest.mark.parametrize("name", ["q4_0", "iq4_nl"])
 def test_types_coded_under_the_curvature(exported, name):
     assert difference(exported(stock=name)[0]) < 0.15
+
+
+@pytest.mark.parametrize("options", [{"stock": "q4_0"}, {"type": "bridge"}])
+def test_experts_coded_under_the_curvature(exported, tmp_path, options):
+    settings = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_local_experts": 4}
+    folder = save_tiny(tmp_path / "hf", "MixtralConfig", initializer_range=0.06, **settings)
+    assert difference(exported(folder, samples=1, ctx=64, **options)[0], base="type" in options) < 0.15
 
 
 def test_llama_cpp_runs_the_base_of_a_bridge(exported):

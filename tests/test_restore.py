@@ -23,10 +23,7 @@ def logits_of(folder, ids):
 ASKS = ("llama3-rope",)  # its factors have no name in a config of their own
 
 
-EXPERTS = [name for name in TINY_MODELS if "moe" in name or name == "mixtral"]
-
-
-@pytest.mark.parametrize("name", [name for name in TINY_MODELS if name not in EXPERTS])
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_transformers_computes_what_the_runtime_does(tiny, exported, tmp_path, name):
     path, _ = exported(tiny(name), type="f32")
     if name in ASKS:
@@ -42,14 +39,7 @@ def test_transformers_computes_what_the_runtime_does(tiny, exported, tmp_path, n
         assert np.abs(logits_of(tmp_path / "hf", ids) - expected).max() < 2e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_experts_are_refused(tiny, exported, tmp_path, name):
-    with pytest.raises(GwqError, match="mixture of experts is not there yet"):
-        restore.restore(gwq_export.open_gguf(exported(tiny(name), type="f32")[0]), tmp_path / "hf")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["mistral", "gemma3-every", "gpt2", "longrope"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3-every", "gpt2", "longrope", "mixtral", "qwen3moe-plain"])
 def test_there_and_back(tiny, exported, tmp_path, name):
     """Quantized file -> folder -> float32 file: weights are the file's to the bit, and so are all hyperparameters."""
     path, _ = exported(tiny(name), type="gwq4", preset="paper", samples=2, ctx=64)

@@ -9,6 +9,7 @@ def parser():
     p = make_parser("gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file.")
     p.add_argument("model", help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name")
     p.add_argument("--out", metavar="FILE.gguf")
+    p.add_argument("--base", metavar="FILE.gguf", help="take the weights from this GGUF file of the model, everything else from MODEL")
     p.add_argument("--type", help="of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, q4_0, f16, bf16, f32, bridge")
     p.add_argument("--stock", metavar="TYPE", help="instead: llama.cpp's q4_0 or iq4_nl, scales and codes chosen by the calibration")
     p.add_argument("--imatrix", metavar="FILE.gguf", help="also write the gradients' importance for llama-quantize --imatrix")
