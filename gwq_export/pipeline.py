@@ -42,7 +42,7 @@ def peak_rss():
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
            exclude=(), imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
-           work_dir=None, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
+           work_dir=None, norms=True, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
            progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
@@ -53,7 +53,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     the place of type, a stock type of format.LEVELS whose scales and codes are found like those of tiles; with type "bridge" FP16
     deltas follow (docs/bridge.md). calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
     a file for llama-quantize --imatrix, written beside. work_dir: folder for what is finished, from which the same call goes on
-    after a kill; emptied in the end. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
+    after a kill; emptied in the end. norms: tune them (norms.tune) where `norms.worthwhile` of the plan; False: never. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
     nothing but to work_dir. verify: compare the finished file with the model on text that calibration did not see (or the file
     verify_text), and raise GwqError, with the file kept, when the KL divergence is above max_kld (nats per token, default
     verify.MAX_KLD). report: a page (HTML) to write, card: a model card (Markdown). report_only: measure what every type would cost
@@ -77,6 +77,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     from gwq_export.estimate import Estimate
     from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
+    from gwq_export.norms import work_of, worthwhile
     from gwq_export.outputs import check_outputs, finish, write_sensitivities
     from gwq_export.parallel import one_thread_each
     from gwq_export.produce import encode, read, write
@@ -118,7 +119,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
-                                       source_revision=commit(source.folder))  # fmt: skip
+                                       source_revision=commit(source.folder), norms_tuned=False)  # fmt: skip
     factors = keys.rope_factors(source)
 
     def laid_out(entries):
@@ -141,15 +142,23 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
                 entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
             found = _predicted(entries, offers, calibration)
         result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
+        tuned = norms and worthwhile(entries, result["bpw_linear"])
+        if tiles:
+            header["gwq.norms_tuned"] = tuned
         if dry_run:
             for e in entries:
                 if not e.recipe.statistics:
                     estimate.sample(e, partial(read, source, e.sources[0]), {})
-            result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
+            result |= {
+                "estimated_seconds": estimate.seconds(entries, budgeted, tuned * work_of(*calibration.tokens.shape) if calibration else 0),
+                "estimated_peak_rss_bytes": peak_rss(),
+            }
         else:
             if imatrix:
                 write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
-            write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
+            kld = write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"),
+                        pool, tuned)  # fmt: skip
+            result |= {"norms_kld": kld} if kld else {}
             work.clear()
     if calibration:
         _warn_of_experts(calibration.reached)
