@@ -17,31 +17,30 @@ from gwq_export.parallel import batches, each
 
 BITS = 4  # per weight of the decoder's linears: with more the loss is small, and little of it is in the norms
 PASSES = 4  # forward passes that a calibration takes the time of; with its gradient a pass counts as three
-STEPS = 4
-TOKENS = 2048  # of a step, and of the windows that judge
-RATE = 1 / 16  # of the root of the KL divergence: by how much a gain changes in the first step; less in each one after it
+STEPS = 3
+TOKENS = 1024  # of a step, and of the windows that judge
+RATE = 1 / 12  # of the root of the KL divergence: by how much a gain changes in the first step; less in each one after it
 MEMORY = 0.8, 0.9  # how much the means of gradients, and of their squares, keep from step to step
 
 
 def judged(samples, ctx):
-    """(windows of each step, windows that judge): arrays of numbers below `samples`, none twice; no steps for one window."""
+    """(windows of each step, windows that judge): arrays of numbers below `samples`, which is 2 or more; no window does both."""
     order, most = np.random.default_rng(0).permutation(samples), max(1, TOKENS // ctx)
-    if samples < 2:
-        return [], order
     held = max(1, min(most, samples // 4))
     rest = order[held:]
     return [np.take(rest, np.arange(k * most, k * most + min(most, len(rest))), mode="wrap") for k in range(STEPS)], order[:held]
 
 
-def work_of(samples, ctx):
+def share(samples, ctx):
     """What it takes beside a calibration of so many windows, as a share of its time."""
     steps, held = judged(samples, ctx)
-    return (3 * sum(map(len, steps)) + 2 * len(held)) / (PASSES * samples) if steps else 0
+    return (3 * sum(map(len, steps)) + 2 * len(held)) / (PASSES * samples)
 
 
-def worthwhile(entries, bits):
-    """Whether norms are to be tuned in a file of these entries whose decoder linears take so many bits per weight."""
-    return bits < BITS and any(e.linear and e.recipe.curvature and e.recipe.type.bits for e in entries)
+def worthwhile(entries, bits, calibration):
+    """Whether to tune the norms of a file of these entries whose decoder linears take so many bits per weight."""
+    found = any(e.linear and e.recipe.curvature and e.recipe.type.bits for e in entries)
+    return found and bits < BITS and len(calibration.tokens) > 1
 
 
 def is_norm(name):
@@ -84,8 +83,6 @@ def tune(source, reader, entries, tokens, target, device, progress, work):
     another call goes on.
     """
     steps, held = judged(*tokens.shape)
-    if not steps:
-        return {}, None
     tuner = _Tuner(_Decoded(source, reader, entries), tokens, target, device, progress, work)
     gains, mean, square = np.zeros((3, tuner.size), np.float32)
     for k, rows in enumerate(steps):

@@ -42,8 +42,8 @@ def peak_rss():
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
            exclude=(), imatrix=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
-           work_dir=None, norms=True, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
-           progress=None):  # fmt: skip
+           work_dir=None, norms=True, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False,
+           card=None, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
@@ -53,14 +53,16 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     the place of type, a stock type of format.LEVELS whose scales and codes are found like those of tiles; with type "bridge" FP16
     deltas follow (docs/bridge.md). calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
     a file for llama-quantize --imatrix, written beside. work_dir: folder for what is finished, from which the same call goes on
-    after a kill; emptied in the end. norms: tune them (norms.tune) where `norms.worthwhile` of the plan; False: never. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
+    after a kill; emptied in the end. norms: tune them where that is worthwhile (norms.worthwhile); False: never.
+    progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
     nothing but to work_dir. verify: compare the finished file with the model on text that calibration did not see (or the file
     verify_text), and raise GwqError, with the file kept, when the KL divergence is above max_kld (nats per token, default
     verify.MAX_KLD). report: a page (HTML) to write, card: a model card (Markdown). report_only: measure what every type would cost
     each matrix, write that as the report (HTML, or JSON by its suffix) and no file; out may be None.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
-    "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
+    "calibration_tokens" and "calibration_loss" (nats per token); where norms were tuned "norms_kld", the KL divergence of the
+    calibration windows that judge, (before, after); with a budget or dry_run also "predicted_loss" (nats per
     token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
     "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export; with verify,
     "verify" (see verify.verify); with report_only only "sensitivities" ([{"name", "shape", "choices": [{"type", "outliers",
@@ -77,7 +79,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     from gwq_export.estimate import Estimate
     from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
-    from gwq_export.norms import work_of, worthwhile
+    from gwq_export.norms import share, worthwhile
     from gwq_export.outputs import check_outputs, finish, write_sensitivities
     from gwq_export.parallel import one_thread_each
     from gwq_export.produce import encode, read, write
@@ -142,17 +144,15 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
                 entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
             found = _predicted(entries, offers, calibration)
         result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
-        tuned = norms and worthwhile(entries, result["bpw_linear"])
+        tuned = norms and worthwhile(entries, result["bpw_linear"], calibration)
         if tiles:
             header["gwq.norms_tuned"] = tuned
         if dry_run:
             for e in entries:
                 if not e.recipe.statistics:
                     estimate.sample(e, partial(read, source, e.sources[0]), {})
-            result |= {
-                "estimated_seconds": estimate.seconds(entries, budgeted, tuned * work_of(*calibration.tokens.shape) if calibration else 0),
-                "estimated_peak_rss_bytes": peak_rss(),
-            }
+            after = share(*calibration.tokens.shape) if tuned else 0
+            result |= {"estimated_seconds": estimate.seconds(entries, budgeted, after), "estimated_peak_rss_bytes": peak_rss()}
         else:
             if imatrix:
                 write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
