@@ -57,14 +57,14 @@ def sample_tokens(ids, samples, ctx, seed, bos=None):
 
 
 def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,
-              finished=lambda name: False):  # fmt: skip
+              finished=lambda name: False, last=False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture, experts one by one; then those of `ends`
     (embedding, head). statistics: names from totals.STATISTICS, float32 of the weight's shape, and FACTORS.
     `calibration.losses` is filled before the first tensor is yielded, `reached` before those of its block. keep: a
     workdir.Memory for what blocks hand on, or a Workdir from which another run of this function goes on; it leaves out the
-    tensors of which `finished` is true.
+    tensors of which `finished` is true. last: leave the hidden states after the last block there, as `state.N` for N blocks.
     """
     keep, blocks = keep or Memory(), source.layers
     linears = [[n for row, n in source.block(i).items() if row.linear] for i in range(blocks)]
@@ -72,7 +72,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     left, ends = min(done, default=blocks), [] if all(map(finished, ends)) else ends  # blocks still to be differentiated
     if left or ends:
         model, tokens = BlockModel(source, device), calibration.tokens.to(device)
-        _forward(model, tokens, ends, keep, progress)
+        _forward(model, tokens, ends or last, keep, progress)
     calibration.losses[:] = keep.get("losses")[0].tolist()
     for i in reversed(range(left, blocks)):
         calibration.reached.update(zip(_of_experts(source, i), keep.get(f"reached.{i}")[0].tolist(), strict=True))
@@ -101,7 +101,7 @@ def _keep(keep, name, states):
     keep.put(name, states.detach().cpu().numpy())
 
 
-def _forward(model, tokens, ends, keep, progress):
+def _forward(model, tokens, last, keep, progress):
     """Hidden states before every block and after the last as `state.N`, their gradient after the last block as `upstream.N`."""
     blocks = len(model.blocks)
     before = any(f"upstream.{i}" in keep for i in range(blocks + 1))  # gone through by an earlier run
@@ -137,7 +137,7 @@ def _forward(model, tokens, ends, keep, progress):
     model.drop_ends()
     keep.put("losses", np.array(losses))
     _keep(keep, f"upstream.{blocks}", upstream)
-    if not ends:
+    if not last:
         keep.drop(f"state.{blocks}")
 
 

@@ -40,8 +40,10 @@ class Estimate:
             self._kinds[kind] = took * len(entry.sources)
             self._sampling += took if statistics else 0
 
-    def seconds(self, entries, surveys):
-        """What an export of these entries takes, a survey before it or not. None when an earlier run did the calibration."""
+    def seconds(self, entries, surveys, after=0):
+        """What an export of these entries takes, a survey before it or not, and `after` the calibration so many times its time.
+        None when an earlier run did the calibration.
+        """
         calibrated = sum(weights(e) for e in entries if e.recipe.statistics)
         if calibrated and not self._seen:
             return None
@@ -53,5 +55,5 @@ class Estimate:
 
         total = sum(map(coding, entries))
         if calibrated:
-            total += self._calibrating * calibrated / self._seen
+            total += self._calibrating * (calibrated / self._seen + after)
         return total + (self._calibrating + self._choosing - self._sampling) * surveys

@@ -41,9 +41,9 @@ def peak_rss():
 
 
 def export(model, out, *, type=None, outliers=None, saliency=None, preset="default", bpw=None, size=None, tensor_type=(), stock=None,
-           exclude=(), imatrix=None, base=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None, tokenizer_pre=None,
-           work_dir=None, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None, report_only=False, card=None,
-           progress=None):  # fmt: skip
+           exclude=(), imatrix=None, base=None, calib=None, samples=None, ctx=512, seed=0, device="cpu", revision=None,
+           tokenizer_pre=None, work_dir=None, norms=True, dry_run=False, verify=False, verify_text=None, max_kld=None, report=None,
+           report_only=False, card=None, progress=None):  # fmt: skip
     """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
 
     type: of the decoder's linear layers (plan.EXPORT_TYPES), default gwq4. outliers: fraction of each kept in FP16; saliency:
@@ -54,14 +54,16 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     deltas follow (docs/bridge.md). base: a GGUF file of the same model, in any stock type or of gwq-export, that the weights are
     taken from in the place of the folder's. calib: UTF-8 text file, default the bundled text; samples x ctx tokens of it are used. imatrix:
     a file for llama-quantize --imatrix, written beside. work_dir: folder for what is finished, from which the same call goes on
-    after a kill; emptied in the end. progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
+    after a kill; emptied in the end. norms: tune them where that is worthwhile (norms.worthwhile); False: never.
+    progress(phase, done, total) is called as work goes on. dry_run: calibrate and plan, write
     nothing but to work_dir. verify: compare the finished file with the model on text that calibration did not see (or the file
     verify_text), and raise GwqError, with the file kept, when the KL divergence is above max_kld (nats per token, default
     verify.MAX_KLD). report: a page (HTML) to write, card: a model card (Markdown). report_only: measure what every type would cost
     each matrix, write that as the report (HTML, or JSON by its suffix) and no file; out may be None.
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}; when calibrated,
-    "calibration_tokens" and "calibration_loss" (nats per token); with a budget or dry_run also "predicted_loss" (nats per
+    "calibration_tokens" and "calibration_loss" (nats per token); where norms were tuned "norms_kld", the KL divergence of the
+    calibration windows that judge, (before, after); with a budget or dry_run also "predicted_loss" (nats per
     token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan" ([{"name", "type",
     "outliers", "bytes", "loss"}]); with dry_run "estimated_seconds" and "estimated_peak_rss_bytes" of the export; with verify,
     "verify" (see verify.verify); with report_only only "sensitivities" ([{"name", "shape", "choices": [{"type", "outliers",
@@ -79,6 +81,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
     from gwq_export.estimate import Estimate
     from gwq_export.imatrix import write_imatrix
     from gwq_export.native import Pool
+    from gwq_export.norms import share, worthwhile
     from gwq_export.outputs import check_outputs, finish, write_sensitivities
     from gwq_export.parallel import one_thread_each
     from gwq_export.produce import encode, read, write
@@ -122,7 +125,7 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
         header[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
     if tiles:
         header |= keys.provenance_keys(recipe, calibration, preset=preset, seed=seed, source_name=name, budget_bytes=budget,
-                                       source_revision=commit(source.folder))  # fmt: skip
+                                       source_revision=commit(source.folder), norms_tuned=False)  # fmt: skip
     header |= {f"gwq.{key}": value for key, value in source.provenance.items()}
     factors = keys.rope_factors(source)
 
@@ -146,15 +149,21 @@ def export(model, out, *, type=None, outliers=None, saliency=None, preset="defau
                 entries = fit(entries, offers, budget, lambda entries: file_size(header, laid_out(entries)))
             found = _predicted(entries, offers, calibration)
         result = {"out": str(out)} | sizes(entries, file_size(header, laid_out(entries))) | found
+        tuned = norms and worthwhile(entries, result["bpw_linear"], calibration)
+        if tiles:
+            header["gwq.norms_tuned"] = tuned
         if dry_run:
             for e in entries:
                 if not e.recipe.statistics:
                     estimate.sample(e, partial(read, source, e.sources[0]), {})
-            result |= {"estimated_seconds": estimate.seconds(entries, budgeted), "estimated_peak_rss_bytes": peak_rss()}
+            after = share(*calibration.tokens.shape) if tuned else 0
+            result |= {"estimated_seconds": estimate.seconds(entries, budgeted, after), "estimated_peak_rss_bytes": peak_rss()}
         else:
             if imatrix:
                 write_imatrix(imatrix, source, calibration, calib or CALIBRATION, device, progress)
-            write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"), pool)
+            kld = write(out, header, laid_out(entries), factors, entries, source, calibration, device, progress, work.section("tensors"),
+                        pool, tuned)  # fmt: skip
+            result |= {"norms_kld": kld} if kld else {}
             work.clear()
     if calibration:
         _warn_of_experts(calibration.reached)

@@ -1,20 +1,26 @@
 """Every tensor of a file: calibrated, quantized, written."""
 
+import numpy as np
+
 from gwq_export import GwqError
 from gwq_export.calibrate import gradients
+from gwq_export.container import Reader
 from gwq_export.encoder import Curvatures
+from gwq_export.norms import is_norm, tune
 from gwq_export.plan import weights
 from gwq_export.quantize import quantize
 from gwq_export.writer import Writer
 
 
-def write(out, header, layout, extra, entries, source, calibration, device, progress, work, pool):
+def write(out, header, layout, extra, entries, source, calibration, device, progress, work, pool, tuned=False):
     """Quantize and write every tensor: those that need gradients block by block as these appear, then the others.
 
-    extra: {name: array} of what is written as it is. What `work` holds of an earlier run is not quantized again.
+    extra: {name: array} of what is written as it is. What `work` holds of an earlier run is not quantized again. tuned: tune the
+    norms in the end; returns the KL divergence that `norms.tune` found, or None.
     """
     calibrated = {hf: (e, j) for e in entries if e.recipe.statistics for j, hf in enumerate(e.sources)}
-    others = [e for e in entries if not e.recipe.statistics]
+    norms = [e for e in entries if tuned and is_norm(e.name)]
+    others = [e for e in entries if not e.recipe.statistics and e not in norms]
     with Writer(out, header, layout) as writer:
         for name, array in extra.items():
             writer.write(name, array)
@@ -29,7 +35,7 @@ def write(out, header, layout, extra, entries, source, calibration, device, prog
             ends = [hf for hf, (e, _) in calibrated.items() if not e.linear]
             curvatures = Curvatures(calibration.tokens.numel())
             done = lambda name: name in finished or name not in calibrated  # noqa: E731
-            for name, weight, found in gradients(source, calibration, statistics, ends, device, progress, work, done):
+            for name, weight, found in gradients(source, calibration, statistics, ends, device, progress, work, done, tuned):
                 entry, j = calibrated[name]
                 parts = encode(pool, entry, weight, curvatures.put(found, calibration.reached.get(name)))
                 _store(writer, work, entry, j, parts)
@@ -42,6 +48,15 @@ def write(out, header, layout, extra, entries, source, calibration, device, prog
                     _store(writer, work, entry, j, encode(pool, entry, read(source, hf), {}))
             done += weights(entry)
             progress("write", done, total)
+        if not norms:
+            return None
+        with Reader(writer.part) as reader:
+            target = work.get(f"state.{source.layers}")[0]
+            factors, kld = tune(source, reader, entries, calibration.tokens, target, device, progress, work.section("norms"))
+        for entry in norms:
+            weight = entry.arrange.weight(read(source, entry.sources[0])) * factors.get(entry.sources[0], np.float32(1))
+            _put(writer, entry, 0, quantize(weight, {}, entry.recipe))
+        return kld
 
 
 def read(source, hf):

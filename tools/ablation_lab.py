@@ -155,7 +155,7 @@ class Lab:
                 seconds += time.perf_counter() - start
                 side = (parts[1], parts[2].view(np.int32)) if len(parts) == 3 else None
                 self._put(e, dequantize(e.recipe.type, parts[0], e.shape, side))
-            self._keep(key, Row(8 * sum(map(stored_bytes, entries)) / self.weights, *self._quality(), seconds))
+            self._keep(key, Row(8 * sum(map(stored_bytes, entries)) / self.weights, *self._quality(self.model), seconds))
         return self.known[key]
 
     def measure_stock(self, name, seed=0):
@@ -175,7 +175,22 @@ class Lab:
                     np.ascontiguousarray(stock.fake_quantize(name, weight, self._importance[e.sources[0]]))
                 )
             bits = 8 * sum(stock.nbytes(name, *e.shape) for e in self.linear) / self.weights
-            self._keep(key, Row(bits, *self._quality(), time.perf_counter() - start))
+            self._keep(key, Row(bits, *self._quality(self.model), time.perf_counter() - start))
+        return self.known[key]
+
+    def measure_norms(self, type, seed):
+        """Row of a file of the default preset whose norms were tuned. seconds: those of the same row without, and the tuning's."""
+        untuned = self.measure(self.uniform(default(type), seed), seed)
+        key = f"{self.name} {self.ctx} {self.samples} {len(self.rows)} {seed} {type} norms"
+        if key not in self.known:
+            times = []
+            note = lambda phase, done, total: times.append(time.perf_counter()) if phase in ("write", "norms") else None  # noqa: E731
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.gguf"
+                gwq_export.export(self.source.folder, path, type=type, calib=self.calib, samples=self.samples, ctx=self.ctx, seed=seed,
+                                  progress=note)  # fmt: skip
+                model = dequantized_model(self.source.folder, path, ends=False)
+            self._keep(key, Row(untuned.bpw, *self._quality(model), untuned.seconds + times[-1] - times[0]))
         return self.known[key]
 
     def over_seeds(self, make, samples=None):
@@ -219,11 +234,11 @@ class Lab:
         logp = torch.log_softmax(model.get_output_embeddings()(hidden), -1)
         return logp, -logp.gather(1, ids[-self.scored :, None])[:, 0]
 
-    def _quality(self):
-        """(KL divergence, perplexity ratio) of self.model."""
+    def _quality(self, model):
+        """(KL divergence, perplexity ratio) of a model."""
         klds, nlls = [], []
         for row, (logp, p) in zip(self.rows, self.reference, strict=True):
-            logq, nll = self._log_probabilities(self.model, row)
+            logq, nll = self._log_probabilities(model, row)
             klds.append((p * (logp - logq)).sum(-1).double().numpy())
             nlls.append(nll.double().numpy())
         kld, _ = mean_error(np.concatenate(klds))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
-from ablation_lab import default, paper
+from ablation_lab import default, mean, paper
 
 from gwq_export import GwqError
 from gwq_export.allocate import FRACTIONS
@@ -16,6 +16,7 @@ from gwq_export.bench.cases import Case, build
 from gwq_export.bench.kernels import sample
 from gwq_export.format import TYPES, tensor_type
 from gwq_export.native import Ops, Pool, isa
+from gwq_export.norms import BITS
 from gwq_export.quantize import Recipe, quantize
 from gwq_export.tiles import dequantize
 
@@ -140,11 +141,12 @@ def steps(type):
         "+ non-uniform table": (replace(fisher, table="scalar"), None),
         "+ trellis table": (trellis, None),
         "+ error feedback": (replace(trellis, feedback=True), None),
+        "the same without the trellis": (replace(trellis, feedback=True, table="scalar"), None),
         "+ one sweep": (replace(trellis, feedback=True, sweeps=1), None),
         "+ 0.25 % outliers by `loss`: preset `default`": (usual, None),
     }
     if not TYPES[type].history:
-        del ladder["+ trellis table"]  # without history it is the non-uniform table
+        del ladder["+ trellis table"], ladder["the same without the trellis"]  # without history it is the non-uniform table
     assert replace(trellis, feedback=True, sweeps=1, outliers=usual.outliers, saliency=usual.saliency) == usual
     return ladder
 
@@ -159,7 +161,16 @@ def ladder(lab, extent):
             first = first or row
             rows.append([name, row])
         bits = rows[-1][1].bpw
-        rows.append(["+ allocation of types and outliers at the same bytes", lab.over_seeds(allocated(lab, bits, extent))])
+        if bits < BITS:
+            rows.append(["+ norm tweaking", mean([lab.measure_norms(type, seed) for seed in lab.seeds])])
+        rows.append(
+            [
+                "instead of norm tweaking: allocation of types and outliers at the same bytes"
+                if bits < BITS
+                else "+ allocation of types and outliers at the same bytes",
+                lab.over_seeds(allocated(lab, bits, extent)),
+            ]
+        )
         cells = [[name, f"{r.bpw:.3f}", kld(r), f"{r.kld / first.kld:.2f}", f"{r.ppl_ratio:.4f}", f"{1e6 * r.seconds / lab.weights:.2f}"]
                  for name, r in rows]  # fmt: skip
         head = [type, "bits per weight", "KL divergence", "of the first line's", "perplexity ratio", "encoding, s per million weights"]
@@ -192,7 +203,7 @@ def files(lab, extent):
         for preset in extent.presets:
             recipe, samples = (paper(type), 1) if preset == "paper" else (default(type), None)
             ours = lab.measure(lab.uniform(recipe, 0), 0, samples).kld
-            found = lab.of_file(type=type, preset=preset, seed=0, **({"samples": 1} if samples else {}))
+            found = lab.of_file(type=type, preset=preset, seed=0, norms=False, **({"samples": 1} if samples else {}))
             rows.append([f"{type}, preset `{preset}`", *(f"{value:.5f}" for value in (ours, *found))])
     say(lab, "real files")
     return markdown(["recipe", "here", "the file's weights in transformers", "the runtime, F32 embedding and head",

@@ -29,6 +29,7 @@ def parser():
     p.add_argument("--tokenizer-pre", metavar="NAME", help="pre-tokenizer name to write when it is not recognised")
     p.add_argument("--work-dir", metavar="DIR", help="keep what is finished there: after a kill the same command goes on, to the same"
                    " bytes. Takes the file's size and 4 bytes x calibration tokens x width x (blocks + 4); emptied in the end")  # fmt: skip
+    p.add_argument("--no-norms", dest="norms", action="store_false", help="leave the norms as they are (else tuned below 4 bits)")
     p.add_argument("--progress", choices=Progress.STYLES, default="bar", help="on stderr: bar (default), jsonl (an object per line), none")
     p.add_argument("--dry-run", action="store_true", help="calibrate; print plan, size, predicted perplexity, time, memory; no file")
     p.add_argument("--verify", action="store_true", help="compare the finished file with the model on held-out text")
