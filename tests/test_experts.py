@@ -25,7 +25,7 @@ from gwq_export.survey import OFFER
 from gwq_export.totals import ENOUGH
 from gwq_export.writer import Writer
 
-IDS = np.random.default_rng(5).integers(3, 8192, 90)
+IDS = np.random.default_rng(5).integers(3, 1024, 90)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def whole_factors(folder, tokens):
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe-plain"])
 def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
     source, seen = Source(tiny(name)), 0
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 40))))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40))))
     expected = whole_factors(tiny(name), calibration.tokens)
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
         if tensor in expected:
