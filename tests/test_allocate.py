@@ -156,7 +156,7 @@ def test_dry_run_and_budget_through_files(tmp_path):
     from gwq_export.predict import transformers_logits
 
     text, against = (DATA / "eval.txt").read_text()[:24000], transformers_logits(REFERENCE)
-    options = {"ctx": 256, "samples": 32}
+    options = {"ctx": 256, "samples": 16}
 
     def measured(**more):
         found = gwq_export.export(REFERENCE, tmp_path / "m.gguf", **options, **more)
