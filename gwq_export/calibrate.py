@@ -85,7 +85,8 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         progress("backward", blocks - i, blocks)
     if ends:
         last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
-        yield from _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
+        found_at_ends = _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
+        yield from (found for found in found_at_ends if not finished(found[0]))
 
 
 def _of_experts(source, i):

@@ -17,7 +17,7 @@ REFERENCE = DATA / "gwq-reference"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Sharper than a fresh initialisation, so that a wrong logit shows in the KL divergence.
-TINY = dict(vocab_size=8192, hidden_size=96, intermediate_size=200, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+TINY = dict(vocab_size=1024, hidden_size=96, intermediate_size=200, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
             head_dim=16, max_position_embeddings=256, initializer_range=0.1, rms_norm_eps=1e-5)  # fmt: skip
 TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
@@ -58,7 +58,7 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
 
 
 def save_tiny(folder, config_class, **settings):
-    """A random model in `folder` with the bundled model's tokenizer; returns the folder."""
+    """A random model in `folder` with the first tokens of the bundled model's tokenizer; returns the folder."""
     import torch
     import transformers
 
@@ -71,9 +71,18 @@ def save_tiny(folder, config_class, **settings):
         if p.dim() == 1:  # norms and biases start as ones and zeros, which would hide that they are used
             p.data += 0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
     model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(REFERENCE / file, Path(folder) / file)
+    save_tokenizer(folder, config.vocab_size)
     return Path(folder)
+
+
+def save_tokenizer(folder, vocab):
+    """The first `vocab` tokens of the bundled model's tokenizer; merges have ids in their order."""
+    tokenizer = json.loads((REFERENCE / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    model["merges"] = model["merges"][: len(model["merges"]) - len(model["vocab"]) + vocab]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if id < vocab}
+    (Path(folder) / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shutil.copyfile(REFERENCE / "tokenizer_config.json", Path(folder) / "tokenizer_config.json")
 
 
 @pytest.fixture(scope="session")

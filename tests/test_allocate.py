@@ -80,11 +80,11 @@ def test_budget_of_words():
             budget_bytes(bpw, size, 100)
 
 
-def ids(samples, ctx):
+def ids(folder, samples, ctx):
     from gwq_export.tokenizer import Tokenizer
     from gwq_export.vocabulary import to_metadata
 
-    tokens = Tokenizer(to_metadata(REFERENCE, 8192)).encode((DATA / "eval.txt").read_text()[:60000], special=False, bos=False)
+    tokens = Tokenizer(to_metadata(folder, Source(folder).vocab)).encode((DATA / "eval.txt").read_text()[:60000], special=False, bos=False)
     return torch.tensor(tokens[: samples * ctx]).reshape(samples, ctx)
 
 
@@ -93,7 +93,7 @@ def surveyed(request, tiny):
     folder = REFERENCE if request.param == "reference" else tiny(request.param)
     source = Source(folder)
     entries = plan(source, Recipe(TYPES["gwq4"], 0.0025))
-    offers = survey(source, entries, Calibration(ids(4, 128)), True, None, "cpu", lambda *_: None)
+    offers = survey(source, entries, Calibration(ids(folder, 4, 128)), True, None, "cpu", lambda *_: None)
     return entries, offers
 
 
@@ -201,7 +201,7 @@ def test_dry_run_and_budget_through_files(tmp_path):
     from gwq_export.predict import transformers_logits
 
     text, against = (DATA / "eval.txt").read_text()[:24000], transformers_logits(REFERENCE)
-    options = {"ctx": 256, "samples": 32}
+    options = {"ctx": 256, "samples": 16}
 
     def measured(**more):
         found = gwq_export.export(REFERENCE, tmp_path / "m.gguf", **options, **more)

@@ -159,7 +159,7 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
         ({"num_hidden_layers": 4}, {}, "its number of blocks is 3, that of .*hf is 4"),
         ({"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}, {}, "attention heads is 6"),  # of the same shapes
         ({"hidden_size": 128}, {}, "its width is 96"),
-        ({"vocab_size": 8000}, {}, "its vocabulary size is 8192"),
+        ({"vocab_size": 1000}, {}, "its vocabulary size is 1024"),
         ({"intermediate_size": 256}, {}, r"tensor .*gate_proj.weight has shape \(200, 96\), but \(256, 96\) would fit the config"),
         ({}, {"drop": [name]}, "layers.1.mlp.up_proj.weight is missing; give the whole file"),
         ({}, {"tensors": {name: narrow}}, "would fit the config"),
@@ -181,11 +181,11 @@ def test_vocabularies(tiny, exported, tmp_path, caplog):
     path, out = exported(tiny("llama"), type="f32")[0], tmp_path / "base.gguf"
     key, folder = "tokenizer.ggml.tokens", bare(tiny("llama"), tmp_path / "hf")
     tokens = gwq_export.open_gguf(path).metadata[key]
-    with pytest.raises(GwqError, match=r"base.gguf is another model: \d+ of its 8192 tokens are not those of"):
+    with pytest.raises(GwqError, match=r"base.gguf is another model: \d+ of its 1024 tokens are not those of"):
         gwq_export.export(folder, tmp_path / "m.gguf", base=changed(path, out, keys={key: tokens[::-1]}), type="f16")
     assert not (tmp_path / "m.gguf").exists() and "other names" not in caplog.text
     gwq_export.export(folder, tmp_path / "m.gguf", base=changed(path, out, keys={key: [*tokens[:-2], "<a>", "<b>"]}), type="f16")
-    assert "2 of 8192 tokens have other names than in" in caplog.text
+    assert "2 of 1024 tokens have other names than in" in caplog.text
     assert gwq_export.open_gguf(tmp_path / "m.gguf").metadata[key] == tokens
     Base(folder, changed(path, out, keys={key: None})).check_vocabulary({key: tokens})
 

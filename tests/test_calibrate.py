@@ -32,7 +32,7 @@ def whole_model(folder, tokens):
 def test_equal_to_whole_model_backward(tiny, name):
     folder = REFERENCE if name == "reference" else tiny(name)
     source = Source(folder)
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 40))))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40))))
     expected, losses = whole_model(folder, calibration.tokens)
     ends = [source.arch.embed] if source.tied else [source.arch.embed, source.arch.head]
     seen = set()
@@ -96,7 +96,7 @@ CASES += [("llama", ("square", *BOTH)), ("llama-bias", ("abs", *BOTH)), ("llama"
 @pytest.mark.parametrize("name, statistics", CASES)
 def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
     source = Source(tiny(name))
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 30))))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 30))))
     expected = whole_factors(tiny(name), calibration.tokens)
     arch, seen = source.arch, set()
     ends = [arch.embed] if source.tied else [arch.embed, arch.head]
@@ -121,7 +121,7 @@ def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
 def test_matrices_of_one_input_share_their_hessian(tiny):
     """So that it is factored once for each."""
     source, kept = Source(tiny("llama")), {}
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (2, 20))))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (2, 20))))
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
         kept.setdefault(id(found["hessian"]), (found["hessian"], []))[1].append(tensor.split(".")[-2])
     assert sorted(map(sorted, (names for _, names in kept.values()))) == sorted(
@@ -132,7 +132,7 @@ def test_matrices_of_one_input_share_their_hessian(tiny):
 @pytest.mark.parametrize("ends", [["model.embed_tokens.weight"], ["lm_head.weight"]])
 def test_embedding_and_head_alone(tiny, ends):
     folder = tiny("llama")
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (2, 20))))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (2, 20))))
     expected, _ = whole_model(folder, calibration.tokens)
     found = {tensor: s["mean"] for tensor, _, s in gradients(Source(folder), calibration, ("mean",), ends) if tensor in ends}
     assert list(found) == ends

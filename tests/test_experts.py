@@ -27,7 +27,7 @@ from gwq_export.survey import OFFER
 from gwq_export.totals import ENOUGH
 from gwq_export.writer import Writer
 
-IDS = np.random.default_rng(5).integers(3, 8192, 90)
+IDS = np.random.default_rng(5).integers(3, 1024, 90)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def whole_factors(folder, tokens):
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe-plain"])
 def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
     source, seen = Source(tiny(name)), 0
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 40))))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40))))
     expected = whole_factors(tiny(name), calibration.tokens)
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
         if tensor in expected:
@@ -205,7 +205,7 @@ def narrow(tmp_path_factory):
 def test_importance_of_experts(tiny, tmp_path, name):
     """In llama.cpp's shapes: a row of sums for every expert, and how many tokens were routed to it."""
     gguf = pytest.importorskip("gguf")
-    source, tokens = Source(tiny(name)), torch.from_numpy(np.random.default_rng(0).integers(3, 8192, (3, 40)))
+    source, tokens = Source(tiny(name)), torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40)))
     write_imatrix(tmp_path / "im.gguf", source, Calibration(tokens), "text", "cpu", lambda *_: None)
     found, expected = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors}, whole_factors(tiny(name), tokens)
     assert found["blk.0.attn_q.weight.counts"].tolist() == [[120]]

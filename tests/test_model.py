@@ -13,7 +13,7 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.evaluate import evaluate, windows
 
-IDS = np.random.default_rng(5).integers(3, 8192, 90)
+IDS = np.random.default_rng(5).integers(3, 1024, 90)
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -71,7 +71,7 @@ def test_tokens_one_by_one_equal_a_batch(exported):
 
 def test_prompts_longer_than_a_batch(exported):
     path, _ = exported(type="f32")
-    model, ids = gwq_export.load(path), np.random.default_rng(1).integers(3, 8192, 700)
+    model, ids = gwq_export.load(path), np.random.default_rng(1).integers(3, 1024, 700)
     whole, session = model.logits(ids), model.session(700)
     session.forward(ids[:512], keep=0)
     assert np.allclose(session.forward(ids[512:], keep=188), whole[512:], atol=1e-4)

@@ -17,7 +17,7 @@ from gwq_export.writer import Writer
 
 pytest.importorskip("xllamacpp", reason="needs the interop extra: pip install xllamacpp")
 
-IDS = [1200, 300, 45, 2000, 77, 512, 901, 33, 4000, 8000, 17]
+IDS = [967, 641, 701, 919, 593, 794, 854, 232, 59, 309, 294]  # no model answers with the end of text or half a character
 PEER = """
 import json, sys, xllamacpp
 params = xllamacpp.CommonParams()

@@ -18,7 +18,7 @@ from gwq_export.format import TYPES
 gguf = pytest.importorskip("gguf", reason="needs gguf-py, which the export extra installs")
 from stock_files import MIXED, decoded, rewrite  # noqa: E402
 
-IDS = np.random.default_rng(5).integers(3, 8192, 70)
+IDS = np.random.default_rng(5).integers(3, 1024, 70)
 TEXT = (DATA / "eval.txt").read_text()[:2500]
 
 
