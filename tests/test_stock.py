@@ -80,7 +80,8 @@ def test_same_log_probabilities_as_llama_cpp(mixed):
     assert done.returncode == 0, done.stderr[-2000:]
     top = json.loads(done.stdout.splitlines()[-1])["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     ours = log_softmax(stock.load(mixed).logits(prompt)[-1])
-    assert len(top) == 50 and np.abs([ours[t["id"]] - t["logprob"] for t in top]).max() < 0.15
+    apart = np.abs([ours[t["id"]] - t["logprob"] for t in top])
+    assert len(top) == 50 and apart.mean() < 0.1 and apart.max() < 0.4 < np.ptp(ours) / 20
 
 
 def test_other_commands_refuse_stock_types(mixed, capsys):
