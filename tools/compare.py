@@ -6,7 +6,7 @@
 Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the
 same calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in
 float32 by transformers, with the float32 embedding and output head in every row, so that rows differ by nothing but
-the decoder's linear layers. Bits per weight are of these layers, with the side-tables. Perplexity is by llama.cpp's protocol.
+the decoder's linear layers and, below 4 bits, our tuned norms. Bits per weight are of these layers, with the side-tables. Perplexity is by llama.cpp's protocol.
 """
 
 import argparse
