@@ -3,10 +3,11 @@
     tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--bpw 4.5,4.25] [--paper] [--gguf OURS.gguf ...]
     tools/compare --interop     llama.cpp's types without, with its own and with our importance, beside our files of its types
 
-Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the
-same calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in
-float32 by transformers, with the float32 embedding and output head in every row, so that rows differ by nothing but
-the decoder's linear layers and, below 4 bits, our tuned norms. Bits per weight are of these layers, with the side-tables. Perplexity is by llama.cpp's protocol.
+Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the same
+calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in float32 by
+transformers, with the float32 embedding and output head in every row, so that rows differ by nothing but the decoder's
+linear layers and, below 4 bits, our tuned norms. Bits per weight are of these layers, with the side-tables. Perplexity is
+by llama.cpp's protocol.
 """
 
 import argparse
