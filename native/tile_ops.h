@@ -32,7 +32,7 @@ GWQ_INLINE void fetch(const uint8_t *p, size_t ahead, size_t bytes) {
 typedef uint8_t gwq_entries[GWQ_BLOCK / 4][64];
 typedef uint8_t gwq_scales[4][64];
 
-/* What an instruction set does for a tile type. Constants, so that all of it is inlined into the walks below. */
+/* What an instruction set does for a tile type. Constants, so that all of it is inlined into the walks. */
 typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */

@@ -82,7 +82,7 @@ def test_gains_that_do_not_help_are_left_out(tmp_path, tiny, calib, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "options", [{"type": "gwq4"}, {"type": "gwq2", "preset": "paper", "samples": 2}, {"samples": 1}, {"type": "f16"}, {"norms": False}]
+    "options", [{"type": "gwq4"}, {"preset": "paper"}, {"samples": norms.WINDOWS - 1}, {"type": "f16"}, {"norms": False}]
 )
 def test_where_norms_are_left_alone(tmp_path, tiny, calib, monkeypatch, options):  # noqa: F811
     monkeypatch.setattr("gwq_export.produce.tune", None)
