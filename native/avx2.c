@@ -12,6 +12,14 @@ GWQ_INLINE __m256i quad(const int8_t *q) { /* four activations in every 32-bit l
     return _mm256_set1_epi32(v);
 }
 
+/* The 4 bytes at p in every 32-bit lane, loaded for one half of the rows alone: those of 32 columns are too many to keep for
+ * both, and gcc 12 would store them to the stack and load them again. */
+GWQ_INLINE __m256i quad_of_half(const void *p, const int h) {
+    __m256i v;
+    __asm__("vpbroadcastd %1, %0 # %c2" : "=x"(v) : "m"(*(const int32_t(*)[1])p), "i"(h)); /* h keeps the two apart */
+    return v;
+}
+
 /* s += the pairwise products of biased entries and activations. The sum by assembler: gcc 12 regroups a chain of them
  * into a tree that keeps every product alive, or copies the sum before each addition. */
 GWQ_INLINE void add_pairs(__m256i *s, __m256i entries, __m256i x) {
@@ -129,8 +137,10 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, cons
             quads(t, line + 8 * bits * u + 32 * h, v);
 #pragma GCC unroll 8
             for (int p = 0; p < unit; p += 4) { /* 16 columns: their sum fits 16 bits, see kernels.h */
-                __m256i sum = bias16(bias + (u + p) / 2);
-                for (int i = 0; i < 4; i++) add_pairs(&sum, v[p + i], quad(q + 4 * (u + p + i)));
+                const int8_t *x = q + 4 * (u + p);
+                const int16_t *start = bias + (u + p) / 2;
+                __m256i sum = unit > 4 ? quad_of_half(start, h) : bias16(start);
+                for (int i = 0; i < 4; i++) add_pairs(&sum, v[p + i], unit > 4 ? quad_of_half(x + 4 * i, h) : quad(x + 4 * i));
                 dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(sum, spread_scales(s[(u + p) / 4], h)));
             }
         }
@@ -331,7 +341,7 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
         tile_matmul(&ops##bits, m, first, last, in, y);                                                              \
     }
 TILE_TYPE(2, 3, 1024)
-TILE_TYPE(3, 3, 1024)
+TILE_TYPE(3, 1, 1024)
 TILE_TYPE(4, 3, 1024)
 
 #define STOCK(slot) gwq_avx2_##slot##_f32, gwq_avx2_##slot##_f16, gwq_avx2_##slot##_bf16, gwq_avx2_##slot##_q8_0
