@@ -67,8 +67,8 @@ def select(ops=None, types=None, shapes=None):
     return chosen
 
 
-def random_matrix(type, shape, outliers, rng):
-    """A Matrix of random bytes with finite scales and about `outliers` of its weights in a side-table: for speed only."""
+def random_bytes(type, shape, outliers, rng):
+    """(data, side-table or None) of a matrix: random bytes with finite scales, about `outliers` of its weights in the table."""
     rows, cols = shape
     data = rng.integers(0, 256, type.nbytes(rows, cols), np.uint8)
     fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2]}  # with the exponent's top bit
@@ -81,7 +81,12 @@ def random_matrix(type, shape, outliers, rng):
     if outliers:
         at = np.unique(rng.integers(0, rows * cols, round(outliers * rows * cols)))
         table = pack_outliers(at // cols, at % cols, rng.standard_normal(len(at)).astype(np.float16), shape)
-    return Matrix("random", type, shape, data, table)
+    return data, table
+
+
+def random_matrix(type, shape, outliers, rng):
+    """A Matrix of `random_bytes`: for speed only."""
+    return Matrix("random", type, shape, *random_bytes(type, shape, outliers, rng))
 
 
 @functools.lru_cache(maxsize=1)  # the cases of one matrix follow one another
