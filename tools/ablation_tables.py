@@ -190,7 +190,7 @@ def kernels(extent, shape=(2048, 2048), working_set=96 << 20, repeats=15):
                 found.append(sample(calls))
         usual = st.median(times[0])
         ratios = [st.median(a / b for a, b in zip(times[0], t, strict=True)) for t in times[1:]]
-        rows.append([type, f"{shape[0] * shape[1] / usual:.1f}", *(f"{r:.2f}" for r in ratios)])
+        rows.append([type, f"{shape[0] * shape[1] / usual / 1e9:.1f}", *(f"{r:.2f}" for r in ratios)])
     return f"{cpu_name()}, {isa()}, one thread, {shape[0]} x {shape[1]}; medians of {repeats} alternating rounds.\n\n" + markdown(
         ["type", "Gweights/s, no outliers", "speed with 0.25 %", "with 1 %"], rows
     )
