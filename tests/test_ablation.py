@@ -56,6 +56,11 @@ def test_the_ladder_climbs(quick):
     assert bits[-2] == pytest.approx(bits[-1], abs=0.002) and bits[-1] < bits[1]
 
 
+def test_decode_speed_is_of_this_world(quick):
+    for _, gweights, *ratios in table((quick / "ablation.md").read_text(), "one thread, 2048 x 2048"):
+        assert 0.01 < float(gweights) < 1000 and all(0.1 < float(ratio) < 2 for ratio in ratios)
+
+
 def test_budgets_are_met(quick):
     rows = table((quick / "ablation.md").read_text(), "## B.")
     bits, kld = np.array([[float(cell) for cell in row[1:3]] for row in rows]).T
