@@ -30,14 +30,14 @@ def export(model, out, **options):
     return export(model, out, **options)
 
 
-def load(path, device="cpu", threads=None, ctx=None, base=False):
+def load(path, device="cpu", threads=None, ctx=None, base=False, cache=None):
     """Open a GGUF file for inference; returns a `gwq_export.generate.Model`. Raises GwqError.
 
-    base: of a bridge file, only the part that stock llama.cpp runs.
+    base: of a bridge file, only the part that stock llama.cpp runs. cache: type of the KV cache: f16 (by default), q8_0 or f32.
     """
     from gwq_export.generate import Model
 
-    return Model(open_gguf(path, base), device=device, threads=threads, ctx=ctx)
+    return Model(open_gguf(path, base), device=device, threads=threads, ctx=ctx, cache=cache)
 
 
 def open_gguf(path, base=False):

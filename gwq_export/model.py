@@ -14,11 +14,10 @@ from gwq_export.config import read_config
 from gwq_export.container import Reader
 from gwq_export.experts import Experts
 from gwq_export.format import TYPES
-from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
+from gwq_export.native import CACHE, F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
 from gwq_export.rope import Rope
 
 BATCH = 512  # tokens of a prompt computed at once
-CACHE = {"f16": np.float16, "f32": np.float32}  # what a KV cache may hold
 
 
 class Norm:
@@ -75,7 +74,7 @@ class Weights:
     """All tensors of a model, checked against its config. Raises GwqError. Safe to share between threads."""
 
     def __init__(self, file, threads=None, cache=None):
-        """file: a path, or a Reader that is open. cache: what KV caches hold, a key of CACHE; None: f16, or f32 beside float32 matrices."""
+        """file: a path, or a Reader that is open. cache: type of KV caches (native.CACHE); None: f16, or f32 beside float32 matrices."""
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
         lib()
@@ -89,7 +88,11 @@ class Weights:
         self.layers = [self._layer(i) for i in range(c.layers)]
         # FP16 halves what attention reads; beside float32 matrices it would be the coarsest number of all
         exact = all(t.type.name == "f32" for t in self.reader.tensors.values())
+        if cache not in (None, *CACHE):
+            raise GwqError(f"a KV cache of type {cache} is not known: choose from {', '.join(CACHE)}")
         self.cache_type = TYPES[cache or ("f32" if exact else "f16")]
+        if c.head_dim % self.cache_type.unit:
+            raise GwqError(f"a KV cache of type {cache} needs heads of whole {self.cache_type.unit}s, not {c.head_dim}: choose f16")
         self.rope_style = lib().GWQ_ROPE_PAIRS if c.arch.rope == "pairs" else lib().GWQ_ROPE_HALVES
         pairs = c.rope.rotated // 2 if c.rope else 0
         names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
@@ -192,7 +195,8 @@ class Session:
         self.weights, self.ctx, self.pos, self.ops = weights, ctx, 0, Ops(weights.pool)
         self.q, self.kv = c.dims["q"], c.dims["kv"]
         self.cache_type = weights.cache_type
-        self._cache = np.zeros((c.layers, 2, ctx, self.kv), CACHE[self.cache_type.name])  # K and V; pages not used yet cost nothing
+        # K and V of every position; pages not used yet cost nothing
+        self._cache = np.zeros((c.layers, 2, ctx, self.cache_type.nbytes(1, self.kv)), np.uint8)
         self.cache = [[pointer(part, "void *") for part in layer] for layer in self._cache]
         self.ropes = weights.rope_tables(ctx)
         self._n = 0

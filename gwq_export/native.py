@@ -20,6 +20,7 @@ from gwq_export.format import BUILD_COMMAND, HEADERS, ROWS, ffi
 NULL = ffi.NULL
 _FOLDER = Path(__file__).parent
 _opening = threading.Lock()
+CACHE = ("f16", "q8_0", "f32")  # types that the numbers of a KV cache may have
 _DAMAGED = "the file is damaged, export it again"
 # gwq_status -> sentence, for what a file can cause; anything else is a fault of ours
 _SENTENCES = {

@@ -1,4 +1,4 @@
-/* Causal attention over the KV cache. */
+/* The KV cache, and causal attention over it. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -9,10 +9,18 @@ enum { RUN = 32 }; /* keys at a time */
 struct attention_job {
     const float *q;
     const char *k, *v;
-    int halves; /* the cache holds FP16 */
+    int type; /* of the cache's numbers */
     int64_t n, start, heads, kv_heads, dim, window;
     float scale, softcap, *out;
 };
+
+enum { UNIT = sizeof ((struct q8_0_block *)0)->code }; /* numbers of the cache that share a scale */
+
+/* Bytes of `count` numbers of a cache, whole units of them if they have scales */
+static int64_t cache_bytes(int type, int64_t count) {
+    if (type == GWQ_TYPE_Q8_0) return count / UNIT * (int64_t)sizeof(struct q8_0_block);
+    return type == GWQ_TYPE_F16 ? 2 * count : 4 * count;
+}
 
 /* Positions that a token sees: from, below `end`. */
 struct range {
@@ -43,8 +51,7 @@ static void finish_scores(const struct attention_job *j, const struct range *r, 
 static void attend(const struct attention_job *j, int64_t kv_head, int64_t first, int rows) {
     const gwq_kernels *kernels = gwq_in_use();
     int64_t group = j->heads / j->kv_heads, stride = j->kv_heads * j->dim;
-    int64_t number = j->halves ? 2 : 4; /* bytes */
-    const char *k = j->k + kv_head * j->dim * number, *v = j->v + kv_head * j->dim * number;
+    const char *k = j->k + cache_bytes(j->type, kv_head * j->dim), *v = j->v + cache_bytes(j->type, kv_head * j->dim);
     const float *q[GWQ_QUERIES];
     float *out[GWQ_QUERIES], s[RUN + 1][GWQ_QUERIES], most[GWQ_QUERIES], total[GWQ_QUERIES] = {0}, sum[GWQ_QUERIES];
     struct range r[GWQ_QUERIES];
@@ -61,7 +68,7 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         int64_t left = r[GWQ_QUERIES - 1].end - at;
         int keys = (int)(left < RUN ? left : RUN);
         float top[GWQ_QUERIES];
-        kernels->scores(q, k + at * stride * number, j->halves, stride, keys, j->dim, s);
+        kernels->scores(q, k + cache_bytes(j->type, at * stride), j->type, stride, keys, j->dim, s);
         memcpy(top, most, sizeof top);
         finish_scores(j, r, at, keys, s, top);
         for (int i = copies; i < GWQ_QUERIES; i++) { /* what was summed so far was relative to the old maximum */
@@ -75,7 +82,7 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         for (int i = 0; i < GWQ_QUERIES; i++) total[i] += sum[i];
         for (int n = 0; copies && n < keys; n++)
             for (int i = 0; i < copies; i++) s[n][i] = 0;
-        kernels->mix((const float(*)[GWQ_QUERIES])s, v + at * stride * number, j->halves, stride, keys, j->dim, out);
+        kernels->mix((const float(*)[GWQ_QUERIES])s, v + cache_bytes(j->type, at * stride), j->type, stride, keys, j->dim, out);
     }
     for (int i = copies; i < GWQ_QUERIES; i++)
         for (int64_t d = 0; d < j->dim; d++) out[i][d] /= total[i];
@@ -94,16 +101,36 @@ int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, 
                   int64_t heads, int64_t kv_heads, int64_t dim, float scale, float softcap, int64_t window, float *out) {
     if (!q || !k || !v || !out || n < 1 || start < 0 || kv_heads < 1 || heads < kv_heads || heads % kv_heads || dim < 1 || window < 0)
         return GWQ_E_ARGUMENT;
-    if (type != GWQ_TYPE_F16 && type != GWQ_TYPE_F32) return GWQ_E_TYPE;
-    struct attention_job j = {q, k, v, type == GWQ_TYPE_F16, n, start, heads, kv_heads, dim, window, scale, softcap, out};
+    if (type != GWQ_TYPE_F16 && type != GWQ_TYPE_F32 && (type != GWQ_TYPE_Q8_0 || dim % UNIT)) return GWQ_E_TYPE;
+    struct attention_job j = {q, k, v, type, n, start, heads, kv_heads, dim, window, scale, softcap, out};
     gwq_pool_run(pool, attention_task, &j);
     return GWQ_OK;
 }
 
+/* The largest magnitude gets the code 127, or -127. A NaN makes the scale NaN, so that it is not lost. */
+static void to_q8_0(const float *x, struct q8_0_block *out) {
+    float most = 0, sum = 0;
+    for (int i = 0; i < UNIT; i++) {
+        float a = fabsf(x[i]);
+        most = a > most ? a : most;
+        sum += a;
+    }
+    most = most < 127 * 65504.f ? most : 127 * 65504.f;
+    float scale = sum == sum ? most / 127 : sum, inverse = most > 0 ? 127 / most : 0;
+    gwq_in_use()->to_halves(&scale, 1, &out->scale);
+    for (int i = 0; i < UNIT; i++) {
+        float v = x[i] * inverse;
+        out->code[i] = (int8_t)rintf(v > -127 ? v < 127 ? v : 127 : -127);
+    }
+}
+
 int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first) {
     if (count < 0 || first < 0 || (count && (!x || !cache))) return GWQ_E_ARGUMENT;
+    if (type == GWQ_TYPE_Q8_0 && (count % UNIT || first % UNIT)) return GWQ_E_ARGUMENT;
     if (type == GWQ_TYPE_F16) gwq_in_use()->to_halves(x, count, (uint16_t *)cache + first);
     else if (type == GWQ_TYPE_F32 && count) memcpy((float *)cache + first, x, (size_t)count * sizeof *x);
+    else if (type == GWQ_TYPE_Q8_0)
+        for (int64_t i = 0; i < count / UNIT; i++) to_q8_0(x + i * UNIT, (struct q8_0_block *)cache + first / UNIT + i);
     else if (type != GWQ_TYPE_F32) return GWQ_E_TYPE;
     return GWQ_OK;
 }

@@ -26,10 +26,10 @@ void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t di
 void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation);
 void gwq_avx2_softcap(float *x, int64_t count, float cap);
 void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out);
-void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride, int keys, int64_t dim,
                      float (*s)[GWQ_QUERIES]);
 void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
-void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys, int64_t dim,
                   float *const out[GWQ_QUERIES]);
 uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead);
 #define STOCK_TYPE(name)                                                                                            \

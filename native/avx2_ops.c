@@ -104,22 +104,26 @@ void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out) {
     gwq_scalar.to_halves(x + i, count - i, out + i);
 }
 
-/* Numbers i .. i+7, or i alone, of a cache in FP16 or float; `halves` is a constant */
-GWQ_INLINE __m256 cached8(const void *p, const int halves, int64_t i) {
-    return halves ? half8((const uint8_t *)p + 2 * i) : _mm256_loadu_ps((const float *)p + i);
+/* Numbers i .. i+7 of a cache (i % 8 == 0 if they have scales), or i alone, which has none; `type` is a constant */
+GWQ_INLINE __m256 cached8(const void *p, const int type, int64_t i) {
+    if (type == GWQ_TYPE_F32) return _mm256_loadu_ps((const float *)p + i);
+    if (type == GWQ_TYPE_F16) return half8((const uint8_t *)p + 2 * i);
+    const uint8_t *block = (const uint8_t *)p + i / 32 * 34;
+    __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(block + 2 + i % 32)));
+    return _mm256_mul_ps(_mm256_set1_ps(half1(block)), _mm256_cvtepi32_ps(codes));
 }
-GWQ_INLINE float cached1(const void *p, const int halves, int64_t i) {
-    return halves ? half1((const uint8_t *)p + 2 * i) : ((const float *)p)[i];
+GWQ_INLINE float cached1(const void *p, const int type, int64_t i) {
+    return type == GWQ_TYPE_F32 ? ((const float *)p)[i] : half1((const uint8_t *)p + 2 * i);
 }
 
 /* The scores of two keys, from number `at` on; dim is whole eights. */
-GWQ_INLINE void two_keys(const float *const q[GWQ_QUERIES], const void *k, const int halves, int64_t at, int64_t stride, int64_t dim,
+GWQ_INLINE void two_keys(const float *const q[GWQ_QUERIES], const void *k, const int type, int64_t at, int64_t stride, int64_t dim,
                          float (*s)[GWQ_QUERIES]) {
     __m256 sum[2][GWQ_QUERIES];
     for (int i = 0; i < GWQ_QUERIES; i++) sum[0][i] = sum[1][i] = _mm256_setzero_ps();
     for (int64_t d = 0; d < dim; d += 8)
         for (int n = 0; n < 2; n++) {
-            __m256 key = cached8(k, halves, at + n * stride + d);
+            __m256 key = cached8(k, type, at + n * stride + d);
             for (int i = 0; i < GWQ_QUERIES; i++) sum[n][i] = _mm256_fmadd_ps(key, _mm256_loadu_ps(q[i] + d), sum[n][i]);
         }
     for (int n = 0; n < 2; n++) {
@@ -128,36 +132,37 @@ GWQ_INLINE void two_keys(const float *const q[GWQ_QUERIES], const void *k, const
     }
 }
 
-GWQ_INLINE void scores(const float *const q[GWQ_QUERIES], const void *k, const int halves, int64_t stride, int keys, int64_t dim,
+GWQ_INLINE void scores(const float *const q[GWQ_QUERIES], const void *k, const int type, int64_t stride, int keys, int64_t dim,
                        float (*s)[GWQ_QUERIES]) {
     int64_t whole = dim & ~(int64_t)7;
     int n = 0;
-    for (; n + 2 <= keys; n += 2) two_keys(q, k, halves, n * stride, stride, whole, s + n);
+    for (; n + 2 <= keys; n += 2) two_keys(q, k, type, n * stride, stride, whole, s + n);
     if (n < keys) {
         float last[2][GWQ_QUERIES];
-        two_keys(q, k, halves, n * stride, 0, whole, last); /* twice the same key */
+        two_keys(q, k, type, n * stride, 0, whole, last); /* twice the same key */
         memcpy(s[n], last, sizeof s[n]);
     }
     for (n = 0; whole < dim && n < keys; n++)
         for (int i = 0; i < GWQ_QUERIES; i++)
-            for (int64_t d = whole; d < dim; d++) s[n][i] += q[i][d] * cached1(k, halves, n * stride + d);
+            for (int64_t d = whole; d < dim; d++) s[n][i] += q[i][d] * cached1(k, type, n * stride + d);
 }
 
-void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride, int keys, int64_t dim,
                      float (*s)[GWQ_QUERIES]) {
-    if (halves) scores(q, k, 1, stride, keys, dim, s);
-    else scores(q, k, 0, stride, keys, dim, s);
+    if (type == GWQ_TYPE_F32) scores(q, k, GWQ_TYPE_F32, stride, keys, dim, s);
+    else if (type == GWQ_TYPE_F16) scores(q, k, GWQ_TYPE_F16, stride, keys, dim, s);
+    else scores(q, k, GWQ_TYPE_Q8_0, stride, keys, dim, s);
 }
 
 /* out[i][0 .. 8*count-1] += sum of s[key][i] * v[key], count (constant) is 1 or 2 */
-GWQ_INLINE void mix_columns(const float (*s)[GWQ_QUERIES], const void *v, const int halves, int64_t stride, int keys, const int count,
+GWQ_INLINE void mix_columns(const float (*s)[GWQ_QUERIES], const void *v, const int type, int64_t stride, int keys, const int count,
                             float *const out[GWQ_QUERIES], int64_t d) {
     __m256 sum[GWQ_QUERIES][2];
     for (int i = 0; i < GWQ_QUERIES; i++)
         for (int c = 0; c < count; c++) sum[i][c] = _mm256_loadu_ps(out[i] + d + 8 * c);
     for (int n = 0; n < keys; n++) {
         __m256 value[2];
-        for (int c = 0; c < count; c++) value[c] = cached8(v, halves, n * stride + d + 8 * c);
+        for (int c = 0; c < count; c++) value[c] = cached8(v, type, n * stride + d + 8 * c);
         for (int i = 0; i < GWQ_QUERIES; i++) {
             __m256 p = _mm256_broadcast_ss(&s[n][i]);
             for (int c = 0; c < count; c++) sum[i][c] = _mm256_fmadd_ps(p, value[c], sum[i][c]);
@@ -167,20 +172,21 @@ GWQ_INLINE void mix_columns(const float (*s)[GWQ_QUERIES], const void *v, const 
         for (int c = 0; c < count; c++) _mm256_storeu_ps(out[i] + d + 8 * c, sum[i][c]);
 }
 
-GWQ_INLINE void mix(const float (*s)[GWQ_QUERIES], const void *v, const int halves, int64_t stride, int keys, int64_t dim,
+GWQ_INLINE void mix(const float (*s)[GWQ_QUERIES], const void *v, const int type, int64_t stride, int keys, int64_t dim,
                     float *const out[GWQ_QUERIES]) {
     int64_t d = 0;
-    for (; d + 16 <= dim; d += 16) mix_columns(s, v, halves, stride, keys, 2, out, d);
-    if (d + 8 <= dim) mix_columns(s, v, halves, stride, keys, 1, out, d), d += 8;
+    for (; d + 16 <= dim; d += 16) mix_columns(s, v, type, stride, keys, 2, out, d);
+    if (d + 8 <= dim) mix_columns(s, v, type, stride, keys, 1, out, d), d += 8;
     for (; d < dim; d++)
         for (int i = 0; i < GWQ_QUERIES; i++)
-            for (int n = 0; n < keys; n++) out[i][d] += s[n][i] * cached1(v, halves, n * stride + d);
+            for (int n = 0; n < keys; n++) out[i][d] += s[n][i] * cached1(v, type, n * stride + d);
 }
 
-void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys, int64_t dim,
                   float *const out[GWQ_QUERIES]) {
-    if (halves) mix(s, v, 1, stride, keys, dim, out);
-    else mix(s, v, 0, stride, keys, dim, out);
+    if (type == GWQ_TYPE_F32) mix(s, v, GWQ_TYPE_F32, stride, keys, dim, out);
+    else if (type == GWQ_TYPE_F16) mix(s, v, GWQ_TYPE_F16, stride, keys, dim, out);
+    else mix(s, v, GWQ_TYPE_Q8_0, stride, keys, dim, out);
 }
 
 /* --- memory roof ------------------------------------------------------------------------------------------------ */

@@ -83,10 +83,11 @@ int gwq_layernorm(gwq_pool *pool, const float *x, const float *weight, const flo
  * the tokens' positions. "halves" are those of the rotated part. */
 int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads, int64_t dim,
              int64_t rotated, int style);
-/* Numbers first .. first+count-1 of a cache of type F16 or F32 = x (count). FP16 is rounded to nearest even, +-65504 at most. */
+/* Numbers first .. first+count-1 of a cache of type F32, F16 or Q8_0 = x (count). FP16 is rounded to nearest even, +-65504 at most; Q8_0
+ * (first and count multiples of 32) to 127ths of the largest of 32 numbers. */
 int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first);
-/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim) of type F16 or F32, scores scaled by `scale`,
- * then softcap * tanh(score / softcap) if softcap > 0.
+/* Causal attention: q and out (n, heads, dim), k and v (start + n, kv_heads, dim) of type F32, F16 or Q8_0 (dim a multiple
+ * of 32), scores scaled by `scale`, then softcap * tanh(score / softcap) if softcap > 0.
  * Query i sees keys max(0, start+i-window+1) .. start+i; window 0 means all. */
 int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n, int64_t start,
                   int64_t heads, int64_t kv_heads, int64_t dim, float scale, float softcap, int64_t window,

@@ -59,13 +59,13 @@ typedef struct gwq_kernels {
     void (*activate)(float *x, const float *up, int64_t count, int activation); /* x = f(x) * up; without `up` (NULL) f(x) */
     void (*softcap)(float *x, int64_t count, float cap);                        /* x = cap * tanh(x / cap) */
     void (*to_halves)(const float *x, int64_t count, uint16_t *out); /* FP16, to nearest even; at most +-65504, NaN stays */
-    /* Attention, a run of keys at a time: FP16 (`halves`) or float, `stride` numbers apart. s[key][i] = q[i] . k[key] */
-    void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+    /* Attention, a run of keys at a time: of type F32, F16 or Q8_0, `stride` numbers apart. s[key][i] = q[i] . k[key] */
+    void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride, int keys, int64_t dim,
                    float (*s)[GWQ_QUERIES]);
     /* s = exp(s - most), and their sums over the keys; s may be -INFINITY */
     void (*exponents)(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
     /* out[i] (dim) += sum of s[key][i] * v[key] */
-    void (*mix)(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+    void (*mix)(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys, int64_t dim,
                 float *const out[GWQ_QUERIES]);
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
     void (*encode)(const gwq_encoding *e, int64_t first, int64_t last); /* rings first .. last-1, multiples of 8 */

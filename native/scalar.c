@@ -311,14 +311,20 @@ static void to_halves(const float *x, int64_t count, uint16_t *out) {
     for (int64_t i = 0; i < count; i++) out[i] = to_half(x[i]);
 }
 
-static float number(const void *p, int halves, int64_t i) { return halves ? half((const uint8_t *)p + 2 * i) : ((const float *)p)[i]; }
+static float number(const void *p, int type, int64_t i) {
+    if (type == GWQ_TYPE_Q8_0) {
+        const uint8_t *block = (const uint8_t *)p + i / UNIT * 34;
+        return half(block) * (float)(int8_t)block[2 + i % UNIT];
+    }
+    return type == GWQ_TYPE_F16 ? half((const uint8_t *)p + 2 * i) : ((const float *)p)[i];
+}
 
-static void scores(const float *const q[GWQ_QUERIES], const void *k, int halves, int64_t stride, int keys, int64_t dim,
+static void scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride, int keys, int64_t dim,
                    float (*s)[GWQ_QUERIES]) {
     for (int n = 0; n < keys; n++)
         for (int i = 0; i < GWQ_QUERIES; i++) {
             s[n][i] = 0;
-            for (int64_t d = 0; d < dim; d++) s[n][i] += q[i][d] * number(k, halves, n * stride + d);
+            for (int64_t d = 0; d < dim; d++) s[n][i] += q[i][d] * number(k, type, n * stride + d);
         }
 }
 
@@ -329,11 +335,11 @@ static void exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, floa
     }
 }
 
-static void mix(const float (*s)[GWQ_QUERIES], const void *v, int halves, int64_t stride, int keys, int64_t dim,
+static void mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys, int64_t dim,
                 float *const out[GWQ_QUERIES]) {
     for (int i = 0; i < GWQ_QUERIES; i++)
         for (int n = 0; n < keys; n++)
-            for (int64_t d = 0; d < dim; d++) out[i][d] += s[n][i] * number(v, halves, n * stride + d);
+            for (int64_t d = 0; d < dim; d++) out[i][d] += s[n][i] * number(v, type, n * stride + d);
 }
 
 static uint64_t read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead) {

@@ -4,6 +4,7 @@ GWQ_LIBRARY=/path/to/libgwq.so tests another build, GWQ_SIMDE_LIBRARY another SI
 """
 
 import functools
+import itertools
 import math
 import os
 import sys
@@ -396,26 +397,36 @@ def test_add(lib, broadcast):
         same_bits(x, want)
 
 
-@pytest.mark.parametrize("type", [np.float16, np.float32])
-@pytest.mark.parametrize("dim", [7, 8, 64])
+def kv_cache(lib, x, type):
+    """(a KV cache of the numbers x, guarded; what it holds, float)."""
+    size, unit = fmt.TYPES[type].unit_bytes, fmt.TYPES[type].unit
+    out = guarded(np.empty(x.size // unit * size, np.uint8))
+    assert lib.gwq_cache(pointer(x), x.size, fmt.TYPES[type].id, pointer(out, "void *"), 0) == 0
+    if type == "q8_0":
+        blocks = out.reshape(-1, 34)
+        return out, (blocks[:, :2].copy().view(np.float16).astype(float) * blocks[:, 2:].view(np.int8)).reshape(x.shape)
+    return out, out.view({"f16": np.float16, "f32": np.float32}[type]).reshape(x.shape).astype(float)
+
+
+@pytest.mark.parametrize("type,dim", [*itertools.product(["f16", "f32"], [7, 8, 64]), ("q8_0", 32), ("q8_0", 96)])
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("softcap", [0, 0.5])
 @pytest.mark.parametrize("n,start,window", [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)])
 def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, type):
     q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
-    k, v = (guarded(activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim).astype(type)) for s in (1, 2))
+    (kept_k, k), (kept_v, v) = (kv_cache(lib, activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim), type) for s in (1, 2))
     key, query = np.arange(start + n), start + np.arange(n)[:, None]
     seen = (key <= query) & ((key > query - window) | (window == 0))
-    score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1).astype(float)) * 0.125
+    score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1)) * 0.125
     score = softcap * np.tanh(score / softcap) if softcap else score
     p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
-    want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1).astype(float))
+    want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1))
     out = guarded(np.empty_like(q))
     args = (
         pointer(q),
-        pointer(k, "void *"),
-        pointer(v, "void *"),
-        1 if type is np.float16 else 0,
+        pointer(kept_k, "void *"),
+        pointer(kept_v, "void *"),
+        fmt.TYPES[type].id,
         n,
         start,
         heads,
@@ -442,6 +453,34 @@ def test_cached_halves_are_numpys(lib):
     assert lib.gwq_cache(pointer(x), x.size - 3, 1, pointer(out, "void *"), 0) == 0
     assert lib.gwq_cache(pointer(x[-3:]), 3, 1, pointer(out, "void *"), x.size - 3) == 0
     np.testing.assert_array_equal(out, np.clip(x, -65504, 65504).astype(np.float16).view(np.uint16))
+
+
+def test_cached_codes_are_nearest(lib):
+    """Q8_0: the largest of 32 numbers gets 127, the others the nearest code; the same bytes whatever computes them."""
+    x = (activations(1, 32 * 40) * np.repeat(10.0 ** np.arange(-4, 4), 160)).astype(np.float32)
+    x[0, :32] = 0
+    assert np.count_nonzero(np.abs(x.reshape(-1, 32)).max(1)) > 30
+    out, held = kv_cache(lib, guarded(x), "q8_0")
+    blocks, codes = x.reshape(-1, 32).astype(float), out.reshape(-1, 34)[:, 2:].view(np.int8)
+    scale = np.abs(blocks).max(1, keepdims=True) / 127
+    assert_array_equal(np.abs(codes).max(1), np.where(scale[:, 0] > 0, 127, 0))
+    assert (np.abs(codes * scale - blocks) <= 0.5001 * scale).all()
+    assert_array_equal(out.reshape(-1, 34)[:, :2].copy().view(np.float16), scale.astype(np.float32).astype(np.float16))
+    assert np.abs(held - x).max() < 0.0045 * np.abs(x).max()
+
+
+def test_cached_codes_of_what_is_not_a_number(lib):
+    x = np.ones((4, 32), np.float32)
+    x[0, 3], x[1, 3], x[2, 3] = np.nan, np.inf, -1e38
+    out, held = kv_cache(lib, guarded(x), "q8_0")
+    assert np.isnan(held[0]).any()
+    assert held[1, 3] == 127 * 65504 and held[2, 3] == -127 * 65504 and not held[1:3, 4:].any()
+    assert_allclose(held[3], 1, rtol=1e-3)
+    for count, first in ((31, 0), (32, 1)):
+        assert lib.gwq_cache(pointer(x), count, 8, pointer(out, "void *"), first) == lib.GWQ_E_ARGUMENT
+    q = guarded(activations(1, 40))
+    args = (pointer(out, "void *"), pointer(out, "void *"), 8, 1, 0, 1, 1, 40, 1, 0, 0, pointer(q))
+    assert lib.gwq_attention(ffi.NULL, pointer(q), *args) == lib.GWQ_E_TYPE
 
 
 def test_read_sums_every_byte(lib, pool):

@@ -69,6 +69,20 @@ def test_tokens_one_by_one_equal_a_batch(exported):
     assert np.array_equal(session.forward([IDS[40]])[0], steps[40])
 
 
+def test_a_cache_of_codes_takes_half_the_memory(exported):
+    """A KV cache in Q8_0 is 17/32 of one in FP16 and hardly changes what the model says."""
+    path, _ = exported(type="gwq4")
+    whole, codes = gwq_export.load(path), gwq_export.load(path, cache="q8_0")
+    assert codes.session(64)._cache.nbytes * 32 == whole.session(64)._cache.nbytes * 17
+    expected, got = whole.logits(IDS), codes.logits(IDS)
+    assert 0 < kl_divergence(expected, got) < 1e-3
+    session = codes.session(len(IDS))
+    steps = np.concatenate([session.forward([i]) for i in IDS])
+    assert np.abs(steps - got).max() <= 1e-2 * np.abs(got).max()
+    session.rewind(40)
+    assert np.array_equal(session.forward([IDS[40]])[0], steps[40])
+
+
 def test_prompts_longer_than_a_batch(exported):
     path, _ = exported(type="f32")
     model, ids = gwq_export.load(path), np.random.default_rng(1).integers(3, 1024, 700)
@@ -124,8 +138,9 @@ def test_chat_uses_the_template(exported):
     assert ids[0] == 1 and 2 in ids  # special tokens, not their letters
 
 
-def test_what_cannot_be_run_is_refused(exported):
+def test_what_cannot_be_run_is_refused(exported, tiny):
     path, _ = exported(type="gwq4")
+    narrow, _ = exported(tiny("llama"), type="f16")
     model = gwq_export.load(path, ctx=16)
     for call, words in [
         (lambda: model.generate(""), "empty"),
@@ -139,6 +154,8 @@ def test_what_cannot_be_run_is_refused(exported):
         (lambda: gwq_export.load(path, device="cuda"), "use --device cpu"),
         (lambda: gwq_export.load(path, threads=1000), "1 to 256"),
         (lambda: gwq_export.load(path / "no"), "no"),
+        (lambda: gwq_export.load(path, cache="q4_0"), "choose from f16, q8_0, f32"),
+        (lambda: gwq_export.load(narrow, cache="q8_0"), "whole 32s, not 16: choose f16"),
         (lambda: evaluate(model, "too short", 512), "fewer than one window"),
     ]:
         with pytest.raises(GwqError, match=words):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gwq_export import GwqError
 from gwq_export.format import ENTRY_MAX, LEVELS, TABLE, TYPES
-from gwq_export.native import F32, Linear, Matrix, lib, pointer
+from gwq_export.native import CACHE, F32, Linear, Matrix, lib, pointer
 from gwq_export.side_table import pack_outliers
 
 MATRIX_TYPES = [t for t in TYPES if t not in ("i8", "i32")]
@@ -40,8 +40,7 @@ CASES = [
         for outliers in (OUTLIERS if type in TILE_TYPES else (0.0,))
         for tokens in (1, *GEMM_TOKENS)
     ),
-    Case("attention", "f16", (4096, 1024), 1),
-    Case("attention", "f16", (512, 1024), 512),
+    *(Case("attention", type, shape, tokens) for shape, tokens in (((4096, 1024), 1), ((512, 1024), 512)) for type in CACHE),
     Case("rmsnorm", "f32", (512, 4096), 512),
     Case("rope", "f32", (512, 4096), 512),
     Case("activate", "f32", (512, 11008), 512),
@@ -118,13 +117,14 @@ def attention(case, ops, rng, working_set):
     q, out = _uniform(rng, n, heads * HEAD), F32((n, heads * HEAD))
 
     def make():
-        k, v = (rng.uniform(-1, 1, (positions, width)).astype(np.float16) for _ in range(2))
+        k, v = (np.empty(nbytes // 2, np.uint8) for _ in range(2))
         kp, vp = pointer(k, "void *"), pointer(v, "void *")
-        return lambda keep=(k, v): ops.attention(
-            q.ptr, kp, vp, TYPES["f16"].id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
-        )
+        for part in (kp, vp):
+            ops.cache(_uniform(rng, positions, width).ptr, positions * width, type.id, part, 0)
+        return lambda keep=(k, v): ops.attention(q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr)
 
-    nbytes = 2 * 2 * positions * width
+    type = TYPES[case.type]
+    nbytes = 2 * type.nbytes(positions, width)
     return _copies(make, nbytes, working_set), nbytes, 4 * heads * HEAD * (n * start + n * (n + 1) // 2)
 
 

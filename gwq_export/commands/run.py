@@ -28,6 +28,7 @@ def parser():
     p.add_argument("--repeat-last-n", type=int, default=64, metavar="N", help="how many tokens it looks at (default 64, -1: all)")
     p.add_argument("--seed", type=int)
     p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
+    p.add_argument("--cache-type", choices=["f16", "q8_0", "f32"], help="numbers of the KV cache (default f16; q8_0 takes half the memory)")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--device", default="cpu", help="cpu")
     add_base(p)
@@ -47,7 +48,7 @@ def command(args, progress):
     penalty = {"repeat_penalty": args.repeat_penalty, "repeat_last_n": args.repeat_last_n}
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed, **penalty)
     StopStrings(args.stop)  # before the model is opened
-    model = Model(open_gguf(args.file, args.base), args.device, args.threads, args.ctx)
+    model = Model(open_gguf(args.file, args.base), args.device, args.threads, args.ctx, args.cache_type)
     if chatting:
         return _converse(Chat(model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw), prompt)
     if args.system:
