@@ -120,7 +120,8 @@ def attention(case, ops, rng, working_set):
         k, v = (np.empty(nbytes // 2, np.uint8) for _ in range(2))
         kp, vp = pointer(k, "void *"), pointer(v, "void *")
         for part in (kp, vp):
-            ops.cache(_uniform(rng, positions, width).ptr, positions * width, type.id, part, 0)
+            x = _uniform(rng, positions, width)
+            ops.cache(x.ptr, positions * width, type.id, part, 0)
         return lambda keep=(k, v): ops.attention(q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr)
 
     type = TYPES[case.type]
