@@ -188,6 +188,14 @@ def test_prompts_from_everywhere(path, capsys, tmp_path):
     )
 
 
+def test_the_cache_may_hold_codes(path, capsys, exported, tiny):
+    wanted = run(capsys, path, "-p", "The city", "--raw", "-n", 3)
+    assert run(capsys, path, "-p", "The city", "--raw", "-n", 3, "--cache-type", "q8_0")["text"] == wanted["text"]
+    narrow, _ = exported(tiny("llama"), type="f16")
+    status, _, err = call(capsys, "run", narrow, "-p", "x", "--cache-type", "q8_0")
+    assert status == 2 and "choose f16" in err
+
+
 def test_sampling_is_reproducible(path, capsys):
     texts = [run(capsys, path, "-p", "The", "-n", 12, "--temp", 1, "--top-k", 0, "--seed", seed)["text"] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
