@@ -16,7 +16,7 @@ GWQ_INLINE __m256i quad(const int8_t *q) { /* four activations in every 32-bit l
  * both, and gcc 12 would store them to the stack and load them again. */
 GWQ_INLINE __m256i quad_of_half(const void *p, const int h) {
     __m256i v;
-    __asm__("vpbroadcastd %1, %0 # %c2" : "=x"(v) : "m"(*(const int32_t(*)[1])p), "i"(h)); /* h keeps the two apart */
+    __asm__("vpbroadcastd %1, %0 # %2" : "=x"(v) : "m"(*(const int32_t(*)[1])p), "g"(h)); /* h keeps the two apart */
     return v;
 }
 

@@ -19,7 +19,7 @@ PACKAGE = NATIVE.parent / "gwq_export"
 HEADERS = ("gwq_format.h", "gwq.h")
 CFLAGS = "-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread -Wall -Wextra -Werror=implicit"
 # source -> its own flags; the x86 files are left out for other machines
-COMMON = {"gwq.c": "", "ops.c": "", "attention.c": "", "threads.c": "", "scalar.c": "", "encode.c": "-Wno-psabi"}
+COMMON = {"gwq.c": "", "ops.c": "", "attention.c": "", "massive.c": "", "threads.c": "", "scalar.c": "", "encode.c": "-Wno-psabi"}
 X86 = {
     "avx2.c": "-mavx2 -mfma -mf16c",
     "avx2_stock.c": "-mavx2 -mfma -mf16c",

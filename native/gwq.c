@@ -230,15 +230,19 @@ struct matmul_job {
     const gwq_matrix *const *m;
     float *const *y;
     int count;
-    gwq_input in;
+    gwq_input in, second; /* the second's codes count for tokens that are `massive` */
+    uint8_t *massive;     /* (n) */
     atomic_uint_fast64_t taken; /* pieces of matmul_task that somebody has begun */
 };
 
 static void quantize_task(void *p, int thread, int threads) {
-    const gwq_input *in = &((struct matmul_job *)p)->in;
-    for (int64_t t = gwq_share(in->n, thread, threads); t < gwq_share(in->n, thread + 1, threads); t++)
+    const struct matmul_job *j = p;
+    const gwq_input *in = &j->in;
+    for (int64_t t = gwq_share(in->n, thread, threads); t < gwq_share(in->n, thread + 1, threads); t++) {
         current->quantize(in->x + t * in->cols, in->cols, in->q + t * in->blocks * GWQ_BLOCK, in->scale + t * in->blocks,
                          in->bias + 8 * t * in->blocks);
+        j->massive[t] = (uint8_t)gwq_second_codes(in, t, &j->second);
+    }
 }
 
 static void panel_task(void *p, int thread, int threads) {
@@ -279,6 +283,8 @@ static void matmul_bytes(const struct matmul_job *j, uint64_t from, uint64_t to)
         if (first < last) {
             current->matmul[slot_of(m)](m, first, last, &j->in, j->y[i]);
             if (m->outliers && !gwq_types[slot_of(m)].bits) current->sparse(m, first, last, &j->in, j->y[i]);
+            for (int64_t t = 0; gwq_types[slot_of(m)].bits && t < j->in.n; t++)
+                if (j->massive[t]) gwq_second_product(m, slot_of(m), first, last, &j->second, t, j->y[i]);
         }
         base += size;
     }
@@ -302,11 +308,23 @@ static void matmul_task(void *p, int thread, int threads) {
 
 static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
+/* Codes of n tokens with their scales and biases */
+static size_t code_bytes(int64_t n, int64_t blocks) {
+    return (size_t)(n * blocks) * GWQ_BLOCK + round_up(sizeof(float) * (size_t)(n * blocks)) + round_up(8 * sizeof(int16_t) * (size_t)(n * blocks));
+}
+
+/* An input without codes yet, for which there is room from `at` on */
+static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) {
+    gwq_input in = {.n = n, .cols = cols, .blocks = gwq_blocks(cols), .x = x, .q = (int8_t *)at};
+    in.scale = (float *)(at + n * in.blocks * GWQ_BLOCK);
+    in.bias = (int16_t *)((uint8_t *)in.scale + round_up(sizeof(float) * (size_t)(n * in.blocks)));
+    return in;
+}
+
 uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
     if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
-    size_t blocks = (size_t)n * (size_t)gwq_blocks(cols);
     size_t panels = n > GWQ_FEW ? ((size_t)n + GWQ_PANEL - 1) / GWQ_PANEL * GWQ_PANEL * (size_t)cols : 0;
-    return 64 + blocks * GWQ_BLOCK + round_up(sizeof(float) * blocks) + round_up(8 * sizeof(int16_t) * blocks) + sizeof(float) * panels;
+    return 64 + 2 * code_bytes((int64_t)n, gwq_blocks(cols)) + round_up((size_t)n) + sizeof(float) * panels;
 }
 
 int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n, float *const *y,
@@ -323,12 +341,12 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
     if (tiles) {
         if (!scratch || scratch_bytes < gwq_scratch_bytes(n, cols)) return GWQ_E_SCRATCH;
         uint8_t *at = (uint8_t *)round_up((size_t)scratch);
-        j.in.q = (int8_t *)at;
-        j.in.scale = (float *)(at + n * blocks * GWQ_BLOCK);
-        j.in.bias = (int16_t *)((uint8_t *)j.in.scale + round_up(sizeof(float) * (size_t)(n * blocks)));
+        j.in = input_at(at, x, n, cols), at += code_bytes(n, blocks);
+        j.second = input_at(at, x, n, cols), at += code_bytes(n, blocks);
+        j.massive = at, at += round_up((size_t)n);
         if (n == 1) quantize_task(&j, 0, 1);
         else gwq_pool_run(pool, quantize_task, &j);
-        j.in.panel = (float *)((uint8_t *)j.in.bias + round_up(8 * sizeof(int16_t) * (size_t)(n * blocks)));
+        j.in.panel = (float *)at;
         if (outliers && n > GWQ_FEW) gwq_pool_run(pool, panel_task, &j);
     }
     gwq_pool_run(pool, matmul_task, &j);

@@ -72,6 +72,12 @@ typedef struct gwq_kernels {
 } gwq_kernels;
 
 const gwq_kernels *gwq_in_use(void);
+
+/* Codes of token t for what those in `in` leave over of blocks with a massive channel, 0 elsewhere (massive.c); returns whether there is
+ * such a block. Without one `second` is not written. */
+int gwq_second_codes(const gwq_input *in, int64_t t, const gwq_input *second);
+/* y (n, rows) of token t += the row groups first .. last-1 of a tile matrix times its second codes. `kind`: enum GWQ_K_* of its type. */
+void gwq_second_product(const gwq_matrix *m, int kind, int64_t first, int64_t last, const gwq_input *second, int64_t t, float *y);
 void gwq_encode_any(const gwq_encoding *e, int64_t first, int64_t last);
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
 

@@ -238,6 +238,36 @@ def test_extremes_do_not_overflow(lib, pool, type_name, n):
                 assert (np.abs(y - want) <= BOUND * 256 * 127 * 1024).all()
 
 
+@pytest.mark.parametrize("n", [1, 2, 50])
+@pytest.mark.parametrize("type_name", TILE_TYPES)
+def test_a_massive_channel_leaves_the_others_their_digits(lib, pool, type_name, n):
+    """One number of thousands among ones: its block's int8 codes would all be 0 but its own."""
+    case = make(type_name, 600, 333, random)
+    matrix, quiet = Loaded(lib, case), activations(n, 333)
+    quiet[[0, -1], 100] = quiet[[0, -1], 332] = 0  # the last block is a narrow one
+    loud = quiet.copy()
+    loud[0, 100], loud[-1, 332] = 5000, -70000
+    (y,), (calm,) = matmul(lib, pool(1), [matrix], loud), matmul(lib, pool(1), [matrix], quiet)
+    dense, exact = case.dense.astype(float), case.sparse.astype(float)
+    others = y - (loud - quiet).astype(float) @ (dense + exact).T
+    want = quiet.astype(float) @ (dense + exact).T
+    error, usual = (np.sqrt(np.mean((got - want) ** 2, 1) / np.mean(want**2, 1)) for got in (others, calm))
+    assert (usual < 0.02).all() and (error < 0.03).all()
+    same_bits(y[1:-1], calm[1:-1])
+    for threads in (2, 5):
+        same_bits(matmul(lib, pool(threads), [matrix], loud)[0], y)
+
+
+def test_a_massive_channel_takes_no_second_look_where_codes_hold_all(lib, pool):
+    """A lone number, infinity and NaN: what the codes say is all there is to say."""
+    case = make("gwq4", 40, 128, random)
+    x = np.zeros((5, 128), np.float32)
+    x[0, 7], x[1, 70], x[2, 70], x[3, :64], x[4, :2] = 12345.678, np.inf, np.nan, 1, (1000, 1)
+    scratch = scratch_of(lib, *x.shape)
+    matmul(lib, pool(1), [Loaded(lib, case)], x, scratch)
+    assert scratch[-128:-64][:5].tolist() == [0, 0, 0, 0, 1]  # which tokens have second codes, before 64 bytes of slack
+
+
 def status(lib, **changes):
     """gwq_matrix_check of a good gwq3 matrix of 20 x 100 with `changes` to it."""
     loaded = Loaded(lib, make("gwq3", 20, 100, random))
