@@ -46,8 +46,8 @@ static void finish_scores(const struct attention_job *j, const struct range *r, 
         }
 }
 
-/* Start loading a head's part of `keys` positions, `stride` bytes apart: too far for a processor to foresee the next. Half as fast again
- * for one token and 4096 positions on Zen 3; several tokens find most of it in the cache. */
+/* Start loading a head's part of `keys` positions, `stride` bytes apart: too far for a processor to foresee the next. Only
+ * for one token: several find most of it in the cache. */
 static void prefetch(const char *p, int64_t bytes, int64_t stride, int keys) {
     for (int n = 0; n < keys; n++) {
         uintptr_t first = (uintptr_t)p + (uint64_t)(n * stride);
@@ -78,9 +78,9 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         int64_t left = r[GWQ_QUERIES - 1].end - at;
         int keys = (int)(left < RUN ? left : RUN);
         float top[GWQ_QUERIES];
-        int next = left > 2 * RUN ? RUN : left > RUN ? (int)left - RUN : 0; /* keys of the next run */
-        if (j->n == 1) prefetch(v + cache_bytes(j->type, at * stride), part, step, keys);
-        kernels->scores(q, k + cache_bytes(j->type, at * stride), j->type, stride, keys, j->dim, s);
+        int next = (int)(left - keys < RUN ? left - keys : RUN); /* keys of the next run */
+        if (j->n == 1) prefetch(v + at * step, part, step, keys);
+        kernels->scores(q, k + at * step, j->type, stride, keys, j->dim, s);
         memcpy(top, most, sizeof top);
         finish_scores(j, r, at, keys, s, top);
         for (int i = copies; i < GWQ_QUERIES; i++) { /* what was summed so far was relative to the old maximum */
@@ -94,8 +94,8 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         for (int i = 0; i < GWQ_QUERIES; i++) total[i] += sum[i];
         for (int n = 0; copies && n < keys; n++)
             for (int i = 0; i < copies; i++) s[n][i] = 0;
-        if (j->n == 1) prefetch(k + cache_bytes(j->type, (at + RUN) * stride), part, step, next);
-        kernels->mix((const float(*)[GWQ_QUERIES])s, v + cache_bytes(j->type, at * stride), j->type, stride, keys, j->dim, out);
+        if (j->n == 1) prefetch(k + (at + RUN) * step, part, step, next);
+        kernels->mix((const float(*)[GWQ_QUERIES])s, v + at * step, j->type, stride, keys, j->dim, out);
     }
     for (int i = copies; i < GWQ_QUERIES; i++)
         for (int64_t d = 0; d < j->dim; d++) out[i][d] /= total[i];
