@@ -17,29 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import cffi
 import numpy as np
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
 from gwq_export.bench.cases import SHAPES, TILE_TYPES, random_bytes
-from gwq_export.format import TYPES
+from gwq_export.format import TYPES, ffi
+from gwq_export.native import pointer
 
 ROOT = Path(__file__).parents[1]
 PROPOSAL = "85e5f43"
 SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
-DECLARATIONS = """
-typedef struct gwq_pool gwq_pool;
-typedef struct { int32_t type; int64_t rows, cols; const void *data; uint64_t data_bytes; const uint8_t *outliers; uint64_t outlier_bytes;
-    const uint8_t *offsets; uint64_t offset_bytes; } gwq_matrix;
-int gwq_isa_select(const char *name);
-int gwq_pool_new(int threads, gwq_pool **pool);
-uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols);
-int gwq_matrix_check(const gwq_matrix *m);
-uint64_t gwq_scratch_bytes(int64_t n, int64_t cols);
-int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n, float *const *y, void *scratch,
-    uint64_t scratch_bytes);
-"""
 
 
 def proposal(folder):
@@ -57,13 +45,11 @@ def proposal(folder):
 
 
 class Library:
-    """One of the two, with matrices of random bytes in its own format."""
+    """One of the two, with matrices of random bytes in its own format. What is called here has not changed since the proposal."""
 
     def __init__(self, path, name, threads):
-        self.ffi = cffi.FFI()
-        self.ffi.cdef(DECLARATIONS)
-        self.lib, self.name = self.ffi.dlopen(str(path)), name
-        pool = self.ffi.new("gwq_pool **")
+        self.lib, self.name = ffi.dlopen(str(path)), name
+        pool = ffi.new("gwq_pool **")
         if self.lib.gwq_pool_new(threads, pool):
             raise GwqError(f"{name}: no pool of {threads} threads")
         self.pool = pool[0]
@@ -87,9 +73,9 @@ class Library:
         return data
 
     def _matrix(self, type, shape, parts):
-        m = self.ffi.new("gwq_matrix *", {"type": type.id, "rows": shape[0], "cols": shape[1]})
+        m = ffi.new("gwq_matrix *", {"type": type.id, "rows": shape[0], "cols": shape[1]})
         for part, field, size in zip(parts, ("data", "outliers", "offsets"), ("data_bytes", "outlier_bytes", "offset_bytes"), strict=False):
-            setattr(m, field, self.ffi.cast("uint8_t *", part.ctypes.data))
+            setattr(m, field, pointer(part, "void *" if field == "data" else "uint8_t *"))
             setattr(m, size, part.nbytes)
         if self.lib.gwq_matrix_check(m):
             raise GwqError(f"{self.name}: made a bad {type.name} matrix")
@@ -98,8 +84,7 @@ class Library:
     def seconds(self, matrices, x, y):
         """Of one product of each matrix with x."""
         scratch = np.empty(self.lib.gwq_scratch_bytes(1, len(x)), np.uint8)
-        ffi, px = self.ffi, self.ffi.cast("float *", x.ctypes.data)
-        out, space = ffi.new("float *[]", [ffi.cast("float *", y.ctypes.data)]), ffi.cast("void *", scratch.ctypes.data)
+        px, out, space = pointer(x), ffi.new("float *[]", [pointer(y)]), pointer(scratch, "void *")
         lists = [ffi.new("gwq_matrix *[]", [m]) for m, _ in matrices]
         start = time.perf_counter()
         for one in lists:
