@@ -6,6 +6,7 @@ soon as its block's gradients exist (last block first).
 
 import logging
 import math
+import re
 import resource
 import sys
 import time
@@ -36,7 +37,11 @@ def _device(name):
 
 
 def peak_rss():
-    """Largest resident size of this process so far, bytes."""
+    """Largest resident size of this process so far, bytes. Linux carries ru_maxrss over from the process that started this one
+    (getrusage(2) keeps it through execve), so there VmHWM of /proc is read, which begins with the program."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

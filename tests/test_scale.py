@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,15 @@ def test_export_memory_is_that_of_one_block(tmp_path):
         write_llama(tmp_path / str(layers), layers, SHAPE)
         peaks.append(peak(tmp_path / str(layers), tmp_path / "m.gguf"))
     assert peaks[1] - peaks[0] < 25e6, peaks
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
+def test_peak_memory_is_this_process_alone():
+    """A process that a large one starts does not report the large one's memory, as ru_maxrss does."""
+    ballast = np.ones(100_000_000)  # 800 MB
+    code = "from gwq_export.pipeline import peak_rss; print(peak_rss())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 5e6 < int(done.stdout) < ballast.nbytes / 2
 
 
 def seconds(linears, x, y, ops, repeats=7):
