@@ -2,6 +2,7 @@
 
     tools/compare_formats                     a Markdown table on stdout; needs this repository's history, not only its files
     tools/compare_formats --threads 1 --isa avx512
+    tools/compare_formats --predict           what llvm-mca says of the kernels on CPUs that are not at hand (block_cycles.py)
 
 The proposal had an FP16 scale for every 64 columns of a row, codes without a table and no trellis: 4.25, 3.25 and 2.25 bits per weight.
 Its kernels are compiled from the commit that still had them.
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from block_cycles import CPUS, block_bytes, cycles
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
@@ -31,7 +33,7 @@ SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
 
 
 def proposal(folder):
-    """Compile the proposal's library into `folder`. Raises GwqError without the history."""
+    """The proposal's native code, unpacked into `folder`. Raises GwqError without the history."""
     archive = subprocess.run(["git", "-C", ROOT, "archive", PROPOSAL, "native"], capture_output=True)
     if archive.returncode:
         raise GwqError(f"commit {PROPOSAL} is not in this clone: run it in a whole clone (git fetch --unshallow)")
@@ -39,8 +41,13 @@ def proposal(folder):
     packed.write_bytes(archive.stdout)
     with tarfile.open(packed) as tar:
         tar.extractall(folder, filter="data")
-    out = Path(folder, "out")
-    subprocess.run([sys.executable, Path(folder, "native", "build.py"), "--out", out], check=True, capture_output=True)
+    return Path(folder, "native")
+
+
+def compiled(native):
+    """Its library."""
+    out = native.parent / "out"
+    subprocess.run([sys.executable, native / "build.py", "--out", out], check=True, capture_output=True)
     return out / "libgwq.so"
 
 
@@ -105,6 +112,20 @@ def compare(libraries, type, shape, outliers, working_set, rounds):
     return rates
 
 
+def predict(cpus, native, folder):
+    """Print what llvm-mca says."""
+    print("| CPU model | instruction set | type | cycles a block, format | proposal | bytes a cycle, format | proposal |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for cpu in cpus:
+        if cpu not in CPUS:
+            raise GwqError(f"--predict {cpu}: choose from {', '.join(CPUS)}")
+        found = {name: cycles(name, path, cpu, folder) for name, path in (("format", ROOT / "native"), ("proposal", native))}
+        for name in reversed(TILE_TYPES):
+            speed = {k: block_bytes(k, TYPES[name]) / v[name] for k, v in found.items()}
+            cells = [*(f"{v[name]:.0f}" for v in found.values()), *(f"{v:.1f}" for v in speed.values())]
+            print(f"| {cpu} | {CPUS[cpu]} | {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", metavar="N,...", default="1,2" if os.cpu_count() > 1 else "1", help="(default: 1,2)")
@@ -112,9 +133,13 @@ def main():
     parser.add_argument("--outliers", type=float, default=0.01, metavar="FRACTION", help="of the weights (default: 0.01)")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="alternating rounds of each row (default: 9)")
     parser.add_argument("--working-set", type=int, default=400, metavar="MB", help="copies of a matrix, at least (default: 400)")
+    parser.add_argument("--predict", metavar="CPU,...", nargs="?", const=",".join(CPUS), help=f"by llvm-mca, of {', '.join(CPUS)}")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        old, new = proposal(folder), ROOT / "gwq_export" / "libgwq.so"
+        native = proposal(folder)
+        if args.predict:
+            return predict(args.predict.split(","), native, folder)
+        old, new = compiled(native), ROOT / "gwq_export" / "libgwq.so"
         print(f"{cpu_name()}; {100 * args.outliers:g} % outliers, medians of {args.rounds} alternating rounds [quartiles].\n")
         print("| instruction set | type | shape | threads | bytes/s, format over proposal | weights/s |")
         print("| --- | --- | --- | --- | --- | --- |")
