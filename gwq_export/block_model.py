@@ -125,6 +125,10 @@ class BlockModel:
         self.model.base_model(input_ids=ids, use_cache=False)
         return self.stands[0].seen
 
+    def logits_size(self, tokens):
+        """Floats in the logits of one of the windows (samples, ctx), once the head is loaded."""
+        return tokens.shape[1] * len(self.head.weight)
+
     def logits(self, ids, hidden):
         """float32 (ctx, vocab) from the output of the last block, for ids (1, ctx)."""
         self.stands[-1].given.give = hidden

@@ -132,7 +132,7 @@ def _forward(model, tokens, last, keep, progress):
         upstream[s] = torch.autograd.grad(loss, output)[0]
         return loss.item()
 
-    losses = each(differentiate, range(len(tokens)))
+    losses = [loss for some in batches(len(tokens), model.logits_size(tokens)) for loss in each(differentiate, some)]
     if not np.isfinite(losses).all():
         raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
     model.drop_ends()

@@ -16,6 +16,7 @@ from gwq_export.native import default_threads
 
 COLUMNS = 512  # of a product in one piece
 PANEL = 256  # columns of a Cholesky factor at a time
+MOST = 2**27  # floats that what runs at a time may have of the same kind: 512 MiB
 
 
 @contextlib.contextmanager
@@ -46,9 +47,10 @@ def each(work, items):
     return list(_pool(default_threads()).map(work, items))
 
 
-def batches(count):
-    """Ranges that make up `count`, of as many as run at a time, but not more than 8: they share the memory."""
-    step = min(default_threads(), 8)
+def batches(count, floats=1):
+    """Ranges that make up `count`, of as many as run at a time, but not more than 8, nor (but for one) than have MOST of the
+    `floats` that each of them needs: they share the memory."""
+    step = min(default_threads(), 8, max(1, MOST // floats))
     return [range(count)[i : i + step] for i in range(0, count, step)]
 
 

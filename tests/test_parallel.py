@@ -1,11 +1,16 @@
 """Bits do not depend on the number of threads."""
 
+import json
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
 
 import gwq_export
 from gwq_export import GwqError, parallel
+from gwq_export.block_model import BlockModel
 
 RNG = np.random.default_rng(0)
 
@@ -32,6 +37,30 @@ def test_exports_with_any_number_of_threads_are_equal(tmp_path, tiny, threads):
         written.append((tmp_path / "m.gguf").read_bytes())
         assert torch.get_num_threads() == count  # as it was
     assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("most, expected", [(1, 1), (2, 2), (100, 4)])
+def test_logits_of_few_windows_at_a_time(tmp_path, tiny, threads, monkeypatch, most, expected):
+    """Memory has room for the logits of `most` windows: so many, but one at least, are computed at the same time."""
+    folder, running, seen, lock = tiny("llama"), [], [], threading.Lock()
+    vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
+    monkeypatch.setattr(parallel, "MOST", most * 64 * vocab)
+    logits = BlockModel.logits
+
+    def counted(self, ids, hidden):
+        with lock:
+            running.append(1)
+            seen.append(len(running))
+        time.sleep(0.05)  # long enough for all that may run to have begun
+        found = logits(self, ids, hidden)
+        with lock:
+            running.pop()
+        return found
+
+    monkeypatch.setattr(BlockModel, "logits", counted)
+    threads(4)
+    gwq_export.export(folder, tmp_path / "m.gguf", type="gwq2", samples=8, ctx=64)
+    assert max(seen) == expected and len(seen) > 8  # norms are tuned, too
 
 
 @pytest.mark.parametrize("n", [1, 255, 257, 1100])
