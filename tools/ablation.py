@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from ablation_lab import Lab, halves
+from ablation_lab import Lab
 from ablation_svg import plot
 from ablation_tables import FEW, QUICK, Extent, curves, files, kernels, ladder, saliency, spending, weight_space
+from halves import halves
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name

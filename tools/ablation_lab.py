@@ -63,15 +63,6 @@ def mean(rows):
     return Mean(float(bpw), float(np.mean(klds)), error, float(ratio), min(r.seconds for r in rows))
 
 
-def halves(path):
-    """(calibration file, evaluation file): the two halves of a text, cut at a line."""
-    text = Path(path).read_text(encoding="utf-8")
-    cut, folder = text.index("\n", len(text) // 2), Path(tempfile.mkdtemp())
-    (folder / "calibration.txt").write_text(text[:cut], encoding="utf-8")
-    (folder / "evaluation.txt").write_text(text[cut:], encoding="utf-8")
-    return folder / "calibration.txt", folder / "evaluation.txt"
-
-
 class Lab:
     """One model. `seeds`: calibration seeds, each draws its own `samples` windows of the calibration text.
 

@@ -1,6 +1,7 @@
 """Quality of llama.cpp's own types, each "pure" on every decoder linear, and of our files beside them, as Markdown on stdout.
 
     tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--bpw 4.5,4.25] [--paper] [--gguf OURS.gguf ...]
+    tools/compare MODEL_FOLDER --halves FILE      calibration text: the first half of FILE; evaluation text: the second
     tools/compare --interop     llama.cpp's types without, with its own and with our importance, beside our files of its types
 
 Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the same
@@ -23,6 +24,7 @@ import numpy as np
 import stock
 import torch
 import transformers
+from halves import halves
 
 import gwq_export
 from gwq_export import GwqError
@@ -132,6 +134,7 @@ def main():
     parser.add_argument("--interop", action="store_true", help="what we give to llama.cpp: our importance, --stock, bridge files")
     parser.add_argument("--gguf", nargs="+", default=[], metavar="FILE", help="our files of the same model")
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
+    parser.add_argument("--halves", metavar="FILE", help="in the place of --text and --calib: the second and the first half of FILE")
     parser.add_argument("--samples", type=int, default=96, help="calibration windows")
     parser.add_argument("--ctx", type=int, default=512, help="tokens per window and calibration sample")
     parser.add_argument("--seed", type=int, default=0)
@@ -140,6 +143,8 @@ def main():
     logging.basicConfig(format="%(message)s")
     transformers.utils.logging.disable_progress_bar()
     try:
+        if args.halves:
+            args.calib, args.text = halves(args.halves)
         compare(args)
     except (GwqError, OSError) as e:
         sys.exit(f"compare: error: {e}")
