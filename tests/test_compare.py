@@ -10,9 +10,10 @@ from conftest import DATA
 
 from gwq_export import GwqError
 
-TOOLS = Path(__file__).parents[1] / "tools"
-sys.path.append(str(TOOLS))
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
 from halves import halves
+
+COMPARE = Path(__file__).parents[1] / "tools" / "compare.py"
 
 
 def test_halves_are_the_whole_text_cut_at_a_line(tmp_path):
@@ -31,7 +32,7 @@ def test_the_halves_take_the_place_of_two_files(tmp_path):
     options = ["--ctx", "64", "--samples", "2", "--windows", "4", "--types", "", "--bpw", "4"]
 
     def rows(*given):
-        done = subprocess.run([sys.executable, TOOLS / "compare.py", *options, *given], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, COMPARE, *options, *given], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return re.findall(r"float32 perplexity \S+|^\| gwq-export.*", done.stdout, re.M)
 
