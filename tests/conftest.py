@@ -1,9 +1,11 @@
-"""Fixtures: the bundled model, cached exports of it, small random models of every architecture, the shared data."""
+"""Fixtures: the bundled model, cached exports of it, small random models of every architecture, the shared data,
+the library with every instruction set."""
 
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 DATA = Path(__file__).parent / "data"
 REFERENCE = DATA / "gwq-reference"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+NATIVE = Path(__file__).parents[1] / "native"
+LIBRARY = os.environ.get("GWQ_LIBRARY", Path(__file__).parents[1] / "gwq_export" / "libgwq.so")
+ISAS = ["scalar", "avx2", "avx512", "avx512-simde"]
 
 # Sharper than a fresh initialisation, so that a wrong logit shows in the KL divergence.
 TINY = dict(vocab_size=1024, hidden_size=96, intermediate_size=200, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
@@ -121,3 +126,77 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED
+
+
+def simde_library(tmp_path_factory):
+    if "GWQ_SIMDE_LIBRARY" in os.environ:
+        return os.environ["GWQ_SIMDE_LIBRARY"]
+    sys.path.insert(0, str(NATIVE))
+    import build
+
+    return build.build(out=tmp_path_factory.mktemp("simde"), simde=True)
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """name -> library; the SIMDe one runs the AVX-512 code on any x86 CPU."""
+    from gwq_export.format import ffi
+
+    opened = {}
+
+    def library(isa):
+        if isa.endswith("-simde") and not os.path.exists("/usr/include/simde/x86/avx512.h"):
+            pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
+        key = isa.endswith("-simde")
+        if key not in opened:
+            opened[key] = ffi.dlopen(str(simde_library(tmp_path_factory) if key else LIBRARY))
+        return opened[key]
+
+    return library
+
+
+@pytest.fixture(scope="session")
+def select(libraries):
+    """Choose an instruction set and return its library; skips when this machine lacks it."""
+
+    from gwq_export.native import isas
+
+    def choose(isa):
+        lib, name = libraries(isa), isa.removesuffix("-simde")
+        if name not in isas(lib):
+            pytest.skip(f"this machine has no {name}")
+        assert lib.gwq_isa_select(name.encode()) == 0
+        return lib
+
+    return choose
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def lib(request, select):
+    select(request.param)
+
+    class Selected:
+        """Selects again before each call: another test may have chosen another instruction set meanwhile."""
+
+        def __getattr__(self, name):
+            return getattr(select(request.param), name)
+
+    return Selected()
+
+
+@pytest.fixture(scope="module")
+def pool(lib):
+    from gwq_export.format import ffi
+
+    pools = {}
+
+    def get(threads):
+        if threads not in pools:
+            out = ffi.new("gwq_pool **")
+            assert lib.gwq_pool_new(threads, out) == 0
+            pools[threads] = out[0]
+        return pools[threads]
+
+    yield get
+    for p in pools.values():
+        lib.gwq_pool_free(p)

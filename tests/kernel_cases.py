@@ -8,6 +8,7 @@ import mmap
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.testing import assert_array_equal
 
 from gwq_export import format as fmt
 from gwq_export.bench.cases import TILE_TYPES
@@ -161,3 +162,7 @@ def guarded(array):
     copy = np.frombuffer(memory, array.dtype, array.size, room - array.nbytes).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def same_bits(a, b):
+    assert_array_equal(np.asarray(a, np.float32).view(np.uint32), np.asarray(b, np.float32).view(np.uint32))

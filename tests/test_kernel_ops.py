@@ -1,0 +1,199 @@
+"""What kernels compute besides matrices: norms, activation functions, positions, attention and its cache, in every instruction set."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from kernel_cases import activations, guarded, same_bits
+from numpy.testing import assert_allclose, assert_array_equal
+
+from gwq_export import format as fmt
+from gwq_export.format import ffi
+from gwq_export.native import pointer
+
+SIZES = [(1, 1), (2, 7), (3, 8), (2, 9), (1, 31), (5, 64), (2, 65), (40, 576)]
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_rmsnorm(lib, pool, n, dim):
+    x, weight = guarded(activations(n, dim)), guarded(activations(1, dim, 1)[0])
+    wide = x.astype(float)
+    want = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5) * weight
+    out = guarded(np.empty_like(x))
+    assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(out)) == 0
+    assert_allclose(out, want, rtol=1e-6)
+    assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(x)) == 0  # in place
+    same_bits(x, out)
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_silu(lib, pool, n, dim):
+    gate, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
+    wide = gate.astype(float)
+    assert lib.gwq_activate(pool(2), pointer(gate), pointer(up), n, dim, lib.GWQ_SILU) == 0
+    assert_allclose(gate, wide / (1 + np.exp(-wide)) * up, rtol=6e-7)  # exp, add, divide, multiply
+
+
+def test_silu_of_large_and_small_values(lib, pool):
+    x = np.concatenate([s * np.logspace(-40, 38, 4001) for s in (-1, 1)]).astype(np.float32)
+    gate, up = guarded(np.append(x, np.float32(0))), guarded(np.ones(len(x) + 1, np.float32))
+    with np.errstate(over="ignore"):
+        wide = gate.astype(float)
+        want = wide / (1 + np.exp(-wide))
+    assert lib.gwq_activate(pool(1), pointer(gate), pointer(up), 1, len(gate), lib.GWQ_SILU) == 0
+    assert_allclose(gate, want, rtol=6e-7, atol=2e-36)  # below e^-87 the true value does not matter
+
+
+ERFC = np.vectorize(math.erfc, otypes=[float])
+GELU = {
+    "GWQ_GELU": lambda x: 0.5 * x * ERFC(-x / math.sqrt(2)),
+    "GWQ_GELU_TANH": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("name", GELU)
+@pytest.mark.parametrize("n,dim", SIZES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_gelu(lib, pool, name, n, dim, gated):
+    x, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
+    want = GELU[name](x.astype(float)) * (up if gated else 1)
+    assert lib.gwq_activate(pool(2), pointer(x), pointer(up) if gated else ffi.NULL, n, dim, getattr(lib, name)) == 0
+    assert_allclose(x, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GELU)
+def test_gelu_of_large_values(lib, pool, name):
+    x = guarded(np.array([-3e38, -1e13, -200, 0, 200, 1e13, 3e38], np.float32))
+    want = np.where(x > 0, x, 0)
+    assert lib.gwq_activate(pool(2), pointer(x), ffi.NULL, 1, len(x), getattr(lib, name)) == 0
+    assert_array_equal(x, want)
+
+
+@pytest.mark.parametrize("n,dim", SIZES)
+def test_softcap(lib, pool, n, dim):
+    x = guarded((np.logspace(-5, 3, n * dim) * np.where(np.arange(n * dim) % 3, 1, -1)).astype(np.float32).reshape(n, dim))
+    want = 30 * np.tanh(x.astype(float) / 30)
+    assert lib.gwq_softcap(pool(2), pointer(x), n, dim, 30) == 0
+    assert_allclose(x, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("style", ["PAIRS", "HALVES"])
+@pytest.mark.parametrize("dim, rotated", [(16, 16), (16, 6), (15, 14)])
+def test_rope(lib, pool, style, dim, rotated):
+    n, heads, half = 5, 3, rotated // 2
+    x, angle = guarded(activations(n * heads, dim)), np.random.default_rng(1).random((n, half))
+    cos, sin = guarded(np.cos(angle).astype(np.float32)), guarded(np.sin(angle).astype(np.float32))
+    wide = x.reshape(n, heads, dim).astype(float)
+    first, second = (slice(0, rotated, 2), slice(1, rotated, 2)) if style == "PAIRS" else (slice(0, half), slice(half, rotated))
+    want = wide.copy()
+    want[..., first] = wide[..., first] * cos[:, None] - wide[..., second] * sin[:, None]
+    want[..., second] = wide[..., first] * sin[:, None] + wide[..., second] * cos[:, None]
+    style = getattr(lib, f"GWQ_ROPE_{style}")
+    assert lib.gwq_rope(pool(2), pointer(x), pointer(cos), pointer(sin), n, heads, dim, rotated, style) == 0
+    assert_allclose(x.reshape(n, heads, dim), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("broadcast", [0, 1])
+def test_add(lib, broadcast):
+    x, y = guarded(activations(3, 37)), guarded(activations(1 if broadcast else 3, 37, 1))
+    for scale in (np.float32(1), np.float32(0.3)):
+        want = x + scale * y
+        assert lib.gwq_add(pointer(x), pointer(y), 3, 37, scale, broadcast) == 0
+        same_bits(x, want)
+
+
+def kv_cache(lib, x, type):
+    """(a KV cache of the numbers x, guarded; what it holds, float)."""
+    size, unit = fmt.TYPES[type].unit_bytes, fmt.TYPES[type].unit
+    out = guarded(np.empty(x.size // unit * size, np.uint8))
+    assert lib.gwq_cache(pointer(x), x.size, fmt.TYPES[type].id, pointer(out, "void *"), 0) == 0
+    if type == "q8_0":
+        blocks = out.reshape(-1, 34)
+        return out, (blocks[:, :2].copy().view(np.float16).astype(float) * blocks[:, 2:].view(np.int8)).reshape(x.shape)
+    return out, out.view({"f16": np.float16, "f32": np.float32}[type]).reshape(x.shape).astype(float)
+
+
+@pytest.mark.parametrize("type,dim", [*itertools.product(["f16", "f32"], [7, 8, 64]), ("q8_0", 32), ("q8_0", 96)])
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("softcap", [0, 0.5])
+@pytest.mark.parametrize("n,start,window", [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)])
+def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, type):
+    q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
+    (kept_k, k), (kept_v, v) = (kv_cache(lib, activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim), type) for s in (1, 2))
+    key, query = np.arange(start + n), start + np.arange(n)[:, None]
+    seen = (key <= query) & ((key > query - window) | (window == 0))
+    score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1)) * 0.125
+    score = softcap * np.tanh(score / softcap) if softcap else score
+    p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
+    want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1))
+    out = guarded(np.empty_like(q))
+    args = (
+        pointer(q),
+        pointer(kept_k, "void *"),
+        pointer(kept_v, "void *"),
+        fmt.TYPES[type].id,
+        n,
+        start,
+        heads,
+        kv_heads,
+        dim,
+        0.125,
+        softcap,
+        window,
+        pointer(out),
+    )
+    assert lib.gwq_attention(pool(2), *args) == 0
+    assert_allclose(out, want, rtol=2e-5, atol=2e-6)
+
+
+def test_cached_halves_are_numpys(lib):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    every = every[np.isfinite(every)]
+    between = [np.nextafter(every, np.float32(to)) for to in (-np.inf, np.inf)]
+    ties = (every[:-1] + every[1:]) / 2
+    beside = [np.nextafter(ties, np.float32(to)) for to in (-np.inf, np.inf)]
+    x = np.concatenate([every, *between, ties, *beside, [1e5, -1e38, np.inf, -np.inf]])
+    x = guarded(x.astype(np.float32))
+    out = guarded(np.empty(x.shape, np.uint16))
+    assert lib.gwq_cache(pointer(x), x.size - 3, 1, pointer(out, "void *"), 0) == 0
+    assert lib.gwq_cache(pointer(x[-3:]), 3, 1, pointer(out, "void *"), x.size - 3) == 0
+    np.testing.assert_array_equal(out, np.clip(x, -65504, 65504).astype(np.float16).view(np.uint16))
+
+
+def test_cached_codes_are_nearest(lib):
+    """Q8_0: the largest of 32 numbers gets 127, the others the nearest code; the same bytes whatever computes them."""
+    x = (activations(1, 32 * 40) * np.repeat(10.0 ** np.arange(-4, 4), 160)).astype(np.float32)
+    x[0, :32] = 0
+    assert np.count_nonzero(np.abs(x.reshape(-1, 32)).max(1)) > 30
+    out, held = kv_cache(lib, guarded(x), "q8_0")
+    blocks, codes = x.reshape(-1, 32).astype(float), out.reshape(-1, 34)[:, 2:].view(np.int8)
+    scale = np.abs(blocks).max(1, keepdims=True) / 127
+    assert_array_equal(np.abs(codes).max(1), np.where(scale[:, 0] > 0, 127, 0))
+    assert (np.abs(codes * scale - blocks) <= 0.5001 * scale).all()
+    assert_array_equal(out.reshape(-1, 34)[:, :2].copy().view(np.float16), scale.astype(np.float32).astype(np.float16))
+    assert np.abs(held - x).max() < 0.0045 * np.abs(x).max()
+
+
+def test_cached_codes_of_what_is_not_a_number(lib):
+    x = np.ones((4, 32), np.float32)
+    x[0, 3], x[1, 3], x[2, 3] = np.nan, np.inf, -1e38
+    out, held = kv_cache(lib, guarded(x), "q8_0")
+    assert np.isnan(held[0]).any()
+    assert held[1, 3] == 127 * 65504 and held[2, 3] == -127 * 65504 and not held[1:3, 4:].any()
+    assert_allclose(held[3], 1, rtol=1e-3)
+    for count, first in ((31, 0), (32, 1)):
+        assert lib.gwq_cache(pointer(x), count, 8, pointer(out, "void *"), first) == lib.GWQ_E_ARGUMENT
+    q = guarded(activations(1, 40))
+    args = (pointer(out, "void *"), pointer(out, "void *"), 8, 1, 0, 1, 1, 40, 1, 0, 0, pointer(q))
+    assert lib.gwq_attention(ffi.NULL, pointer(q), *args) == lib.GWQ_E_TYPE
+
+
+def test_read_sums_every_byte(lib, pool):
+    data = guarded(np.random.default_rng(1).integers(0, 2**64, 8192 + 5, np.uint64, endpoint=False))
+    want = int(data.sum(dtype=np.uint64))
+    for streams in range(1, 9):
+        for threads, ahead in ((1, 0), (2, 2048)):
+            total = ffi.new("uint64_t *")
+            assert lib.gwq_read(pool(threads), pointer(data, "void *"), data.nbytes, streams, ahead, total) == 0
+            assert total[0] == want
