@@ -128,6 +128,30 @@ def shared():
     return SHARED
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """threads(n): as if this machine had n CPUs, and torch told to use them."""
+
+    import torch
+
+    def choose(count):
+        for module in ("native", "parallel"):
+            monkeypatch.setattr(f"gwq_export.{module}.default_threads", lambda: count)
+        torch.set_num_threads(count)
+
+    before = torch.get_num_threads()
+    yield choose
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calib(tmp_path_factory):
+    """A calibration text that is read quickly."""
+    path = tmp_path_factory.mktemp("text") / "calib.txt"
+    path.write_text("The city lay by the river, and the river by the sea. " * 20)
+    return path
+
+
 def simde_library(tmp_path_factory):
     if "GWQ_SIMDE_LIBRARY" in os.environ:
         return os.environ["GWQ_SIMDE_LIBRARY"]

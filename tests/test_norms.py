@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from conftest import REFERENCE
 from reference import dequantized_model, kl_divergence, logits, original_model
-from test_parallel import threads  # noqa: F401  (a fixture)
-from test_workdir import Killed, calib, killed_after  # noqa: F401
+from test_workdir import Killed, killed_after
 
 import gwq_export
 from gwq_export import norms
@@ -59,7 +58,7 @@ ARCHS = ["gpt2", "gemma3", "olmo2", "mixtral"]
 
 
 @pytest.mark.parametrize("name", ARCHS)
-def test_the_file_has_the_gains_that_were_tried(tmp_path, tiny, calib, monkeypatch, name):  # noqa: F811
+def test_the_file_has_the_gains_that_were_tried(tmp_path, tiny, calib, monkeypatch, name):
     """transformers finds the KL divergence in the file that the tuner found: norms with biases, less one, of Q and K ..."""
     folder, path = tiny(name), tmp_path / "m.gguf"
     result = gwq_export.export(folder, path, calib=calib, **SMALL)
@@ -73,7 +72,7 @@ def test_the_file_has_the_gains_that_were_tried(tmp_path, tiny, calib, monkeypat
     assert np.array_equal(tuned, source.tensor(hf).numpy() + np.float32(row.plus)) == (result["norms_kld"][1] >= result["norms_kld"][0])
 
 
-def test_gains_that_do_not_help_are_left_out(tmp_path, tiny, calib, monkeypatch):  # noqa: F811
+def test_gains_that_do_not_help_are_left_out(tmp_path, tiny, calib, monkeypatch):
     monkeypatch.setattr(norms, "RATE", -5.0)
     result = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", calib=calib, **SMALL)
     assert result["norms_kld"][1] > result["norms_kld"][0]
@@ -84,7 +83,7 @@ def test_gains_that_do_not_help_are_left_out(tmp_path, tiny, calib, monkeypatch)
 @pytest.mark.parametrize(
     "options", [{"type": "gwq4"}, {"preset": "paper"}, {"samples": norms.WINDOWS - 1}, {"type": "f16"}, {"norms": False}]
 )
-def test_where_norms_are_left_alone(tmp_path, tiny, calib, monkeypatch, options):  # noqa: F811
+def test_where_norms_are_left_alone(tmp_path, tiny, calib, monkeypatch, options):
     monkeypatch.setattr("gwq_export.produce.tune", None)
     result = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", calib=calib, **SMALL | options)
     assert "norms_kld" not in result
@@ -100,7 +99,7 @@ def test_steps_use_other_windows_than_the_judge():
     assert len(set(np.concatenate(steps))) == 2 * norms.STEPS
 
 
-def test_threads_do_not_count(tmp_path, tiny, calib, threads):  # noqa: F811
+def test_threads_do_not_count(tmp_path, tiny, calib, threads):
     files = []
     for count in (1, 3):
         threads(count)
@@ -109,7 +108,7 @@ def test_threads_do_not_count(tmp_path, tiny, calib, threads):  # noqa: F811
     assert files[0] == files[1] and "norms_kld" in result
 
 
-def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypatch):  # noqa: F811
+def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypatch):
     out, work, counts = tmp_path / "m.gguf", tmp_path / "work", Counter()
     for name in ("_end", "_backward"):
         original = getattr(norms._Tuner, name)
@@ -134,7 +133,7 @@ def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypa
     assert len(counts) == passes == (norms.STEPS + 1) + 3 * norms.STEPS and max(counts.values()) == 1, counts
 
 
-def test_a_dry_run_counts_the_time(tmp_path, tiny, calib, monkeypatch):  # noqa: F811
+def test_a_dry_run_counts_the_time(tmp_path, tiny, calib, monkeypatch):
     seen = []
     monkeypatch.setattr("gwq_export.estimate.Estimate.seconds", lambda self, entries, surveys, after: seen.append(after) or 1.0)
     for options in ({}, {"norms": False}):

@@ -15,20 +15,6 @@ from gwq_export.block_model import BlockModel
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture
-def threads(monkeypatch):
-    """threads(n): as if this machine had n CPUs, and torch told to use them."""
-
-    def choose(count):
-        for module in ("native", "parallel"):
-            monkeypatch.setattr(f"gwq_export.{module}.default_threads", lambda: count)
-        torch.set_num_threads(count)
-
-    before = torch.get_num_threads()
-    yield choose
-    torch.set_num_threads(before)
-
-
 def test_exports_with_any_number_of_threads_are_equal(tmp_path, tiny, threads):
     written = []
     for count in (1, 2, 3):

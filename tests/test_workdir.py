@@ -69,14 +69,6 @@ def counted(monkeypatch):
     return counts
 
 
-@pytest.fixture
-def calib(tmp_path_factory):
-    """A calibration text that is read quickly."""
-    path = tmp_path_factory.mktemp("text") / "calib.txt"
-    path.write_text("The city lay by the river, and the river by the sea. " * 20)
-    return path
-
-
 CASES = {
     "gwq3": {"type": "gwq3", "samples": 2, "ctx": 16},
     "budget": {"bpw": 6.0, "outliers": 0.001, "samples": 1, "ctx": 16},  # surveys embedding and head, too
