@@ -135,7 +135,3 @@ class BlockModel:
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
         self.stands[-1].given.give = None
         return logits
-
-    def loss(self, ids, hidden):
-        """Mean cross-entropy of the tokens after the first, from the output of the last block."""
-        return torch.nn.functional.cross_entropy(self.logits(ids, hidden)[:-1], ids[0, 1:])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from gwq_export import GwqError
 from gwq_export.block_model import BlockModel
@@ -57,7 +58,7 @@ def sample_tokens(ids, samples, ctx, seed, bos=None):
 
 
 def gradients(source, calibration, statistics, ends=(), device="cpu", progress=lambda phase, done, total: None, keep=None,
-              finished=lambda name: False, last=False):  # fmt: skip
+              finished=lambda name: False, last=False, own=False):  # fmt: skip
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
 
     Blocks come last to first, each block's tensors in the order of the architecture, experts one by one; then those of `ends`
@@ -65,6 +66,9 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     `calibration.losses` is filled before the first tensor is yielded, `reached` before those of its block. keep: a
     workdir.Memory for what blocks hand on, or a Workdir from which another run of this function goes on; it leaves out the
     tensors of which `finished` is true. last: leave the hidden states after the last block there, as `state.N` for N blocks.
+    own: gradients of the loss of tokens drawn from the model's own predictions instead of the text's. Their second moments are the
+    Fisher information, by which what errors add to the loss and the KL divergence go; the text's give the empirical one, which is
+    larger where a model is too sure of itself.
     """
     keep, blocks = keep or Memory(), source.layers
     linears = [[n for row, n in source.block(i).items() if row.linear] for i in range(blocks)]
@@ -72,7 +76,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
     left, ends = min(done, default=blocks), [] if all(map(finished, ends)) else ends  # blocks still to be differentiated
     if left or ends:
         model, tokens = BlockModel(source, device), calibration.tokens.to(device)
-        _forward(model, tokens, ends or last, keep, progress)
+        _forward(model, tokens, ends or last, keep, progress, own)
     calibration.losses[:] = keep.get("losses")[0].tolist()
     for i in reversed(range(left, blocks)):
         calibration.reached.update(zip(_of_experts(source, i), keep.get(f"reached.{i}")[0].tolist(), strict=True))
@@ -85,7 +89,7 @@ def gradients(source, calibration, statistics, ends=(), device="cpu", progress=l
         progress("backward", blocks - i, blocks)
     if ends:
         last, upstream = (_kept(keep, name, device) for name in (f"state.{blocks}", "upstream.0"))
-        found_at_ends = _end_gradients(model, tokens, last, upstream, statistics, ends, progress)
+        found_at_ends = _end_gradients(model, tokens, last, upstream, statistics, ends, progress, own)
         yield from (found for found in found_at_ends if not finished(found[0]))
 
 
@@ -102,7 +106,23 @@ def _keep(keep, name, states):
     keep.put(name, states.detach().cpu().numpy())
 
 
-def _forward(model, tokens, last, keep, progress):
+def _loss(model, ids, hidden, seed):
+    """(mean cross-entropy of the tokens after the first, from the output of the last block; what is to be differentiated).
+
+    That is the same, or with a seed a sum whose gradient by the logits has the second moment that it has for tokens drawn from the
+    predictions p, diag(p) - p p^T for each, but is evener than a drawn token's.
+    """
+    logits = model.logits(ids, hidden)[:-1]
+    loss = cross_entropy(logits, ids[0, 1:])
+    if seed is None:
+        return loss, loss
+    p = logits.detach().softmax(-1)
+    noise = torch.randn(p.shape, generator=torch.Generator(p.device).manual_seed(seed), device=p.device)
+    drawn = p.sqrt() * noise
+    return loss, (logits * (drawn - p * drawn.sum(-1, keepdim=True))).sum() / len(p)
+
+
+def _forward(model, tokens, last, keep, progress, own):
     """Hidden states before every block and after the last as `state.N`, their gradient after the last block as `upstream.N`."""
     blocks = len(model.blocks)
     before = any(f"upstream.{i}" in keep for i in range(blocks + 1))  # gone through by an earlier run
@@ -128,8 +148,8 @@ def _forward(model, tokens, last, keep, progress):
 
     def differentiate(s):
         output = upstream[s : s + 1].clone().requires_grad_()
-        loss = model.loss(tokens[s : s + 1], output)
-        upstream[s] = torch.autograd.grad(loss, output)[0]
+        loss, wanted = _loss(model, tokens[s : s + 1], output, s if own else None)
+        upstream[s] = torch.autograd.grad(wanted, output)[0]
         return loss.item()
 
     losses = [loss for some in batches(len(tokens), model.logits_size(tokens)) for loss in each(differentiate, some)]
@@ -184,14 +204,14 @@ def _differentiate(model, i, keep, totals, wanted, tap):
     return upstream
 
 
-def _end_gradients(model, tokens, last, upstream, statistics, ends, progress):
+def _end_gradients(model, tokens, last, upstream, statistics, ends, progress, own):
     """The same for embedding and head. A tied matrix gets the sum of its two gradients, and factors that stand for both."""
     model.load_ends()
     arch, totals = model.source.arch, Totals(statistics, tokens)
     weights = {name: model.end(name).requires_grad_() for name in ends}
     tap = Tap().attach({"head": model.head} if totals.factors else {})
     for s, ids in enumerate(tokens):
-        loss = model.loss(ids[None], last[s : s + 1].clone().requires_grad_())
+        _, loss = _loss(model, ids[None], last[s : s + 1].clone().requires_grad_(), s if own else None)
         if totals.factors:
             totals.factor({"head": tap.x["head"]}, {"head": torch.autograd.grad(loss, tap.z["head"], retain_graph=True)[0]})
         outputs = [(loss, torch.ones_like(loss))]

@@ -34,7 +34,7 @@ def survey(source, entries, calibration, free, fraction, device, progress, work=
     work, pool, curvatures = work or Memory(), Pool(), Curvatures(calibration.tokens.numel())
     rows = {hf: kept[0] for hf in open_entries if (kept := work.get(hf))}  # of OFFER, by matrix
     finished = lambda name: name not in open_entries or name in rows  # noqa: E731
-    items = gradients(source, calibration, statistics, ends, device, progress, work, finished)
+    items = gradients(source, calibration, statistics, ends, device, progress, work, finished, own=True)
     for name, weight, found in estimate.watch(items) if estimate else items:
         if entry := open_entries.get(name):
             found = curvatures.put(found, calibration.reached.get(name))

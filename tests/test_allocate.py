@@ -1,5 +1,6 @@
 """Budgets: the choice among options against an exact solver, file sizes, and what the predictions are worth."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import DATA, REFERENCE, save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import gwq_export
 from gwq_export import GwqError
@@ -219,6 +221,21 @@ def test_dry_run_and_budget_through_files(tmp_path):
     assert 0.995 * uniform["bytes"] <= free["bytes"] <= uniform["bytes"]
     assert free_kld < 0.9 * uniform_kld
     assert sum(row["bytes"] for row in free["plan"]) <= free["bytes"]
+
+
+def test_prediction_for_a_model_that_is_too_sure(tmp_path):
+    """Twice the logits of the bundled model, and the divergence is still foreseen: the text's own surprise does not count."""
+    from gwq_export.evaluate import evaluate
+    from gwq_export.predict import transformers_logits
+
+    folder = shutil.copytree(REFERENCE, tmp_path / "sure")
+    tensors = load_file(REFERENCE / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": 2 * tensors["model.norm.weight"]}, folder / "model.safetensors", {"format": "pt"})
+    options = {"type": "gwq4", "tensor_type": "token_embd=f16", "ctx": 256, "samples": 16}
+    predicted = gwq_export.export(folder, tmp_path / "m.gguf", dry_run=True, **options)["predicted_loss"]
+    gwq_export.export(folder, tmp_path / "m.gguf", **options)
+    text, against = (DATA / "eval.txt").read_text()[:12000], transformers_logits(folder)
+    assert predicted == pytest.approx(evaluate(gwq_export.load(tmp_path / "m.gguf"), text, 256, against)["kld_mean"], rel=0.25)
 
 
 def test_exports_say_how_few_tokens_there_were(tiny, tmp_path, monkeypatch):

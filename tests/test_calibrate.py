@@ -1,13 +1,17 @@
 """Block-by-block gradients against a whole-model backward pass."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import REFERENCE, TINY_MODELS
 from reference import parameter
+from safetensors.torch import load_file, save_file
 
 from gwq_export import GwqError
-from gwq_export.calibrate import Calibration, gradients, sample_tokens
+from gwq_export.calibrate import Calibration, _loss, gradients, sample_tokens
 from gwq_export.source import Source
 
 
@@ -45,6 +49,36 @@ def test_equal_to_whole_model_backward(tiny, name):
     linear = {n for i in range(source.layers) for row, n in source.block(i).items() if row.linear}
     assert seen == linear | set(ends)
     assert calibration.losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_gradients_of_own_predictions_have_their_second_moment():
+    """Over tokens drawn from p, the gradient by the logits is p - onehot; its second moment is diag(p) - p p^T."""
+    p, n = torch.tensor([0.6, 0.25, 0.1, 0.05]), 20000
+    logits = p.log().repeat(n + 1, 1).requires_grad_()
+    ids = torch.zeros(1, n + 1, dtype=torch.long)
+    model = SimpleNamespace(logits=lambda ids, hidden: hidden)
+    loss, wanted = _loss(model, ids, logits, 3)
+    g = n * torch.autograd.grad(wanted, logits)[0][:-1]
+    assert torch.allclose(g.T @ g / n, p.diag() - p[:, None] * p, atol=0.01) and loss.item() == pytest.approx(-np.log(0.6))
+    assert torch.equal(_loss(model, ids, logits, 3)[1], wanted) and not torch.equal(_loss(model, ids, logits, 4)[1], wanted)
+    loss, wanted = _loss(model, ids, logits, None)
+    assert wanted is loss
+
+
+@pytest.mark.parametrize("model, name", [("llama", "lm_head.weight"), ("llama-bias", "model.embed_tokens.weight")])
+def test_own_predictions_are_not_surprised_by_a_text(tiny, tmp_path, model, name):
+    """Random tokens: while predictions are nearly even, both kinds of gradients are of one size; a sure model's own are smaller."""
+    source, ratios = tiny(model), []
+    folder, tensors = shutil.copytree(source, tmp_path / "model"), load_file(source / "model.safetensors")
+    for factor in (0.1, 10):
+        save_file(tensors | {name: tensors[name] * factor}, folder / "model.safetensors", {"format": "pt"})
+        sums, opened = [], Source(folder)
+        for own in (False, True):
+            calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (4, 60))))
+            found = {n: s["rows"].sum() for n, _, s in gradients(opened, calibration, ("rows", "hessian"), [opened.arch.embed], own=own)}
+            sums.append([found["model.layers.0.mlp.down_proj.weight"], found["model.layers.2.self_attn.v_proj.weight"]])
+        ratios.append(np.divide(*sums[::-1]))
+    assert np.allclose(ratios[0], 1, atol=0.25) and (ratios[1] < 0.7).all(), ratios
 
 
 def whole_factors(folder, tokens):
