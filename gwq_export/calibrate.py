@@ -152,7 +152,7 @@ def _forward(model, tokens, last, keep, progress, own):
         upstream[s] = torch.autograd.grad(wanted, output)[0]
         return loss.item()
 
-    losses = [loss for some in batches(len(tokens), model.logits_size(tokens)) for loss in each(differentiate, some)]
+    losses = each(differentiate, range(len(tokens)), model.logits_size(tokens))
     if not np.isfinite(losses).all():
         raise GwqError("the model's loss on the calibration text is not finite: the model is damaged or not a language model")
     model.drop_ends()

@@ -193,7 +193,7 @@ class _Tuner:
         model.load_ends()
         (path,) = self.norms[-1]
         handle = model.model.get_submodule(path).register_forward_hook(lambda module, args, out: out * factor if here.tuned else out)
-        found = [f for some in batches(len(every), model.logits_size(self.tokens)) for f in each(differentiate, some)]
+        found = each(differentiate, range(len(every)), model.logits_size(self.tokens))
         upstream, gradient, kld = zip(*found, strict=True)
         handle.remove()
         model.drop_ends()

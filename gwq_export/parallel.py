@@ -16,7 +16,7 @@ from gwq_export.native import default_threads
 
 COLUMNS = 512  # of a product in one piece
 PANEL = 256  # columns of a Cholesky factor at a time
-MOST = 2**27  # floats that what runs at a time may have of the same kind: 512 MiB
+MOST = 2**27  # floats that the items at work may need together: 512 MiB
 
 
 @contextlib.contextmanager
@@ -39,18 +39,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def each(work, items):
-    """[work(item) for item in items], several at a time. `work` does not call `each`."""
-    threads = min(default_threads(), len(items))
-    if threads < 2:
+def each(work, items, floats=1):
+    """[work(item) for item in items], several at a time: of `floats` numbers that each needs, as many as MOST has room for, but one at
+    least. `work` does not call `each`."""
+    threads, few = min(default_threads(), len(items)), max(1, MOST // floats)
+    if min(threads, few) < 2:
         return [work(item) for item in items]
-    return list(_pool(default_threads()).map(work, items))
+    run, step = _pool(default_threads()).map, few if few < threads else len(items)
+    return [result for i in range(0, len(items), step) for result in run(work, items[i : i + step])]
 
 
-def batches(count, floats=1):
-    """Ranges that make up `count`, of as many as run at a time, but not more than 8, nor (but for one) than have MOST of the
-    `floats` that each of them needs: they share the memory."""
-    step = min(default_threads(), 8, max(1, MOST // floats))
+def batches(count):
+    """Ranges that make up `count`, of as many as run at a time, but not more than 8: they share the memory."""
+    step = min(default_threads(), 8)
     return [range(count)[i : i + step] for i in range(0, count, step)]
 
 
