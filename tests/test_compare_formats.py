@@ -37,7 +37,7 @@ def test_compares_the_two_formats():
             assert bytes_ratio <= weights_ratio < 1.1 * bytes_ratio
 
 
-@pytest.mark.skipif(not shutil.which("llvm-mca"), reason="needs llvm-mca (Debian: llvm)")
+@pytest.mark.skipif(not shutil.which("llvm-mca") or "avx2" not in isas(), reason="needs llvm-mca (Debian: llvm), and a compiler for x86")
 def test_predicts_cycles_of_cpus_that_are_not_at_hand():
     out = subprocess.run([*COMMAND, "--predict", "cascadelake"], check=True, capture_output=True, text=True).stdout
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()[2:]]

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "native"))
 from build import CFLAGS, X86  # noqa: E402
 
+SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
+
 # CPU of llvm-mca -> the instruction set that it runs
 CPUS = {"znver3": "avx2", "skylake": "avx2", "cascadelake": "avx512", "icelake-server": "avx512", "znver4": "avx512"}
 
@@ -30,7 +32,7 @@ LOOPS = {
     ),
     "proposal": (
         "const int32_t *sum,",
-        "block({bits}, QUADS{bits}, quads{bits}, p, p + 32, q, dx[i], sum[i], y);",
+        f"block({{bits}}, QUADS{{bits}}, quads{{bits}}, p, p + {SCALE_BYTES}, q, dx[i], sum[i], y);",
     ),
 }
 LOOP = """
@@ -46,7 +48,7 @@ void loop{bits}({arguments} const uint8_t *p, const int8_t *q, const float *dx, 
 
 def block_bytes(name, type):
     """Bytes of a block of 16 rows x 64 columns of the "format" or of the "proposal"."""
-    return type.unit_bytes if name == "format" else 32 + 128 * type.bits
+    return type.unit_bytes if name == "format" else SCALE_BYTES + 128 * type.bits
 
 
 def llvm_mca():
@@ -60,7 +62,7 @@ def llvm_mca():
 
 def cycles(name, native, cpu, folder):
     """{type name: cycles of one block} with the kernels of the folder `native`. Raises GwqError."""
-    source, assembly = Path(folder, f"{name}.c"), Path(folder, f"{name}.s")
+    mca, source, assembly = llvm_mca(), Path(folder, f"{name}.c"), Path(folder, f"{name}.s")
     arguments, product = LOOPS[name]
     loops = [
         LOOP.format(bits=t.bits, type=t.name, nbytes=block_bytes(name, t), arguments=arguments, product=product.format(bits=t.bits))
@@ -69,7 +71,7 @@ def cycles(name, native, cpu, folder):
     isa = f"{CPUS[cpu]}.c"
     source.write_text(f'#include "{native / isa}"\n' + "".join(loops))
     run([*os.environ.get("CC", "gcc").split(), *CFLAGS.split(), *X86[isa].split(), "-S", source, "-o", assembly])
-    report = json.loads(run([llvm_mca(), f"-mcpu={cpu}", "-json", assembly]))
+    report = json.loads(run([mca, f"-mcpu={cpu}", "-json", assembly]))
     return {r["Name"]: r["SummaryView"]["TotalCycles"] / r["SummaryView"]["Iterations"] for r in report["CodeRegions"]}
 
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from block_cycles import CPUS, block_bytes, cycles
+from block_cycles import CPUS, SCALE_BYTES, block_bytes, cycles
 
 from gwq_export import GwqError
 from gwq_export.bench import cpu_name
@@ -29,7 +29,6 @@ from gwq_export.native import pointer
 
 ROOT = Path(__file__).parents[1]
 PROPOSAL = "85e5f43"
-SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
 
 
 def proposal(folder):
@@ -72,7 +71,7 @@ class Library:
 
     def _proposed(self, type, rows, cols):
         data = np.random.default_rng(0).integers(0, 256, self.lib.gwq_matrix_bytes(type.id, rows, cols), np.uint8)
-        blocks, block = -(-cols // 64), SCALE_BYTES + 128 * type.bits
+        blocks, block = -(-cols // 64), block_bytes("proposal", type)
         for group in data.reshape(-1, blocks * block):
             for first in range(0, blocks, 4):  # a tile: the scales of up to 4 blocks, then their codes
                 at, scales = first * block, min(4, blocks - first) * SCALE_BYTES
