@@ -75,8 +75,9 @@ def test_own_predictions_are_not_surprised_by_a_text(tiny, tmp_path, model, name
         sums, opened = [], Source(folder)
         for own in (False, True):
             calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (4, 60))))
-            found = {n: s["rows"].sum() for n, _, s in gradients(opened, calibration, ("rows", "hessian"), [opened.arch.embed], own=own)}
-            sums.append([found["model.layers.0.mlp.down_proj.weight"], found["model.layers.2.self_attn.v_proj.weight"]])
+            found = gradients(opened, calibration, ("rows", "hessian"), [name], own=own)
+            size = {n: s["rows"].sum() * s["hessian"].trace() for n, _, s in found}
+            sums.append([size[n] for n in ("model.layers.0.mlp.down_proj.weight", "model.layers.2.self_attn.v_proj.weight", name)])
         ratios.append(np.divide(*sums[::-1]))
     assert np.allclose(ratios[0], 1, atol=0.25) and (ratios[1] < 0.7).all(), ratios
 
