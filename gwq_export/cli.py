@@ -1,11 +1,20 @@
-"""The entry points of the commands. Also `python -m gwq_export.cli export|run|eval|bench|info ...`."""
+"""The entry points of the commands.
+
+Also `python -m gwq_export.cli export|run|eval|bench|info ...`.
+"""
 
 import sys
 from importlib import import_module
 
-from gwq_export.console import run_command
+from gwq_export.commands.console import run_command
 
-COMMANDS = {"export": "export", "run": "run", "eval": "evaluate", "bench": "bench", "info": "info"}  # name -> module of commands/
+COMMANDS = {
+    "export": "export",
+    "run": "run",
+    "eval": "evaluate",
+    "bench": "bench",
+    "info": "info",
+}  # name -> module of commands/
 
 
 def main(command, argv=None):

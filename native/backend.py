@@ -1,4 +1,6 @@
-"""Hooks for setuptools: the wheel carries the compiled library and its headers, the sdist the C sources."""
+"""Hooks for setuptools: the wheel carries the compiled library and its headers, the sdist the C
+sources.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -22,11 +24,15 @@ class BuildPy(build_py):
     def run(self):
         super().run()
         native = _build_module()
-        native.build(native.PACKAGE if self.editable_mode else Path(self.build_lib, "gwq_export"))
+        native.build(
+            native.PACKAGE if self.editable_mode else Path(self.build_lib, "gwq_export", "native")
+        )
 
     def get_source_files(self):
         native = [p for p in NATIVE.iterdir() if p.suffix in (".c", ".h", ".cu", ".py")]
-        return super().get_source_files() + [str(p.relative_to(NATIVE.parent)) for p in sorted(native)]
+        return super().get_source_files() + [
+            str(p.relative_to(NATIVE.parent)) for p in sorted(native)
+        ]
 
 
 class BdistWheel(bdist_wheel):

@@ -1,5 +1,6 @@
-"""Fixtures: the bundled model, cached exports of it, small random models of every architecture, the shared data,
-the library with every instruction set."""
+"""Fixtures: the bundled model, cached exports of it, small random models of every architecture, the
+shared data, the library with every instruction set.
+"""
 
 import json
 import os
@@ -18,52 +19,152 @@ DATA = Path(__file__).parent / "data"
 REFERENCE = DATA / "gwq-reference"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 NATIVE = Path(__file__).parents[1] / "native"
-LIBRARY = os.environ.get("GWQ_LIBRARY", Path(__file__).parents[1] / "gwq_export" / "libgwq.so")
+LIBRARY = os.environ.get(
+    "GWQ_LIBRARY", Path(__file__).parents[1] / "gwq_export" / "native" / "libgwq.so"
+)
 ISAS = ["scalar", "avx2", "avx512", "avx512-simde"]
 
 # Sharper than a fresh initialisation, so that a wrong logit shows in the KL divergence.
-TINY = dict(vocab_size=1024, hidden_size=96, intermediate_size=200, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-            head_dim=16, max_position_embeddings=256, initializer_range=0.1, rms_norm_eps=1e-5)  # fmt: skip
+TINY = dict(
+    vocab_size=1024,
+    hidden_size=96,
+    intermediate_size=200,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    initializer_range=0.1,
+    rms_norm_eps=1e-5,
+)
 TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama-bias": ("LlamaConfig", {"attention_bias": True, "tie_word_embeddings": True}),
-    "llama3-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                                                        "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
-    "linear-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
-    "yarn-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                                                      "original_max_position_embeddings": 64}}),
+    "llama3-rope": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "linear-rope": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "yarn-rope": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
     "mistral": ("MistralConfig", {"sliding_window": 24}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
-    # less sharp: where rounded activations make a router choose the next expert, a random model says something else altogether
-    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.06}),
-    "qwen3moe": ("Qwen3MoeConfig", {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "norm_topk_prob": True,
-                                    "initializer_range": 0.06}),
-    "qwen3moe-plain": ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 72,
-                                          "initializer_range": 0.06}),
+    # less sharp: where rounded activations make a router choose the next expert, a random model
+    # says something else altogether
+    "mixtral": (
+        "MixtralConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.06},
+    ),
+    "qwen3moe": (
+        "Qwen3MoeConfig",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+            "initializer_range": 0.06,
+        },
+    ),
+    "qwen3moe-plain": (
+        "Qwen3MoeConfig",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 72,
+            "initializer_range": 0.06,
+        },
+    ),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
-    "granite": ("GraniteConfig", {"embedding_multiplier": 5.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
-                                  "logits_scaling": 3.0}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 5.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 3.0,
+        },
+    ),
     "olmo2": ("Olmo2Config", {}),
-    "phi": ("Phi3Config", {"pad_token_id": None}),  # llama.cpp looks for a token where the name has "phi3" in it
-    "longrope": ("Phi3Config", {"pad_token_id": None, "sliding_window": 200, "rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 64,
-        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}}),
-    "gemma2": ("Gemma2Config", {"sliding_window": 8, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
-                                "final_logit_softcapping": 4.0}),
-    "gemma3": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
-    "gemma2-scalar": ("Gemma2Config", {"sliding_window": 24, "query_pre_attn_scalar": 40, "num_hidden_layers": 2}),
-    "gemma3-every": ("Gemma3TextConfig", {"sliding_window": 8, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2,
-        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
-                            "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),
+    "phi": (
+        "Phi3Config",
+        {"pad_token_id": None},
+    ),  # llama.cpp looks for a token where the name has "phi3" in it
+    "longrope": (
+        "Phi3Config",
+        {
+            "pad_token_id": None,
+            "sliding_window": 200,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            },
+        },
+    ),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+    ),
+    "gemma2-scalar": (
+        "Gemma2Config",
+        {"sliding_window": 24, "query_pre_attn_scalar": 40, "num_hidden_layers": 2},
+    ),
+    "gemma3-every": (
+        "Gemma3TextConfig",
+        {
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "sliding_window_pattern": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+    ),
     "gpt2": ("GPT2Config", {"n_inner": 200}),
     "gptneox": ("GPTNeoXConfig", {}),
     "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
-}  # fmt: skip
+}
 
 
 def save_tiny(folder, config_class, **settings):
-    """A random model in `folder` with the first tokens of the bundled model's tokenizer; returns the folder."""
+    """A random model in `folder` with the first tokens of the bundled model's tokenizer; returns
+    the folder.
+    """
     import torch
     import transformers
 
@@ -73,8 +174,12 @@ def save_tiny(folder, config_class, **settings):
     config = config_class(**{key: value for key, value in TINY.items() if key in known} | settings)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, p in model.named_parameters():
-        if p.dim() == 1:  # norms and biases start as ones and zeros, which would hide that they are used
-            p.data += 0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
+        if (
+            p.dim() == 1
+        ):  # norms and biases start as ones and zeros, which would hide that they are used
+            p.data += (
+                0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
+            )
     model.save_pretrained(folder)
     save_tokenizer(folder, config.vocab_size)
     return Path(folder)
@@ -106,7 +211,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """exported(model folder, **options) -> (GGUF path, result of export), made once for equal arguments."""
+    """exported(model folder, **options) -> (GGUF path, result of export), made once for equal
+    arguments.
+    """
     import gwq_export
 
     made = {}
@@ -135,7 +242,7 @@ def threads(monkeypatch):
     import torch
 
     def choose(count):
-        for module in ("native", "parallel"):
+        for module in ("native.library", "compute.threads"):
             monkeypatch.setattr(f"gwq_export.{module}.default_threads", lambda: count)
         torch.set_num_threads(count)
 
@@ -164,7 +271,7 @@ def simde_library(tmp_path_factory):
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory):
     """name -> library; the SIMDe one runs the AVX-512 code on any x86 CPU."""
-    from gwq_export.format import ffi
+    from gwq_export.format.types import ffi
 
     opened = {}
 
@@ -183,7 +290,7 @@ def libraries(tmp_path_factory):
 def select(libraries):
     """Choose an instruction set and return its library; skips when this machine lacks it."""
 
-    from gwq_export.native import isas
+    from gwq_export.native.library import isas
 
     def choose(isa):
         lib, name = libraries(isa), isa.removesuffix("-simde")
@@ -200,7 +307,9 @@ def lib(request, select):
     select(request.param)
 
     class Selected:
-        """Selects again before each call: another test may have chosen another instruction set meanwhile."""
+        """Selects again before each call: another test may have chosen another instruction set
+        meanwhile.
+        """
 
         def __getattr__(self, name):
             return getattr(select(request.param), name)
@@ -210,7 +319,7 @@ def lib(request, select):
 
 @pytest.fixture(scope="module")
 def pool(lib):
-    from gwq_export.format import ffi
+    from gwq_export.format.types import ffi
 
     pools = {}
 

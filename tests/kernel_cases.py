@@ -1,6 +1,8 @@
-"""Matrices, shapes and outlier patterns of the kernel tests; their types are those that `gwq-bench --kernels` times.
+"""Matrices, shapes and outlier patterns of the kernel tests; their types are those that `gwq-bench
+--kernels` times.
 
-Data must not be able to hide a swap: values are random or have the period 251, a prime that no stride here divides.
+Data must not be able to hide a swap: values are random or have the period 251, a prime that no
+stride here divides.
 """
 
 import ctypes
@@ -10,17 +12,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from gwq_export import format as fmt
 from gwq_export.bench.cases import TILE_TYPES
-from gwq_export.side_table import pack_outliers, unpack_outliers
-from gwq_export.tiles import dequantize, pack_tiles
+from gwq_export.format import types as fmt
+from gwq_export.format.ggml_types import encode_ggml
+from gwq_export.format.outliers import pack_outliers, unpack_outliers
+from gwq_export.format.tiles import dequantize, pack_tiles
 
 SPARSE_TYPES = [*TILE_TYPES, *fmt.LEVELS]  # those that files have side-tables of
-# n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small models
+# n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small
+# models
 SHAPES = [
-    (1, 1), (15, 63), (16, 64), (17, 65), (31, 7), (33, 129), (48, 192), (16, 255), (64, 256), (65, 257), (16, 320),
-    (100, 576), (5, 511), (82, 513), (17, 897), (144, 1024),
-]  # fmt: skip
+    (1, 1),
+    (15, 63),
+    (16, 64),
+    (17, 65),
+    (31, 7),
+    (33, 129),
+    (48, 192),
+    (16, 255),
+    (64, 256),
+    (65, 257),
+    (16, 320),
+    (100, 576),
+    (5, 511),
+    (82, 513),
+    (17, 897),
+    (144, 1024),
+]
 TOKENS = [1, 2, 3, 5, 6, 7, 8, 17, 47, 64]
 
 
@@ -102,27 +120,43 @@ class Case:
 
 
 def random_parts(rng, type, rows, cols):
-    """What `pack_tiles` takes: any table, codes and scales, in the padding too; row scales of both signs, subnormal and
-    zero ones too."""
+    """What `pack_tiles` takes: any table, codes and scales, in the padding too; row scales of both
+    signs, subnormal and zero ones too.
+    """
     padded, blocks = fmt.padded_rows(rows), -(-cols // fmt.BLOCK)
     table = rng.integers(fmt.ENTRY_MIN, fmt.ENTRY_MAX + 1, fmt.TABLE).astype(np.int8)
     row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 1, rows)).astype(np.float16)
-    scales = rng.integers(-fmt.SCALE_BIAS, fmt.SCALE_BIAS, (padded, blocks * fmt.BLOCK // type.sub)).astype(np.int8)
-    return table, row_scales, scales, rng.integers(0, 1 << type.bits, (padded, blocks * fmt.BLOCK), np.uint8)
+    scales = rng.integers(
+        -fmt.SCALE_BIAS, fmt.SCALE_BIAS, (padded, blocks * fmt.BLOCK // type.sub)
+    ).astype(np.int8)
+    return (
+        table,
+        row_scales,
+        scales,
+        rng.integers(0, 1 << type.bits, (padded, blocks * fmt.BLOCK), np.uint8),
+    )
 
 
 def make(type_name, rows, cols, pattern=none, seed=0):
-    """A random matrix; tile types of random parts. Types with side-tables have an outlier wherever `pattern` says."""
+    """A random matrix; tile types of random parts.
+
+    Types with side-tables have an outlier wherever `pattern` says.
+    """
     rng, type = np.random.default_rng([seed, rows, cols]), fmt.TYPES[type_name]
     if not type.bits:
-        data = fmt.encode_stock(type, rng.standard_normal((rows, cols), np.float32))
+        data = encode_ggml(type, rng.standard_normal((rows, cols), np.float32))
     else:
         data = pack_tiles(type, *random_parts(rng, type, rows, cols))
     mask = pattern(rng, rows, cols) if type_name in SPARSE_TYPES else None
     if mask is None:
         return Case(type, (rows, cols), data)
     row, col = np.nonzero(mask)
-    return Case(type, (rows, cols), data, pack_outliers(row, col, rng.standard_normal(len(row)).astype(np.float16), (rows, cols)))
+    return Case(
+        type,
+        (rows, cols),
+        data,
+        pack_outliers(row, col, rng.standard_normal(len(row)).astype(np.float16), (rows, cols)),
+    )
 
 
 def activations(n, cols, seed=0):
@@ -133,8 +167,10 @@ def activations(n, cols, seed=0):
 
 
 def quantize(x):
-    """The int8 activations every kernel uses: q (n, 64 * blocks), scale (n, blocks), bias (n, 4 * blocks, 2): -32 times
-    the sum over the first and over the second two columns of every four, by 16 columns."""
+    """The int8 activations every kernel uses: q (n, 64 * blocks), scale (n, blocks), bias (n, 4 *
+    blocks, 2): -32 times the sum over the first and over the second two columns of every four, by
+    16 columns.
+    """
     n, cols = x.shape
     padded = np.zeros((n, -(-cols // fmt.BLOCK), fmt.BLOCK), np.float32)
     padded.reshape(n, -1)[:, :cols] = x
@@ -152,7 +188,9 @@ _mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def guarded(array):
-    """A copy that ends where an inaccessible page begins: reading or writing one byte beyond it is a crash."""
+    """A copy that ends where an inaccessible page begins: reading or writing one byte beyond it is
+    a crash.
+    """
     array = np.ascontiguousarray(array)
     room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, room + mmap.PAGESIZE)
@@ -165,4 +203,6 @@ def guarded(array):
 
 
 def same_bits(a, b):
-    assert_array_equal(np.asarray(a, np.float32).view(np.uint32), np.asarray(b, np.float32).view(np.uint32))
+    assert_array_equal(
+        np.asarray(a, np.float32).view(np.uint32), np.asarray(b, np.float32).view(np.uint32)
+    )

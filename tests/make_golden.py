@@ -1,33 +1,51 @@
-"""Writes what is missing of tests/data/golden; files of a format version are written once: `python tests/make_golden.py`."""
+"""Writes what is missing of tests/data/golden; files of a format version are written once: `python
+tests/make_golden.py`.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
-from gwq_export import tiles
-from gwq_export.format import BLOCK, TYPES, padded_rows
-from gwq_export.side_table import pack_outliers
-from gwq_export.writer import Writer
+from gwq_export.format import tiles
+from gwq_export.format.outliers import pack_outliers
+from gwq_export.format.types import BLOCK, TYPES, padded_rows
+from gwq_export.format.writer import Writer
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TILES = [type for type in TYPES.values() if type.bits]
 FILES = {  # name -> (seed, [(tensor, type, shape)]): full and narrow tiles, padding on both sides
-    **{type.name: (type.bits, [("w.weight", type, (21, 330)), ("v.weight", type, (8, 70))]) for type in TILES},
+    **{
+        type.name: (type.bits, [("w.weight", type, (21, 330)), ("v.weight", type, (8, 70))])
+        for type in TILES
+    },
     "experts": (5, [(f"{type.name}.weight", type, (3, 19, 70)) for type in TILES]),
 }
 
 
 def matrix(type, shape, outliers, rng):
-    """(bytes, records, offsets, float32 weights) of a random matrix; outliers: how many, None for a random number, 0 for no table."""
+    """(bytes, records, offsets, float32 weights) of a random matrix; outliers: how many, None for a
+    random number, 0 for no table.
+    """
     rows, cols = shape
     padded = padded_rows(rows), -(-cols // BLOCK) * BLOCK
-    table, scales = rng.integers(-32, 32, 16), rng.integers(-32, 32, (padded[0], padded[1] // type.sub)).astype(np.int8)
+    table, scales = (
+        rng.integers(-32, 32, 16),
+        rng.integers(-32, 32, (padded[0], padded[1] // type.sub)).astype(np.int8),
+    )
     table[5], table[9] = -32, 0
-    row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(np.float16)  # subnormal ones too
-    data = tiles.pack_tiles(type, table, row_scales, scales, rng.integers(0, 1 << type.bits, padded, np.uint8))
+    row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(
+        np.float16
+    )  # subnormal ones too
+    data = tiles.pack_tiles(
+        type, table, row_scales, scales, rng.integers(0, 1 << type.bits, padded, np.uint8)
+    )
     if outliers == 0:
         return data, None, None, tiles.dequantize(type, data, shape)
-    chosen = rng.random(shape) < 0.03 if outliers is None else rng.permuted(np.arange(rows * cols) < outliers).reshape(shape)
+    chosen = (
+        rng.random(shape) < 0.03
+        if outliers is None
+        else rng.permuted(np.arange(rows * cols) < outliers).reshape(shape)
+    )
     row, col = np.nonzero(chosen)
     value = rng.standard_normal(len(row)).astype(np.float16)
     value[:3] = 0, 6e-8, -1e-5
@@ -38,7 +56,9 @@ def matrix(type, shape, outliers, rng):
 def tensor(name, type, shape, rng):
     """[(tensor name, TensorType, shape, bytes)] and the float32 weights of a random tensor."""
     if len(shape) == 2:
-        data, records, offsets, weights = matrix(type, shape, None if name == "w.weight" else 0, rng)
+        data, records, offsets, weights = matrix(
+            type, shape, None if name == "w.weight" else 0, rng
+        )
     else:
         every = [matrix(type, shape[1:], 40, rng) for _ in range(shape[0])]
         data, records, offsets, weights = (np.stack(part) for part in zip(*every, strict=True))
@@ -51,7 +71,11 @@ def tensor(name, type, shape, rng):
 
 def main():
     GOLDEN.mkdir(exist_ok=True)
-    metadata = {"general.architecture": "llama", "general.name": "golden", "tokenizer.ggml.tokens": ["a", "b"]}
+    metadata = {
+        "general.architecture": "llama",
+        "general.name": "golden",
+        "tokenizer.ggml.tokens": ["a", "b"],
+    }
     for file, (seed, tensors) in FILES.items():
         if (GOLDEN / f"{file}.gguf").exists():
             continue
@@ -61,7 +85,9 @@ def main():
         with Writer(GOLDEN / f"{file}.gguf", metadata, [part[:3] for part in parts]) as writer:
             for name, _, _, data in parts:
                 writer.write(name, data)
-        (GOLDEN / f"{file}.f32").write_bytes(b"".join(weight.astype("<f4").tobytes() for _, weight in made))
+        (GOLDEN / f"{file}.f32").write_bytes(
+            b"".join(weight.astype("<f4").tobytes() for _, weight in made)
+        )
 
 
 if __name__ == "__main__":

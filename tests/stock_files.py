@@ -1,4 +1,4 @@
-"""Stock GGUF files as other tools write them, by gguf-py, and what gguf-py decodes them to."""
+"""Ordinary GGUF files as other tools write them, by gguf-py, and what gguf-py decodes them to."""
 
 from types import SimpleNamespace
 
@@ -6,16 +6,30 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Q
 
-# every tensor of a block with another type: some that gguf-py can encode, some made of random blocks
+# every tensor of a block with another type: some that gguf-py can encode, some made of random
+# blocks
 MIXED = {
-    "attn_q": Q.Q4_0, "attn_k": Q.Q5_0, "attn_v": Q.Q8_0, "attn_output": Q.Q4_K, "ffn_gate": Q.Q6_K, "ffn_up": Q.IQ4_NL, "ffn_down": Q.Q5_1,
-    "token_embd": Q.Q8_0, "output": Q.Q4_1,
-}  # fmt: skip
-SCALES = {Q.Q4_K: ((0, 2e-4), (2, 2e-3)), Q.Q6_K: ((208, 1e-4),), Q.IQ4_NL: ((0, 2e-3),)}  # (byte, value) of a block's FP16 scales
+    "attn_q": Q.Q4_0,
+    "attn_k": Q.Q5_0,
+    "attn_v": Q.Q8_0,
+    "attn_output": Q.Q4_K,
+    "ffn_gate": Q.Q6_K,
+    "ffn_up": Q.IQ4_NL,
+    "ffn_down": Q.Q5_1,
+    "token_embd": Q.Q8_0,
+    "output": Q.Q4_1,
+}
+SCALES = {
+    Q.Q4_K: ((0, 2e-4), (2, 2e-3)),
+    Q.Q6_K: ((208, 1e-4),),
+    Q.IQ4_NL: ((0, 2e-3),),
+}  # (byte, value) of a block's FP16 scales
 
 
 def encode(weight, type):
-    """Bytes uint8 (rows, bytes per row) of float32 (rows, cols); a random matrix where gguf-py cannot encode the type."""
+    """Bytes uint8 (rows, bytes per row) of float32 (rows, cols); a random matrix where gguf-py
+    cannot encode the type.
+    """
     if type not in SCALES:
         return gguf.quants.quantize(weight, type)
     unit, size = gguf.GGML_QUANT_SIZES[type]
@@ -26,7 +40,8 @@ def encode(weight, type):
 
 
 def rewrite(source, out, types, keys=None, tamper=lambda name, data: data):
-    """Write the F32 file `source` again: matrices in `types` {name after "blk.N.": type}, no gwq.* keys, `keys` replaced.
+    """Write the F32 file `source` again: matrices in `types` {name after "blk.N.": type}, no gwq.*
+    keys, `keys` replaced.
 
     tamper: (name, bytes or array) -> what to write instead.
     """
@@ -35,7 +50,12 @@ def rewrite(source, out, types, keys=None, tamper=lambda name, data: data):
     for name, field in reader.fields.items():
         if not name.startswith(("GGUF.", "gwq.", "general.architecture", "general.alignment")):
             value = (keys or {}).get(name, field.contents())
-            writer.add_key_value(name, value, field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                name,
+                value,
+                field.types[0],
+                sub_type=field.types[-1] if len(field.types) > 1 else None,
+            )
     for t in reader.tensors:
         type, weight = types.get(t.name.split(".")[-2]), t.data.reshape(*t.shape[::-1])
         if type is None or not t.name.endswith("weight"):
@@ -50,7 +70,9 @@ def rewrite(source, out, types, keys=None, tamper=lambda name, data: data):
 
 
 def decoded(path):
-    """An object with `.tensors[name].dequantize()` like `gwq_export.open_gguf`, decoded by gguf-py alone."""
+    """An object with `.tensors[name].dequantize()` like `gwq_export.open_gguf`, decoded by gguf-py
+    alone.
+    """
     tensors = {}
     for t in gguf.GGUFReader(path).tensors:
         weight = gguf.quants.dequantize(t.data, t.tensor_type).reshape(*t.shape[::-1])

@@ -14,9 +14,9 @@ from ablation_lab import Lab, default
 from ablation_svg import plot
 from conftest import DATA, REFERENCE
 
-from gwq_export.evaluate import PROTOCOLS, score
-from gwq_export.predict import module_logits
-from gwq_export.windows import CALIBRATION
+from gwq_export.calibration.text import CALIBRATION
+from gwq_export.evaluation.perplexity import PROTOCOLS, score
+from gwq_export.evaluation.predictors import module_logits
 
 SECTIONS = "ABCEF"  # D needs the shared data
 
@@ -34,7 +34,17 @@ def quick(tmp_path_factory):
     """Folder of what --quick writes, over a page that someone annotated."""
     out = tmp_path_factory.mktemp("ablation")
     (out / "ablation.md").write_text("<!-- reading C -->\nEvery step pays.\n<!-- end -->\n")
-    ablation.main(["--quick", "--models", "gwq-reference", "--out", str(out), "--saved", str(out / "rows.jsonl")])
+    ablation.main(
+        [
+            "--quick",
+            "--models",
+            "gwq-reference",
+            "--out",
+            str(out),
+            "--saved",
+            str(out / "rows.jsonl"),
+        ]
+    )
     return out
 
 
@@ -43,7 +53,11 @@ def test_the_page_has_its_parts(quick):
     for section in SECTIONS:
         assert f"\n## {section}. " in page and f"<!-- reading {section} -->\n" in page
     assert "<!-- reading C -->\nEvery step pays.\n<!-- end -->" in page
-    assert [row[0] for row in table(page, "## A.")] == ["no outliers", "`random`", "`loss` (default)"]
+    assert [row[0] for row in table(page, "## A.")] == [
+        "no outliers",
+        "`random`",
+        "`loss` (default)",
+    ]
     assert "3,145,728 weights" in page and "`tools/ablation --quick" in page
 
 
@@ -57,14 +71,20 @@ def test_the_ladder_climbs(quick):
 
 
 def test_decode_speed_is_of_this_world(quick):
-    for _, gweights, *ratios in table((quick / "ablation.md").read_text(), "one thread, 2048 x 2048"):
+    for _, gweights, *ratios in table(
+        (quick / "ablation.md").read_text(), "one thread, 2048 x 2048"
+    ):
         assert 0.01 < float(gweights) < 1000 and all(0.1 < float(ratio) < 2 for ratio in ratios)
 
 
 def test_budgets_are_met(quick):
     rows = table((quick / "ablation.md").read_text(), "## B.")
     bits, kld = np.array([[float(cell) for cell in row[1:3]] for row in rows]).T
-    assert bits[1] == bits[2] and np.abs(bits[3:5] - bits[2]).max() < 0.01 and (bits[3:5] <= bits[2]).all()
+    assert (
+        bits[1] == bits[2]
+        and np.abs(bits[3:5] - bits[2]).max() < 0.01
+        and (bits[3:5] <= bits[2]).all()
+    )
     assert kld[5] < kld[4] < kld[2] < kld[0]
 
 
@@ -83,18 +103,40 @@ def test_the_plot_is_whole(quick):
 
 def test_labels_stay_apart():
     points = [(2 + i / 4, 0.1 / (i + 1), f"type{i}") for i in range(8)]
-    labels = re.findall(r'mark1 small" x="([0-9.]+)" y="([0-9.]+)" text-anchor="(\w+)">type', plot({"a": [], "b": points}, "x"))
+    labels = re.findall(
+        r'mark1 small" x="([0-9.]+)" y="([0-9.]+)" text-anchor="(\w+)">type',
+        plot({"a": [], "b": points}, "x"),
+    )
     assert len(labels) == 8 and len(set(labels)) == 8
 
 
 def test_the_measure_is_the_products(quick):
-    """KL divergence and perplexity ratio are those of gwq_export.evaluate, and known rows are not measured again."""
-    lab = Lab(REFERENCE, CALIBRATION, DATA / "eval.txt", samples=4, count=2, seeds=1, saved=quick / "rows.jsonl")
+    """KL divergence and perplexity ratio are those of gwq_export.evaluation.perplexity, and known
+    rows are not measured again.
+    """
+    lab = Lab(
+        REFERENCE,
+        CALIBRATION,
+        DATA / "eval.txt",
+        samples=4,
+        count=2,
+        seeds=1,
+        saved=quick / "rows.jsonl",
+    )
     entries = lab.uniform(default("gwq2"), 0)
     row = lab.measure(entries, 0)
     assert not lab._statistics  # from the file
     lab.known.clear()
     again = lab.measure(entries, 0)
-    assert (again.bpw, again.kld, again.ppl_ratio) == pytest.approx((row.bpw, row.kld, row.ppl_ratio))
-    found = score(module_logits(lab.model), lab.rows, PROTOCOLS["llama.cpp"].scored(lab.ctx), module_logits(lab.original))
-    assert (found["kld_mean"], found["ppl_ratio"]) == pytest.approx((row.kld, row.ppl_ratio), rel=1e-4)
+    assert (again.bpw, again.kld, again.ppl_ratio) == pytest.approx(
+        (row.bpw, row.kld, row.ppl_ratio)
+    )
+    found = score(
+        module_logits(lab.model),
+        lab.rows,
+        PROTOCOLS["llama.cpp"].scored(lab.ctx),
+        module_logits(lab.original),
+    )
+    assert (found["kld_mean"], found["ppl_ratio"]) == pytest.approx(
+        (row.kld, row.ppl_ratio), rel=1e-4
+    )

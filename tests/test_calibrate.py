@@ -11,8 +11,9 @@ from reference import parameter
 from safetensors.torch import load_file, save_file
 
 from gwq_export import GwqError
-from gwq_export.calibrate import Calibration, _loss, gradients, sample_tokens
-from gwq_export.source import Source
+from gwq_export.calibration.gradients import _loss, gradients
+from gwq_export.calibration.text import Calibration, sample_tokens
+from gwq_export.hf.source import Source
 
 
 def whole_model(folder, tokens):
@@ -44,52 +45,90 @@ def test_equal_to_whole_model_backward(tiny, name):
         g = parameter(expected, tensor).double()
         seen.add(tensor)
         assert np.array_equal(weight, source.tensor(tensor).numpy())
-        for statistic, value in [("abs", g.abs().mean(0)), ("mean", g.mean(0)), ("square", (g * g).mean(0))]:
-            assert np.abs(found[statistic] - value.numpy()).max() <= 2e-5 * value.abs().max(), (tensor, statistic)
+        for statistic, value in [
+            ("abs", g.abs().mean(0)),
+            ("mean", g.mean(0)),
+            ("square", (g * g).mean(0)),
+        ]:
+            assert np.abs(found[statistic] - value.numpy()).max() <= 2e-5 * value.abs().max(), (
+                tensor,
+                statistic,
+            )
     linear = {n for i in range(source.layers) for row, n in source.block(i).items() if row.linear}
     assert seen == linear | set(ends)
     assert calibration.losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_gradients_of_own_predictions_have_their_second_moment():
-    """Over tokens drawn from p, the gradient by the logits is p - onehot; its second moment is diag(p) - p p^T."""
+    """Over tokens drawn from p, the gradient by the logits is p - onehot; its second moment is
+    diag(p) - p p^T.
+    """
     p, n = torch.tensor([0.6, 0.25, 0.1, 0.05]), 20000
     logits = p.log().repeat(n + 1, 1).requires_grad_()
     ids = torch.zeros(1, n + 1, dtype=torch.long)
     model = SimpleNamespace(logits=lambda ids, hidden: hidden)
     loss, wanted = _loss(model, ids, logits, 3)
     g = n * torch.autograd.grad(wanted, logits)[0][:-1]
-    assert torch.allclose(g.T @ g / n, p.diag() - p[:, None] * p, atol=0.01) and loss.item() == pytest.approx(-np.log(0.6))
-    assert torch.equal(_loss(model, ids, logits, 3)[1], wanted) and not torch.equal(_loss(model, ids, logits, 4)[1], wanted)
+    assert torch.allclose(
+        g.T @ g / n, p.diag() - p[:, None] * p, atol=0.01
+    ) and loss.item() == pytest.approx(-np.log(0.6))
+    assert torch.equal(_loss(model, ids, logits, 3)[1], wanted) and not torch.equal(
+        _loss(model, ids, logits, 4)[1], wanted
+    )
     loss, wanted = _loss(model, ids, logits, None)
     assert wanted is loss
 
 
-@pytest.mark.parametrize("model, name", [("llama", "lm_head.weight"), ("llama-bias", "model.embed_tokens.weight")])
+@pytest.mark.parametrize(
+    "model, name", [("llama", "lm_head.weight"), ("llama-bias", "model.embed_tokens.weight")]
+)
 def test_own_predictions_are_not_surprised_by_a_text(tiny, tmp_path, model, name):
-    """Random tokens: while predictions are nearly even, both kinds of gradients are of one size; a sure model's own are smaller."""
+    """Random tokens: while predictions are nearly even, both kinds of gradients are of one size; a
+    sure model's own are smaller.
+    """
     source, ratios = tiny(model), []
-    folder, tensors = shutil.copytree(source, tmp_path / "model"), load_file(source / "model.safetensors")
+    folder, tensors = (
+        shutil.copytree(source, tmp_path / "model"),
+        load_file(source / "model.safetensors"),
+    )
     for factor in (0.1, 10):
-        save_file(tensors | {name: tensors[name] * factor}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            tensors | {name: tensors[name] * factor}, folder / "model.safetensors", {"format": "pt"}
+        )
         sums, opened = [], Source(folder)
         for own in (False, True):
-            calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (4, 60))))
+            calibration = Calibration(
+                torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (4, 60)))
+            )
             found = gradients(opened, calibration, ("rows", "hessian"), [name], own=own)
             size = {n: s["rows"].sum() * s["hessian"].trace() for n, _, s in found}
-            sums.append([size[n] for n in ("model.layers.0.mlp.down_proj.weight", "model.layers.2.self_attn.v_proj.weight", name)])
+            sums.append(
+                [
+                    size[n]
+                    for n in (
+                        "model.layers.0.mlp.down_proj.weight",
+                        "model.layers.2.self_attn.v_proj.weight",
+                        name,
+                    )
+                ]
+            )
         ratios.append(np.divide(*sums[::-1]))
     assert np.allclose(ratios[0], 1, atol=0.25) and (ratios[1] < 0.7).all(), ratios
 
 
 def whole_factors(folder, tokens):
-    """{matrix: {"hessian": mean of x x^T, "rows": mean of (dL/dz)^2}} over all tokens, L the sum of a sample's token losses,
-    by hooks on transformers' model. The embedding is its transpose's matrix: one-hot tokens out, gradients in."""
+    """{matrix: {"hessian": mean of x x^T, "rows": mean of (dL/dz)^2}} over all tokens, L the sum of
+    a sample's token losses, by hooks on transformers' model. The embedding is its transpose's
+    matrix: one-hot tokens out, gradients in.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    scale, seen = float(getattr(model.get_input_embeddings(), "embed_scale", 1)), {}  # Gemma's module multiplies its rows
+    scale, seen = (
+        float(getattr(model.get_input_embeddings(), "embed_scale", 1)),
+        {},
+    )  # Gemma's module multiplies its rows
 
     def note(name):
         def hook(module, args, output):
@@ -112,8 +151,13 @@ def whole_factors(folder, tokens):
         assert len(x) == len(g) == tokens.numel()
         if x.dim() == 1:  # token ids: the input is one-hot, and the "rows" are the tokens
             share = torch.bincount(x.long(), minlength=model.config.vocab_size).double() / len(x)
-            unseen = min(0.5, (share * len(x)).round().eq(1).sum().item() / len(x))  # Good and Turing's estimate, spread over all
-            found[name] = {"hessian": scale**2 * g.T @ g / len(g), "rows": share * (1 - unseen) + unseen / len(share)}
+            unseen = min(
+                0.5, (share * len(x)).round().eq(1).sum().item() / len(x)
+            )  # Good and Turing's estimate, spread over all
+            found[name] = {
+                "hessian": scale**2 * g.T @ g / len(g),
+                "rows": share * (1 - unseen) + unseen / len(share),
+            }
         else:
             found[name] = {"hessian": x.T @ x / len(x), "rows": (g * g).mean(0)}
     found[Source(folder).arch.head] = found["lm_head.weight"]
@@ -123,9 +167,27 @@ def whole_factors(folder, tokens):
 BOTH = ("hessian", "rows")
 
 
-NAMES = ("llama", "llama-bias", "qwen3", "mistral", "linear-rope", "granite", "olmo2", "phi", "gemma2", "gemma3", "gpt2", "gptneox")
+NAMES = (
+    "llama",
+    "llama-bias",
+    "qwen3",
+    "mistral",
+    "linear-rope",
+    "granite",
+    "olmo2",
+    "phi",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+)
 CASES = [(name, BOTH) for name in NAMES]  # ends untied and tied
-CASES += [("llama", ("square", *BOTH)), ("llama-bias", ("abs", *BOTH)), ("llama", ("rows",)), ("llama", ("hessian",))]
+CASES += [
+    ("llama", ("square", *BOTH)),
+    ("llama-bias", ("abs", *BOTH)),
+    ("llama", ("rows",)),
+    ("llama", ("hessian",)),
+]
 
 
 @pytest.mark.parametrize("name, statistics", CASES)
@@ -142,15 +204,23 @@ def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
             # one product in the place of two: s of the head's tokens, f of the embedding's
             h, e = expected[arch.head], expected[arch.embed]
             s, f = h["rows"].sum(), e["rows"].sum()
-            wanted = {"hessian": s * h["hessian"] + f * e["hessian"], "rows": (h["rows"] / s + e["rows"] / f) / 2}
+            wanted = {
+                "hessian": s * h["hessian"] + f * e["hessian"],
+                "rows": (h["rows"] / s + e["rows"] / f) / 2,
+            }
         else:
             wanted = expected[tensor]
         for factor in set(statistics) & set(BOTH):
             value = wanted[factor].numpy()
             assert found[factor].shape == value.shape and found[factor].dtype == np.float32
-            assert np.abs(found[factor] - value).max() <= 2e-5 * np.abs(value).max(), (tensor, factor)
+            assert np.abs(found[factor] - value).max() <= 2e-5 * np.abs(value).max(), (
+                tensor,
+                factor,
+            )
             assert found[factor].any()
-    assert seen == {n for i in range(source.layers) for row, n in source.block(i).items() if row.linear} | set(ends)
+    assert seen == {
+        n for i in range(source.layers) for row, n in source.block(i).items() if row.linear
+    } | set(ends)
 
 
 def test_matrices_of_one_input_share_their_hessian(tiny):
@@ -158,9 +228,12 @@ def test_matrices_of_one_input_share_their_hessian(tiny):
     source, kept = Source(tiny("llama")), {}
     calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (2, 20))))
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
-        kept.setdefault(id(found["hessian"]), (found["hessian"], []))[1].append(tensor.split(".")[-2])
+        kept.setdefault(id(found["hessian"]), (found["hessian"], []))[1].append(
+            tensor.split(".")[-2]
+        )
     assert sorted(map(sorted, (names for _, names in kept.values()))) == sorted(
-        [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * source.layers
+        [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+        * source.layers
     )
 
 
@@ -169,7 +242,11 @@ def test_embedding_and_head_alone(tiny, ends):
     folder = tiny("llama")
     calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (2, 20))))
     expected, _ = whole_model(folder, calibration.tokens)
-    found = {tensor: s["mean"] for tensor, _, s in gradients(Source(folder), calibration, ("mean",), ends) if tensor in ends}
+    found = {
+        tensor: s["mean"]
+        for tensor, _, s in gradients(Source(folder), calibration, ("mean",), ends)
+        if tensor in ends
+    }
     assert list(found) == ends
     for tensor in ends:
         value = expected[tensor].mean(0)

@@ -1,4 +1,6 @@
-"""Generation as people meet it: stop strings, sampling, conversations that keep their cache, gwq-run on a terminal."""
+"""Generation as people meet it: stop strings, sampling, conversations that keep their cache,
+gwq-run on a terminal.
+"""
 
 import contextlib
 import fcntl
@@ -20,9 +22,10 @@ from conftest import REFERENCE
 from test_cli import assert_one_line, call, command
 
 import gwq_export
-from gwq_export import GwqError, generate
-from gwq_export.chat import Chat
-from gwq_export.generate import Sampling, StopStrings
+from gwq_export import GwqError
+from gwq_export.runtime import model as generate
+from gwq_export.runtime.chat import Chat
+from gwq_export.runtime.sampling import Sampling, StopStrings
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +41,26 @@ def model(path):
 # --- stop strings and sampling --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, strings, expected", [
-    ("one two three", [], "one two three"), ("one two three", ["two"], "one "), ("one two three", ["twx", "e t"], "on"),
-    ("aab", ["ab"], "a"), ("ababac", ["abac"], "ab"), ("aaaa", ["ab"], "aaaa"), ("x</s", ["</s>"], "x</s"), ("x</s>y", ["</s>", "x<"], ""),
-    ("né", ["é"], "n"), ("one\nUser: x", ["\nUser:"], "one"), ("abc", ["c", "bc"], "a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, strings, expected",
+    [
+        ("one two three", [], "one two three"),
+        ("one two three", ["two"], "one "),
+        ("one two three", ["twx", "e t"], "on"),
+        ("aab", ["ab"], "a"),
+        ("ababac", ["abac"], "ab"),
+        ("aaaa", ["ab"], "aaaa"),
+        ("x</s", ["</s>"], "x</s"),
+        ("x</s>y", ["</s>", "x<"], ""),
+        ("né", ["é"], "n"),
+        ("one\nUser: x", ["\nUser:"], "one"),
+        ("abc", ["c", "bc"], "a"),
+    ],
+)
 def test_stop_strings(text, strings, expected):
-    for cuts in range(1 << (len(text) - 1)) if len(text) < 8 else (0, 1, 0b1010101, (1 << len(text)) - 1):  # how the text arrives
+    for cuts in (
+        range(1 << (len(text) - 1)) if len(text) < 8 else (0, 1, 0b1010101, (1 << len(text)) - 1)
+    ):  # how the text arrives
         pieces = [""]
         for i, c in enumerate(text):
             pieces[-1] += c
@@ -62,18 +78,38 @@ def test_stop_strings(text, strings, expected):
 
 def test_text_is_not_held_back_without_need():
     stops = StopStrings(["\n\n", "###"])
-    assert [stops.feed(p) for p in ("abc", "d#", "e", "f##", "g\n", "h")] == ["abc", "d", "#e", "f", "##g", "\nh"]
+    assert [stops.feed(p) for p in ("abc", "d#", "e", "f##", "g\n", "h")] == [
+        "abc",
+        "d",
+        "#e",
+        "f",
+        "##g",
+        "\nh",
+    ]
     with pytest.raises(GwqError, match="empty"):
         StopStrings(["a", ""])
 
 
-@pytest.mark.parametrize("penalty, last, before, expected", [
-    (1.0, 64, [0, 1], 0), (2.0, 64, [0], 1), (2.0, 64, [0, 1], 0), (2.0, 64, [0, 0, 1, 1], 0), (2.0, 1, [0, 1], 0), (2.0, -1, [0, 2], 1),
-    (2.0, 0, [0], 0), (0.5, 64, [1], 1), (4.0, 64, [0, 1, 2], 0), (20.0, 64, [0, 1], 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "penalty, last, before, expected",
+    [
+        (1.0, 64, [0, 1], 0),
+        (2.0, 64, [0], 1),
+        (2.0, 64, [0, 1], 0),
+        (2.0, 64, [0, 0, 1, 1], 0),
+        (2.0, 1, [0, 1], 0),
+        (2.0, -1, [0, 2], 1),
+        (2.0, 0, [0], 0),
+        (0.5, 64, [1], 1),
+        (4.0, 64, [0, 1, 2], 0),
+        (20.0, 64, [0, 1], 0),
+    ],
+)
 def test_repeat_penalty(penalty, last, before, expected):
     logits = np.array([3.0, 2.0, -1.0, -8.0], np.float32)
-    assert Sampling(repeat_penalty=penalty, repeat_last_n=last).pick(logits, None, before) == expected
+    assert (
+        Sampling(repeat_penalty=penalty, repeat_last_n=last).pick(logits, None, before) == expected
+    )
     assert logits.tolist() == [3, 2, -1, -8]
 
 
@@ -81,7 +117,9 @@ def test_repeat_penalty_lowers_negative_logits_too():
     assert Sampling(repeat_penalty=2.0).pick(np.array([-1.0, -1.5]), None, [0]) == 1
 
 
-@pytest.mark.parametrize("options", [{"repeat_penalty": 0.0}, {"repeat_penalty": float("nan")}, {"repeat_last_n": -2}])
+@pytest.mark.parametrize(
+    "options", [{"repeat_penalty": 0.0}, {"repeat_penalty": float("nan")}, {"repeat_last_n": -2}]
+)
 def test_impossible_penalties(options):
     with pytest.raises(GwqError, match="repeat"):
         Sampling(**options)
@@ -91,11 +129,16 @@ def test_generation_obeys_stop_strings_and_penalty(model):
     plain = model.generate("The city of", n=24)
     cut = plain[8:11]
     stats = {}
-    assert "".join(model.stream("The city of", 24, stop=[cut], stats=stats)) == plain[: plain.index(cut)]
+    assert (
+        "".join(model.stream("The city of", 24, stop=[cut], stats=stats))
+        == plain[: plain.index(cut)]
+    )
     assert stats["stop"] == "string" and 0 < stats["tokens"] < 24
     ids = model.tokenizer.encode("The city of")
     free = list(model.tokens(model.session(), ids, 60))
-    assert len(set(free)) < len(set(model.tokens(model.session(), ids, 60, Sampling(repeat_penalty=1.5, repeat_last_n=-1))))
+    assert len(set(free)) < len(
+        set(model.tokens(model.session(), ids, 60, Sampling(repeat_penalty=1.5, repeat_last_n=-1)))
+    )
 
 
 def test_token_ids_need_no_tokenizer(path, monkeypatch):
@@ -108,7 +151,11 @@ def test_token_ids_need_no_tokenizer(path, monkeypatch):
     made = list(model.tokens(model.session(), [5, 6], 4))
     assert len(made) == 4
     session = model.session()
-    assert list(model.tokens(session, [5, 6], 2)) + list(model.tokens(session, made[1:2], 2, before=[5, 6, made[0]])) == made
+    assert (
+        list(model.tokens(session, [5, 6], 2))
+        + list(model.tokens(session, made[1:2], 2, before=[5, 6, made[0]]))
+        == made
+    )
 
 
 # --- conversations --------------------------------------------------------------------------------------------------
@@ -120,13 +167,18 @@ def test_a_chat_computes_only_what_is_new(model):
         asked = [*chat.messages, {"role": "user", "content": question}]
         prompt = model.prompt_ids(asked)
         answer = "".join(chat.reply(question, stats))
-        assert answer == model.generate(asked, n=12) and chat.messages == [*asked, {"role": "assistant", "content": answer}]
+        assert answer == model.generate(asked, n=12) and chat.messages == [
+            *asked,
+            {"role": "assistant", "content": answer},
+        ]
         assert stats["context_tokens"] == len(prompt) + stats["tokens"]
         if len(asked) > 2:
             assert stats["prompt_tokens"] < len(prompt) / 2
     chat.clear()
     assert chat.messages == [{"role": "system", "content": "Be brief."}]
-    assert "".join(chat.reply("Hello there")) == model.generate([*chat._start, {"role": "user", "content": "Hello there"}], n=12)
+    assert "".join(chat.reply("Hello there")) == model.generate(
+        [*chat._start, {"role": "user", "content": "Hello there"}], n=12
+    )
 
 
 def test_a_chat_drops_its_oldest_turns(path):
@@ -136,8 +188,12 @@ def test_a_chat_drops_its_oldest_turns(path):
         "".join(chat.reply(f"Question {turn}", stats))
         dropped += stats["dropped"]
         assert stats["context_tokens"] <= 96 and chat.messages[0]["role"] == "system"
-        assert [m["role"] for m in chat.messages[1:]] == ["user", "assistant"] * (len(chat.messages) // 2)
-    assert dropped == 8 - len(chat.messages) // 2 > 2 and chat.messages[-2]["content"] == "Question 7"
+        assert [m["role"] for m in chat.messages[1:]] == ["user", "assistant"] * (
+            len(chat.messages) // 2
+        )
+    assert (
+        dropped == 8 - len(chat.messages) // 2 > 2 and chat.messages[-2]["content"] == "Question 7"
+    )
     before = list(chat.messages)
     with pytest.raises(GwqError, match="context holds 96"):
         next(chat.reply("word " * 100))
@@ -154,7 +210,9 @@ def test_a_chat_can_be_halted(model, after):
     for piece in chat.reply("Hello there", stats, halt=lambda: len(said) >= after):
         said.append(piece)
     assert stats["stop"] == "halt" and len(said) == after
-    assert [m["content"] for m in chat.messages] == (["Hello there", "".join(said)] if after else [])
+    assert [m["content"] for m in chat.messages] == (
+        ["Hello there", "".join(said)] if after else []
+    )
     assert "".join(chat.reply("And then?", stats)) == model.generate(chat.messages[:-1], n=12)
 
 
@@ -190,29 +248,45 @@ def test_prompts_from_everywhere(path, capsys, tmp_path):
 
 def test_the_cache_may_hold_codes(path, capsys, exported, tiny):
     wanted = run(capsys, path, "-p", "The city", "--raw", "-n", 3)
-    assert run(capsys, path, "-p", "The city", "--raw", "-n", 3, "--cache-type", "q8_0")["text"] == wanted["text"]
+    assert (
+        run(capsys, path, "-p", "The city", "--raw", "-n", 3, "--cache-type", "q8_0")["text"]
+        == wanted["text"]
+    )
     narrow, _ = exported(tiny("llama"), type="f16")
     status, _, err = call(capsys, "run", narrow, "-p", "x", "--cache-type", "q8_0")
     assert status == 2 and "choose f16" in err
 
 
 def test_sampling_is_reproducible(path, capsys):
-    texts = [run(capsys, path, "-p", "The", "-n", 12, "--temp", 1, "--top-k", 0, "--seed", seed)["text"] for seed in (1, 1, 2)]
+    texts = [
+        run(capsys, path, "-p", "The", "-n", 12, "--temp", 1, "--top-k", 0, "--seed", seed)["text"]
+        for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_full_contexts_are_said(path, capsys, caplog):
-    assert run(capsys, path, "-p", "The city", "--raw", "-n", 4, "--ctx", 16)["stop"] == "length" and not caplog.text
+    assert (
+        run(capsys, path, "-p", "The city", "--raw", "-n", 4, "--ctx", 16)["stop"] == "length"
+        and not caplog.text
+    )
     assert run(capsys, path, "-p", "The city", "--raw", "-n", -1, "--ctx", 16)["stop"] == "context"
     assert "context of 16 tokens is full" in caplog.text
 
 
-@pytest.mark.parametrize("args, words", [
-    ([], "no prompt"), (["-p", "x", "-f", "y"], "use one of them"), (["-f", "no/such/file"], "cannot be read"),
-    (["-f", os.devnull], "prompt is empty"),
-    (["-p", "x", "--stop", ""], "stop string is empty"), (["-p", "x", "--repeat-penalty", "0"], "above 0"),
-    (["-p", "x", "--raw", "--system", "y"], "--raw"), (["-i", "--raw", "--system", "y"], "--raw"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ([], "no prompt"),
+        (["-p", "x", "-f", "y"], "use one of them"),
+        (["-f", "no/such/file"], "cannot be read"),
+        (["-f", os.devnull], "prompt is empty"),
+        (["-p", "x", "--stop", ""], "stop string is empty"),
+        (["-p", "x", "--repeat-penalty", "0"], "above 0"),
+        (["-p", "x", "--raw", "--system", "y"], "--raw"),
+        (["-i", "--raw", "--system", "y"], "--raw"),
+    ],
+)
 def test_run_mistakes(path, capsys, monkeypatch, args, words):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     status, _, err = call(capsys, "run", path, *args)
@@ -224,17 +298,42 @@ def test_options_reach_the_model(path, model, capsys):
     cut = text[8:11]
     found = run(capsys, path, *plain, "--stop", cut)
     assert (found["text"], found["stop"]) == (text[: text.index(cut)], "string")
-    for flag, value, off in (("repeat_penalty", 1.5, 1.0), ("top_p", 0.3, 1.0), ("min_p", 0.5, 0.0)):
+    for flag, value, off in (
+        ("repeat_penalty", 1.5, 1.0),
+        ("top_p", 0.3, 1.0),
+        ("min_p", 0.5, 0.0),
+    ):
         options = {"temp": 1.0, "seed": 1, "top_k": 0, flag: value}
         flags = [str(part) for k, v in options.items() for part in ("--" + k.replace("_", "-"), v)]
         wanted = model.generate("The city of", n=24, **options)
-        assert run(capsys, path, *plain, *flags)["text"] == wanted != model.generate("The city of", n=24, **options | {flag: off}), flag
-    done = command("run", path, "-i", "--raw", "-n", 24, "-t", 1, "--stop", cut, "--json", input="The city of\n")
+        assert (
+            run(capsys, path, *plain, *flags)["text"]
+            == wanted
+            != model.generate("The city of", n=24, **options | {flag: off})
+        ), flag
+    done = command(
+        "run",
+        path,
+        "-i",
+        "--raw",
+        "-n",
+        24,
+        "-t",
+        1,
+        "--stop",
+        cut,
+        "--json",
+        input="The city of\n",
+    )
     assert json.loads(done.stdout.splitlines()[-1])["stop"] == "string"
 
 
 def test_a_chat_from_a_pipe(path):
-    lines = "Hello there\n\n/help\n/nonsense\nWhat?\n" + "word " * 600 + "\n/clear\nHello there\n/exit\nnever\n"
+    lines = (
+        "Hello there\n\n/help\n/nonsense\nWhat?\n"
+        + "word " * 600
+        + "\n/clear\nHello there\n/exit\nnever\n"
+    )
     done = command("run", path, "-i", "-n", 6, "-t", 1, "--ctx", 64, "--json", input=lines)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and result["turns"] == 3 and result["tokens"] == 18, done.stderr
@@ -255,7 +354,15 @@ class Terminal:
 
         argv = [sys.executable, "-m", "gwq_export.cli", "run", str(path), "-t", "1", *args]
         env = os.environ | {"TERM": "dumb"}
-        self.child = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=own, env=env)
+        self.child = subprocess.Popen(
+            argv,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=own,
+            env=env,
+        )
         os.close(slave)
         self.seen = ""
 
@@ -274,7 +381,9 @@ class Terminal:
         return text
 
     def leaves_with(self, keys, seconds=60):
-        """Exit status after `keys`; typed again now and then: what comes while a terminal changes its mode can get lost."""
+        """Exit status after `keys`; typed again now and then: what comes while a terminal changes
+        its mode can get lost.
+        """
         start, typed = time.monotonic(), 0
         while self.child.poll() is None and (now := time.monotonic() - start) < seconds:
             with contextlib.suppress(OSError):

@@ -13,10 +13,26 @@ sys.path.append(str(TOOLS))
 import claims  # noqa: E402
 
 ITEMS = {
-    "piqa": {"query": "To open a door,", "choices": ["turn the handle", "turn the page"], "gold": 0},
-    "arc_easy": {"query": "What do plants need?", "choices": ["light", "paper", "shoes"], "gold": 0},
-    "winogrande": {"context_options": ["Ann fell, so Ann", "Ann fell, so Bob"], "continuation": "was hurt.", "gold": 0},
-    "hellaswag_2000": {"query": "A man sits down. He", "choices": ["reads", "melts", "rains", "is tall"], "gold": 0},
+    "piqa": {
+        "query": "To open a door,",
+        "choices": ["turn the handle", "turn the page"],
+        "gold": 0,
+    },
+    "arc_easy": {
+        "query": "What do plants need?",
+        "choices": ["light", "paper", "shoes"],
+        "gold": 0,
+    },
+    "winogrande": {
+        "context_options": ["Ann fell, so Ann", "Ann fell, so Bob"],
+        "continuation": "was hurt.",
+        "gold": 0,
+    },
+    "hellaswag_2000": {
+        "query": "A man sits down. He",
+        "choices": ["reads", "melts", "rains", "is tall"],
+        "gold": 0,
+    },
 }
 
 
@@ -30,18 +46,34 @@ def data(tmp_path):
     lines = [json.dumps({"text": part}) for part in (text[5000:7000], text[8000:10000])]
     (tmp_path / "data/text/c4_sample_1000.jsonl").write_text("\n".join(lines), encoding="utf-8")
     for name, item in ITEMS.items():
-        (tmp_path / f"data/tasks/{name}.jsonl").write_text(json.dumps(item) + "\n", encoding="utf-8")
+        (tmp_path / f"data/tasks/{name}.jsonl").write_text(
+            json.dumps(item) + "\n", encoding="utf-8"
+        )
     return tmp_path / "data"
 
 
 def test_every_claim_has_a_row_with_a_figure_or_a_reason(data, tmp_path):
     out = tmp_path / "claims.md"
-    subprocess.run([sys.executable, TOOLS / "claims.py", "--quick", "--data", data, "--out", out], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, TOOLS / "claims.py", "--quick", "--data", data, "--out", out],
+        check=True,
+        capture_output=True,
+    )
     text = out.read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.replace("\\|", "").split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.replace("\\|", "").split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     assert {len(row) for row in rows} == {len(claims.COLUMNS) + 4}
     found = {row[0]: row for row in rows}
-    for claim in ("low-bit format", "lower perplexity", "higher zero-shot accuracy", "one calibration set is enough", "faster"):
+    for claim in (
+        "low-bit format",
+        "lower perplexity",
+        "higher zero-shot accuracy",
+        "one calibration set is enough",
+        "faster",
+    ):
         assert found[claim][-2][0].isdigit(), claim
     assert found["gradients locate outliers better than the Hessian"][3][0].isdigit()
     for claim, reason in claims.UNCHECKED.items():

@@ -13,12 +13,17 @@ import pytest
 from conftest import DATA, REFERENCE
 
 from gwq_export.cli import main
-from gwq_export.container import Reader
-from gwq_export.format import TABLE
+from gwq_export.format.reader import Reader
+from gwq_export.format.types import TABLE
 
 
 def command(name, *args, **options):
-    return subprocess.run([sys.executable, "-m", "gwq_export.cli", name, *map(str, args)], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "gwq_export.cli", name, *map(str, args)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
 
 
 def call(capsys, name, *args):
@@ -48,7 +53,16 @@ def small(tmp_path_factory):
 
 def test_export(small):
     path, result = small
-    assert set(result) >= {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds", "peak_rss_bytes"}
+    assert set(result) >= {
+        "out",
+        "bytes",
+        "params",
+        "bpw",
+        "bpw_linear",
+        "outlier_fraction",
+        "seconds",
+        "peak_rss_bytes",
+    }
     assert result["bytes"] == path.stat().st_size and result["params"] == 5245184
     assert 50e6 < result["peak_rss_bytes"] < 3e9
 
@@ -56,7 +70,12 @@ def test_export(small):
 def test_info(small, capsys):
     status, out, _ = call(capsys, "info", small[0], "--json", "--check")
     info = json.loads(out.splitlines()[-1])
-    assert status == 0 and info["check"] == "ok" and info["arch"] == "llama" and info["params"] == 5245184
+    assert (
+        status == 0
+        and info["check"] == "ok"
+        and info["arch"] == "llama"
+        and info["params"] == 5245184
+    )
     assert (
         info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) + info["alignment_bytes"]
         == info["bytes"]
@@ -64,14 +83,21 @@ def test_info(small, capsys):
     )
     assert info["bpw"] == pytest.approx(small[1]["bpw"])
     linear = [t for t in info["tensors"] if t["type"] == "gwq4"]
-    assert len(linear) == 28 and sum(t["outliers"] for t in linear) == pytest.approx(7864, abs=30)  # 0.25 %
+    assert len(linear) == 28 and sum(t["outliers"] for t in linear) == pytest.approx(
+        7864, abs=30
+    )  # 0.25 %
     assert set(linear[0]) == {"name", "type", "shape", "bytes", "outliers"}
 
 
 def test_run(small, capsys):
     status, out, err = call(capsys, "run", small[0], "-p", "The city", "-n", 8, "--raw", "--json")
     result = json.loads(out.splitlines()[-1])
-    assert status == 0 and result["tokens"] == 8 and result["decode_tps"] > 0 and result["prompt_tps"] > 0
+    assert (
+        status == 0
+        and result["tokens"] == 8
+        and result["decode_tps"] > 0
+        and result["prompt_tps"] > 0
+    )
     assert out.startswith(result["text"]) and "t/s" in err
     done = command("run", small[0], "-p", "-", "-n", 8, "--raw", "--json", input="The city")
     assert json.loads(done.stdout.splitlines()[-1])["text"] == result["text"]
@@ -79,23 +105,74 @@ def test_run(small, capsys):
 
 def test_eval(small, capsys, tmp_path):
     (tmp_path / "t.txt").write_text((DATA / "eval.txt").read_text()[:6000])
-    status, out, _ = call(capsys, "eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 256, "--against", REFERENCE, "--json")
+    status, out, _ = call(
+        capsys,
+        "eval",
+        small[0],
+        "--text",
+        tmp_path / "t.txt",
+        "--ctx",
+        256,
+        "--against",
+        REFERENCE,
+        "--json",
+    )
     folder = json.loads(out.splitlines()[-1])
-    assert status == 0 and set(folder) >= {"ppl", "nll", "tokens", "ctx", "kld_mean", "kld_p99", "top1_agreement"}
-    assert folder["ppl"] == pytest.approx(np.exp(folder["nll"])) and 0 < folder["kld_mean"] < 0.2 and folder["top1_agreement"] > 0.7
-    _, out, _ = call(capsys, "eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 256, "--against", small[0], "--json")
+    assert status == 0 and set(folder) >= {
+        "ppl",
+        "nll",
+        "tokens",
+        "ctx",
+        "kld_mean",
+        "kld_p99",
+        "top1_agreement",
+    }
+    assert (
+        folder["ppl"] == pytest.approx(np.exp(folder["nll"]))
+        and 0 < folder["kld_mean"] < 0.2
+        and folder["top1_agreement"] > 0.7
+    )
+    _, out, _ = call(
+        capsys,
+        "eval",
+        small[0],
+        "--text",
+        tmp_path / "t.txt",
+        "--ctx",
+        256,
+        "--against",
+        small[0],
+        "--json",
+    )
     same = json.loads(out.splitlines()[-1])
-    assert same["kld_mean"] == pytest.approx(0, abs=1e-9) and same["top1_agreement"] == 1 and same["ppl"] == folder["ppl"]
+    assert (
+        same["kld_mean"] == pytest.approx(0, abs=1e-9)
+        and same["top1_agreement"] == 1
+        and same["ppl"] == folder["ppl"]
+    )
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--outliers", "2"], "fraction from 0 to"), (["--outliers", "x"], "not a number"), (["--type", "gwq9"], "choose one of"),
-    (["--saliency", "best"], "choose one of loss"), (["--preset", "none"], "choose one of paper"), (["--samples", "0"], "at least 1"),
-    (["--calib", "no/such/file"], "cannot be read"), (["--calib", os.devnull], "empty"), (["--tensor-type", "ffn"], "expected REGEX=TYPE"),
-    (["--tensor-type", "(=gwq4"], "no regular expression"), (["--tensor-type", "nothing=gwq4"], "no matrix has such a name"),
-    (["--device", "tpu"], "choose cpu or cuda"), (["--seed", "-1"], "number from 0"), (["--seed", str(2**70)], "number from 0"),
-    (["--tensor-type", "output_norm=gwq4"], "no matrix has such a name"), (["--no-such-flag"], "unrecognized arguments"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--outliers", "2"], "fraction from 0 to"),
+        (["--outliers", "x"], "not a number"),
+        (["--type", "gwq9"], "choose one of"),
+        (["--saliency", "best"], "choose one of loss"),
+        (["--preset", "none"], "choose one of paper"),
+        (["--samples", "0"], "at least 1"),
+        (["--calib", "no/such/file"], "cannot be read"),
+        (["--calib", os.devnull], "empty"),
+        (["--tensor-type", "ffn"], "expected REGEX=TYPE"),
+        (["--tensor-type", "(=gwq4"], "no regular expression"),
+        (["--tensor-type", "nothing=gwq4"], "no matrix has such a name"),
+        (["--device", "tpu"], "choose cpu or cuda"),
+        (["--seed", "-1"], "number from 0"),
+        (["--seed", str(2**70)], "number from 0"),
+        (["--tensor-type", "output_norm=gwq4"], "no matrix has such a name"),
+        (["--no-such-flag"], "unrecognized arguments"),
+    ],
+)
 def test_export_mistakes(capsys, tmp_path, args, words):
     status, _, err = call(capsys, "export", REFERENCE, "--out", tmp_path / "m.gguf", *args)
     assert_one_line("export", status, err, words)
@@ -124,7 +201,11 @@ def test_paths_that_are_wrong(capsys, tmp_path, small):
         ("eval", [small[0], "--text", DATA / "eval.txt", "--against", "x" * 5000], "name too long"),
         ("eval", [small[0], "--text", tmp_path / "none.txt"], "cannot be read"),
         ("eval", [small[0], "--text", os.devnull], "fewer than one window"),
-        ("eval", [small[0], "--text", DATA / "eval.txt", "--against", tmp_path / "empty"], "transformers cannot load"),
+        (
+            "eval",
+            [small[0], "--text", DATA / "eval.txt", "--against", tmp_path / "empty"],
+            "transformers cannot load",
+        ),
         ("bench", [], "either a GGUF file or --kernels"),
         ("bench", [small[0], "-p", "99999"], "context"),
         ("bench", [small[0], "-t", "0"], "1 to 256"),
@@ -160,7 +241,9 @@ def damaged(small, tmp_path, name):
         case "outlier column":
             count = data[table.offset : table.offset + 16]
             data[table.offset + 16 + 2 * sum(count)] = 255
-            data[table.offset + 16 + 2 * sum(count) + 1 : table.offset + 16 + 3 * sum(count)] = bytes(sum(count) - 1)
+            data[table.offset + 16 + 2 * sum(count) + 1 : table.offset + 16 + 3 * sum(count)] = (
+                bytes(sum(count) - 1)
+            )
         case "table entry":
             data[matrix.offset + 5] = 100
         case "row scale":
@@ -177,18 +260,33 @@ def damaged(small, tmp_path, name):
     return out
 
 
-@pytest.mark.parametrize("name, words", [
-    ("magic", "GGUF"), ("gguf version", "version"), ("format version", "version"), ("type", "60"), ("outlier column", "outlier"),
-    ("outlier count", "outlier"), ("outlier offset", "outlier"), ("table entry", "table"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("magic", "GGUF"),
+        ("gguf version", "version"),
+        ("format version", "version"),
+        ("type", "60"),
+        ("outlier column", "outlier"),
+        ("outlier count", "outlier"),
+        ("outlier offset", "outlier"),
+        ("table entry", "table"),
+    ],
+)
 def test_damaged_files(small, capsys, tmp_path, name, words):
     path = damaged(small, tmp_path, name)
-    for command_name, args in [("run", ["-p", "x"]), ("info", ["--check"]), ("eval", ["--text", DATA / "eval.txt"])]:
+    for command_name, args in [
+        ("run", ["-p", "x"]),
+        ("info", ["--check"]),
+        ("eval", ["--text", DATA / "eval.txt"]),
+    ]:
         status, _, err = call(capsys, command_name, path, *args)
         assert_one_line(command_name, status, err, words)
 
 
-@pytest.mark.parametrize("name, words", [("row scale", "not finite"), ("head", "padding"), ("padding", "padding")])
+@pytest.mark.parametrize(
+    "name, words", [("row scale", "not finite"), ("head", "padding"), ("padding", "padding")]
+)
 def test_check_reads_every_byte(small, capsys, tmp_path, name, words):
     status, _, err = call(capsys, "info", damaged(small, tmp_path, name), "--check")
     assert_one_line("info", status, err, words)
@@ -212,8 +310,13 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples):
     out.write_text("old")
     arguments = ["export", str(REFERENCE), "--out", str(out), "--samples", str(samples)]
     # a shell that starts the tests in the background makes its children ignore SIGINT: undo that
-    child = subprocess.Popen([sys.executable, "-m", "gwq_export.cli", *arguments], stderr=subprocess.PIPE, text=True, bufsize=1,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "gwq_export.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     err = ""
     while phase not in err and child.poll() is None:
         err += child.stderr.read(1)
@@ -226,7 +329,7 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples):
 @pytest.mark.parametrize("after", ["raises", "goes on", "reports"])
 def test_ctrl_c_outranks_what_it_was_turned_into(after, capsys):
     """C code may answer Ctrl-C with an error of its own, or not at all."""
-    from gwq_export.console import make_parser, run_command
+    from gwq_export.commands.console import make_parser, run_command
 
     def work(args, progress):
         with contextlib.suppress(KeyboardInterrupt):
@@ -248,20 +351,42 @@ def test_ctrl_c_outranks_what_it_was_turned_into(after, capsys):
 
 
 def test_long_ctx_is_cut_and_said(tmp_path):
-    done = command("export", REFERENCE, "--out", tmp_path / "m.gguf", "--samples", 1, "--ctx", 5000, "--dry-run", "--json")
+    done = command(
+        "export",
+        REFERENCE,
+        "--out",
+        tmp_path / "m.gguf",
+        "--samples",
+        1,
+        "--ctx",
+        5000,
+        "--dry-run",
+        "--json",
+    )
     assert done.returncode == 0 and "cut to 2048" in done.stderr
 
 
 def test_contexts_are_cut_and_said(small, tmp_path):
     (tmp_path / "t.txt").write_text((DATA / "eval.txt").read_text()[:12000])
-    for args in (["run", small[0], "-p", "x", "-n", 2, "--ctx", 99999], ["eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 4096]):
+    for args in (
+        ["run", small[0], "-p", "x", "-n", 2, "--ctx", 99999],
+        ["eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 4096],
+    ):
         done = command(*args)
         assert "cut to 2048" in done.stderr and done.returncode == 0, done.stderr
 
 
 def test_a_terminal_without_unicode(small, tmp_path):
     (tmp_path / "t.txt").write_text((DATA / "eval.txt").read_text()[:6000])
-    done = command("eval", small[0], "--text", tmp_path / "t.txt", "--ctx", 256, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    done = command(
+        "eval",
+        small[0],
+        "--text",
+        tmp_path / "t.txt",
+        "--ctx",
+        256,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
     assert done.returncode == 0 and "perplexity" in done.stdout
 
 
@@ -277,7 +402,9 @@ def test_faults_of_ours_are_status_1(capsys, monkeypatch):
 def test_a_forced_instruction_set(small):
     texts = set()
     for isa in ("scalar", "avx2"):
-        done = command("run", small[0], "-p", "The city", "-n", 6, "--raw", env=os.environ | {"GWQ_ISA": isa})
+        done = command(
+            "run", small[0], "-p", "The city", "-n", 6, "--raw", env=os.environ | {"GWQ_ISA": isa}
+        )
         if done.returncode:
             assert isa != "scalar" and "what this machine supports" in done.stderr
         else:
@@ -305,10 +432,21 @@ def test_progress_as_json_lines(tmp_path, capsys, tiny):
     ]
     status, _, err = call(capsys, *arguments, "jsonl")
     lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert status == 0 and all(set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines)
-    assert {line["phase"] for line in lines} == {"forward", "backward", "embedding and head", "write"}
+    assert status == 0 and all(
+        set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines
+    )
+    assert {line["phase"] for line in lines} == {
+        "forward",
+        "backward",
+        "embedding and head",
+        "write",
+    }
     for a, b in pairwise(lines):
-        assert b["done"] > a["done"] and b["seconds"] >= a["seconds"] if a["phase"] == b["phase"] else a["done"] == a["total"]
+        assert (
+            b["done"] > a["done"] and b["seconds"] >= a["seconds"]
+            if a["phase"] == b["phase"]
+            else a["done"] == a["total"]
+        )
     assert lines[0]["eta"] is None and lines[1]["eta"] > 0 and lines[-1]["eta"] == 0
     status, _, err = call(capsys, *arguments, "none")
     assert status == 0 and "forward" not in err and "takes" in err

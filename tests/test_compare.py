@@ -32,9 +32,13 @@ def test_the_halves_take_the_place_of_two_files(tmp_path):
     options = ["--ctx", "64", "--samples", "2", "--windows", "4", "--types", "", "--bpw", "4"]
 
     def rows(*given):
-        done = subprocess.run([sys.executable, COMPARE, *options, *given], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, COMPARE, *options, *given], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return re.findall(r"float32 perplexity \S+|^\| gwq-export.*", done.stdout, re.M)
 
     found = rows("--halves", both)
-    assert len(found) == 2 and found == rows("--calib", calib, "--text", text) != rows("--calib", text, "--text", calib)
+    assert len(found) == 2 and found == rows("--calib", calib, "--text", text) != rows(
+        "--calib", text, "--text", calib
+    )

@@ -1,4 +1,6 @@
-"""GGUF files: what is written is read back, stock tools agree, and nothing but GwqError comes out of a damaged file."""
+"""GGUF files: what is written is read back, stock tools agree, and nothing but GwqError comes out
+of a damaged file.
+"""
 
 import builtins
 import errno
@@ -15,11 +17,13 @@ import pytest
 from kernel_cases import random_parts
 
 from gwq_export import GwqError
-from gwq_export.container import ALIGNMENT, VERSION_KEY, Reader
-from gwq_export.format import FORMAT_VERSION, TYPES, encode_stock
-from gwq_export.side_table import pack_outliers, unpack_outliers
-from gwq_export.tiles import dequantize, pack_tiles
-from gwq_export.writer import Writer, file_size
+from gwq_export.format.ggml_types import encode_ggml
+from gwq_export.format.layout import ALIGNMENT, VERSION_KEY
+from gwq_export.format.outliers import pack_outliers, unpack_outliers
+from gwq_export.format.reader import Reader
+from gwq_export.format.tiles import dequantize, pack_tiles
+from gwq_export.format.types import FORMAT_VERSION, TYPES
+from gwq_export.format.writer import Writer, file_size
 
 METADATA = {
     "general.architecture": "llama",
@@ -46,7 +50,7 @@ METADATA = {
 def stock_data(name, shape, rng):
     if name in ("i8", "i32"):
         return rng.integers(-9, 9, shape).astype({"i8": np.int8, "i32": np.int32}[name])
-    return encode_stock(TYPES[name], rng.normal(size=shape))
+    return encode_ggml(TYPES[name], rng.normal(size=shape))
 
 
 def example(rng=None):
@@ -64,8 +68,13 @@ def example(rng=None):
             tensors.append((name, type, shape))
             data[name] = pack_tiles(type, *random_parts(rng, type, *shape))
             if count is not None:
-                records, offsets = pack_outliers(at // shape[1], at % shape[1], rng.normal(size=count).astype(np.float16), shape)
-                for suffix, kind, array in ((".outliers", "i8", records), (".outlier_offsets", "i32", offsets)):
+                records, offsets = pack_outliers(
+                    at // shape[1], at % shape[1], rng.normal(size=count).astype(np.float16), shape
+                )
+                for suffix, kind, array in (
+                    (".outliers", "i8", records),
+                    (".outlier_offsets", "i32", offsets),
+                ):
                     tensors.append((name + suffix, TYPES[kind], array.shape))
                     data[name + suffix] = array
     return tensors, data
@@ -93,7 +102,12 @@ def small(tmp_path):
     dense = pack_tiles(type, *head, np.ones((16, 4), np.int8), np.zeros((16, 64), np.uint8))
     data = {"w": dense, "w.outliers": records, "w.outlier_offsets": offsets}
     data["n"] = np.ones(3, np.float32)
-    metadata = {"general.architecture": "llama", "words": ["a", "bc", "def"], "ints": np.arange(5, dtype=np.int32), "x": 1.5}
+    metadata = {
+        "general.architecture": "llama",
+        "words": ["a", "bc", "def"],
+        "ints": np.arange(5, dtype=np.int32),
+        "x": 1.5,
+    }
     path = write(tmp_path / "small.gguf", metadata, tensors, data)
     return path, path.read_bytes()
 
@@ -131,11 +145,17 @@ def test_round_trip(tmp_path):
             assert (t.name, t.type, t.shape, t.offset % ALIGNMENT) == (name, type, shape, 0)
             assert t.data.tobytes() == np.asarray(data[name]).tobytes() and t.nbytes == len(t.data)
             assert not t.data.flags.writeable and t.data.dtype == np.uint8
-            table = (data[name + ".outliers"], data[name + ".outlier_offsets"]) if name + ".outliers" in data else None
+            table = (
+                (data[name + ".outliers"], data[name + ".outlier_offsets"])
+                if name + ".outliers" in data
+                else None
+            )
             assert (t.outliers is None) == (table is None) and t.companion == ("outlier" in name)
             assert t.outlier_count == (len(unpack_outliers(*table, shape)[0]) if table else 0)
             matrix = (int(np.prod(shape[:-1])), shape[-1])
-            expected = dequantize(type, np.asarray(data[name]).reshape(-1).view(np.uint8), matrix, table).reshape(shape)
+            expected = dequantize(
+                type, np.asarray(data[name]).reshape(-1).view(np.uint8), matrix, table
+            ).reshape(shape)
             got = t.dequantize()
             assert got.dtype == np.float32 and got.shape == shape and np.array_equal(got, expected)
         r.check()
@@ -144,11 +164,20 @@ def test_round_trip(tmp_path):
 def test_metadata_round_trip(tmp_path):
     metadata = METADATA | {VERSION_KEY: FORMAT_VERSION}
     with Reader(write(tmp_path / "a.gguf", metadata, [], {})) as r:
-        assert set(r.metadata) == set(metadata) | {"general.alignment"} and len(r.metadata) == len(metadata) + 1
+        assert (
+            set(r.metadata) == set(metadata) | {"general.alignment"}
+            and len(r.metadata) == len(metadata) + 1
+        )
         for key, value in metadata.items():
             got = r.metadata[key]
-            assert type(got) is (type(value) if not isinstance(value, np.generic) else type(value.item())), key
-            assert got.dtype == value.dtype and np.array_equal(got, value) if isinstance(value, np.ndarray) else got == value, key
+            assert type(got) is (
+                type(value) if not isinstance(value, np.generic) else type(value.item())
+            ), key
+            assert (
+                got.dtype == value.dtype and np.array_equal(got, value)
+                if isinstance(value, np.ndarray)
+                else got == value
+            ), key
         assert r.metadata["strings"] is r.metadata["strings"]
         assert "absent" not in r.metadata and r.metadata.get("absent", 3) == 3
         with pytest.raises(KeyError):
@@ -161,7 +190,10 @@ def test_any_order_gives_the_same_bytes(tmp_path, small):
     tensors = [(t.name, t.type, t.shape) for t in r.tensors.values()]
     data = {t.name: t.data for t in r.tensors.values()}
     for i, order in enumerate(itertools.permutations(data)):
-        assert write(tmp_path / f"{i}.gguf", dict(r.metadata), tensors, data, order).read_bytes() == raw
+        assert (
+            write(tmp_path / f"{i}.gguf", dict(r.metadata), tensors, data, order).read_bytes()
+            == raw
+        )
 
 
 def test_views_outlive_the_reader(small):
@@ -195,7 +227,9 @@ def test_gguf_package_reads_ours(tmp_path):
         if isinstance(value, (str, int, float, list)) and key != "none":
             assert theirs.fields[key].contents() == value, key
     assert theirs.fields["ints"].contents() == METADATA["ints"].tolist()
-    assert theirs.fields["u64"].types == [gguf.GGUFValueType.UINT64] and theirs.fields["i32"].types == [gguf.GGUFValueType.INT32]
+    assert theirs.fields["u64"].types == [gguf.GGUFValueType.UINT64] and theirs.fields[
+        "i32"
+    ].types == [gguf.GGUFValueType.INT32]
 
 
 @pytest.mark.parametrize("trailing", [b"", b"appended by another tool"])
@@ -213,7 +247,11 @@ def test_we_read_the_gguf_package(tmp_path, trailing):
     w.add_bool("flag", True)
     for name, array in arrays.items():
         w.add_tensor(name, array)
-    w.add_tensor("q", gguf.quantize(arrays["a"], gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    w.add_tensor(
+        "q",
+        gguf.quantize(arrays["a"], gguf.GGMLQuantizationType.Q8_0),
+        raw_dtype=gguf.GGMLQuantizationType.Q8_0,
+    )
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -221,16 +259,26 @@ def test_we_read_the_gguf_package(tmp_path, trailing):
     with open(tmp_path / "a.gguf", "ab") as f:
         f.write(trailing)
     r = Reader(tmp_path / "a.gguf")
-    assert r.alignment == 32 and r.metadata["words"] == ["a", "é"] and r.metadata["d"] == 0.1 and r.metadata["flag"] is True
+    assert (
+        r.alignment == 32
+        and r.metadata["words"] == ["a", "é"]
+        and r.metadata["d"] == 0.1
+        and r.metadata["flag"] is True
+    )
     assert r.metadata["ints"].tolist() == [1, -2]
     for name, array in arrays.items():
         assert np.array_equal(r.tensors[name].dequantize(), array)
-    assert np.array_equal(r.tensors["q"].dequantize(), gguf.dequantize(r.tensors["q"].data.reshape(3, 34), gguf.GGMLQuantizationType.Q8_0))
+    assert np.array_equal(
+        r.tensors["q"].dequantize(),
+        gguf.dequantize(r.tensors["q"].data.reshape(3, 34), gguf.GGMLQuantizationType.Q8_0),
+    )
     r.check()
 
 
 def test_last_padding_may_be_missing_in_stock_files_only(tmp_path, small):
-    path = write(tmp_path / "a.gguf", {}, [("n", TYPES["f32"], (3,))], {"n": np.ones(3, np.float32)})
+    path = write(
+        tmp_path / "a.gguf", {}, [("n", TYPES["f32"], (3,))], {"n": np.ones(3, np.float32)}
+    )
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) - 20])
     assert Reader(path).tensors["n"].dequantize().tolist() == [1, 1, 1]
@@ -279,10 +327,14 @@ def test_random_damage_gives_a_reader_or_a_sentence(tmp_path, small):
         damaged = bytearray(raw)
         for _ in range(rng.integers(1, 4)):
             at = rng.integers(0, header if rng.random() < 0.9 else len(raw))
-            damaged[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256), damaged[at] ^ 1 << rng.integers(8)])
+            damaged[at] = rng.choice(
+                [0, 1, 0x7F, 0x80, 0xFF, rng.integers(256), damaged[at] ^ 1 << rng.integers(8)]
+            )
         if rng.random() < 0.3:  # a huge count or length
             at = rng.integers(0, header - 8)
-            damaged[at : at + 8] = rng.choice(np.array([0, 2**31, 2**40, 2**63, 2**64 - 1], "<u8")).tobytes()
+            damaged[at : at + 8] = rng.choice(
+                np.array([0, 2**31, 2**40, 2**63, 2**64 - 1], "<u8")
+            ).tobytes()
         path.write_bytes(damaged)
         try:
             r = Reader(path)
@@ -300,11 +352,23 @@ def test_random_damage_gives_a_reader_or_a_sentence(tmp_path, small):
 def test_format_version(small):
     path, raw = small
     key = VERSION_KEY.encode() + struct.pack("<I", 4)
-    refused(patched(path, raw, key + struct.pack("<I", FORMAT_VERSION), key + struct.pack("<I", 77)), "77", str(FORMAT_VERSION), "version")
-    refused(patched(path, raw, b"gwq.format_version", b"gwq.format_versiom"), "w", VERSION_KEY, "missing")
+    refused(
+        patched(path, raw, key + struct.pack("<I", FORMAT_VERSION), key + struct.pack("<I", 77)),
+        "77",
+        str(FORMAT_VERSION),
+        "version",
+    )
+    refused(
+        patched(path, raw, b"gwq.format_version", b"gwq.format_versiom"),
+        "w",
+        VERSION_KEY,
+        "missing",
+    )
 
 
-@pytest.mark.parametrize("version, word", [(2, "version 2"), (4, "version 4"), (3 << 24, "big-endian")])
+@pytest.mark.parametrize(
+    "version, word", [(2, "version 2"), (4, "version 4"), (3 << 24, "big-endian")]
+)
 def test_gguf_version(small, version, word):
     path, raw = small
     path.write_bytes(raw[:4] + struct.pack("<I", version) + raw[8:])
@@ -313,16 +377,26 @@ def test_gguf_version(small, version, word):
 
 def test_unknown_type(small):
     path, raw = small
-    refused(patched(path, raw, struct.pack("<I", TYPES["gwq4"].id), struct.pack("<I", 0x39515747)), "tensor w", str(0x39515747))
+    refused(
+        patched(path, raw, struct.pack("<I", TYPES["gwq4"].id), struct.pack("<I", 0x39515747)),
+        "tensor w",
+        str(0x39515747),
+    )
 
 
 def descriptor(name, shape, id, offset):
     name = name if isinstance(name, bytes) else name.encode()
-    return struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], id, offset)
+    return (
+        struct.pack("<Q", len(name))
+        + name
+        + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], id, offset)
+    )
 
 
 def raw_file(path, keys=b"", key_count=0, descriptors=(), data=b""):
-    header = b"GGUF" + struct.pack("<IQQ", 3, len(descriptors), key_count) + keys + b"".join(descriptors)
+    header = (
+        b"GGUF" + struct.pack("<IQQ", 3, len(descriptors), key_count) + keys + b"".join(descriptors)
+    )
     path.write_bytes(header + bytes(-len(header) % 32) + data)
     return path
 
@@ -351,7 +425,10 @@ def pair(key, type, value):
         ([pair(b"general.alignment", 4, struct.pack("<I", 4))], ["general.alignment"]),
         ([pair(b"general.alignment", 8, struct.pack("<Q", 1) + b"8")], ["general.alignment"]),
         (
-            [pair(b"gwq.format_version", 4, struct.pack("<I", 1)), pair(b"general.alignment", 4, struct.pack("<I", 32))],
+            [
+                pair(b"gwq.format_version", 4, struct.pack("<I", 1)),
+                pair(b"general.alignment", 4, struct.pack("<I", 32)),
+            ],
             ["general.alignment", "64"],
         ),
         ([pair(b"gwq.format_version", 8, struct.pack("<Q", 1) + b"0")], ["format version"]),
@@ -384,7 +461,10 @@ F32, TILE = TYPES["f32"].id, TYPES["gwq4"].id
         ([descriptor("a", (33,), 8, 0)], ["tensor a", "32"]),
         ([descriptor("a", (8, 64), TILE, 0)], ["tensor a", VERSION_KEY]),
         ([descriptor("a.outliers", (8,), 24, 0)], ["side-table", "a"]),
-        ([descriptor("a", (8,), F32, 0), descriptor("a.outliers", (8,), 24, 32)], ["side-table", "a"]),
+        (
+            [descriptor("a", (8,), F32, 0), descriptor("a.outliers", (8,), 24, 32)],
+            ["side-table", "a"],
+        ),
     ],
 )
 def test_bad_descriptors(tmp_path, descriptors, words):
@@ -420,7 +500,7 @@ def test_companions_must_fit(tmp_path, small, monkeypatch, change):
     with pytest.raises(GwqError):  # the writer refuses what the reader would
         Writer(tmp_path / "b.gguf", {}, tensors)
     with monkeypatch.context() as m:
-        m.setattr("gwq_export.writer.outlier_counts", lambda tensors: {})
+        m.setattr("gwq_export.format.writer.outlier_counts", lambda tensors: {})
         with Writer(tmp_path / "b.gguf", {VERSION_KEY: FORMAT_VERSION}, tensors) as w:
             for name, type, shape in tensors:
                 w.write(name, bytes(type.nbytes(int(np.prod(shape[:-1])), shape[-1])))
@@ -462,11 +542,13 @@ def test_out_of_range_outlier_is_found_by_dequantize(small):
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q8_0"])
 def test_check_finds_non_finite_stock_values(tmp_path, name):
-    data = encode_stock(TYPES[name], np.ones((3000, 1024), np.float32)).copy()
+    data = encode_ggml(TYPES[name], np.ones((3000, 1024), np.float32)).copy()
     tensors = [("a", TYPES[name], (3000, 1024))]
     Reader(write(tmp_path / "a.gguf", {}, tensors, {"a": data})).check()
     last = len(data) - (34 if name == "q8_0" else 4)
-    data[last : last + 4] = {"f32": (0, 0, 0x80, 0x7F), "bf16": (0x80, 0xFF) * 2}.get(name, (0, 0x7C, 0, 0x7C))
+    data[last : last + 4] = {"f32": (0, 0, 0x80, 0x7F), "bf16": (0x80, 0xFF) * 2}.get(
+        name, (0, 0x7C, 0, 0x7C)
+    )
     refused(write(tmp_path / "a.gguf", {}, tensors, {"a": data}), "tensor a", call=Reader.check)
 
 
@@ -566,13 +648,26 @@ def test_failing_flush(tmp_path, monkeypatch):
 def test_short_writes_are_continued(tmp_path, monkeypatch):
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:5], at))
-    path = write(tmp_path / "a.gguf", {"k": "v"}, ONE, {"n": np.arange(3, dtype=np.float32), "m": np.ones((2, 4), np.float16)})
-    assert Reader(path).tensors["n"].dequantize().tolist() == [0, 1, 2] and Reader(path).tensors["m"].dequantize().sum() == 8
+    path = write(
+        tmp_path / "a.gguf",
+        {"k": "v"},
+        ONE,
+        {"n": np.arange(3, dtype=np.float32), "m": np.ones((2, 4), np.float16)},
+    )
+    assert (
+        Reader(path).tensors["n"].dequantize().tolist() == [0, 1, 2]
+        and Reader(path).tensors["m"].dequantize().sum() == 8
+    )
 
 
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "folder", tmp_path / "absent" / "a.gguf", os.devnull, tmp_path / ("x" * 300)):
+    for path in (
+        tmp_path / "folder",
+        tmp_path / "absent" / "a.gguf",
+        os.devnull,
+        tmp_path / ("x" * 300),
+    ):
         with pytest.raises(GwqError) as caught:
             Writer(path, {}, ONE)
         assert Path(path).name[:9] in str(caught.value) or "absent" in str(caught.value)
@@ -583,7 +678,12 @@ def test_faults_of_the_caller(tmp_path):
     path = tmp_path / "a.gguf"
     with pytest.raises(ValueError, match="same name"):
         Writer(path, {}, [ONE[0], ONE[0]])
-    for bad in (("", TYPES["f32"], (1,)), ("x" * 64, TYPES["f32"], (1,)), ("n", TYPES["f32"], ()), ("n", TYPES["f32"], (0, 4))):
+    for bad in (
+        ("", TYPES["f32"], (1,)),
+        ("x" * 64, TYPES["f32"], (1,)),
+        ("n", TYPES["f32"], ()),
+        ("n", TYPES["f32"], (0, 4)),
+    ):
         with pytest.raises(ValueError, match="cannot be written"):
             Writer(path, {}, [bad])
     with pytest.raises(GwqError, match=r"tensor n.*32"):
@@ -616,7 +716,12 @@ def test_faults_of_the_caller(tmp_path):
 def test_a_large_vocabulary_opens_fast(tmp_path):
     words = [f"▁token{i}" for i in range(151_936)]
     merges = [f"a{i} b{i}" for i in range(151_387)]
-    keys = {"tokens": words, "merges": merges, "types": np.ones(len(words), np.int32), "scores": np.zeros(len(words), np.float32)}
+    keys = {
+        "tokens": words,
+        "merges": merges,
+        "types": np.ones(len(words), np.int32),
+        "scores": np.zeros(len(words), np.float32),
+    }
     path = write(tmp_path / "a.gguf", keys, ONE, {"n": bytes(12), "m": bytes(16)})
     start = time.perf_counter()
     r = Reader(path)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from kernel_cases import guarded
 
-from gwq_export import native
-from gwq_export.encoder import Curvature, Curvatures, encode, from_lanes, to_lanes
-from gwq_export.format import BLOCK, RING, TYPES, ffi, padded_rows
-from gwq_export.native import Pool, lib, pointer
-from gwq_export.quantize import TABLES
-from gwq_export.tiles import dequantize, pack_tiles, windows
+from gwq_export.format.tiles import dequantize, pack_tiles, windows
+from gwq_export.format.types import BLOCK, RING, TYPES, ffi, padded_rows
+from gwq_export.native import library as native
+from gwq_export.native.library import Pool, lib, pointer
+from gwq_export.quantization.curvature import Curvature, Curvatures
+from gwq_export.quantization.encoder import encode, from_lanes, to_lanes
+from gwq_export.quantization.recipe import TABLES
 
 TILES = [t for t in TYPES.values() if t.bits]
 each_type = pytest.mark.parametrize("type", TILES, ids=lambda t: t.name)
@@ -19,12 +20,16 @@ KINDS = {"float32": "float *", "uint8": "uint8_t *", "int8": "int8_t *"}
 
 
 def problem(type, columns=BLOCK, rings=16, seed=0, **more):
-    """Arguments of gwq_encode by name: random weights in lanes (columns, 8, rings), their scales, and room for the results."""
+    """Arguments of gwq_encode by name: random weights in lanes (columns, 8, rings), their scales,
+    and room for the results.
+    """
     rng, shape = np.random.default_rng(seed), (columns, RING, rings)
     table = np.array(TABLES["trellis"][type.name], np.float32)
     return {
         "table": table,
-        "row_scale": rng.uniform(0.0005, 0.002, (RING, rings)).astype(np.float16).astype(np.float32),
+        "row_scale": rng.uniform(0.0005, 0.002, (RING, rings))
+        .astype(np.float16)
+        .astype(np.float32),
         "row_weight": rng.uniform(0.1, 3, (RING, rings)).astype(np.float32),
         "column_weight": rng.uniform(0, 2, columns).astype(np.float32),
         "target": rng.normal(size=shape).astype(np.float32),
@@ -96,7 +101,12 @@ def test_memory_is_respected(type, fit):
             before = {k: a.copy() for k, a in arrays.items()}
             arrays = {k: guarded(a) for k, a in arrays.items()}
             assert call(type, arrays, fit) == 0
-            results = {"value", "code", *(["scale"] * fit), *(["target"] if "feedback" in arrays else [])}
+            results = {
+                "value",
+                "code",
+                *(["scale"] * fit),
+                *(["target"] if "feedback" in arrays else []),
+            }
             assert all(np.array_equal(arrays[k], before[k]) for k in set(arrays) - results)
             assert arrays["code"].max() < 1 << type.bits and np.isfinite(arrays["value"]).all()
             assert abs(arrays["scale"].astype(int)).max() <= 32
@@ -113,11 +123,15 @@ def test_values_are_what_the_codes_stand_for(type, fit):
 
 
 def error(type, a, codes):
-    """Weighted squared errors (candidates, columns, rings) of codes (candidates, columns, 8, rings), in float64."""
+    """Weighted squared errors (candidates, columns, rings) of codes (candidates, columns, 8,
+    rings), in float64.
+    """
     n, columns, _, rings = codes.shape
     flat = codes.transpose(0, 3, 2, 1).reshape(-1, columns)
     entry = a["table"][windows(type, flat)].reshape(n, rings, RING, columns).transpose(0, 3, 2, 1)
-    value = a["row_scale"] * (np.repeat(a["scale"], type.sub, 0)[:columns] * entry.astype(np.float64))
+    value = a["row_scale"] * (
+        np.repeat(a["scale"], type.sub, 0)[:columns] * entry.astype(np.float64)
+    )
     weight = a["row_weight"] * (1.0 if a.get("outlier") is None else 1.0 - a["outlier"])
     return ((value - a["target"]) ** 2 * weight).sum(2)
 
@@ -134,20 +148,29 @@ def test_two_bits_have_the_least_error(held):
     every = np.array(list(product(range(4), repeat=RING)), np.uint8)[:, None, :, None]
     least = np.full((3, 8), np.inf)
     for part in np.array_split(every, 16):
-        least = np.minimum(least, error(type, arrays, np.broadcast_to(part, (len(part), 3, RING, 8))).min(0))
+        least = np.minimum(
+            least, error(type, arrays, np.broadcast_to(part, (len(part), 3, RING, 8))).min(0)
+        )
     mine = error(type, arrays, arrays["code"][None])[0]
     assert (mine <= least * (1 + 1e-5) + 1e-9).all() and (mine >= least * (1 - 1e-9)).all()
 
 
 @pytest.mark.parametrize("free", [range(4), range(4, 8), (6, 7, 0, 1), (0, 2, 4, 6)])
 def test_three_bits_have_the_least_error(free):
-    """Against all codes of four rows of a ring, the others holding what they were given: none of those does better."""
+    """Against all codes of four rows of a ring, the others holding what they were given: none of
+    those does better.
+    """
     type = TYPES["gwq3"]
     arrays = problem(type, 2, 8, seed=6)
     arrays["row_scale"] *= 50
     assert call(type, arrays, 0) == 0
-    mine, every = error(type, arrays, arrays["code"][None])[0], np.repeat(arrays["code"][None], 8**4, 0)
-    every[:, :, list(free)] = np.array(list(product(range(8), repeat=4)), np.uint8)[:, None, :, None]
+    mine, every = (
+        error(type, arrays, arrays["code"][None])[0],
+        np.repeat(arrays["code"][None], 8**4, 0),
+    )
+    every[:, :, list(free)] = np.array(list(product(range(8), repeat=4)), np.uint8)[
+        :, None, :, None
+    ]
     assert (mine <= error(type, arrays, every).min(0) * (1 + 1e-5) + 1e-9).all()
 
 
@@ -182,10 +205,16 @@ def test_feedback_hands_the_error_on(type):
         one, t = {k: a.copy() for k, a in arrays.items() if a is not None}, arrays["target"].copy()
         assert call(type, arrays, 0) == 0
         for c in range(type.sub):
-            column = {k: np.ascontiguousarray(one[k][c : c + 1]) for k in ("outlier", "code", "value")}
-            column |= {k: one[k] for k in ("table", "row_scale", "row_weight", "scale")} | {"target": t[c : c + 1].copy()}
+            column = {
+                k: np.ascontiguousarray(one[k][c : c + 1]) for k in ("outlier", "code", "value")
+            }
+            column |= {k: one[k] for k in ("table", "row_scale", "row_weight", "scale")} | {
+                "target": t[c : c + 1].copy()
+            }
             assert call(type, column, 0) == 0
-            assert np.array_equal(column["value"][0], arrays["value"][c]) and np.array_equal(column["code"][0], arrays["code"][c])
+            assert np.array_equal(column["value"][0], arrays["value"][c]) and np.array_equal(
+                column["code"][0], arrays["code"][c]
+            )
             e = column["value"][0] - (one["before"][c] if before else t[c])
             t[c + 1 :] += e * one["feedback"][c, c + 1 :, None, None]
         assert np.array_equal(t, arrays["target"])
@@ -193,7 +222,9 @@ def test_feedback_hands_the_error_on(type):
 
 @each_type
 def test_fitted_scales_are_good(type):
-    """Little worse than the best of all 64, found one after another; weights held out and columns of weight 0 do not count."""
+    """Little worse than the best of all 64, found one after another; weights held out and columns
+    of weight 0 do not count.
+    """
     arrays = problem(type, type.sub, 8, seed=3, column_weight=np.ones(type.sub, np.float32))
     arrays["row_scale"][:] = np.abs(arrays["target"]).max(0) / (31 * 28)
     arrays["outlier"] = np.zeros(arrays["target"].shape, np.uint8)
@@ -220,7 +251,9 @@ def test_fitted_scales_are_good(type):
             base["scale"][at] = scale
             assert call(type, base, 0) == 0
             others.append(error(type, base, base["code"][None])[0][counted, at[2]].sum())
-        assert error(type, arrays, arrays["code"][None])[0][counted, at[2]].sum() < 1.25 * min(others)
+        assert error(type, arrays, arrays["code"][None])[0][counted, at[2]].sum() < 1.25 * min(
+            others
+        )
 
 
 def test_bad_arguments_are_refused():
@@ -230,7 +263,15 @@ def test_bad_arguments_are_refused():
         assert call(type, problem(type), 0, **{name: ffi.NULL}) == status["GWQ_E_ARGUMENT"], name
     assert call(type, problem(type, column_weight=None), 1) == status["GWQ_E_ARGUMENT"]
     assert call(type, problem(type, column_weight=None), 0) == 0
-    for fields in ({"columns": 0}, {"columns": 65}, {"columns": -1}, {"rings": 0}, {"rings": 12}, {"rings": -8}, {"rings": 1 << 40}):
+    for fields in (
+        {"columns": 0},
+        {"columns": 65},
+        {"columns": -1},
+        {"rings": 0},
+        {"rings": 12},
+        {"rings": -8},
+        {"rings": 1 << 40},
+    ):
         assert call(type, problem(type), 0, **fields) == status["GWQ_E_SHAPE"], fields
     for id in (0, 8, -1, TYPES["gwq4"].id + 1):
         assert call(type, problem(type), 0, type=id) == status["GWQ_E_TYPE"]
@@ -248,7 +289,10 @@ def test_values_that_are_not_finite_do_no_harm(type):
             arrays = everything(type, 32)
             arrays[name].reshape(-1)[::7] = bad
             assert call(type, arrays, 1) == 0
-            assert arrays["code"].max() < 1 << type.bits and np.abs(arrays["scale"].astype(int)).max() <= 32
+            assert (
+                arrays["code"].max() < 1 << type.bits
+                and np.abs(arrays["scale"].astype(int)).max() <= 32
+            )
 
 
 # --- encode -----------------------------------------------------------------------------------------------------------
@@ -257,9 +301,15 @@ def test_values_that_are_not_finite_do_no_harm(type):
 def layer(rows, cols, seed=0):
     """Weights, the Hessian of correlated inputs and row weights."""
     rng = np.random.default_rng([seed, rows, cols])
-    x = rng.normal(size=(4 * cols, 8)) @ rng.normal(size=(8, cols)) + rng.normal(size=(4 * cols, cols)) * rng.uniform(0.2, 2, cols)
+    x = rng.normal(size=(4 * cols, 8)) @ rng.normal(size=(8, cols)) + rng.normal(
+        size=(4 * cols, cols)
+    ) * rng.uniform(0.2, 2, cols)
     h = (x.T @ x / len(x)).astype(np.float32)
-    return rng.normal(size=(rows, cols)).astype(np.float32), h, rng.uniform(0.1, 2, rows).astype(np.float32)
+    return (
+        rng.normal(size=(rows, cols)).astype(np.float32),
+        h,
+        rng.uniform(0.1, 2, rows).astype(np.float32),
+    )
 
 
 def output_error(weight, values, h, row_weight):
@@ -274,13 +324,18 @@ def file_values(type, e, shape):
 @each_type
 @pytest.mark.parametrize("table", ["trellis", "grid"])
 def test_each_step_lowers_the_output_error(type, table, monkeypatch):
-    from gwq_export import encoder
+    from gwq_export.quantization import encoder
 
     weight, h, rows = layer(96, 320)
     curvature, entries = Curvature(h), TABLES[table][type.name]
 
     def run(**options):
-        return output_error(weight, encode(weight, type, entries, row_weight=rows, **options).values, curvature.matrix[:320, :320], rows)
+        return output_error(
+            weight,
+            encode(weight, type, entries, row_weight=rows, **options).values,
+            curvature.matrix[:320, :320],
+            rows,
+        )
 
     plain = run(curvature=curvature, feedback=False)
     with monkeypatch.context() as m:
@@ -289,7 +344,10 @@ def test_each_step_lowers_the_output_error(type, table, monkeypatch):
     fitted = [run(curvature=curvature, sweeps=sweeps) for sweeps in (0, 1, 2)]
     assert unfitted[0] < 0.8 * plain  # error feedback
     assert unfitted[1] < 0.99 * unfitted[0] and unfitted[2] <= unfitted[1]  # coordinate descent
-    assert all(a <= b * (1 + 1e-4) for a, b in zip(fitted, unfitted, strict=True)) and fitted[0] < unfitted[0]  # FP16 rounds row scales
+    assert (
+        all(a <= b * (1 + 1e-4) for a, b in zip(fitted, unfitted, strict=True))
+        and fitted[0] < unfitted[0]
+    )  # FP16 rounds row scales
 
 
 @each_type
@@ -298,10 +356,17 @@ def test_each_step_lowers_the_output_error(type, table, monkeypatch):
 def test_the_bytes_hold_the_values(type, shape, held):
     weight, h, rows = layer(*shape)
     outlier = np.random.default_rng(3).random(shape) < 0.03 if held else None
-    for options in ({}, {"curvature": Curvature(h), "row_weight": rows, "sweeps": 1}, {"curvature": Curvature(h), "feedback": False}):
+    for options in (
+        {},
+        {"curvature": Curvature(h), "row_weight": rows, "sweeps": 1},
+        {"curvature": Curvature(h), "feedback": False},
+    ):
         e = encode(weight, type, TABLES["trellis"][type.name], outlier=outlier, **options)
         got, rest = file_values(type, e, shape), ~outlier if held else slice(None)
-        assert e.values.shape == shape and e.codes.shape == (padded_rows(shape[0]), -(-shape[1] // BLOCK) * BLOCK)
+        assert e.values.shape == shape and e.codes.shape == (
+            padded_rows(shape[0]),
+            -(-shape[1] // BLOCK) * BLOCK,
+        )
         assert np.allclose(got[rest], e.values[rest], rtol=1e-6, atol=1e-12)
         if held and not options:
             assert np.array_equal(e.values[outlier], weight[outlier])
@@ -309,7 +374,9 @@ def test_the_bytes_hold_the_values(type, shape, held):
 
 @each_type
 def test_calibration_that_says_nothing(type):
-    """Rows without gradient and inputs that are always zero: their weights are coded as well as any."""
+    """Rows without gradient and inputs that are always zero: their weights are coded as well as
+    any.
+    """
     weight, h, rows = layer(48, 200)
     table = TABLES["trellis"][type.name]
     h[:, 64:130] = h[64:130] = 0
@@ -320,19 +387,31 @@ def test_calibration_that_says_nothing(type):
     assert np.isfinite(square).all()
     assert square[:, 64:130].mean() < 1.5 * plain and square[:20, 64:130].mean() < 2 * plain
     assert square[:20].mean() < 3 * square[20:].mean()
-    for nothing in (encode(weight, type, table, curvature=Curvature(h * 0), row_weight=rows * 0, sweeps=1),
-                    encode(weight, type, table, curvature=Curvature(h * 1e-30), row_weight=rows * 1e-30, sweeps=1)):  # fmt: skip
+    for nothing in (
+        encode(weight, type, table, curvature=Curvature(h * 0), row_weight=rows * 0, sweeps=1),
+        encode(
+            weight, type, table, curvature=Curvature(h * 1e-30), row_weight=rows * 1e-30, sweeps=1
+        ),
+    ):
         assert ((file_values(type, nothing, weight.shape) - weight) ** 2).mean() < 2.5 * plain
 
 
 def test_pool_and_lanes():
     weight, h, rows = layer(130, 192)
     type, table = TYPES["gwq3"], TABLES["trellis"]["gwq3"]
-    a, b = (encode(weight, type, table, curvature=Curvature(h), row_weight=rows, pool=p) for p in (ffi.NULL, Pool(2).ptr))
+    a, b = (
+        encode(weight, type, table, curvature=Curvature(h), row_weight=rows, pool=p)
+        for p in (ffi.NULL, Pool(2).ptr)
+    )
     assert np.array_equal(a.codes, b.codes) and np.array_equal(a.values, b.values)
     lanes = to_lanes(weight)
-    assert lanes.shape == (192, RING, 24) and np.array_equal(lanes[5, 3], np.r_[weight[3::8, 5], np.zeros(24 - 16, np.float32)])
-    assert np.array_equal(from_lanes(lanes, 130)[:130], weight) and not from_lanes(lanes, 130)[130:].any()
+    assert lanes.shape == (192, RING, 24) and np.array_equal(
+        lanes[5, 3], np.r_[weight[3::8, 5], np.zeros(24 - 16, np.float32)]
+    )
+    assert (
+        np.array_equal(from_lanes(lanes, 130)[:130], weight)
+        and not from_lanes(lanes, 130)[130:].any()
+    )
 
 
 def test_curvature_factors_the_inverse():
@@ -340,22 +419,31 @@ def test_curvature_factors_the_inverse():
     c = Curvature(h)
     assert np.allclose(c.factor, np.triu(c.factor)) and c.matrix.shape == (128, 128)
     assert np.allclose(c.factor.T.astype(float) @ c.factor @ c.matrix, np.eye(128), atol=1e-3)
-    shared, found = Curvatures(), [{"hessian": h}, {"hessian": h}, {"hessian": h.copy()}, {"rows": h}]
+    shared, found = (
+        Curvatures(),
+        [{"hessian": h}, {"hessian": h}, {"hessian": h.copy()}, {"rows": h}],
+    )
     a, b, other, none = (shared.put(f) for f in found)
     assert a["hessian"] is b["hessian"] is not other["hessian"] and none is found[3]
     told = Curvatures(1000)
     for tokens, stands in ((50, 50), (None, 1000)):
-        assert np.array_equal(told.put({"hessian": h.copy()}, tokens)["hessian"].matrix, Curvature(h, stands).matrix)
+        assert np.array_equal(
+            told.put({"hessian": h.copy()}, tokens)["hessian"].matrix, Curvature(h, stands).matrix
+        )
 
 
 def test_few_tokens_are_not_taken_at_their_word():
-    """A Hessian of fewer tokens than columns: the error on other inputs is lower when it is told how few they were."""
+    """A Hessian of fewer tokens than columns: the error on other inputs is lower when it is told
+    how few they were.
+    """
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(128, 128)) * np.exp(rng.normal(size=128) / 2)
     few, many = rng.normal(size=(64, 128)) @ mix, rng.normal(size=(8000, 128)) @ mix
     weight, found = rng.normal(size=(64, 128)).astype(np.float32), []
     hessian = (few.T @ few / len(few)).astype(np.float32)
     for tokens in (None, len(few)):
-        e = encode(weight, TYPES["gwq4"], TABLES["trellis"]["gwq4"], curvature=Curvature(hessian, tokens))
+        e = encode(
+            weight, TYPES["gwq4"], TABLES["trellis"]["gwq4"], curvature=Curvature(hessian, tokens)
+        )
         found.append((((e.values - weight) @ many.T) ** 2).mean())
     assert found[1] < 0.8 * found[0], found

@@ -9,8 +9,8 @@ from reference import dequantized_model, logits
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.evaluate import PROTOCOLS, evaluate, log_softmax, windows
-from gwq_export.predict import Predictor, runtime_logits, transformers_logits
+from gwq_export.evaluation.perplexity import PROTOCOLS, evaluate, log_softmax, windows
+from gwq_export.evaluation.predictors import Predictor, runtime_logits, transformers_logits
 
 TEXT = (DATA / "eval.txt").read_text()[:3000]
 
@@ -32,8 +32,14 @@ def test_window_protocol_equals_the_papers(exported, ctx):
     ids = np.array(AutoTokenizer.from_pretrained(REFERENCE)(TEXT)["input_ids"])
     rows = ids[: len(ids) // ctx * ctx].reshape(-1, ctx)
     found = evaluate(gwq_export.load(path), TEXT, ctx, protocol="window")
-    assert found["nll"] == pytest.approx(cross_entropy(dequantized_model(REFERENCE, path), rows), abs=1e-4)
-    assert found["protocol"] == "window" and found["tokens"] == len(rows) * (ctx - 1) and found["windows"] == len(rows)
+    assert found["nll"] == pytest.approx(
+        cross_entropy(dequantized_model(REFERENCE, path), rows), abs=1e-4
+    )
+    assert (
+        found["protocol"] == "window"
+        and found["tokens"] == len(rows) * (ctx - 1)
+        and found["windows"] == len(rows)
+    )
 
 
 class Letters:
@@ -47,8 +53,16 @@ class Letters:
 
 def test_bos_is_where_the_protocol_says():
     text = "abc§efghijk"
-    assert windows(Letters(), text, 4, PROTOCOLS["llama.cpp"]).tolist() == [[1, 97, 98, 99], [1, 101, 102, 103], [1, 105, 106, 107]]
-    assert windows(Letters(), text, 4, PROTOCOLS["window"]).tolist() == [[1, 97, 98, 99], [1, 101, 102, 103], [104, 105, 106, 107]]
+    assert windows(Letters(), text, 4, PROTOCOLS["llama.cpp"]).tolist() == [
+        [1, 97, 98, 99],
+        [1, 101, 102, 103],
+        [1, 105, 106, 107],
+    ]
+    assert windows(Letters(), text, 4, PROTOCOLS["window"]).tolist() == [
+        [1, 97, 98, 99],
+        [1, 101, 102, 103],
+        [104, 105, 106, 107],
+    ]
     assert windows(Letters(), "ab§" * 2, 5, PROTOCOLS["llama.cpp"])[0, 3] == ord("§")
     assert windows(Letters(), "ab§" * 2, 5, PROTOCOLS["window"])[0, 3] == 1
 
@@ -75,7 +89,10 @@ def test_comparison_with_a_reference(exported, protocol, first):
         logp, logq = (log_softmax(m.logits(row[:-1]))[first:] for m in (quantized, original))
         at = np.arange(len(logp)), row[first + 1 :]
         nll, nll_against = [*nll, *-logp[at]], [*nll_against, *-logq[at]]
-        kld, same = [*kld, *(np.exp(logq) * (logq - logp)).sum(1)], [*same, *(logp.argmax(1) == logq.argmax(1))]
+        kld, same = (
+            [*kld, *(np.exp(logq) * (logq - logp)).sum(1)],
+            [*same, *(logp.argmax(1) == logq.argmax(1))],
+        )
 
     def error(values):
         return np.std(values) / np.sqrt(len(values))
@@ -83,17 +100,34 @@ def test_comparison_with_a_reference(exported, protocol, first):
     found = evaluate(quantized, TEXT, 128, runtime_logits(original), protocol=protocol)
     ratio, difference = np.exp(np.mean(nll) - np.mean(nll_against)), np.subtract(nll, nll_against)
     expected = {
-        "ppl": np.exp(np.mean(nll)), "nll": np.mean(nll), "ppl_error": np.exp(np.mean(nll)) * error(nll), "tokens": len(nll),
-        "ppl_against": np.exp(np.mean(nll_against)), "ppl_ratio": ratio, "ppl_ratio_error": ratio * error(difference),
-        "kld_mean": np.mean(kld), "kld_error": error(kld), "kld_median": np.median(kld), "kld_p90": np.quantile(kld, 0.9),
-        "kld_p99": np.quantile(kld, 0.99), "kld_max": np.max(kld), "top1_agreement": np.mean(same), "top1_error": error(same),
-        "ctx": 128, "windows": len(rows), "protocol": protocol,
-    }  # fmt: skip
+        "ppl": np.exp(np.mean(nll)),
+        "nll": np.mean(nll),
+        "ppl_error": np.exp(np.mean(nll)) * error(nll),
+        "tokens": len(nll),
+        "ppl_against": np.exp(np.mean(nll_against)),
+        "ppl_ratio": ratio,
+        "ppl_ratio_error": ratio * error(difference),
+        "kld_mean": np.mean(kld),
+        "kld_error": error(kld),
+        "kld_median": np.median(kld),
+        "kld_p90": np.quantile(kld, 0.9),
+        "kld_p99": np.quantile(kld, 0.99),
+        "kld_max": np.max(kld),
+        "top1_agreement": np.mean(same),
+        "top1_error": error(same),
+        "ctx": 128,
+        "windows": len(rows),
+        "protocol": protocol,
+    }
     assert set(found) == set(expected)
     for key, value in expected.items():
-        assert found[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
+        assert found[key] == (
+            value if isinstance(value, str) else pytest.approx(value, rel=1e-4)
+        ), key
     assert found["ppl_ratio"] == pytest.approx(found["ppl"] / found["ppl_against"])
-    assert found["ppl_ratio_error"] < found["ppl_error"] / found["ppl_against"]  # what pairing gains
+    assert (
+        found["ppl_ratio_error"] < found["ppl_error"] / found["ppl_against"]
+    )  # what pairing gains
 
 
 def test_predictors_agree_and_keep_what_is_asked(exported):
@@ -119,8 +153,13 @@ def test_reuse_changes_no_logits(exported):
     forward = session.forward
     session.forward = lambda ids, keep: forwarded.append(len(ids)) or forward(ids, keep)
     for call, expected in [
-        (ids, 60), ([*ids[:50], 5, 6, 7], 3), ([*ids[:50], 5, 6, 7], 3), ([*ids[:50], 9], 3), (ids[:20], 3), ([4, *ids], 61),
-    ]:  # fmt: skip
+        (ids, 60),
+        ([*ids[:50], 5, 6, 7], 3),
+        ([*ids[:50], 5, 6, 7], 3),
+        ([*ids[:50], 9], 3),
+        (ids[:20], 3),
+        ([4, *ids], 61),
+    ]:
         got = np.concatenate(list(ours.logits(call, 3, reuse=True)))
         assert forwarded.pop() == expected
         assert np.allclose(got, gwq_export.load(path).logits(call)[-3:], atol=1e-3)
@@ -130,7 +169,9 @@ def test_what_cannot_be_evaluated(exported):
     model = gwq_export.load(exported(type="f32")[0])
 
     def against(vocab=8192, ctx=2048, value=0.0):
-        return Predictor(ctx, lambda ids, keep, reuse=False: iter([np.full((keep, vocab), value, np.float32)]))
+        return Predictor(
+            ctx, lambda ids, keep, reuse=False: iter([np.full((keep, vocab), value, np.float32)])
+        )
 
     for options, words in [
         ({"protocol": "papers"}, "--protocol papers: choose one of llama.cpp, window"),
@@ -141,5 +182,7 @@ def test_what_cannot_be_evaluated(exported):
     ]:
         with pytest.raises(GwqError, match=words):
             evaluate(model, TEXT, **options)
-    assert evaluate(model, TEXT, 128, against(vocab=9000))["kld_mean"] > 0  # a padded vocabulary is fine
+    assert (
+        evaluate(model, TEXT, 128, against(vocab=9000))["kld_mean"] > 0
+    )  # a padded vocabulary is fine
     assert evaluate(model, TEXT, 512, against(ctx=200))["ctx"] == 200

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from kernel_cases import random_parts
 
 from gwq_export import GwqError
-from gwq_export.format import BLOCK, TILE, TYPES, decode_stock, encode_stock, padded_rows, tensor_type
-from gwq_export.side_table import outlier_bytes, pack_outliers, unpack_outliers
-from gwq_export.tiles import check_tiles, dequantize, pack_tiles, unpack_tiles, windows
+from gwq_export.format.ggml_types import decode_ggml, encode_ggml
+from gwq_export.format.outliers import outlier_bytes, pack_outliers, unpack_outliers
+from gwq_export.format.tiles import check_tiles, dequantize, pack_tiles, unpack_tiles, windows
+from gwq_export.format.types import BLOCK, TILE, TYPES, padded_rows, tensor_type
 
 TILES = [t for t in TYPES.values() if t.bits]
 
@@ -21,7 +22,9 @@ def test_sizes_are_those_of_the_header():
         "gwq4": (4, 0, 16, 560),
     }
     assert TYPES["gwq4"].id == int.from_bytes(b"GWQ4", "little")
-    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (2 * 4096 + 64)  # table and zeros: a line
+    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (
+        2 * 4096 + 64
+    )  # table and zeros: a line
     assert TYPES["gwq3"].nbytes(17, 65) == 128 + 2 * 2 * 408  # 16 + 2 * 32, up to 128
     assert TYPES["gwq2"].nbytes(24 * 16 - 8, 1) == 16 + 768 + 48 + 24 * 280
     assert TYPES["q8_0"].nbytes(3, 64) == 3 * 68
@@ -31,7 +34,12 @@ def zeros(name, rows=16, blocks=1):
     """table 0, 1, .. 15; row scales 1; scales 1; codes 0: the parts of a matrix to change by hand."""
     t = TYPES[name]
     scales = np.ones((padded_rows(rows), blocks * BLOCK // t.sub), np.int8)
-    return np.arange(16, dtype=np.int8), np.ones(rows, np.float16), scales, np.zeros((padded_rows(rows), blocks * BLOCK), np.uint8)
+    return (
+        np.arange(16, dtype=np.int8),
+        np.ones(rows, np.float16),
+        scales,
+        np.zeros((padded_rows(rows), blocks * BLOCK), np.uint8),
+    )
 
 
 def test_head_by_hand():
@@ -40,11 +48,15 @@ def test_head_by_hand():
     data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
     assert data[:16].tobytes() == bytes([0xE0, 0x1F, 0xFF, *range(3, 16)])
     assert data[16:20].tobytes() == bytes([0x00, 0x3C, 0x00, 0xC0])  # 1, -2
-    assert data[48:50].tobytes() == bytes([0x00, 0x38]) and not data[50:128].any()  # 0.5; padded rows and the head's end
+    assert (
+        data[48:50].tobytes() == bytes([0x00, 0x38]) and not data[50:128].any()
+    )  # 0.5; padded rows and the head's end
 
 
 def test_scales_by_hand():
-    """Row 0 has the biased scales 1, 2, 3, 54 (4 bits) or 1, 54 (3 and 2 bits), row 8 of these 63, 13."""
+    """Row 0 has the biased scales 1, 2, 3, 54 (4 bits) or 1, 54 (3 and 2 bits), row 8 of these 63,
+    13.
+    """
     parts = zeros("gwq4")
     parts[2][:] = -32
     parts[2][0] = np.array([1, 2, 3, 54]) - 32
@@ -67,7 +79,16 @@ def test_lines_by_hand():
     line = pack_tiles(TYPES["gwq4"], *parts)[64 + 48 :]
     assert list(line[:4]) == [0x51, 0x62, 0x73, 0x84] and line[7 * 64 + 63] == 0x90
     parts = zeros("gwq2")
-    parts[3][0, [0, 4, 8, 12, 1, 5, 9, 13]] = [1, 0, 2, 3, 2, 1, 3, 3]  # byte i holds columns i, 4+i, 8+i, 12+i
+    parts[3][0, [0, 4, 8, 12, 1, 5, 9, 13]] = [
+        1,
+        0,
+        2,
+        3,
+        2,
+        1,
+        3,
+        3,
+    ]  # byte i holds columns i, 4+i, 8+i, 12+i
     line = pack_tiles(TYPES["gwq2"], *parts)[64 + 24 :]
     assert list(line[:2]) == [0xE1, 0xF6]
     parts = zeros("gwq3")
@@ -77,7 +98,9 @@ def test_lines_by_hand():
 
 
 def test_windows_by_hand():
-    """A code's upper bits lie above the code of the next row of its ring; row 0 follows row 7, row 8 follows row 15."""
+    """A code's upper bits lie above the code of the next row of its ring; row 0 follows row 7, row
+    8 follows row 15.
+    """
     for name, above in (("gwq3", {3: 0, 5: 8, 7: 8}), ("gwq2", {1: 4, 2: 8, 3: 12})):
         for code, bits in above.items():
             for row, after in ((0, 1), (6, 7), (7, 0), (8, 9), (15, 8)):
@@ -86,7 +109,9 @@ def test_windows_by_hand():
                 expected = np.zeros((16, 64), np.float32)
                 expected[row, 5], expected[after, 5] = code, bits
                 assert np.array_equal(windows(TYPES[name], parts[3]), expected)
-                assert np.array_equal(dequantize(TYPES[name], pack_tiles(TYPES[name], *parts), (16, 64)), expected)
+                assert np.array_equal(
+                    dequantize(TYPES[name], pack_tiles(TYPES[name], *parts), (16, 64)), expected
+                )
     parts = zeros("gwq4")
     parts[3][3, 5] = 15
     assert windows(TYPES["gwq4"], parts[3]).sum() == 15
@@ -95,14 +120,18 @@ def test_windows_by_hand():
 def test_a_padded_row_can_be_a_neighbour():
     parts = zeros("gwq2", 1)
     parts[3][7, 2] = 3
-    assert dequantize(TYPES["gwq2"], pack_tiles(TYPES["gwq2"], *parts), (1, 3)).tolist() == [[0, 0, 12]]
+    assert dequantize(TYPES["gwq2"], pack_tiles(TYPES["gwq2"], *parts), (1, 3)).tolist() == [
+        [0, 0, 12]
+    ]
 
 
 def test_weight_by_hand():
     table, row_scales, scales, codes = zeros("gwq4")
     table[5], row_scales[2], codes[2, 20] = -7, -0.5, 5
     scales[2] = [3, -31, 2, 1]
-    assert dequantize(TYPES["gwq4"], pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes), (16, 64))[2, 20] == -0.5 * (-31 * -7)
+    assert dequantize(
+        TYPES["gwq4"], pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes), (16, 64)
+    )[2, 20] == -0.5 * (-31 * -7)
 
 
 def test_outliers_are_added():
@@ -116,7 +145,9 @@ def test_outliers_are_added():
 
 
 def test_tile_order_by_hand():
-    """Blocks lie where the drawing in gwq_format.h says, in full and in narrow tiles: first all scales, then all lines."""
+    """Blocks lie where the drawing in gwq_format.h says, in full and in narrow tiles: first all
+    scales, then all lines.
+    """
     t, parts = TYPES["gwq4"], zeros("gwq4", 32, 6)
     parts[2][0, 4:8] = 5 - 32  # row 0, block 1
     parts[3][16, 5 * BLOCK] = 7  # row group 1, block 5
@@ -128,7 +159,9 @@ def test_tile_order_by_hand():
 
 
 def test_side_table_by_hand():
-    """Row 0 has columns 5 and 200, row 3 column 17: level 0 lists rows 0 and 3, level 1 row 0 again."""
+    """Row 0 has columns 5 and 200, row 3 column 17: level 0 lists rows 0 and 3, level 1 row 0
+    again.
+    """
     records, offsets = pack_outliers([0, 3, 0], [200, 17, 5], np.array([2.0, 3.0, 1.0]), (16, 256))
     counts = [2, 0, 0, 1] + [0] * 12
     values = np.array([1.0, 3.0, 2.0], np.float16).tobytes()
@@ -142,7 +175,10 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 600))
 
 @settings(max_examples=80, deadline=None)
 @given(
-    shape=shapes, name=st.sampled_from([t.name for t in TILES]), fraction=st.sampled_from([0, 0.01, 0.2]), seed=st.integers(0, 2**32 - 1)
+    shape=shapes,
+    name=st.sampled_from([t.name for t in TILES]),
+    fraction=st.sampled_from([0, 0.01, 0.2]),
+    seed=st.integers(0, 2**32 - 1),
 )
 def test_round_trip(shape, name, fraction, seed):
     t, rng = TYPES[name], np.random.default_rng(seed)
@@ -160,20 +196,32 @@ def test_round_trip(shape, name, fraction, seed):
     for got, expected in zip(unpack_outliers(*outliers, shape), (row, col, value), strict=True):
         assert np.array_equal(got, expected)
     check_tiles(t, data, shape, outliers)
-    for r, c in zip(rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True):  # one by one, as the header says
+    for r, c in zip(
+        rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True
+    ):  # one by one, as the header says
         before = codes[r // 8 * 8 + (r - 1) % 8, c]
-        window = codes[r, c] | (before >> (t.bits - t.history)) << t.bits if t.history else codes[r, c]
+        window = (
+            codes[r, c] | (before >> (t.bits - t.history)) << t.bits if t.history else codes[r, c]
+        )
         weight = float(row_scales[r]) * float(scales[r, c // t.sub]) * float(table[window])
         assert dequantize(t, data, shape)[r, c] == weight
     expected = dequantize(t, data, shape)
     expected[row, col] += value.astype(np.float32)
-    assert np.array_equal(dequantize(t, data, shape, outliers).view(np.uint32), expected.view(np.uint32))
+    assert np.array_equal(
+        dequantize(t, data, shape, outliers).view(np.uint32), expected.view(np.uint32)
+    )
 
 
 def test_damaged_tiles_are_refused():
     t, shape = TYPES["gwq3"], (20, 100)
     good = pack_tiles(t, *random_parts(np.random.default_rng(0), t, *shape))
-    damages = [(3, 32, "table"), (15, 0x80, "table"), (17, 0x7C, "not finite"), (16 + 2 * 20, 1, "padding"), (127, 1, "padding")]
+    damages = [
+        (3, 32, "table"),
+        (15, 0x80, "table"),
+        (17, 0x7C, "not finite"),
+        (16 + 2 * 20, 1, "padding"),
+        (127, 1, "padding"),
+    ]
     for at, byte, sentence in damages:
         data = good.copy()
         data[at] = byte
@@ -199,7 +247,11 @@ def test_damaged_side_tables_are_refused_or_valid(seed):
     except GwqError as e:
         assert "export it again" in str(e)
     else:
-        assert (row < shape[0]).all() and (col < shape[1]).all() and len(set(zip(row, col, strict=True))) == len(row)
+        assert (
+            (row < shape[0]).all()
+            and (col < shape[1]).all()
+            and len(set(zip(row, col, strict=True))) == len(row)
+        )
 
 
 def test_full_rows_are_limits():
@@ -215,9 +267,13 @@ def test_stock_types_equal_the_gguf_package():
     w = np.random.default_rng(0).normal(size=(7, 96)).astype(np.float32)
     w[0] = 0
     for name, kind in [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16"), ("q8_0", "Q8_0")]:
-        data = encode_stock(TYPES[name], w)
-        expected = gguf.quants.dequantize(data.reshape(7, -1), gguf.GGMLQuantizationType[kind]) if name[0] != "f" else None
-        got = decode_stock(TYPES[name], data, 7, 96)
+        data = encode_ggml(TYPES[name], w)
+        expected = (
+            gguf.quants.dequantize(data.reshape(7, -1), gguf.GGMLQuantizationType[kind])
+            if name[0] != "f"
+            else None
+        )
+        got = decode_ggml(TYPES[name], data, 7, 96)
         if expected is not None:
             assert np.array_equal(got, expected)
         assert np.abs(got - w).max() <= {"f32": 0, "f16": 2e-3, "bf16": 2e-2, "q8_0": 2e-2}[name]
@@ -229,4 +285,4 @@ def test_sentences():
     with pytest.raises(GwqError, match="multiple of 32"):
         TYPES["q8_0"].nbytes(4, 40)
     with pytest.raises(GwqError, match="too large for FP16"):
-        encode_stock(TYPES["f16"], np.float32([[1e6]]))
+        encode_ggml(TYPES["f16"], np.float32([[1e6]]))

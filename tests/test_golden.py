@@ -10,9 +10,10 @@ import pytest
 from conftest import DATA
 
 import gwq_export
-from gwq_export import native
-from gwq_export.format import FORMAT_VERSION, TYPES
-from gwq_export.native import Matrix, Pool
+from gwq_export.format.types import FORMAT_VERSION, TYPES
+from gwq_export.native import library as native
+from gwq_export.native.library import Pool
+from gwq_export.native.matrix import Matrix
 
 GOLDEN = DATA / "golden"
 NAMES = ["gwq4", "gwq3", "gwq2"]
@@ -20,10 +21,16 @@ NAMES = ["gwq4", "gwq3", "gwq2"]
 
 def expected(name):
     """{tensor: uint32 (rows, cols)}, the bits of the float32 weights."""
-    bits, shapes = np.fromfile(GOLDEN / f"{name}.f32", "<u4"), {"w.weight": (21, 330), "v.weight": (8, 70)}
+    bits, shapes = (
+        np.fromfile(GOLDEN / f"{name}.f32", "<u4"),
+        {"w.weight": (21, 330), "v.weight": (8, 70)},
+    )
     first = 21 * 330
     assert len(bits) == first + 8 * 70
-    return {"w.weight": bits[:first].reshape(shapes["w.weight"]), "v.weight": bits[first:].reshape(shapes["v.weight"])}
+    return {
+        "w.weight": bits[:first].reshape(shapes["w.weight"]),
+        "v.weight": bits[first:].reshape(shapes["v.weight"]),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,8 +43,17 @@ def test_a_reader_written_from_the_document(name):
 
 def test_that_reader_is_independent_and_short():
     path = Path(golden_decoder.__file__)
-    modules = {a.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for a in node.names}
-    modules |= {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    modules = {
+        a.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for a in node.names
+    }
+    modules |= {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
     assert modules <= {"struct", "sys", "math"}
     assert len(path.read_text().splitlines()) < 105
 
@@ -54,7 +70,10 @@ def test_experts(type):
     for j, t in enumerate(tensor.matrices()):
         rows, cols, values = golden_decoder.decode(GOLDEN / "experts.gguf", f"{type}.weight", j)
         assert struct.pack(f"<{rows * cols}f", *values) == want[j].tobytes()
-        assert np.array_equal(Matrix(t.name, t.type, t.shape, t.data, t.outliers).dequantize(Pool(1)).view(np.uint32), want[j])
+        assert np.array_equal(
+            Matrix(t.name, t.type, t.shape, t.data, t.outliers).dequantize(Pool(1)).view(np.uint32),
+            want[j],
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,6 +93,11 @@ def test_every_instruction_set(name, isa):
         assert lib.gwq_isa_select(isa.encode()) == 0
         for tensor, want in expected(name).items():
             t = gwq_export.open_gguf(GOLDEN / f"{name}.gguf").tensors[tensor]
-            assert np.array_equal(Matrix(t.name, t.type, t.shape, t.data, t.outliers).dequantize(Pool(2)).view(np.uint32), want)
+            assert np.array_equal(
+                Matrix(t.name, t.type, t.shape, t.data, t.outliers)
+                .dequantize(Pool(2))
+                .view(np.uint32),
+                want,
+            )
     finally:
         lib.gwq_isa_select(before.encode())

@@ -8,16 +8,19 @@ import pytest
 from conftest import DATA
 
 import gwq_export
-from gwq_export.evaluate import log_softmax
+from gwq_export.evaluation.perplexity import log_softmax
 
 TEXT = (DATA / "eval.txt").read_text()
 
 
 def test_without_the_extra():
-    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('gwq_export.harness', run_name='__main__')"
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('gwq_export.evaluation.lm_eval', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == 'gwq_export.harness: error: lm-evaluation-harness needs lm_eval: pip install "gwq-export[lm-eval]"\n'
+    assert (
+        done.stderr
+        == 'gwq_export.evaluation.lm_eval: error: lm-evaluation-harness needs lm_eval: pip install "gwq-export[lm-eval]"\n'
+    )
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +28,11 @@ def ours(exported):
     pytest.importorskip("lm_eval", reason="needs the lm-eval extra: pip install lm-eval")
     from lm_eval.api.registry import get_model
 
-    import gwq_export.harness  # noqa: F401  registers the model
+    import gwq_export.evaluation.lm_eval  # noqa: F401  registers the model
 
-    return get_model("gwq").create_from_arg_string(f"path={exported(type='f32')[0]},threads=1", {"batch_size": 1, "device": None})
+    return get_model("gwq").create_from_arg_string(
+        f"path={exported(type='f32')[0]},threads=1", {"batch_size": 1, "device": None}
+    )
 
 
 def requests(kind, *arguments):
@@ -38,7 +43,12 @@ def requests(kind, *arguments):
 
 def test_loglikelihood(ours):
     said = ours.model.generate("The history of the", n=2)
-    pairs = [("The city of", " London"), ("The history of the", said), ("", "A word"), ("<|im_start|>user<|im_end|>", " x")]
+    pairs = [
+        ("The city of", " London"),
+        ("The history of the", said),
+        ("", "A word"),
+        ("<|im_start|>user<|im_end|>", " x"),
+    ]
     found = ours.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
     for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
         tok = ours.model.tokenizer
@@ -52,7 +62,7 @@ def test_loglikelihood(ours):
 
 def test_loglikelihood_rolling(ours, exported):
     """Longer than the context: every token is scored once, in windows."""
-    from gwq_export.harness import GwqLM
+    from gwq_export.evaluation.lm_eval import GwqLM
 
     short, tok = GwqLM(exported(type="f32")[0], threads=1), ours.model.tokenizer
     short.model.ctx = 100
@@ -64,7 +74,9 @@ def test_loglikelihood_rolling(ours, exported):
         start = max(0, last - 101)
         logp = log_softmax(ours.model.logits(ids[start : last - 1]))[-(last - first) :]
         expected += logp[np.arange(last - first), ids[first:last]].sum()
-    found = short.loglikelihood_rolling(requests("loglikelihood_rolling", (TEXT[:1500],)), disable_tqdm=True)
+    found = short.loglikelihood_rolling(
+        requests("loglikelihood_rolling", (TEXT[:1500],)), disable_tqdm=True
+    )
     assert found == [pytest.approx(expected, abs=1e-2)]
 
 
@@ -88,10 +100,15 @@ def test_the_evaluator_runs_it(ours, tmp_path):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from gwq_export.tasks import parse, run
+    from gwq_export.evaluation.tasks import parse, run
 
     rows = [
-        {"query": TEXT[i : i + 40].strip(), "choices": [TEXT[i + 50 : i + 60].strip(), "zebra crossing"], "gold": i % 2} for i in range(9)
+        {
+            "query": TEXT[i : i + 40].strip(),
+            "choices": [TEXT[i + 50 : i + 60].strip(), "zebra crossing"],
+            "gold": i % 2,
+        }
+        for i in range(9)
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "own.yaml").write_text(
@@ -99,6 +116,13 @@ def test_the_evaluator_runs_it(ours, tmp_path):
         "output_type: multiple_choice\ndoc_to_text: '{{query}}'\ndoc_to_choice: choices\ndoc_to_target: gold\n"
         "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
     )
-    found = lm_eval.simple_evaluate(ours, tasks=["own"], task_manager=TaskManager(include_path=str(tmp_path)), bootstrap_iters=0)
-    expected = run(gwq_export.load(ours.path), parse((tmp_path / "own.jsonl").read_text(), "own"), "own")
-    assert found["results"]["own"]["acc,none"] == expected["acc"] and found["results"]["own"]["acc_norm,none"] == expected["acc_norm"]
+    found = lm_eval.simple_evaluate(
+        ours, tasks=["own"], task_manager=TaskManager(include_path=str(tmp_path)), bootstrap_iters=0
+    )
+    expected = run(
+        gwq_export.load(ours.path), parse((tmp_path / "own.jsonl").read_text(), "own"), "own"
+    )
+    assert (
+        found["results"]["own"]["acc,none"] == expected["acc"]
+        and found["results"]["own"]["acc_norm,none"] == expected["acc_norm"]
+    )

@@ -1,4 +1,6 @@
-"""Files for llama.cpp: stock types coded under the curvature, the importance file, and bridge files."""
+"""Files for llama.cpp: ggml types coded under the curvature, the importance file, and bridge
+files.
+"""
 
 import sys
 from pathlib import Path
@@ -11,19 +13,26 @@ from test_cli import assert_one_line, call
 from test_encoder import layer, output_error
 
 import gwq_export
-from gwq_export import GwqError, bridge
-from gwq_export.container import Reader
-from gwq_export.deltas import corrections
-from gwq_export.encoder import Curvature, encode
-from gwq_export.format import LEVELS, TYPES, decode_stock, encode_stock, pack_codes
-from gwq_export.plan import options
+from gwq_export import GwqError
+from gwq_export.format import bridge
+from gwq_export.format.ggml_types import decode_ggml, encode_ggml, pack_codes
+from gwq_export.format.reader import Reader
+from gwq_export.format.types import LEVELS, TYPES
+from gwq_export.pipeline.options import options
+from gwq_export.quantization.curvature import Curvature
+from gwq_export.quantization.deltas import corrections
+from gwq_export.quantization.encoder import encode
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import stock
 
-each_level_type = pytest.mark.parametrize("type", [TYPES[name] for name in LEVELS], ids=list(LEVELS))
+each_level_type = pytest.mark.parametrize(
+    "type", [TYPES[name] for name in LEVELS], ids=list(LEVELS)
+)
 IDS = np.random.default_rng(5).integers(3, 8192, 120)
-needs_peer = pytest.mark.skipif(not stock.library_path().exists(), reason=f"no {stock.library_path()}: run tools/build_ggml")
+needs_peer = pytest.mark.skipif(
+    not stock.library_path().exists(), reason=f"no {stock.library_path()}: run tools/build_ggml"
+)
 
 
 # --- the types --------------------------------------------------------------------------------------------------------
@@ -34,8 +43,12 @@ def test_a_block_by_hand():
         codes = np.zeros((1, 32), np.uint8)
         codes[0, 3], codes[0, 16 + 3], codes[0, 31] = 15, 2, 8
         data = pack_codes(TYPES[name], np.float16([0.5]), codes)
-        assert data[:2].tobytes() == b"\x00\x38" and (data[2], data[2 + 3], data[2 + 15]) == (0, 0x2F, 0x80)
-        assert decode_stock(TYPES[name], data, 1, 32)[0, 3] == at
+        assert data[:2].tobytes() == b"\x00\x38" and (data[2], data[2 + 3], data[2 + 15]) == (
+            0,
+            0x2F,
+            0x80,
+        )
+        assert decode_ggml(TYPES[name], data, 1, 32)[0, 3] == at
 
 
 @each_level_type
@@ -43,20 +56,24 @@ def test_gguf_decodes_the_same(type):
     gguf = pytest.importorskip("gguf")
     weight = np.random.default_rng(1).standard_normal((40, 96)).astype(np.float32)
     weight[0, :32] = 0
-    data, kind = encode_stock(type, weight), gguf.GGMLQuantizationType(type.id)
-    assert np.array_equal(decode_stock(type, data, 40, 96), gguf.quants.dequantize(data.reshape(40, -1), kind))
+    data, kind = encode_ggml(type, weight), gguf.GGMLQuantizationType(type.id)
+    assert np.array_equal(
+        decode_ggml(type, data, 40, 96), gguf.quants.dequantize(data.reshape(40, -1), kind)
+    )
     if type.name == "q4_0":
         assert np.array_equal(data.reshape(40, -1), gguf.quants.quantize(weight, kind))
-    largest = np.abs(weight).reshape(-1, 32).max(1)  # half the widest step of the table, which the largest weight scales
-    error = np.abs(decode_stock(type, data, 40, 96) - weight).reshape(-1, 32).max(1)
+    largest = (
+        np.abs(weight).reshape(-1, 32).max(1)
+    )  # half the widest step of the table, which the largest weight scales
+    error = np.abs(decode_ggml(type, data, 40, 96) - weight).reshape(-1, 32).max(1)
     assert (error <= largest * np.diff(type.levels).max() / -type.levels[0] * 1.01).all()
 
 
 def test_what_cannot_be_held_is_refused():
     with pytest.raises(GwqError, match="multiple of 32, got 40"):
-        encode_stock(TYPES["q4_0"], np.ones((2, 40), np.float32))
+        encode_ggml(TYPES["q4_0"], np.ones((2, 40), np.float32))
     with pytest.raises(GwqError, match="too large for FP16"):
-        encode_stock(TYPES["q4_0"], np.full((1, 32), 1e6, np.float32))
+        encode_ggml(TYPES["q4_0"], np.full((1, 32), 1e6, np.float32))
 
 
 # --- codes under the curvature ----------------------------------------------------------------------------------------
@@ -64,30 +81,43 @@ def test_what_cannot_be_held_is_refused():
 
 @each_level_type
 def test_each_step_lowers_the_output_error(type, monkeypatch):
-    from gwq_export import encoder
+    from gwq_export.quantization import encoder
 
     weight, h, rows = layer(96, 352)
     curvature = Curvature(h)
 
     def run(**options):
         found = encode(weight, type, type.levels, curvature=curvature, row_weight=rows, **options)
-        held = decode_stock(type, pack_codes(type, found.scales, found.codes), *weight.shape)
+        held = decode_ggml(type, pack_codes(type, found.scales, found.codes), *weight.shape)
         assert np.array_equal(held, found.values)
         return output_error(weight, held, curvature.matrix[:352, :352], rows)
 
-    plain = output_error(weight, decode_stock(type, encode_stock(type, weight), *weight.shape), curvature.matrix[:352, :352], rows)
+    plain = output_error(
+        weight,
+        decode_ggml(type, encode_ggml(type, weight), *weight.shape),
+        curvature.matrix[:352, :352],
+        rows,
+    )
     fitted = run(feedback=False)
     with monkeypatch.context() as m:
         m.setattr(encoder._Units, "refit", lambda self, h: None)
         fed, swept = run(sweeps=0), run(sweeps=1)
-    assert fitted < 0.97 * plain and fed < 0.8 * fitted and swept < 0.95 * fed and run(sweeps=1) < swept
+    assert (
+        fitted < 0.97 * plain
+        and fed < 0.8 * fitted
+        and swept < 0.95 * fed
+        and run(sweeps=1) < swept
+    )
 
 
 @each_level_type
 def test_scales_follow_the_columns_that_count(type):
     weight, _, _ = layer(16, 32)
     column_weight = np.where(np.arange(32) < 4, 100, 1).astype(np.float32)
-    found, plain = (encode(weight, type, type.levels, curvature=c, feedback=False) for c in (Curvature(np.diag(column_weight)), None))
+    found, plain = (
+        encode(weight, type, type.levels, curvature=c, feedback=False)
+        for c in (Curvature(np.diag(column_weight)), None)
+    )
     error = [((e.values - weight) ** 2)[:, :4].sum() for e in (found, plain)]
     assert error[0] < 0.8 * error[1]
 
@@ -106,10 +136,17 @@ def test_corrections_take_most_of_what_they_can():
         return output_error(weight, changed, curvature.matrix[:96, :96], rows)
 
     found, before = error(row, col, value), error([], [], [])
-    restored = error(row, col, (weight - coded)[row, col])  # the weights as they were, whatever their errors stood in for
+    restored = error(
+        row, col, (weight - coded)[row, col]
+    )  # the weights as they were, whatever their errors stood in for
     rng = np.random.default_rng(0)
     elsewhere = np.divmod(np.sort(rng.permutation(weight.size)[:300]), 96)
-    best_single = error(*elsewhere, -(curvature.matrix[:96, :96] @ (coded - weight).T / np.diag(curvature.matrix)[:96, None]).T[elsewhere])
+    best_single = error(
+        *elsewhere,
+        -(curvature.matrix[:96, :96] @ (coded - weight).T / np.diag(curvature.matrix)[:96, None]).T[
+            elsewhere
+        ],
+    )
     assert found < 0.8 * before and found < restored and found < best_single
 
 
@@ -134,7 +171,7 @@ def peer_kld(name, importance):
     """The same of llama.cpp's own quantization."""
     import compare
 
-    from gwq_export.source import Source
+    from gwq_export.hf.source import Source
 
     original = original_model(REFERENCE)
     model, _ = compare.stock_model(original, Source(REFERENCE), name, importance(original))
@@ -146,11 +183,21 @@ def test_plain_q4_0_is_ggmls(exported):
     reader, kinds = gwq_export.open_gguf(path), {}
     for t in reader.tensors.values():
         kinds.setdefault(t.type.name, []).append(t.name)
-    assert set(kinds) == {"q4_0", "q8_0", "f32"} and kinds["q8_0"] == ["token_embd.weight"] and result["bpw_linear"] == 4.5
-    assert reader.metadata["general.file_type"] == 2 and "gwq.type" not in reader.metadata and "calibration_loss" not in result
+    assert (
+        set(kinds) == {"q4_0", "q8_0", "f32"}
+        and kinds["q8_0"] == ["token_embd.weight"]
+        and result["bpw_linear"] == 4.5
+    )
+    assert (
+        reader.metadata["general.file_type"] == 2
+        and "gwq.type" not in reader.metadata
+        and "calibration_loss" not in result
+    )
     original = gwq_export.open_gguf(exported(type="f32")[0])
     name = "blk.2.ffn_down.weight"
-    assert np.array_equal(reader.tensors[name].data, encode_stock(TYPES["q4_0"], original.tensors[name].dequantize()))
+    assert np.array_equal(
+        reader.tensors[name].data, encode_ggml(TYPES["q4_0"], original.tensors[name].dequantize())
+    )
 
 
 @needs_peer
@@ -160,7 +207,10 @@ def test_nearer_than_llama_cpps_own(exported, kld, name):
     path, result = exported(stock=name)
     assert result["bpw_linear"] == 4.5 and result["outlier_fraction"] == 0
     text = np.arange(1024).reshape(4, 256) * 7
-    plain, weighted = peer_kld(name, lambda m: {}), peer_kld(name, lambda m: stock.importance(m, text))
+    plain, weighted = (
+        peer_kld(name, lambda m: {}),
+        peer_kld(name, lambda m: stock.importance(m, text)),
+    )
     assert kld(path) < 0.75 * min(plain, weighted)
 
 
@@ -177,14 +227,23 @@ def test_a_bridge_is_the_stock_file_and_more(exported, linked, kld):
     )
     full.check()
     base.check()
-    assert list(base.tensors) == list(plain.tensors) and not any(t.outliers for t in base.tensors.values())
+    assert list(base.tensors) == list(plain.tensors) and not any(
+        t.outliers for t in base.tensors.values()
+    )
     for name, tensor in plain.tensors.items():
-        assert np.array_equal(tensor.data, base.tensors[name].data) and np.array_equal(tensor.data, full.tensors[name].data)
+        assert np.array_equal(tensor.data, base.tensors[name].data) and np.array_equal(
+            tensor.data, full.tensors[name].data
+        )
     linear = [t for t in full.tensors.values() if t.outliers]
-    assert {t.type.name for t in linear} == {"q4_0"} and sum(t.outlier_count for t in linear) == pytest.approx(0.02 * 3.145e6, rel=0.01)
+    assert {t.type.name for t in linear} == {"q4_0"} and sum(
+        t.outlier_count for t in linear
+    ) == pytest.approx(0.02 * 3.145e6, rel=0.01)
     assert kld(linked) < 0.85 * kld(linked, True)
     oracle = logits(dequantized_model(REFERENCE, linked), IDS)  # transformers with base plus deltas
-    found = [np.abs(gwq_export.load(linked, base=without).logits(IDS) - oracle).max() for without in (False, True)]
+    found = [
+        np.abs(gwq_export.load(linked, base=without).logits(IDS) - oracle).max()
+        for without in (False, True)
+    ]
     assert found[0] < 0.2 * found[1]
 
 
@@ -193,7 +252,10 @@ def test_stock_readers_see_the_base(linked):
     base = gwq_export.open_gguf(linked, base=True)
     seen = {t.name: t for t in gguf.GGUFReader(linked).tensors}
     assert list(seen) == list(base.tensors)
-    assert all(np.array_equal(seen[name].data.reshape(-1).view(np.uint8), t.data) for name, t in base.tensors.items())
+    assert all(
+        np.array_equal(seen[name].data.reshape(-1).view(np.uint8), t.data)
+        for name, t in base.tensors.items()
+    )
 
 
 def rewritten(path, out):
@@ -203,7 +265,12 @@ def rewritten(path, out):
     writer = gguf.GGUFWriter(out, "llama")
     for name, field in reader.fields.items():
         if not name.startswith(("GGUF.", "general.architecture")):
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+            writer.add_key_value(
+                name,
+                field.contents(),
+                field.types[0],
+                sub_type=field.types[-1] if len(field.types) > 1 else None,
+            )
     writer.add_uint32("another.key", 1)
     for t in reader.tensors:
         writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
@@ -232,7 +299,11 @@ def test_deltas_that_are_not_whole_are_refused(linked, tmp_path, capsys):
         (data[:key] + b"\2" + data[key + 1 :], "version 2"),
     ]:
         out.write_bytes(content)
-        for command, args in [("info", []), ("run", ["-p", "The", "-n", 1]), ("eval", ["--text", __file__])]:
+        for command, args in [
+            ("info", []),
+            ("run", ["-p", "The", "-n", 1]),
+            ("eval", ["--text", __file__]),
+        ]:
             status, _, err = call(capsys, command, out, *args)
             assert_one_line(command, status, err, words)
             assert "--base" in err and "bad.gguf" in err
@@ -253,7 +324,9 @@ def test_a_hostile_tail(linked, tmp_path):
     ]:
         tail = data[offset:].replace(old, new)
         assert tail != data[offset:]
-        (tmp_path / "bad.gguf").write_bytes(data[:offset].replace(sha, hashlib.sha256(tail).hexdigest().encode()) + tail)
+        (tmp_path / "bad.gguf").write_bytes(
+            data[:offset].replace(sha, hashlib.sha256(tail).hexdigest().encode()) + tail
+        )
         with pytest.raises(GwqError, match="side-table"):
             Reader(tmp_path / "bad.gguf")
 
@@ -261,7 +334,9 @@ def test_a_hostile_tail(linked, tmp_path):
 def test_a_dry_run_predicts(tmp_path):
     """The loss of a type, the less the better it fits."""
     losses = [
-        gwq_export.export(REFERENCE, tmp_path / "x.gguf", **kind, samples=2, ctx=64, dry_run=True)["predicted_loss"]
+        gwq_export.export(REFERENCE, tmp_path / "x.gguf", **kind, samples=2, ctx=64, dry_run=True)[
+            "predicted_loss"
+        ]
         for kind in ({"stock": "q4_0"}, {"stock": "iq4_nl"}, {"type": "gwq4", "outliers": 0.0})
     ]
     assert losses[0] > losses[1] > losses[2] > 0 and not list(tmp_path.iterdir())
@@ -280,7 +355,15 @@ def test_a_dry_run_predicts(tmp_path):
     ],
 )
 def test_options_that_contradict(given, words):
-    usual = {"preset": "default", "type": None, "outliers": None, "saliency": None, "samples": None, "ctx": 64, "seed": 0}
+    usual = {
+        "preset": "default",
+        "type": None,
+        "outliers": None,
+        "saliency": None,
+        "samples": None,
+        "ctx": 64,
+        "seed": 0,
+    }
     with pytest.raises(GwqError, match=words):
         options(**usual | given)
 
@@ -299,21 +382,32 @@ def test_no_tile_type_in_a_stock_file(tiny, tmp_path):
 def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys):
     """As autograd gives it token by token, in the keys and shapes of llama.cpp's files."""
     gguf, torch = pytest.importorskip("gguf"), pytest.importorskip("torch")
-    from gwq_export.source import Source
-    from gwq_export.tokenizer import Tokenizer
-    from gwq_export.vocabulary import to_metadata
-    from gwq_export.windows import draw_calibration
+    from gwq_export.calibration.text import draw_calibration
+    from gwq_export.hf.source import Source
+    from gwq_export.tokenizer.from_hf import to_metadata
+    from gwq_export.tokenizer.tokenizer import Tokenizer
 
     folder, out = tiny("llama"), tmp_path / "imatrix.gguf"
     args = ["--type", "f16", "--samples", 2, "--ctx", 32]
-    status, _, err = call(capsys, "export", folder, "--out", tmp_path / "f16.gguf", "--imatrix", out, *args)
+    status, _, err = call(
+        capsys, "export", folder, "--out", tmp_path / "f16.gguf", "--imatrix", out, *args
+    )
     assert status == 0, err
     reader = gguf.GGUFReader(out)
-    assert {k: v.contents() for k, v in reader.fields.items() if k.startswith(("general.type", "imatrix."))} == {
-        "general.type": "imatrix", "imatrix.datasets": ["calibration.txt"], "imatrix.chunk_count": 2, "imatrix.chunk_size": 32,
-    }  # fmt: skip
+    assert {
+        k: v.contents()
+        for k, v in reader.fields.items()
+        if k.startswith(("general.type", "imatrix."))
+    } == {
+        "general.type": "imatrix",
+        "imatrix.datasets": ["calibration.txt"],
+        "imatrix.chunk_count": 2,
+        "imatrix.chunk_size": 32,
+    }
     found = {t.name: t for t in reader.tensors}
-    assert len(found) == 2 * 7 * TINY["num_hidden_layers"] and all(t.tensor_type == 0 for t in reader.tensors)
+    assert len(found) == 2 * 7 * TINY["num_hidden_layers"] and all(
+        t.tensor_type == 0 for t in reader.tensors
+    )
     source, model = Source(folder), original_model(folder)
     tokens = draw_calibration(Tokenizer(to_metadata(folder, source.vocab)), None, 2, 32, 0).tokens
     module, seen, total = model.model.layers[1].mlp.down_proj, {}, 0
@@ -321,10 +415,25 @@ def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys)
     for ids in tokens:
         loss = model(input_ids=ids[None], labels=ids[None]).loss * (len(ids) - 1)
         (g,) = torch.autograd.grad(loss, seen["z"])
-        total += torch.stack([torch.outer(a, b) ** 2 for a, b in zip(g[0], seen["x"][0], strict=True)]).sum((0, 1))  # tokens, rows
+        total += torch.stack(
+            [torch.outer(a, b) ** 2 for a, b in zip(g[0], seen["x"][0], strict=True)]
+        ).sum((0, 1))  # tokens, rows
     got, count = found["blk.1.ffn_down.weight.in_sum2"], found["blk.1.ffn_down.weight.counts"]
-    assert count.data.item() == tokens.numel() and list(got.shape) == [TINY["intermediate_size"], 1] and list(count.shape) == [1, 1]
+    assert (
+        count.data.item() == tokens.numel()
+        and list(got.shape) == [TINY["intermediate_size"], 1]
+        and list(count.shape) == [1, 1]
+    )
     total = total.detach().numpy()
     np.testing.assert_allclose(got.data.reshape(-1), total + 1e-3 * total.mean(), rtol=1e-3)
-    status, _, err = call(capsys, "export", folder, "--out", tmp_path / "f16.gguf", "--imatrix", tmp_path / "f16.gguf", *args)
+    status, _, err = call(
+        capsys,
+        "export",
+        folder,
+        "--out",
+        tmp_path / "f16.gguf",
+        "--imatrix",
+        tmp_path / "f16.gguf",
+        *args,
+    )
     assert_one_line("export", status, err, "--imatrix")

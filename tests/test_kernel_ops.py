@@ -1,4 +1,6 @@
-"""What kernels compute besides matrices: norms, activation functions, positions, attention and its cache, in every instruction set."""
+"""What kernels compute besides matrices: norms, activation functions, positions, attention and its
+cache, in every instruction set.
+"""
 
 import itertools
 import math
@@ -8,9 +10,9 @@ import pytest
 from kernel_cases import activations, guarded, same_bits
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gwq_export import format as fmt
-from gwq_export.format import ffi
-from gwq_export.native import pointer
+from gwq_export.format import types as fmt
+from gwq_export.format.types import ffi
+from gwq_export.native.library import pointer
 
 SIZES = [(1, 1), (2, 7), (3, 8), (2, 9), (1, 31), (5, 64), (2, 65), (40, 576)]
 
@@ -23,7 +25,9 @@ def test_rmsnorm(lib, pool, n, dim):
     out = guarded(np.empty_like(x))
     assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(out)) == 0
     assert_allclose(out, want, rtol=1e-6)
-    assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(x)) == 0  # in place
+    assert (
+        lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(x)) == 0
+    )  # in place
     same_bits(x, out)
 
 
@@ -48,7 +52,9 @@ def test_silu_of_large_and_small_values(lib, pool):
 ERFC = np.vectorize(math.erfc, otypes=[float])
 GELU = {
     "GWQ_GELU": lambda x: 0.5 * x * ERFC(-x / math.sqrt(2)),
-    "GWQ_GELU_TANH": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "GWQ_GELU_TANH": lambda x: (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
 }
 
 
@@ -58,7 +64,12 @@ GELU = {
 def test_gelu(lib, pool, name, n, dim, gated):
     x, up = guarded(6 * activations(n, dim)), guarded(activations(n, dim, 1))
     want = GELU[name](x.astype(float)) * (up if gated else 1)
-    assert lib.gwq_activate(pool(2), pointer(x), pointer(up) if gated else ffi.NULL, n, dim, getattr(lib, name)) == 0
+    assert (
+        lib.gwq_activate(
+            pool(2), pointer(x), pointer(up) if gated else ffi.NULL, n, dim, getattr(lib, name)
+        )
+        == 0
+    )
     assert_allclose(x, want, rtol=2e-6, atol=1e-6)
 
 
@@ -72,7 +83,11 @@ def test_gelu_of_large_values(lib, pool, name):
 
 @pytest.mark.parametrize("n,dim", SIZES)
 def test_softcap(lib, pool, n, dim):
-    x = guarded((np.logspace(-5, 3, n * dim) * np.where(np.arange(n * dim) % 3, 1, -1)).astype(np.float32).reshape(n, dim))
+    x = guarded(
+        (np.logspace(-5, 3, n * dim) * np.where(np.arange(n * dim) % 3, 1, -1))
+        .astype(np.float32)
+        .reshape(n, dim)
+    )
     want = 30 * np.tanh(x.astype(float) / 30)
     assert lib.gwq_softcap(pool(2), pointer(x), n, dim, 30) == 0
     assert_allclose(x, want, rtol=1e-6)
@@ -85,12 +100,19 @@ def test_rope(lib, pool, style, dim, rotated):
     x, angle = guarded(activations(n * heads, dim)), np.random.default_rng(1).random((n, half))
     cos, sin = guarded(np.cos(angle).astype(np.float32)), guarded(np.sin(angle).astype(np.float32))
     wide = x.reshape(n, heads, dim).astype(float)
-    first, second = (slice(0, rotated, 2), slice(1, rotated, 2)) if style == "PAIRS" else (slice(0, half), slice(half, rotated))
+    first, second = (
+        (slice(0, rotated, 2), slice(1, rotated, 2))
+        if style == "PAIRS"
+        else (slice(0, half), slice(half, rotated))
+    )
     want = wide.copy()
     want[..., first] = wide[..., first] * cos[:, None] - wide[..., second] * sin[:, None]
     want[..., second] = wide[..., first] * sin[:, None] + wide[..., second] * cos[:, None]
     style = getattr(lib, f"GWQ_ROPE_{style}")
-    assert lib.gwq_rope(pool(2), pointer(x), pointer(cos), pointer(sin), n, heads, dim, rotated, style) == 0
+    assert (
+        lib.gwq_rope(pool(2), pointer(x), pointer(cos), pointer(sin), n, heads, dim, rotated, style)
+        == 0
+    )
     assert_allclose(x.reshape(n, heads, dim), want, rtol=1e-6, atol=1e-6)
 
 
@@ -110,23 +132,39 @@ def kv_cache(lib, x, type):
     assert lib.gwq_cache(pointer(x), x.size, fmt.TYPES[type].id, pointer(out, "void *"), 0) == 0
     if type == "q8_0":
         blocks = out.reshape(-1, 34)
-        return out, (blocks[:, :2].copy().view(np.float16).astype(float) * blocks[:, 2:].view(np.int8)).reshape(x.shape)
-    return out, out.view({"f16": np.float16, "f32": np.float32}[type]).reshape(x.shape).astype(float)
+        return out, (
+            blocks[:, :2].copy().view(np.float16).astype(float) * blocks[:, 2:].view(np.int8)
+        ).reshape(x.shape)
+    return out, out.view({"f16": np.float16, "f32": np.float32}[type]).reshape(x.shape).astype(
+        float
+    )
 
 
-@pytest.mark.parametrize("type,dim", [*itertools.product(["f16", "f32"], [7, 8, 64]), ("q8_0", 32), ("q8_0", 96)])
+@pytest.mark.parametrize(
+    "type,dim", [*itertools.product(["f16", "f32"], [7, 8, 64]), ("q8_0", 32), ("q8_0", 96)]
+)
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("softcap", [0, 0.5])
-@pytest.mark.parametrize("n,start,window", [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)])
+@pytest.mark.parametrize(
+    "n,start,window",
+    [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)],
+)
 def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, type):
     q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
-    (kept_k, k), (kept_v, v) = (kv_cache(lib, activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim), type) for s in (1, 2))
+    (kept_k, k), (kept_v, v) = (
+        kv_cache(lib, activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim), type)
+        for s in (1, 2)
+    )
     key, query = np.arange(start + n), start + np.arange(n)[:, None]
     seen = (key <= query) & ((key > query - window) | (window == 0))
     score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1)) * 0.125
     score = softcap * np.tanh(score / softcap) if softcap else score
-    p = np.exp(np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True))
-    want = np.einsum("hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1))
+    p = np.exp(
+        np.where(seen, score, -np.inf) - np.where(seen, score, -np.inf).max(2, keepdims=True)
+    )
+    want = np.einsum(
+        "hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1)
+    )
     out = guarded(np.empty_like(q))
     args = (
         pointer(q),
@@ -162,7 +200,9 @@ def test_cached_halves_are_numpys(lib):
 
 
 def test_cached_codes_are_nearest(lib):
-    """Q8_0: the largest of 32 numbers gets 127, the others the nearest code; the same bytes whatever computes them."""
+    """Q8_0: the largest of 32 numbers gets 127, the others the nearest code; the same bytes
+    whatever computes them.
+    """
     x = (activations(1, 32 * 40) * np.repeat(10.0 ** np.arange(-4, 4), 160)).astype(np.float32)
     x[0, :32] = 0
     assert np.count_nonzero(np.abs(x.reshape(-1, 32)).max(1)) > 30
@@ -171,7 +211,10 @@ def test_cached_codes_are_nearest(lib):
     scale = np.abs(blocks).max(1, keepdims=True) / 127
     assert_array_equal(np.abs(codes).max(1), np.where(scale[:, 0] > 0, 127, 0))
     assert (np.abs(codes * scale - blocks) <= 0.5001 * scale).all()
-    assert_array_equal(out.reshape(-1, 34)[:, :2].copy().view(np.float16), scale.astype(np.float32).astype(np.float16))
+    assert_array_equal(
+        out.reshape(-1, 34)[:, :2].copy().view(np.float16),
+        scale.astype(np.float32).astype(np.float16),
+    )
     assert np.abs(held - x).max() < 0.0045 * np.abs(x).max()
 
 
@@ -183,7 +226,9 @@ def test_cached_codes_of_what_is_not_a_number(lib):
     assert held[1, 3] == 127 * 65504 and held[2, 3] == -127 * 65504 and not held[1:3, 4:].any()
     assert_allclose(held[3], 1, rtol=1e-3)
     for count, first in ((31, 0), (32, 1)):
-        assert lib.gwq_cache(pointer(x), count, 8, pointer(out, "void *"), first) == lib.GWQ_E_ARGUMENT
+        assert (
+            lib.gwq_cache(pointer(x), count, 8, pointer(out, "void *"), first) == lib.GWQ_E_ARGUMENT
+        )
     q = guarded(activations(1, 40))
     args = (pointer(out, "void *"), pointer(out, "void *"), 8, 1, 0, 1, 1, 40, 1, 0, 0, pointer(q))
     assert lib.gwq_attention(ffi.NULL, pointer(q), *args) == lib.GWQ_E_TYPE
@@ -195,5 +240,10 @@ def test_read_sums_every_byte(lib, pool):
     for streams in range(1, 9):
         for threads, ahead in ((1, 0), (2, 2048)):
             total = ffi.new("uint64_t *")
-            assert lib.gwq_read(pool(threads), pointer(data, "void *"), data.nbytes, streams, ahead, total) == 0
+            assert (
+                lib.gwq_read(
+                    pool(threads), pointer(data, "void *"), data.nbytes, streams, ahead, total
+                )
+                == 0
+            )
             assert total[0] == want

@@ -1,4 +1,5 @@
-"""Every instruction set against numpy: exact where arithmetic is exact, bounded by arithmetic where it is not.
+"""Every instruction set against numpy: exact where arithmetic is exact, bounded by arithmetic where
+it is not.
 
 GWQ_LIBRARY=/path/to/libgwq.so tests another build, GWQ_SIMDE_LIBRARY another SIMDe build.
 """
@@ -10,18 +11,31 @@ import pytest
 from conftest import ISAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PATTERNS, SHAPES, SPARSE_TYPES, TOKENS, Case, activations, guarded, make, quantize, random, same_bits
+from kernel_cases import (
+    PATTERNS,
+    SHAPES,
+    SPARSE_TYPES,
+    TOKENS,
+    Case,
+    activations,
+    guarded,
+    make,
+    quantize,
+    random,
+    same_bits,
+)
 from numpy.testing import assert_array_equal
 
-from gwq_export import format as fmt
 from gwq_export.bench.cases import MATRIX_TYPES, TILE_TYPES
-from gwq_export.format import ffi
-from gwq_export.native import pointer
-from gwq_export.tiles import pack_tiles
+from gwq_export.format import types as fmt
+from gwq_export.format.tiles import pack_tiles
+from gwq_export.format.types import ffi
+from gwq_export.native.library import pointer
 
-# Float32 sums of up to 1024 terms round to about 1e-7 of sum|w x| (9e-8 for 4096 terms in one chain, less with
-# partial sums). A tile's dense sums are integers over 64 columns, exact in float32, so that fewer terms are left; the
-# row's scale and the outliers' own sum add three roundings of 6e-8. 4e-7 leaves room for both, and no wrong term fits in.
+# Float32 sums of up to 1024 terms round to about 1e-7 of sum|w x| (9e-8 for 4096 terms in one
+# chain, less with partial sums). A tile's dense sums are integers over 64 columns, exact in
+# float32, so that fewer terms are left; the row's scale and the outliers' own sum add three
+# roundings of 6e-8. 4e-7 leaves room for both, and no wrong term fits in.
 BOUND = 4e-7
 
 
@@ -57,8 +71,16 @@ def matmul(lib, pool, matrices, x, scratch=None):
     n, cols = x.shape
     x, ys = guarded(x), [guarded(np.full((n, m.rows), np.nan, np.float32)) for m in matrices]
     scratch = scratch_of(lib, n, cols) if scratch is None else scratch
-    m, y = ffi.new("gwq_matrix *[]", [m.struct for m in matrices]), ffi.new("float *[]", [pointer(y) for y in ys])
-    assert lib.gwq_matmul(pool, m, len(matrices), pointer(x), n, y, pointer(scratch, "void *"), len(scratch)) == 0
+    m, y = (
+        ffi.new("gwq_matrix *[]", [m.struct for m in matrices]),
+        ffi.new("float *[]", [pointer(y) for y in ys]),
+    )
+    assert (
+        lib.gwq_matmul(
+            pool, m, len(matrices), pointer(x), n, y, pointer(scratch, "void *"), len(scratch)
+        )
+        == 0
+    )
     return ys
 
 
@@ -76,7 +98,9 @@ def expect(case, x):
         return x @ (dense + exact).T, np.abs(x) @ (np.abs(dense) + np.abs(exact)).T
     q, scale, _ = quantize(x.astype(np.float32))
     seen = (np.repeat(scale, fmt.BLOCK, 1).astype(float) * q)[:, : x.shape[1]]
-    return seen @ dense.T + x @ exact.T, np.abs(seen) @ np.abs(dense).T + np.abs(x) @ np.abs(exact).T
+    return seen @ dense.T + x @ exact.T, np.abs(seen) @ np.abs(dense).T + np.abs(x) @ np.abs(
+        exact
+    ).T
 
 
 def width_fits(type_name, cols):
@@ -101,8 +125,12 @@ def test_dequantize_is_exact(lib, pool, type_name):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(MATRIX_TYPES), st.integers(1, 70), st.integers(1, 600), st.sampled_from(PATTERNS), st.integers(0, 2**32 - 1)
-)  # fmt: skip
+    st.sampled_from(MATRIX_TYPES),
+    st.integers(1, 70),
+    st.integers(1, 600),
+    st.sampled_from(PATTERNS),
+    st.integers(0, 2**32 - 1),
+)
 def test_every_isa_dequantizes_to_the_same_bits(select, type_name, rows, cols, pattern, seed):
     if not width_fits(type_name, cols):
         cols = -(-cols // 32) * 32
@@ -119,7 +147,7 @@ def test_every_isa_dequantizes_to_the_same_bits(select, type_name, rows, cols, p
 @pytest.mark.parametrize("type_name", MATRIX_TYPES)
 def test_matmul(lib, pool, type_name, shape):
     if not width_fits(type_name, shape[1]):
-        pytest.skip("a stock type of whole blocks")
+        pytest.skip("a ggml type of whole blocks")
     for i, pattern in enumerate(patterns(type_name)):
         case, _, y, size = cached(type_name, *shape, pattern)
         matrix, x = Loaded(lib, case), activations(max(TOKENS), shape[1])
@@ -130,9 +158,19 @@ def test_matmul(lib, pool, type_name, shape):
 
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_threads_do_not_change_a_bit(lib, pool, n):
-    """Matrices of several types and sizes in one call, so that a thread's share ends in any of them."""
+    """Matrices of several types and sizes in one call, so that a thread's share ends in any of
+    them.
+    """
     cases = [
-        make(t, rows, 576, random) for t, rows in (("gwq4", 200), ("gwq2", 33), ("gwq3", 120), ("f16", 77), ("q8_0", 50), ("q4_0", 90))
+        make(t, rows, 576, random)
+        for t, rows in (
+            ("gwq4", 200),
+            ("gwq2", 33),
+            ("gwq3", 120),
+            ("f16", 77),
+            ("q8_0", 50),
+            ("q4_0", 90),
+        )
     ]
     matrices, x = [Loaded(lib, c) for c in cases], activations(n, 576)
     first = matmul(lib, pool(1), matrices, x)
@@ -144,17 +182,35 @@ def test_threads_do_not_change_a_bit(lib, pool, n):
 @pytest.mark.parametrize("n", [1, 2, 5, 16])
 @pytest.mark.parametrize("type_name", TILE_TYPES)
 def test_extremes_do_not_overflow(lib, pool, type_name, n):
-    """Largest entries, scales and activations, their signs equal or not: the worst cases of 16-bit and of 32-bit sums."""
+    """Largest entries, scales and activations, their signs equal or not: the worst cases of 16-bit
+    and of 32-bit sums.
+    """
     type, rng = fmt.TYPES[type_name], np.random.default_rng(0)
     table = np.full(16, fmt.ENTRY_MAX, np.int8)
     table[0] = fmt.ENTRY_MIN
-    for some in (np.zeros(256, bool), np.ones(256, bool), rng.random(256) < 0.5):  # columns of the largest entry, else the smallest
+    for some in (
+        np.zeros(256, bool),
+        np.ones(256, bool),
+        rng.random(256) < 0.5,
+    ):  # columns of the largest entry, else the smallest
         codes = np.broadcast_to(np.where(some, (1 << type.bits) - 1, 0).astype(np.uint8), (16, 256))
         for scale in (-32, 31):
             scales = np.full((16, 256 // type.sub), scale, np.int8)
-            case = Case(type, (16, 256), pack_tiles(type, table, np.ones(16, np.float16), scales, codes))
-            for sign in (np.where(some, 1, -1), np.where(some, -1, 1), np.tile([1, 1, -1, -1], 64), np.tile([1, -1], 128)):
-                (y,) = matmul(lib, pool(1), [Loaded(lib, case)], np.tile(np.float32(127) * sign, (n, 1)).astype(np.float32))
+            case = Case(
+                type, (16, 256), pack_tiles(type, table, np.ones(16, np.float16), scales, codes)
+            )
+            for sign in (
+                np.where(some, 1, -1),
+                np.where(some, -1, 1),
+                np.tile([1, 1, -1, -1], 64),
+                np.tile([1, -1], 128),
+            ):
+                (y,) = matmul(
+                    lib,
+                    pool(1),
+                    [Loaded(lib, case)],
+                    np.tile(np.float32(127) * sign, (n, 1)).astype(np.float32),
+                )
                 want = 127 * scale * np.where(some, fmt.ENTRY_MAX, fmt.ENTRY_MIN) @ sign
                 assert (np.abs(y - want) <= BOUND * 256 * 127 * 1024).all()
 
@@ -172,7 +228,9 @@ def test_a_massive_channel_leaves_the_others_their_digits(lib, pool, type_name, 
     dense, exact = case.dense.astype(float), case.sparse.astype(float)
     others = y - (loud - quiet).astype(float) @ (dense + exact).T
     want = quiet.astype(float) @ (dense + exact).T
-    error, usual = (np.sqrt(np.mean((got - want) ** 2, 1) / np.mean(want**2, 1)) for got in (others, calm))
+    error, usual = (
+        np.sqrt(np.mean((got - want) ** 2, 1) / np.mean(want**2, 1)) for got in (others, calm)
+    )
     assert (usual < 0.02).all() and (error < 0.03).all()
     same_bits(y[1:-1], calm[1:-1])
     for threads in (2, 5):
@@ -186,7 +244,13 @@ def test_a_massive_channel_takes_no_second_look_where_codes_hold_all(lib, pool):
     x[0, 7], x[1, 70], x[2, 70], x[3, :64], x[4, :2] = 12345.678, np.inf, np.nan, 1, (1000, 1)
     scratch = scratch_of(lib, *x.shape)
     matmul(lib, pool(1), [Loaded(lib, case)], x, scratch)
-    assert scratch[-128:-64][:5].tolist() == [0, 0, 0, 0, 1]  # which tokens have second codes, before 64 bytes of slack
+    assert scratch[-128:-64][:5].tolist() == [
+        0,
+        0,
+        0,
+        0,
+        1,
+    ]  # which tokens have second codes, before 64 bytes of slack
 
 
 def status(lib, **changes):
@@ -203,8 +267,19 @@ def status(lib, **changes):
 def test_damaged_matrices_are_refused(lib):
     assert status(lib) == status(lib, table={0: -32, 15: 31}) == "GWQ_OK"
     for at in range(fmt.TABLE):
-        assert status(lib, table={at: 32}) == status(lib, table={at: -33}) == status(lib, table={at: -128}) == "GWQ_E_TABLE"
-    assert status(lib, data_bytes=-1) == status(lib, data_bytes=1) == status(lib, rows=16) == status(lib, cols=64) == "GWQ_E_SIZE"
+        assert (
+            status(lib, table={at: 32})
+            == status(lib, table={at: -33})
+            == status(lib, table={at: -128})
+            == "GWQ_E_TABLE"
+        )
+    assert (
+        status(lib, data_bytes=-1)
+        == status(lib, data_bytes=1)
+        == status(lib, rows=16)
+        == status(lib, cols=64)
+        == "GWQ_E_SIZE"
+    )
     assert status(lib, rows=-20) == status(lib, cols=-100) == "GWQ_E_SHAPE"
     assert status(lib, outlier_bytes=-1) == status(lib, offset_bytes=4) == "GWQ_E_OFFSETS"
 
@@ -213,7 +288,9 @@ def test_sizes_are_those_of_python(lib):
     for type in (fmt.TYPES[name] for name in TILE_TYPES):
         for rows, cols in [*SHAPES, (151936, 896), (2**31 - 1, 64)]:
             assert lib.gwq_matrix_bytes(type.id, rows, cols) == type.nbytes(rows, cols)
-    assert lib.gwq_matrix_bytes(fmt.TYPES["gwq4"].id, 2**31 - 1, 2**31 - 1) == fmt.TYPES["gwq4"].nbytes(2**31 - 1, 2**31 - 1)
+    assert lib.gwq_matrix_bytes(fmt.TYPES["gwq4"].id, 2**31 - 1, 2**31 - 1) == fmt.TYPES[
+        "gwq4"
+    ].nbytes(2**31 - 1, 2**31 - 1)
 
 
 def test_embedding_rows(lib):
@@ -221,16 +298,26 @@ def test_embedding_rows(lib):
     for type_name in MATRIX_TYPES:
         case = make(type_name, 50, 96, random)
         ids = np.array([49, 0, 17, 17, 31, 48], np.int32)
-        group, out = guarded(np.empty((fmt.ROWS, 96), np.float32)), guarded(np.empty((len(ids), 96), np.float32))
+        group, out = (
+            guarded(np.empty((fmt.ROWS, 96), np.float32)),
+            guarded(np.empty((len(ids), 96), np.float32)),
+        )
         m = Loaded(lib, case)
-        assert lib.gwq_embed(m.struct, pointer(ids, "int32_t *"), len(ids), pointer(group), pointer(out)) == 0
+        assert (
+            lib.gwq_embed(
+                m.struct, pointer(ids, "int32_t *"), len(ids), pointer(group), pointer(out)
+            )
+            == 0
+        )
         same_bits(out, case.full[ids])
 
 
 def quantize_inputs():
     rng = np.random.default_rng(5)
     x = [activations(4, cols) for cols in (1, 63, 64, 65, 200)]
-    x.append(rng.integers(-254, 255, (3, 128)).astype(np.float32) / 2)  # halves: round to nearest even
+    x.append(
+        rng.integers(-254, 255, (3, 128)).astype(np.float32) / 2
+    )  # halves: round to nearest even
     wild = rng.standard_normal((6, 130)).astype(np.float32)
     wild[0] = 0
     wild[1, 5] = np.nan

@@ -1,4 +1,6 @@
-"""llama-quantize itself, where tools/build_llama_quantize has built it, with the importance file of an export."""
+"""llama-quantize itself, where tools/build_llama_quantize has built it, with the importance file of
+an export.
+"""
 
 import os
 import subprocess
@@ -8,10 +10,15 @@ import pytest
 from conftest import DATA
 
 import gwq_export
-from gwq_export.evaluate import evaluate, runtime_logits
+from gwq_export.evaluation.perplexity import evaluate
+from gwq_export.evaluation.predictors import runtime_logits
 
-PROGRAM = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gwq-export", "llama-quantize")
-pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason=f"no {PROGRAM}: run tools/build_llama_quantize")
+PROGRAM = Path(
+    os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gwq-export", "llama-quantize"
+)
+pytestmark = pytest.mark.skipif(
+    not PROGRAM.exists(), reason=f"no {PROGRAM}: run tools/build_llama_quantize"
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,12 @@ def importance(exported, tmp_path_factory):
 
 def quantized(source, out, type, *options):
     """The GGUF file `out` and all that llama-quantize said of it."""
-    done = subprocess.run([PROGRAM, *options, source, out, type], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [PROGRAM, *options, source, out, type],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
     return out, done.stdout
 
@@ -32,17 +44,22 @@ def quantized(source, out, type, *options):
 def test_it_takes_the_importance_of_every_matrix(exported, importance, tmp_path, type):
     """Only of the embedding, for which our file has none, it says so; the model gains by the rest."""
     pytest.importorskip("gguf", reason="needs gguf-py, which the export extra installs")
-    from gwq_export import stock
+    from gwq_export.evaluation import predictors as stock
 
     source, text = exported(type="f16")[0], (DATA / "eval.txt").read_text()[:8000]
     against = runtime_logits(gwq_export.load(source))
     (plain, _), (weighted, said) = (
-        quantized(source, tmp_path / name, type, *options) for name, options in (("plain", ()), ("weighted", ("--imatrix", importance)))
+        quantized(source, tmp_path / name, type, *options)
+        for name, options in (("plain", ()), ("weighted", ("--imatrix", importance)))
     )
     assert "loaded 28 importance matrix entries" in said and "computed on 8 chunks" in said
-    assert [line.split()[-1] for line in said.splitlines() if "did not find weights" in line] == ["token_embd.weight"]
+    assert [line.split()[-1] for line in said.splitlines() if "did not find weights" in line] == [
+        "token_embd.weight"
+    ]
     assert not any(word in said.lower() for word in ("warning", "error", "mismatch", "fail")), said
-    before, after = (evaluate(stock.load(path), text, 256, against)["kld_mean"] for path in (plain, weighted))
+    before, after = (
+        evaluate(stock.load(path), text, 256, against)["kld_mean"] for path in (plain, weighted)
+    )
     assert 0 < after < before, (before, after)
 
 
@@ -54,6 +71,9 @@ def test_llama_cpp_runs_the_result(exported, importance, tmp_path):
     path, _ = quantized(source, tmp_path / "m.gguf", "Q4_K_M", "--imatrix", importance)
     before, after = (peer(p) for p in (source, path))
     assert after.returncode == 0, after.stderr[-2000:]
-    expected, got = ({t["id"]: t["logprob"] for t in likeliest(done.stdout.splitlines()[-1])} for done in (before, after))
+    expected, got = (
+        {t["id"]: t["logprob"] for t in likeliest(done.stdout.splitlines()[-1])}
+        for done in (before, after)
+    )
     both = expected.keys() & got.keys()
     assert len(both) >= 40 and max(abs(expected[id] - got[id]) for id in both) < 0.6

@@ -11,7 +11,7 @@ from reference import dequantized_model, kl_divergence, logits, original_model, 
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.evaluate import evaluate, windows
+from gwq_export.evaluation.perplexity import evaluate, windows
 
 IDS = np.random.default_rng(5).integers(3, 1024, 90)
 
@@ -25,7 +25,9 @@ def test_float32_logits_equal_transformers(tiny, exported, name):
     assert kl_divergence(expected, got) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in TINY_MODELS if "rope" not in name and name.count("-") == 0])
+@pytest.mark.parametrize(
+    "name", [name for name in TINY_MODELS if "rope" not in name and name.count("-") == 0]
+)
 def test_quantized_logits_equal_transformers_on_dequantized_weights(tiny, exported, name):
     path, _ = exported(tiny(name), type="gwq4", outliers=0.02, samples=2, ctx=64)
     expected = logits(dequantized_model(tiny(name), path), IDS)
@@ -40,7 +42,9 @@ def test_trained_model_kl_divergence(exported, type):
     assert kl_divergence(expected, gwq_export.load(path).logits(ids)) <= 1e-3
 
 
-@pytest.mark.parametrize("type, tolerance", [("f32", 1e-3), ("gwq4", 5e-3), ("gwq3", 5e-3), ("gwq2", 5e-3)])
+@pytest.mark.parametrize(
+    "type, tolerance", [("f32", 1e-3), ("gwq4", 5e-3), ("gwq3", 5e-3), ("gwq2", 5e-3)]
+)
 def test_perplexity_equals_transformers(exported, type, tolerance):
     path, _ = exported(type=type)
     model, text = gwq_export.load(path), (DATA / "eval.txt").read_text()[:20000]

@@ -1,12 +1,16 @@
-"""Ops that are the same on every instruction set, against numpy in double precision; bad arguments are refused."""
+"""Ops that are the same on every instruction set, against numpy in double precision; bad arguments
+are refused.
+"""
 
 import numpy as np
 import pytest
 from kernel_cases import activations, guarded
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gwq_export.format import TYPES, ffi
-from gwq_export.native import F32, NULL, Linear, Matrix, Ops, Pool, Split, lib, pointer
+from gwq_export.format.types import TYPES, ffi
+from gwq_export.native.library import F32, NULL, Pool, lib, pointer
+from gwq_export.native.matrix import Linear, Matrix, Split
+from gwq_export.native.ops import Ops
 
 SIZES = [(1, 1), (2, 7), (3, 64), (5, 65), (40, 576)]  # the last is worth several threads
 POOL = Pool(2)
@@ -15,10 +19,16 @@ POOL = Pool(2)
 @pytest.mark.parametrize("n,dim", SIZES)
 @pytest.mark.parametrize("biased", [False, True])
 def test_layernorm(n, dim, biased):
-    x, weight, bias = guarded(3 + activations(n, dim)), guarded(activations(1, dim, 1)[0]), guarded(activations(1, dim, 2)[0])
+    x, weight, bias = (
+        guarded(3 + activations(n, dim)),
+        guarded(activations(1, dim, 1)[0]),
+        guarded(activations(1, dim, 2)[0]),
+    )
     wide = x.astype(float)
     center = wide - wide.mean(1, keepdims=True)
-    want = center / np.sqrt((center**2).mean(1, keepdims=True) + 1e-5) * weight + (bias if biased else 0)
+    want = center / np.sqrt((center**2).mean(1, keepdims=True) + 1e-5) * weight + (
+        bias if biased else 0
+    )
     out = guarded(np.empty_like(x))
     args = pointer(weight), pointer(bias) if biased else NULL, 1e-5, n, dim
     assert lib().gwq_layernorm(POOL.ptr, pointer(x), *args, pointer(out)) == 0
@@ -45,10 +55,16 @@ def test_copy_of_columns():
 def test_one_matrix_for_several(biased):
     """Split computes what a Linear of its parts does, bits and all."""
     widths, cols, n = (5, 9, 2), 12, 3
-    weight, bias, x = activations(sum(widths), cols), activations(1, sum(widths), 1)[0], F32(activations(n, cols, 2))
+    weight, bias, x = (
+        activations(sum(widths), cols),
+        activations(1, sum(widths), 1)[0],
+        F32(activations(n, cols, 2)),
+    )
 
     def matrix(rows):
-        return Matrix("m", TYPES["f32"], rows.shape, np.ascontiguousarray(rows).view(np.uint8).reshape(-1))
+        return Matrix(
+            "m", TYPES["f32"], rows.shape, np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+        )
 
     edges = np.cumsum(widths)[:-1]
     parts, biases = np.split(weight, edges), np.split(bias, edges)
@@ -67,7 +83,13 @@ BAD = {  # op -> arguments after the pool, where it takes one; X and Y are array
     "rmsnorm": ["X 0 1e-5 2 8 Y"],
     "activate": ["X 0 2 8 0", "X Y 2 8 7", "0 Y 2 8 1"],
     "softcap": ["X 2 8 0.0", "X 2 8 nan", "0 2 8 1.0"],
-    "rope": ["X 0 Y 2 1 8 8 0", "X Y Y 2 1 8 10 0", "X Y Y 2 1 8 5 0", "X Y Y 2 1 8 0 0", "X Y Y 2 1 8 8 2"],
+    "rope": [
+        "X 0 Y 2 1 8 8 0",
+        "X Y Y 2 1 8 10 0",
+        "X Y Y 2 1 8 5 0",
+        "X Y Y 2 1 8 0 0",
+        "X Y Y 2 1 8 8 2",
+    ],
     "scale": ["0 2 8 1.0", "X -2 8 1.0"],
     "add": ["X 0 2 8 1.0 0"],
     "copy": ["X 7 2 8 Y", "0 8 2 8 Y"],
@@ -82,6 +104,9 @@ def test_bad_arguments_are_refused(op, arguments):
     kinds = [kind.cname for kind in ffi.typeof(function).args]
     words = ["P", *arguments.split()] if kinds[0] == "gwq_pool *" else arguments.split()
     named = {"P": POOL.ptr, "X": pointer(x), "Y": pointer(y), "0": NULL}
-    values = [named[w] if "*" in kind else float(w) if kind == "float" else int(w) for w, kind in zip(words, kinds, strict=True)]
+    values = [
+        named[w] if "*" in kind else float(w) if kind == "float" else int(w)
+        for w, kind in zip(words, kinds, strict=True)
+    ]
     assert function(*values) == lib().GWQ_E_ARGUMENT
     assert_array_equal(x, before)

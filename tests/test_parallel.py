@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import gwq_export
-from gwq_export import GwqError, parallel
-from gwq_export.block_model import BlockModel
+from gwq_export import GwqError
+from gwq_export.calibration.block_model import BlockModel
+from gwq_export.compute import linalg
+from gwq_export.compute import threads as cpu
 
 RNG = np.random.default_rng(0)
 
@@ -19,7 +21,14 @@ def test_exports_with_any_number_of_threads_are_equal(tmp_path, tiny, threads):
     written = []
     for count in (1, 2, 3):
         threads(count)
-        gwq_export.export(tiny("llama"), tmp_path / "m.gguf", type="gwq3", tensor_type="token_embd=gwq2", samples=3, ctx=32)
+        gwq_export.export(
+            tiny("llama"),
+            tmp_path / "m.gguf",
+            type="gwq3",
+            tensor_type="token_embd=gwq2",
+            samples=3,
+            ctx=32,
+        )
         written.append((tmp_path / "m.gguf").read_bytes())
         assert torch.get_num_threads() == count  # as it was
     assert written[0] == written[1] == written[2]
@@ -27,10 +36,12 @@ def test_exports_with_any_number_of_threads_are_equal(tmp_path, tiny, threads):
 
 @pytest.mark.parametrize("most, expected", [(1, 1), (2, 2), (100, 4)])
 def test_logits_of_few_windows_at_a_time(tmp_path, tiny, threads, monkeypatch, most, expected):
-    """Memory has room for the logits of `most` windows: so many, but one at least, are computed at the same time."""
+    """Memory has room for the logits of `most` windows: so many, but one at least, are computed at
+    the same time.
+    """
     folder, running, seen, lock = tiny("llama"), [], [], threading.Lock()
     vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
-    monkeypatch.setattr(parallel, "MOST", most * 64 * vocab)
+    monkeypatch.setattr(cpu, "MOST", most * 64 * vocab)
     logits = BlockModel.logits
 
     def counted(self, ids, hidden):
@@ -56,13 +67,17 @@ def test_products(threads, n):
     for count in (1, 3):
         threads(count)
         out, total = np.ones((n, n), np.float32), torch.zeros(n, n)
-        with parallel.one_thread_each():
-            parallel.add_product(out, a, b, -1.0)
-            parallel.add_gram(total, torch.from_numpy(b))
-            parallel.mirror(total)
-            found.append([parallel.product(a, b), parallel.product(a, b[:, 0].copy()), out, total.numpy()])
+        with cpu.one_thread_each():
+            linalg.add_product(out, a, b, -1.0)
+            linalg.add_gram(total, torch.from_numpy(b))
+            linalg.mirror(total)
+            found.append(
+                [linalg.product(a, b), linalg.product(a, b[:, 0].copy()), out, total.numpy()]
+            )
     exact = a.astype(float) @ b
-    for got, again, wanted in zip(*found, [exact, exact[:, 0], 1 - exact, b.T.astype(float) @ b], strict=True):
+    for got, again, wanted in zip(
+        *found, [exact, exact[:, 0], 1 - exact, b.T.astype(float) @ b], strict=True
+    ):
         assert np.array_equal(got, again) and np.allclose(got, wanted, atol=1e-4)
 
 
@@ -72,17 +87,17 @@ def test_cholesky_inverse(threads, n):
     a, found = x @ x.T / n + np.eye(n), []
     for count in (1, 3):
         threads(count)
-        with parallel.one_thread_each():
-            found.append(parallel.cholesky_inverse(a.copy()))
+        with cpu.one_thread_each():
+            found.append(linalg.cholesky_inverse(a.copy()))
     assert np.array_equal(*found) and np.array_equal(found[0], np.tril(found[0]))
     assert np.allclose(found[0] @ np.linalg.cholesky(a), np.eye(n), atol=1e-10)
     a[n // 2, n // 2] = np.nan
     with pytest.raises(GwqError, match="not finite"):
-        parallel.cholesky_inverse(a)
+        linalg.cholesky_inverse(a)
 
 
 def test_each_keeps_the_order_and_hands_on_errors(threads):
     threads(3)
-    assert parallel.each(lambda i: i * i, range(20)) == [i * i for i in range(20)]
+    assert cpu.each(lambda i: i * i, range(20)) == [i * i for i in range(20)]
     with pytest.raises(ZeroDivisionError):
-        parallel.each(lambda i: 1 // i, [2, 1, 0])
+        cpu.each(lambda i: 1 // i, [2, 1, 0])

@@ -1,4 +1,6 @@
-"""What must hold at sizes that matter: memory that does not grow with depth, kernels that are worth having."""
+"""What must hold at sizes that matter: memory that does not grow with depth, kernels that are worth
+having.
+"""
 
 import json
 import os
@@ -12,25 +14,54 @@ import numpy as np
 import pytest
 from synthetic import write_llama
 
-from gwq_export import native
 from gwq_export.bench.cases import random_matrix
-from gwq_export.format import TYPES
-from gwq_export.native import F32, Linear, Ops, Pool
+from gwq_export.format.types import TYPES
+from gwq_export.native import library as native
+from gwq_export.native.library import F32, Pool
+from gwq_export.native.matrix import Linear
+from gwq_export.native.ops import Ops
 
-SHAPE = {"hidden_size": 768, "intermediate_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 8192}
+SHAPE = {
+    "hidden_size": 768,
+    "intermediate_size": 1024,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+}
 
 
 def peak(folder, out):
-    """peak_rss_bytes that an export in a process of its own reports. Arrays go back to the system at once (glibc), so that
-    holes between those that live do not count."""
-    command = [sys.executable, "-m", "gwq_export.cli", "export", folder, "--out", out, "--samples", "1", "--ctx", "64", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"})
+    """peak_rss_bytes that an export in a process of its own reports. Arrays go back to the system
+    at once (glibc), so that holes between those that live do not count.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "gwq_export.cli",
+        "export",
+        folder,
+        "--out",
+        out,
+        "--samples",
+        "1",
+        "--ctx",
+        "64",
+        "--json",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["peak_rss_bytes"]
 
 
 def test_export_memory_is_that_of_one_block(tmp_path):
-    """8 blocks of 3.9 million weights (7.8 MB each in the files, 15.6 MB in float32) need hardly more than 2."""
+    """8 blocks of 3.9 million weights (7.8 MB each in the files, 15.6 MB in float32) need hardly
+    more than 2.
+    """
     peaks = []
     for layers in (2, 8):
         write_llama(tmp_path / str(layers), layers, SHAPE)
@@ -42,7 +73,7 @@ def test_export_memory_is_that_of_one_block(tmp_path):
 def test_peak_memory_is_this_process_alone():
     """A process that a large one starts does not report the large one's memory, as ru_maxrss does."""
     ballast = np.ones(100_000_000)  # 800 MB
-    code = "from gwq_export.pipeline import peak_rss; print(peak_rss())"
+    code = "from gwq_export.pipeline.run import peak_rss; print(peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 5e6 < int(done.stdout) < ballast.nbytes / 2
 
@@ -59,9 +90,11 @@ def seconds(linears, x, y, ops, repeats=7):
 
 
 def test_kernels_earn_their_place():
-    """GEMV of 4-bit tiles with 1 % outliers: far faster than the scalar path, and faster than F16 from memory.
+    """GEMV of 4-bit tiles with 1 % outliers: far faster than the scalar path, and faster than F16
+    from memory.
 
-    The bounds are far below what `gwq-bench --kernels` shows, because other processes may be running.
+    The bounds are far below what `gwq-bench --kernels` shows, because other processes may be
+    running.
     """
     if len(native.isas()) < 2:
         pytest.skip("this machine has the scalar path only")

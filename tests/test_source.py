@@ -1,4 +1,7 @@
-"""Models from the hub: the local cache, and what a file says of its origin. Nothing here needs a network."""
+"""Models from the hub: the local cache, and what a file says of its origin.
+
+Nothing here needs a network.
+"""
 
 import json
 import os
@@ -11,14 +14,17 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.source import Source, commit, resolve
+from gwq_export.hf.hub import commit, resolve
+from gwq_export.hf.source import Source
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
 
 @pytest.fixture
 def home(tmp_path, tiny):
-    """A Hugging Face home whose cache holds the model some/tiny, its files links to blobs as the hub client makes them."""
+    """A Hugging Face home whose cache holds the model some/tiny, its files links to blobs as the
+    hub client makes them.
+    """
     cache = tmp_path / "home" / "hub" / "models--some--tiny"
     shutil.copytree(tiny("llama"), cache / "blobs")
     (cache / "refs").mkdir()
@@ -32,12 +38,37 @@ def home(tmp_path, tiny):
 
 def test_hub_ids_come_from_the_cache_with_their_commit(tmp_path, home):
     """In a process of its own: the hub client reads the environment once."""
-    command = [sys.executable, "-m", "gwq_export.cli", "export", "some/tiny", "--out", tmp_path / "m.gguf", "--type", "gwq4", "--saliency",
-               "magnitude", "--samples", "1", "--ctx", "16", "--revision", "older"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "gwq_export.cli",
+        "export",
+        "some/tiny",
+        "--out",
+        tmp_path / "m.gguf",
+        "--type",
+        "gwq4",
+        "--saliency",
+        "magnitude",
+        "--samples",
+        "1",
+        "--ctx",
+        "16",
+        "--revision",
+        "older",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+    )
     assert done.returncode == 0, done.stderr
     meta = gwq_export.open_gguf(tmp_path / "m.gguf").metadata
-    assert meta["gwq.source_revision"] == OTHER and meta["gwq.source_name"] == meta["general.name"] == "some/tiny"
+    assert (
+        meta["gwq.source_revision"] == OTHER
+        and meta["gwq.source_name"] == meta["general.name"] == "some/tiny"
+    )
 
 
 def test_revisions(home, monkeypatch):
@@ -62,7 +93,9 @@ def test_shards_of_any_float_type(tmp_path, tiny, dtype, tied):
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tiny("llama-bias" if tied else "llama"), dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny("llama-bias" if tied else "llama"), dtype=getattr(torch, dtype)
+    )
     model.save_pretrained(tmp_path, max_shard_size="200kB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(set(index.values())) > 2 and ("lm_head.weight" in index) != tied

@@ -1,4 +1,6 @@
-"""Stock GGUF files with types that the runtime does not know: evaluated as gguf-py decodes them, refused everywhere else."""
+"""Ordinary GGUF files with types that the runtime does not know: evaluated as gguf-py decodes them,
+refused everywhere else.
+"""
 
 import json
 import sys
@@ -10,10 +12,12 @@ from reference import dequantized_model, logits, perplexity
 from test_cli import assert_one_line, call
 
 import gwq_export
-from gwq_export import GwqError, stock
-from gwq_export.container import Reader
-from gwq_export.evaluate import evaluate, log_softmax, windows
-from gwq_export.format import TYPES
+from gwq_export import GwqError
+from gwq_export.evaluation import predictors
+from gwq_export.evaluation.perplexity import evaluate, log_softmax, windows
+from gwq_export.format import foreign
+from gwq_export.format.reader import Reader
+from gwq_export.format.types import TYPES
 
 gguf = pytest.importorskip("gguf", reason="needs gguf-py, which the export extra installs")
 from stock_files import MIXED, decoded, rewrite  # noqa: E402
@@ -25,8 +29,16 @@ TEXT = (DATA / "eval.txt").read_text()[:2500]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random Llama whose widths K-quants divide."""
-    settings = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32, "num_hidden_layers": 2}
-    return save_tiny(tmp_path_factory.mktemp("wide"), "LlamaConfig", tie_word_embeddings=False, **settings)
+    settings = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 8,
+        "head_dim": 32,
+        "num_hidden_layers": 2,
+    }
+    return save_tiny(
+        tmp_path_factory.mktemp("wide"), "LlamaConfig", tie_word_embeddings=False, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +53,15 @@ def mixed(f32, tmp_path_factory):
 
 
 def test_log_probabilities_equal_transformers_on_dequantized_weights(folder, mixed):
-    model, oracle = stock.load(mixed, threads=1), dequantized_model(folder, mixed, decoded(mixed))
+    model, oracle = (
+        predictors.load(mixed, threads=1),
+        dequantized_model(folder, mixed, decoded(mixed)),
+    )
     expected, got = (log_softmax(x) for x in (logits(oracle, IDS), model.logits(IDS)))
     assert np.abs(got - expected).max() < 1e-3 < 0.5 < np.ptp(expected)
-    assert evaluate(model, TEXT, 128)["ppl"] == pytest.approx(perplexity(oracle, windows(model.tokenizer, TEXT, 128)), rel=1e-4)
+    assert evaluate(model, TEXT, 128)["ppl"] == pytest.approx(
+        perplexity(oracle, windows(model.tokenizer, TEXT, 128)), rel=1e-4
+    )
 
 
 def test_command_against_the_dequantized_model(folder, mixed, f32, tmp_path, capsys):
@@ -52,21 +69,46 @@ def test_command_against_the_dequantized_model(folder, mixed, f32, tmp_path, cap
     dequantized_model(folder, mixed, decoded(mixed)).save_pretrained(tmp_path / "hf")
     (tmp_path / "t.txt").write_text(TEXT)
     found = {}
-    for name, file, against in [("folder", mixed, tmp_path / "hf"), ("f32", mixed, f32), ("swapped", f32, mixed)]:
-        status, out, err = call(capsys, "eval", file, "--text", tmp_path / "t.txt", "--ctx", 128, "--against", against, "--json")
+    for name, file, against in [
+        ("folder", mixed, tmp_path / "hf"),
+        ("f32", mixed, f32),
+        ("swapped", f32, mixed),
+    ]:
+        status, out, err = call(
+            capsys,
+            "eval",
+            file,
+            "--text",
+            tmp_path / "t.txt",
+            "--ctx",
+            128,
+            "--against",
+            against,
+            "--json",
+        )
         assert status == 0, err
         found[name] = json.loads(out.splitlines()[-1])
-    assert found["folder"]["kld_mean"] < 1e-6 and found["folder"]["ppl_ratio"] == pytest.approx(1, abs=1e-4)
+    assert found["folder"]["kld_mean"] < 1e-6 and found["folder"]["ppl_ratio"] == pytest.approx(
+        1, abs=1e-4
+    )
     assert found["f32"]["kld_mean"] > 0.05 and found["f32"]["bytes"] == mixed.stat().st_size
     assert found["f32"]["ppl_ratio"] == pytest.approx(1 / found["swapped"]["ppl_ratio"])
 
 
 def test_known_types_stay_in_the_map(mixed):
-    raw, opened, expected = Reader(mixed, stock.stock_type), stock.open_stock(mixed), decoded(mixed)
-    assert {t.type.name for t in raw.tensors.values()} == {"f32"} | {t.name.lower() for t in MIXED.values()}
+    raw, opened, expected = (
+        Reader(mixed, foreign.foreign_type),
+        foreign.open_any(mixed),
+        decoded(mixed),
+    )
+    assert {t.type.name for t in raw.tensors.values()} == {"f32"} | {
+        t.name.lower() for t in MIXED.values()
+    }
     for name, tensor in opened.tensors.items():
         assert tensor.shape == raw.tensors[name].shape
-        assert tensor.type.name == (raw.tensors[name].type.name if raw.tensors[name].type.name in TYPES else "f32")
+        assert tensor.type.name == (
+            raw.tensors[name].type.name if raw.tensors[name].type.name in TYPES else "f32"
+        )
         assert np.array_equal(tensor.dequantize(), expected.tensors[name].dequantize()), name
 
 
@@ -78,8 +120,10 @@ def test_same_log_probabilities_as_llama_cpp(mixed):
 
     done = peer(mixed)
     assert done.returncode == 0, done.stderr[-2000:]
-    top = json.loads(done.stdout.splitlines()[-1])["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    ours = log_softmax(stock.load(mixed).logits(prompt)[-1])
+    top = json.loads(done.stdout.splitlines()[-1])["choices"][0]["logprobs"]["content"][0][
+        "top_logprobs"
+    ]
+    ours = log_softmax(predictors.load(mixed).logits(prompt)[-1])
     apart = np.abs([ours[t["id"]] - t["logprob"] for t in top])
     assert len(top) == 50 and apart.mean() < 0.1 and apart.max() < 0.4 < np.ptp(ours) / 20
 
@@ -87,19 +131,21 @@ def test_same_log_probabilities_as_llama_cpp(mixed):
 def test_other_commands_refuse_stock_types(mixed, capsys):
     for name, args in [("run", ["-p", "x"]), ("info", []), ("bench", [])]:
         status, _, err = call(capsys, name, mixed, *args)
-        assert_one_line(name, status, err, "stock type q")
-    with pytest.raises(GwqError, match="stock type q"):
+        assert_one_line(name, status, err, "ggml type q")
+    with pytest.raises(GwqError, match="ggml type q"):
         gwq_export.load(mixed)
 
 
 def test_damage_is_found(mixed, f32, tmp_path, capsys):
     data, out = mixed.read_bytes(), tmp_path / "bad.gguf"
-    raw = Reader(mixed, stock.stock_type)
+    raw = Reader(mixed, foreign.foreign_type)
     first = next(t for t in raw.tensors.values() if t.type.name == "q5_0")
     last = max(raw.tensors.values(), key=lambda t: t.offset)
 
     def with_type(id):
-        """The type of `first` in its descriptor: after its name, 4 bytes of dimensions and 2 x 8 of shape."""
+        """The type of `first` in its descriptor: after its name, 4 bytes of dimensions and 2 x 8 of
+        shape.
+        """
         at = data.index(first.name.encode()) + len(first.name) + 4 + 16
         return data[:at] + id.to_bytes(4, "little") + data[at + 4 :]
 
@@ -107,9 +153,12 @@ def test_damage_is_found(mixed, f32, tmp_path, capsys):
     for content, words in [
         (data[: last.offset + last.nbytes - 1], "cut short"),
         (with_type(7), "instead of"),  # q5_1 takes more bytes: the offsets do not fit
-        (with_type(9), "stock type q8_1"),  # gguf-py has no decoder
+        (with_type(9), "ggml type q8_1"),  # gguf-py has no decoder
         (with_type(77), "unknown type 77"),
-        (data[: first.offset] + nan + data[first.offset + 2 :], f"tensor {first.name}: a value is not finite"),
+        (
+            data[: first.offset] + nan + data[first.offset + 2 :],
+            f"tensor {first.name}: a value is not finite",
+        ),
     ]:
         out.write_bytes(content)
         status, _, err = call(capsys, "eval", out, "--text", DATA / "eval.txt")

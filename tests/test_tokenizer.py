@@ -1,4 +1,6 @@
-"""Tokenizers: the keys of a GGUF file give the ids and the text of the Hugging Face tokenizer they came from."""
+"""Tokenizers: the keys of a GGUF file give the ids and the text of the Hugging Face tokenizer they
+came from.
+"""
 
 import json
 import random
@@ -8,14 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
-from gwq_export import GwqError, tokenizer, vocabulary
-from gwq_export.container import Reader
-from gwq_export.pretokenizer import PRE, ROWS
-from gwq_export.tokenizer import JSON_KEY, Tokenizer
-from gwq_export.vocabulary import to_metadata
-from gwq_export.writer import Writer
+from gwq_export import GwqError
+from gwq_export.format.reader import Reader
+from gwq_export.format.writer import Writer
+from gwq_export.tokenizer import build as tokenizer
+from gwq_export.tokenizer import from_hf as vocabulary
+from gwq_export.tokenizer.build import JSON_KEY
+from gwq_export.tokenizer.from_hf import to_metadata
+from gwq_export.tokenizer.pretokenizer import PRE, ROWS
+from gwq_export.tokenizer.tokenizer import Tokenizer
 
 PROBE = vocabulary.PROBE.read_bytes().decode()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -72,7 +85,10 @@ def same(tok, native, texts):
 def random_ids(tok, seed, n=80):
     """Ids of any kind, bytes and unused ones among them; runs of single bytes are frequent."""
     rng = random.Random(seed)
-    return [rng.randrange(tok.vocab_size if rng.random() < 0.5 else min(tok.vocab_size, 262)) for _ in range(n)]
+    return [
+        rng.randrange(tok.vocab_size if rng.random() < 0.5 else min(tok.vocab_size, 262))
+        for _ in range(n)
+    ]
 
 
 # --- real tokenizers ------------------------------------------------------------------------------------------------
@@ -90,21 +106,30 @@ def real(request):
 
 NEED_JSON = set()  # names of MODELS whose stock keys cannot say all: none
 
-# code points, first to last: letters of the scripts that people write in, digits, marks, symbols, emoji, spaces, controls
+# code points, first to last: letters of the scripts that people write in, digits, marks, symbols,
+# emoji, spaces, controls
 SCRIPTS = """61-7a 41-5a c0-ff 100-17f 1a0-1b0 1ea0-1ef9 391-3c9 1f00-1fbc 410-44f 400-45f 531-586 10d0-10f0 5d0-5ea 5b0-5c2 621-64a 64b-652
 660-669 6a9-6d2 905-939 93e-94d 966-96f 985-9b9 a05-a39 a85-ab9 b85-bb9 c05-c39 c85-cb9 d05-d39 d85-dc6 e01-e2e e30-e39 e81-eae f40-f67
 1000-1021 1780-17a2 1200-1350 13a0-13f4 1820-1842 3041-3093 30a1-30f3 ff71-ff9d 3105-3129 4e00-9fa5 3400-4db5 20000-200ff ac00-d7a3
 1100-1112 ff21-ff5a 2160-217f 2460-2473 bc-be 2080-2089 1d400-1d6a3 10300-1031f 13000-1307f 21-2f 3a-40 5b-60 7b-7e 2010-205e 2190-21ff
 2200-22ff 2500-259f 2600-26ff 2701-27be 1f300-1f5ff 1f600-1f64f 1f680-1f6f3 1f90c-1f9ff 1f1e6-1f1ff 1f3fb-1f3ff 300-36f 200b-200f 2000-200a
 e000-e00f 0-1f 7f-a0 fff9-ffff"""
-CODE = ["for (int i = 0; i < {n}; ++i) {{\n\t{w}[i] += {w}({n});\n}}\n", "def {w}(self, {w}={n}):\n    return {w} ** {n}  # {w}\n\n",
-        "<{w} id='{n}'>{w}</{w}>\r\n", "SELECT {w} FROM {w} WHERE {w} != '{n}';\n", '{{"{w}": [{n}, -{n}.5e-{n}], "{w}_{n}": null}}\n',
-        "#include <{w}.h>\n\n\n", "\\{w}{{{n}}}^{{{w}}} $ {w} --{w}={n} | {w} > /{w}/{n}.txt 2>&1\n"]  # fmt: skip
+CODE = [
+    "for (int i = 0; i < {n}; ++i) {{\n\t{w}[i] += {w}({n});\n}}\n",
+    "def {w}(self, {w}={n}):\n    return {w} ** {n}  # {w}\n\n",
+    "<{w} id='{n}'>{w}</{w}>\r\n",
+    "SELECT {w} FROM {w} WHERE {w} != '{n}';\n",
+    '{{"{w}": [{n}, -{n}.5e-{n}], "{w}_{n}": null}}\n',
+    "#include <{w}.h>\n\n\n",
+    "\\{w}{{{n}}}^{{{w}}} $ {w} --{w}={n} | {w} > /{w}/{n}.txt 2>&1\n",
+]
 SPACES = [" ", "\t", "\n", "\r\n", "\u00a0", "\u3000", "\r", "\x0b", "\u2028"]
 
 
 def corpus_text(specials):
-    """A text of 250 kB, the same at every run: prose, every script, code, whitespace, emoji with joiners, special tokens."""
+    """A text of 250 kB, the same at every run: prose, every script, code, whitespace, emoji with
+    joiners, special tokens.
+    """
     rng = random.Random(7)
 
     def word():
@@ -113,9 +138,24 @@ def corpus_text(specials):
 
     makers = [
         word,
-        lambda: rng.choice(CODE).format(n=rng.randrange(10 ** rng.randint(1, 9)), w="".join(c for c in word() if c.isalnum()) or "x"),
-        lambda: "".join(rng.choice(SPACES[: rng.choice([1, 3, 9])]) for _ in range(rng.choice([1, 2, 4, 9, 40]))),
-        lambda: rng.choice(["\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "1\ufe0f\u20e3", "\U0001f44d\U0001f3fd", "'LL", "don't", "'s"]),
+        lambda: rng.choice(CODE).format(
+            n=rng.randrange(10 ** rng.randint(1, 9)),
+            w="".join(c for c in word() if c.isalnum()) or "x",
+        ),
+        lambda: "".join(
+            rng.choice(SPACES[: rng.choice([1, 3, 9])]) for _ in range(rng.choice([1, 2, 4, 9, 40]))
+        ),
+        lambda: rng.choice(
+            [
+                "\U0001f469\u200d\U0001f467",
+                "\u2764\ufe0f",
+                "1\ufe0f\u20e3",
+                "\U0001f44d\U0001f3fd",
+                "'LL",
+                "don't",
+                "'s",
+            ]
+        ),
         lambda: rng.choice(specials),
     ]
     files = ["corpus/valid.txt", "text/exl3_multilingual.utf8", "text/exl3_code.utf8"]
@@ -131,12 +171,16 @@ def test_real_tokenizers(real):
     name, native, keys, tok = real
     print(f"{name}: tokenizer.json in the file: {JSON_KEY in keys}")
     assert (JSON_KEY in keys) == (name in NEED_JSON)
-    text = corpus_text([t.content for t in native.get_added_tokens_decoder().values()] + ["</s>", "<|endoftext|>"])
+    text = corpus_text(
+        [t.content for t in native.get_added_tokens_decoder().values()] + ["</s>", "<|endoftext|>"]
+    )
     assert len(text.encode()) >= 250_000
     same(tok, native, NASTY)
     lines = text.splitlines(keepends=True)
     ids, expected = tok.encode(text, bos=False), native.encode(text, add_special_tokens=False).ids
-    assert ids == expected and tok.decode(ids, True) == native.decode(ids, skip_special_tokens=False)
+    assert ids == expected and tok.decode(ids, True) == native.decode(
+        ids, skip_special_tokens=False
+    )
     same(tok, native, lines[-300:])
 
 
@@ -145,12 +189,21 @@ def test_real_streams(real):
     for seed in range(30):
         ids = random_ids(tok, seed)
         for special in (False, True):
-            assert "".join(fragments(tok, ids, special)) == tok.decode(ids, special) == native.decode(ids, skip_special_tokens=not special)
+            assert (
+                "".join(fragments(tok, ids, special))
+                == tok.decode(ids, special)
+                == native.decode(ids, skip_special_tokens=not special)
+            )
 
 
 def test_known_ids(real):
     name, native, keys, tok = real
-    known = {"gpt2": [15496, 995], "pythia-neox": [12092, 1533], "qwen2.5": [9707, 1879], "llama2": [15043, 3186]}
+    known = {
+        "gpt2": [15496, 995],
+        "pythia-neox": [12092, 1533],
+        "qwen2.5": [9707, 1879],
+        "llama2": [15043, 3186],
+    }
     if name in known:
         assert tok.encode("Hello world", bos=False) == known[name]
     expected = {
@@ -160,8 +213,14 @@ def test_known_ids(real):
         "gwq-reference": ("gpt-2", 0, 0, False),
     }.get(name, ("default", 1, 2, True))
     assert (keys["tokenizer.ggml.pre"], tok.bos, tok.eos, tok.add_bos) == expected
-    assert tok.vocab_size == len(keys["tokenizer.ggml.tokens"]) == max(native.get_vocab().values()) + 4
-    assert tok.stop_ids == {"pythia-neox": {0}, "qwen2.5": {151643, 151645}, "gwq-reference": {0, 2}}.get(name, {tok.eos})
+    assert (
+        tok.vocab_size == len(keys["tokenizer.ggml.tokens"]) == max(native.get_vocab().values()) + 4
+    )
+    assert tok.stop_ids == {
+        "pythia-neox": {0},
+        "qwen2.5": {151643, 151645},
+        "gwq-reference": {0, 2},
+    }.get(name, {tok.eos})
     if tok.add_bos:
         for text in ("Hello world", " a", "", "x\n"):
             assert tok.encode(text) == native.encode(text).ids
@@ -173,7 +232,12 @@ def test_scores_order_the_merges_of_llama2(real):
         pytest.skip("for llama2 only")
     merges = [tuple(m) for m in json.loads(native.to_str())["model"]["merges"]]
     tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
-    assert tokenizer._merges(tokens, keys["tokenizer.ggml.scores"], types, {t: i for i, t in enumerate(tokens)}) == merges
+    assert (
+        tokenizer._merges(
+            tokens, keys["tokenizer.ggml.scores"], types, {t: i for i, t in enumerate(tokens)}
+        )
+        == merges
+    )
 
 
 def test_chat_of_qwen(real):
@@ -181,7 +245,10 @@ def test_chat_of_qwen(real):
     if name != "qwen2.5":
         pytest.skip("for qwen2.5 only")
     text = tok.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
-    assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        text
+        == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tok.encode(text)[0] == 151644 and tok.encode(text, special=False)[0] != 151644
 
 
@@ -197,7 +264,10 @@ def byte_level(pre=None, normalizer=None, added=(), **model):
         native.normalizer = normalizer
     special = ["<|endoftext|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=420,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     native.train_from_iterator(CORPUS, trainer)
     native.add_tokens(list(added))
@@ -224,9 +294,13 @@ def sentencepiece(prefix=True, pre=None, added=()):
     if pre:
         native.pre_tokenizer = pre
     else:
-        native.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space] if prefix else [space])
+        native.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), space] if prefix else [space]
+        )
     strip = [decoders.Strip(" ", 1, 0)] * bool(prefix)
-    native.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    native.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     native.add_special_tokens(["<unk>", "<s>", "</s>"])
     native.add_tokens(list(added))
     native.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
@@ -234,7 +308,9 @@ def sentencepiece(prefix=True, pre=None, added=()):
 
 
 def charsmap():
-    """SentencePiece's table that makes a space of every tab and line feed: a length, darts-clone's double array, strings."""
+    """SentencePiece's table that makes a space of every tab and line feed: a length, darts-clone's
+    double array, strings.
+    """
     units = np.zeros(512, "<u4")
     units[0] = 0x100 << 10
     for byte in b"\t\n":
@@ -243,16 +319,24 @@ def charsmap():
 
 
 def unigram(merge=True, prefix="always", bytes=False, added=()):
-    """A SentencePiece unigram as T5's fast tokenizer has it: <pad> </s> <unk>, then pieces and scores; bytes: with byte fallback."""
+    """A SentencePiece unigram as T5's fast tokenizer has it:
+
+    <pad> </s> <unk>, then pieces and scores; bytes: with byte fallback.
+    """
     native = tokenizers.Tokenizer(models.Unigram())
     space = normalizers.Precompiled(charsmap())
     native.normalizer = normalizers.Sequence(
-        [space, normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")] if merge else [space]
+        [space, normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+        if merge
+        else [space]
     )
     native.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
     special = ["<pad>", "</s>", "<unk>"]
     native.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+        CORPUS,
+        trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
     )
     if bytes:
         spec = json.loads(native.to_str())
@@ -260,7 +344,9 @@ def unigram(merge=True, prefix="always", bytes=False, added=()):
         spec["model"]["byte_fallback"] = True
         native = tokenizers.Tokenizer.from_str(json.dumps(spec))
     strip = [decoders.Strip(" ", 1, 0)] * (prefix == "always")
-    native.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    native.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     native.add_tokens(list(added))
     native.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     return native
@@ -282,18 +368,29 @@ def save(folder, native, **files):
     return folder
 
 
-GPT2_CONFIG = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}, "pad_token": None}
+GPT2_CONFIG = {
+    "bos_token": "<|endoftext|>",
+    "eos_token": {"content": "<|endoftext|>"},
+    "pad_token": None,
+}
 LLAMA_CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 WORD3 = PRE["llama-bpe"][1][0]
 
 
 def split(*patterns):
     steps = [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in patterns]
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def digits():
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,7 +402,12 @@ def digits():
         (lambda: byte_level(digits(), normalizers.NFC()), "command-r"),
         (lambda: byte_level(split(WORD3), ignore_merges=True), "llama-bpe"),
         (lambda: byte_level(split(WORD3)), "dbrx"),
-        (lambda: byte_level(split(PRE["qwen2"][1][0]), normalizers.Sequence([normalizers.NFC()])), "qwen2"),
+        (
+            lambda: byte_level(
+                split(PRE["qwen2"][1][0]), normalizers.Sequence([normalizers.NFC()])
+            ),
+            "qwen2",
+        ),
         (lambda: byte_level(split(PRE["tekken"][1][0]), ignore_merges=True), "tekken"),
         (lambda: byte_level(split(PRE["gpt-4o"][1][0])), "gpt-4o"),
         (lambda: byte_level(added=[AddedToken("    ", normalized=False), "<tool>"]), "gpt-2"),
@@ -353,12 +455,18 @@ def test_json_takes_precedence(tmp_path):
     keys = to_metadata(save(tmp_path, byte_level()), 700)
     other = sentencepiece()
     assert (
-        Tokenizer(keys | {JSON_KEY: other.to_str()}).encode("the fox", bos=False) == other.encode("the fox", add_special_tokens=False).ids
+        Tokenizer(keys | {JSON_KEY: other.to_str()}).encode("the fox", bos=False)
+        == other.encode("the fox", add_special_tokens=False).ids
     )
 
 
 @pytest.mark.parametrize(
-    "name, make, config", [("gpt2", byte_level, GPT2_CONFIG), ("llama", sentencepiece, LLAMA_CONFIG), ("t5", unigram, {})]
+    "name, make, config",
+    [
+        ("gpt2", byte_level, GPT2_CONFIG),
+        ("llama", sentencepiece, LLAMA_CONFIG),
+        ("t5", unigram, {}),
+    ],
 )
 def test_through_a_file(tmp_path, name, make, config):
     native = make()
@@ -366,17 +474,44 @@ def test_through_a_file(tmp_path, name, make, config):
     with Writer(tmp_path / "a.gguf", keys, []):
         pass
     metadata = Reader(tmp_path / "a.gguf").metadata
-    assert metadata["tokenizer.ggml.model"] == name and metadata["tokenizer.ggml.token_type"].dtype == np.int32
+    assert (
+        metadata["tokenizer.ggml.model"] == name
+        and metadata["tokenizer.ggml.token_type"].dtype == np.int32
+    )
     same(Tokenizer(metadata), native, NASTY)
 
 
 def test_keys_of_sentencepiece(tmp_path):
-    keys = to_metadata(save(tmp_path, sentencepiece(added=[AddedToken("<tool>", normalized=False)]), tokenizer_config=LLAMA_CONFIG), 500)
-    tokens, types, scores = (keys[f"tokenizer.ggml.{k}"] for k in ("tokens", "token_type", "scores"))
-    assert len(tokens) == len(types) == len(scores) == 500 and scores.dtype == np.float32 and types.dtype == np.int32
+    keys = to_metadata(
+        save(
+            tmp_path,
+            sentencepiece(added=[AddedToken("<tool>", normalized=False)]),
+            tokenizer_config=LLAMA_CONFIG,
+        ),
+        500,
+    )
+    tokens, types, scores = (
+        keys[f"tokenizer.ggml.{k}"] for k in ("tokens", "token_type", "scores")
+    )
+    assert (
+        len(tokens) == len(types) == len(scores) == 500
+        and scores.dtype == np.float32
+        and types.dtype == np.int32
+    )
     kind = dict(zip(tokens, types.tolist(), strict=True))
-    assert [kind[t] for t in ("▁t", "<unk>", "<s>", "<tool>", "[PAD499]", "<0x0A>")] == [1, 2, 3, 4, 5, 6]
-    special = {k.removeprefix("tokenizer.ggml."): v for k, v in keys.items() if k.endswith("_id") or ".add_" in k}
+    assert [kind[t] for t in ("▁t", "<unk>", "<s>", "<tool>", "[PAD499]", "<0x0A>")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    special = {
+        k.removeprefix("tokenizer.ggml."): v
+        for k, v in keys.items()
+        if k.endswith("_id") or ".add_" in k
+    }
     assert special == {
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -390,22 +525,52 @@ def test_keys_of_sentencepiece(tmp_path):
 def test_keys_of_byte_level(tmp_path):
     native = byte_level(added=["<tool>"])
     generation = {"eos_token_id": [0, 1], "bos_token_id": 0}
-    keys = to_metadata(save(tmp_path, native, generation_config=generation, special_tokens_map={"pad_token": "<|im_end|>"}), 450)
+    keys = to_metadata(
+        save(
+            tmp_path,
+            native,
+            generation_config=generation,
+            special_tokens_map={"pad_token": "<|im_end|>"},
+        ),
+        450,
+    )
     assert keys["tokenizer.ggml.model"] == "gpt2" and "tokenizer.ggml.scores" not in keys
     assert keys["tokenizer.ggml.merges"][0].count(" ") == 1
-    assert [keys[f"tokenizer.ggml.{k}_token_id"] for k in ("bos", "eos", "eot", "padding")] == [0, 0, 1, 1]
+    assert [keys[f"tokenizer.ggml.{k}_token_id"] for k in ("bos", "eos", "eot", "padding")] == [
+        0,
+        0,
+        1,
+        1,
+    ]
     assert keys["tokenizer.ggml.add_bos_token"] is False
-    assert keys["tokenizer.ggml.token_type"][[0, 1, 2, native.token_to_id("<tool>"), 449]].tolist() == [3, 3, 1, 4, 5]
+    assert keys["tokenizer.ggml.token_type"][
+        [0, 1, 2, native.token_to_id("<tool>"), 449]
+    ].tolist() == [3, 3, 1, 4, 5]
     assert Tokenizer(keys).stop_ids == {0, 1}
 
 
-@pytest.mark.parametrize("stops, keys, others", [
-    (0, {"eos": 0}, set()), ([0], {"eos": 0}, set()), ([1, 0], {"eos": 0, "eot": 1}, set()), ([1], {"eos": 0, "eot": 1}, set()),
-    ([0, 5, 6], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}), ([0, 5, 6, 7], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}),
-    ([0, 9999], {"eos": 0}, set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stops, keys, others",
+    [
+        (0, {"eos": 0}, set()),
+        ([0], {"eos": 0}, set()),
+        ([1, 0], {"eos": 0, "eot": 1}, set()),
+        ([1], {"eos": 0, "eot": 1}, set()),
+        ([0, 5, 6], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}),
+        ([0, 5, 6, 7], {"eos": 0, "eot": 5, "eom": 6}, {5, 6}),
+        ([0, 9999], {"eos": 0}, set()),
+    ],
+)
 def test_stop_tokens(tmp_path, caplog, stops, keys, others):
-    found = to_metadata(save(tmp_path, byte_level(), tokenizer_config=GPT2_CONFIG, generation_config={"eos_token_id": stops}), 450)
+    found = to_metadata(
+        save(
+            tmp_path,
+            byte_level(),
+            tokenizer_config=GPT2_CONFIG,
+            generation_config={"eos_token_id": stops},
+        ),
+        450,
+    )
     names = {name: found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
     assert {name: id for name, id in names.items() if id is not None} == keys
     assert Tokenizer(found).stop_ids == {0, 1} | others  # <|endoftext|> and <|im_end|> always are
@@ -432,7 +597,10 @@ def test_old_merges_are_strings(tmp_path):
     same(Tokenizer(to_metadata(folder, 700)), native, NASTY)
 
 
-@pytest.mark.parametrize("flag, template, expected", [(None, True, True), (False, True, False), (True, False, True), (None, False, False)])
+@pytest.mark.parametrize(
+    "flag, template, expected",
+    [(None, True, True), (False, True, False), (True, False, True), (None, False, False)],
+)
 def test_add_bos(tmp_path, flag, template, expected):
     native = sentencepiece()
     if not template:
@@ -442,7 +610,11 @@ def test_add_bos(tmp_path, flag, template, expected):
     plain = tok.encode("the fox", bos=False)
     assert tok.add_bos is expected and tok.encode("the fox") == [1] * expected + plain
     assert tok.encode("the fox", bos=True) == [1, *plain]
-    assert tok.encode("<s>the fox") == [1, *plain] and tok.encode("<s>the fox", bos=True) == [1, 1, *plain]
+    assert tok.encode("<s>the fox") == [1, *plain] and tok.encode("<s>the fox", bos=True) == [
+        1,
+        1,
+        *plain,
+    ]
 
 
 def test_bos_of_the_post_processor_when_nothing_names_it(tmp_path):
@@ -457,7 +629,9 @@ def test_special_tokens_as_plain_text(tmp_path, make):
     for tok in (Tokenizer(keys), Tokenizer(keys | {JSON_KEY: native.to_str()})):
         name = native.id_to_token(2 if make is sentencepiece else 1)  # "</s>" or "<|im_end|>"
         id = native.token_to_id(name)
-        assert id in tok.encode(f"a{name}b", bos=False) and id not in tok.encode(f"a{name}b", special=False, bos=False)
+        assert id in tok.encode(f"a{name}b", bos=False) and id not in tok.encode(
+            f"a{name}b", special=False, bos=False
+        )
         assert name in tok.decode(tok.encode(f"a{name}b", special=False, bos=False))
         assert tok.decode([id]) == "" and tok.decode([id], special=True) == name
 
@@ -467,11 +641,20 @@ def test_stream_gives_whole_characters_at_once(tmp_path):
     for make in (byte_level, sentencepiece):
         tok = Tokenizer(to_metadata(save(tmp_path, make()), 700))
         parts = fragments(tok, tok.encode(text, bos=False))
-        assert "".join(parts) == text and all(text.startswith("".join(parts[:i])) for i in range(len(parts)))
-        assert [p for p in parts if p][:4] == (["a", "é", "你", "👍"] if make is byte_level else ["a", "é你", "👍b", " the"])
+        assert "".join(parts) == text and all(
+            text.startswith("".join(parts[:i])) for i in range(len(parts))
+        )
+        assert [p for p in parts if p][:4] == (
+            ["a", "é", "你", "👍"] if make is byte_level else ["a", "é你", "👍b", " the"]
+        )
         stream = tok.stream()
         for _ in range(2):  # flush starts anew
-            assert "".join([stream.feed(i) for i in tok.encode(" the fox", bos=False)] + [stream.flush()]) == " the fox"
+            assert (
+                "".join(
+                    [stream.feed(i) for i in tok.encode(" the fox", bos=False)] + [stream.flush()]
+                )
+                == " the fox"
+            )
 
 
 def test_placeholders_are_no_text(tmp_path):
@@ -486,14 +669,16 @@ def test_placeholders_are_no_text(tmp_path):
 @pytest.fixture
 def chat(tmp_path):
     keys = to_metadata(save(tmp_path, byte_level(), tokenizer_config=GPT2_CONFIG), 500)
-    return lambda template, messages=None, **options: Tokenizer(keys | {"tokenizer.chat_template": template}).chat(
-        messages or [{"role": "user", "content": "a<b"}], **options
-    )
+    return lambda template, messages=None, **options: Tokenizer(
+        keys | {"tokenizer.chat_template": template}
+    ).chat(messages or [{"role": "user", "content": "a<b"}], **options)
 
 
 def test_chat_template(chat):
     template = "{% for m in messages %}\n  {% if loop.first %}\n{{ bos_token }}{% endif %}\n<{{ m.role }}>{{ m['content'] }}"
-    template += "{{ eos_token }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}"
+    template += (
+        "{{ eos_token }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
     assert chat(template) == "<|endoftext|><user>a<b<|endoftext|>\n<assistant>"
     assert chat(template, add_generation_prompt=False) == "<|endoftext|><user>a<b<|endoftext|>\n"
 
@@ -537,15 +722,23 @@ def test_chat_template_files(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     folder = save(tmp_path, byte_level(), tokenizer_config={"chat_template": named})
     keys = to_metadata(folder, 500)
-    assert keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
+    assert (
+        keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
+    )
     assert keys["tokenizer.chat_templates"] == ["tool_use"]
     (folder / "chat_template.jinja").write_text("J")
     (folder / "additional_chat_templates").mkdir()
     for name in ("tool_use", "rag"):
         (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
     keys = to_metadata(folder, 500)
-    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == ["rag", "tool_use"]
-    assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == ["rag", "tool_use"]
+    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == [
+        "rag",
+        "tool_use",
+    ]
+    assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == [
+        "rag",
+        "tool_use",
+    ]
     shutil.rmtree(folder / "additional_chat_templates")
     save(tmp_path, byte_level(), tokenizer_config={})
     (folder / "chat_template.jinja").unlink()
@@ -570,9 +763,22 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
     unusable(lambda: to_metadata(tmp_path, 500), str(tmp_path), "tokenizer.json")
     native = byte_level()
     unusable(lambda: to_metadata(save(tmp_path, native), native.get_vocab_size() - 1), "embeddings")
-    unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a"))), 500), "WordLevel")
-    unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE({"a": 0}, []))), 500), "BPE")
-    unusable(lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE(byte_fallback=True))), 500), "tokenizer.json")
+    unusable(
+        lambda: to_metadata(
+            save(tmp_path, tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a"))), 500
+        ),
+        "WordLevel",
+    )
+    unusable(
+        lambda: to_metadata(save(tmp_path, tokenizers.Tokenizer(models.BPE({"a": 0}, []))), 500),
+        "BPE",
+    )
+    unusable(
+        lambda: to_metadata(
+            save(tmp_path, tokenizers.Tokenizer(models.BPE(byte_fallback=True))), 500
+        ),
+        "tokenizer.json",
+    )
     for text in ("{", "[]", "{}", '{"model": 3}', '"x"', "\x00"):
         save(tmp_path, native)
         (tmp_path / "tokenizer.json").write_text(text)
@@ -592,7 +798,11 @@ def test_unknown_pre_tokenizer(tmp_path, caplog):
     native = byte_level(split(r"\w+|\W+"))
     folder = save(tmp_path, native)
     keys = to_metadata(folder, 500)
-    assert "--tokenizer-pre" in caplog.text and r"\\w+|\\W+" in caplog.text and len(caplog.records) == 1
+    assert (
+        "--tokenizer-pre" in caplog.text
+        and r"\\w+|\\W+" in caplog.text
+        and len(caplog.records) == 1
+    )
     assert keys["tokenizer.ggml.pre"] == "unknown"  # a name that llama.cpp refuses
     same(Tokenizer(keys), native, NASTY)
     keys = to_metadata(folder, 500, pre="superbpe")  # a name that only llama.cpp knows
@@ -600,7 +810,10 @@ def test_unknown_pre_tokenizer(tmp_path, caplog):
     same(Tokenizer(keys), native, NASTY)
     del keys[JSON_KEY]
     unusable(lambda: Tokenizer(keys), "superbpe")
-    for normalizer, pre in ((normalizers.Lowercase(), None), (None, pre_tokenizers.ByteLevel(add_prefix_space=True))):
+    for normalizer, pre in (
+        (normalizers.Lowercase(), None),
+        (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    ):
         native = byte_level(pre, normalizer)
         same(Tokenizer(to_metadata(save(tmp_path, native), 500)), native, NASTY)
         keys = to_metadata(tmp_path, 500, pre="gpt-2")  # asserted, and wrong
@@ -614,11 +827,16 @@ def test_every_stock_name_is_found_again(tmp_path, row):
     keys = to_metadata(save(tmp_path, native), 500)
     assert keys["tokenizer.ggml.pre"] == names.split()[0] and JSON_KEY not in keys
     for name in names.split():
-        assert Tokenizer(keys | {"tokenizer.ggml.pre": name}).encode(PROBE) == native.encode(PROBE).ids
+        assert (
+            Tokenizer(keys | {"tokenizer.ggml.pre": name}).encode(PROBE) == native.encode(PROBE).ids
+        )
 
 
 BAD_MAPS = [b"", charsmap()[:-1], charsmap()[:9], charsmap()[:4] + b"\xff" * 2048 + b" \0"]
-BAD_MAPS += [charsmap().replace(b"\0\0\0\x80", value) for value in (b"\1\0\0\x80", b"\0\0\0\x7f", b"\xff\xff\xff\x7f")]
+BAD_MAPS += [
+    charsmap().replace(b"\0\0\0\x80", value)
+    for value in (b"\1\0\0\x80", b"\0\0\0\x7f", b"\xff\xff\xff\x7f")
+]
 BROKEN = [
     ("tokenizer.ggml.model", None),
     ("tokenizer.ggml.model", "bert"),
@@ -668,7 +886,10 @@ def test_file_without_a_tokenizer():
 
 
 def test_text_that_is_not_unicode(tmp_path):
-    unusable(lambda: Tokenizer(to_metadata(save(tmp_path, byte_level()), 500)).encode("a\udc80"), "Unicode")
+    unusable(
+        lambda: Tokenizer(to_metadata(save(tmp_path, byte_level()), 500)).encode("a\udc80"),
+        "Unicode",
+    )
 
 
 def test_missing_optional_keys(tmp_path):
@@ -677,4 +898,6 @@ def test_missing_optional_keys(tmp_path):
     for key in ("add_bos_token", "add_space_prefix", "pre"):
         del keys[f"tokenizer.ggml.{key}"]
     tok = Tokenizer(keys)
-    assert tok.add_bos and tok.encode("the fox") == native.encode("the fox").ids  # what stock readers assume
+    assert (
+        tok.add_bos and tok.encode("the fox") == native.encode("the fox").ids
+    )  # what stock readers assume

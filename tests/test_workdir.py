@@ -1,4 +1,6 @@
-"""Exports that go on after a kill: nothing is computed twice, and the file is that of an undisturbed run, to the bit."""
+"""Exports that go on after a kill: nothing is computed twice, and the file is that of an
+undisturbed run, to the bit.
+"""
 
 import contextlib
 import errno
@@ -19,14 +21,22 @@ from conftest import save_tiny
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.arrange import Arrangement
-from gwq_export.estimate import Estimate
-from gwq_export.format import TYPES
-from gwq_export.plan import Entry
-from gwq_export.quantize import Recipe
-from gwq_export.workdir import DONE, Workdir
+from gwq_export.arch.layout import Arrangement
+from gwq_export.compute.results import DONE, Workdir
+from gwq_export.format.types import TYPES
+from gwq_export.pipeline.estimate import Estimate
+from gwq_export.pipeline.plan import TensorPlan
+from gwq_export.quantization.recipe import Recipe
 
-CHANGES = ("replace", "unlink", "fsync", "ftruncate", "pwrite", "mkdir", "open")  # the steps between which a kill can fall
+CHANGES = (
+    "replace",
+    "unlink",
+    "fsync",
+    "ftruncate",
+    "pwrite",
+    "mkdir",
+    "open",
+)  # the steps between which a kill can fall
 
 
 class Killed(BaseException):
@@ -35,7 +45,10 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def killed_after(steps):
-    """Let `steps` changes of the file system pass and refuse all that follow. Yields a list that holds their number in the end."""
+    """Let `steps` changes of the file system pass and refuse all that follow.
+
+    Yields a list that holds their number in the end.
+    """
     left = [steps]
 
     def guarded(change):
@@ -55,8 +68,10 @@ def killed_after(steps):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts, by seed of the recipe (one per tensor) and weight, how often a matrix was quantized to the end."""
-    from gwq_export import produce
+    """Counts, by seed of the recipe (one per tensor) and weight, how often a matrix was quantized
+    to the end.
+    """
+    from gwq_export.pipeline import tensors as produce
 
     original, counts = produce.quantize, Counter()
 
@@ -71,22 +86,44 @@ def counted(monkeypatch):
 
 CASES = {
     "gwq3": {"type": "gwq3", "samples": 2, "ctx": 16},
-    "budget": {"bpw": 6.0, "outliers": 0.001, "samples": 1, "ctx": 16},  # surveys embedding and head, too
+    "budget": {
+        "bpw": 6.0,
+        "outliers": 0.001,
+        "samples": 1,
+        "ctx": 16,
+    },  # measures embedding and head, too
 }
 
 
 @pytest.fixture
 def few(tmp_path_factory):
-    """A model of four experts in two blocks; the calibration text reaches some of them by few tokens."""
-    settings = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 32, "head_dim": 16, "num_attention_heads": 2}
-    settings |= {"num_key_value_heads": 1, "intermediate_size": 32, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    """A model of four experts in two blocks; the calibration text reaches some of them by few
+    tokens.
+    """
+    settings = {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "hidden_size": 32,
+        "head_dim": 16,
+        "num_attention_heads": 2,
+    }
+    settings |= {
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": True,
+    }
     return save_tiny(tmp_path_factory.mktemp("few"), "MixtralConfig", **settings)
 
 
 @pytest.mark.parametrize("options", [{"type": "gwq3"}, {"bpw": 14.0, "outliers": 0.001}])
 def test_experts_of_a_killed_export(tmp_path, few, calib, counted, caplog, options):
     """Matrix by matrix; what is known of how many tokens reached an expert comes out the same."""
-    out, work, options = tmp_path / "m.gguf", tmp_path / "work", options | {"calib": calib, "samples": 2, "ctx": 16}
+    out, work, options = (
+        tmp_path / "m.gguf",
+        tmp_path / "work",
+        options | {"calib": calib, "samples": 2, "ctx": 16},
+    )
     gwq_export.export(few, tmp_path / "whole.gguf", **options)
     whole, matrices, warning = (tmp_path / "whole.gguf").read_bytes(), len(counted), caplog.messages
     assert len(warning) == 1 and "experts met fewer than 16 calibration tokens" in warning[0]
@@ -101,12 +138,19 @@ def test_experts_of_a_killed_export(tmp_path, few, calib, counted, caplog, optio
         except Killed:
             happened += 1
     assert happened == 3 and out.read_bytes() == whole and caplog.messages == warning
-    assert len(counted) == matrices and sum(counted.values()) <= matrices + happened, counted  # not those of a whole tensor
+    assert len(counted) == matrices and sum(counted.values()) <= matrices + happened, (
+        counted
+    )  # not those of a whole tensor
 
 
 def test_killed_between_any_two_steps_it_goes_on_to_the_same_bytes(tmp_path, tiny, calib, counted):
     """At chosen changes of the file system, the last ones too."""
-    out, work, options, kills = tmp_path / "m.gguf", tmp_path / "work", CASES["budget"] | {"calib": calib}, 8
+    out, work, options, kills = (
+        tmp_path / "m.gguf",
+        tmp_path / "work",
+        CASES["budget"] | {"calib": calib},
+        8,
+    )
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options)
     whole, tensors = (tmp_path / "whole.gguf").read_bytes(), len(counted)
     with killed_after(1 << 30) as left:
@@ -124,17 +168,25 @@ def test_killed_between_any_two_steps_it_goes_on_to_the_same_bytes(tmp_path, tin
         except Killed:
             happened += 1
             assert not out.exists() or out.read_bytes() == whole
-            if (work / DONE).exists():  # while the folder was emptied; the next export finishes that
+            if (
+                work / DONE
+            ).exists():  # while the folder was emptied; the next export finishes that
                 with Workdir(work, {}) as left:
                     left.clear()
                 break
     assert happened >= kills / 2 and out.read_bytes() == whole
-    assert not list(work.iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "whole.gguf", "work"]
-    assert len(counted) == tensors and sum(counted.values()) <= tensors + happened, counted  # the one in hand is lost
+    assert not list(work.iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.gguf",
+        "whole.gguf",
+        "work",
+    ]
+    assert len(counted) == tensors and sum(counted.values()) <= tensors + happened, (
+        counted
+    )  # the one in hand is lost
 
 
 def test_killed_between_embedding_and_head(tmp_path, tiny, calib, counted, monkeypatch):
-    """What was found for the first of the two stays, in the survey and in the export itself."""
+    """What was found for the first of the two stays, in the sensitivity pass and in the export itself."""
     options, write = CASES["budget"] | {"calib": calib}, Workdir._write
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options)
     tensors = len(counted)
@@ -148,39 +200,64 @@ def test_killed_between_embedding_and_head(tmp_path, tiny, calib, counted, monke
 
         return call
 
-    for section in ("survey", "tensors"):
+    for section in ("sensitivity", "tensors"):
         with monkeypatch.context() as m, pytest.raises(Killed):
             m.setattr(Workdir, "_write", kill_after(section))
-            gwq_export.export(tiny("llama"), tmp_path / "m.gguf", work_dir=tmp_path / "work", **options)
+            gwq_export.export(
+                tiny("llama"), tmp_path / "m.gguf", work_dir=tmp_path / "work", **options
+            )
     gwq_export.export(tiny("llama"), tmp_path / "m.gguf", work_dir=tmp_path / "work", **options)
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert len(counted) == sum(counted.values()) == tensors
 
 
 def test_sigkill_at_30_random_moments(tmp_path, tiny, calib):
-    """Real kills of real processes, in every phase; tests/victims.py compares files, results and work done."""
+    """Real kills of real processes, in every phase; tests/victims.py compares files, results and
+    work done.
+    """
     cases = [options | {"calib": str(calib)} for options in CASES.values()]
-    command = [sys.executable, Path(__file__).with_name("victims.py"), tiny("llama"), tmp_path, "30", "6", json.dumps(cases)]
+    command = [
+        sys.executable,
+        Path(__file__).with_name("victims.py"),
+        tiny("llama"),
+        tmp_path,
+        "30",
+        "6",
+        json.dumps(cases),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(found)
-    assert sum(found["killed"].values()) >= 30 and {"forward", "backward", "write"} <= set(found["killed"]) and found["files"] > 1, found
+    assert (
+        sum(found["killed"].values()) >= 30
+        and {"forward", "backward", "write"} <= set(found["killed"])
+        and found["files"] > 1
+    ), found
 
 
-def test_a_dry_run_leaves_its_survey_to_the_export(tmp_path, tiny, calib, monkeypatch):
-    options = {"bpw": 6.0, "outliers": 0.0, "samples": 1, "ctx": 16, "work_dir": tmp_path / "work", "calib": calib}
+def test_a_dry_run_leaves_its_sensitivities_to_the_export(tmp_path, tiny, calib, monkeypatch):
+    options = {
+        "bpw": 6.0,
+        "outliers": 0.0,
+        "samples": 1,
+        "ctx": 16,
+        "work_dir": tmp_path / "work",
+        "calib": calib,
+    }
     planned = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", dry_run=True, **options)
     assert [p.name for p in tmp_path.iterdir()] == ["work"] and planned["estimated_seconds"] > 0
-    monkeypatch.setattr("gwq_export.survey.choices", None)
+    monkeypatch.setattr("gwq_export.pipeline.sensitivity.choices", None)
     made = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", **options)
-    assert made["plan"] == planned["plan"] and made["calibration_loss"] == planned["calibration_loss"]
+    assert (
+        made["plan"] == planned["plan"] and made["calibration_loss"] == planned["calibration_loss"]
+    )
     assert not list((tmp_path / "work").iterdir())
 
 
 def test_estimates_tell_found_codes_from_rounded_ones():
     def entry(type):
-        return Entry("x", ("x",), (64, 64), Recipe(TYPES[type]), True, Arrangement())
+        return TensorPlan("x", ("x",), (64, 64), Recipe(TYPES[type]), True, Arrangement())
 
     found, rounded = entry("q4_0"), entry("f16")
     assert found.recipe.encoded and not rounded.recipe.encoded
@@ -192,13 +269,20 @@ def test_estimates_tell_found_codes_from_rounded_ones():
 
 
 def test_work_of_another_export_is_refused(tmp_path, tiny, calib):
-    folder, work, options = tmp_path / "model", tmp_path / "work", {"type": "gwq4", "samples": 1, "ctx": 16, "calib": calib}
+    folder, work, options = (
+        tmp_path / "model",
+        tmp_path / "work",
+        {"type": "gwq4", "samples": 1, "ctx": 16, "calib": calib},
+    )
     shutil.copytree(tiny("llama"), folder)
     with pytest.raises(Killed), killed_after(40):
         gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options)
     held = sorted(work.iterdir())
     for change in ({"seed": 1}, {"type": "gwq3"}, {"ctx": 17}, {"outliers": 0.01}):
-        with pytest.raises(GwqError, match=r"holds the work of another export.*give an empty --work-dir or delete it"):
+        with pytest.raises(
+            GwqError,
+            match=r"holds the work of another export.*give an empty --work-dir or delete it",
+        ):
             gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options | change)
     os.utime(folder / "model.safetensors", (1, 1))
     with pytest.raises(GwqError, match="another export"):
@@ -244,13 +328,20 @@ def test_results_are_what_was_put(tmp_path):
 
 
 def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
-    """Found out before the work begins, or in the middle of it; the same command goes on when there is room."""
-    out, options = tmp_path / "m.gguf", {"type": "gwq4", "samples": 2, "ctx": 16, "work_dir": tmp_path / "work", "calib": calib}
+    """Found out before the work begins, or in the middle of it; the same command goes on when there
+    is room.
+    """
+    out, options = (
+        tmp_path / "m.gguf",
+        {"type": "gwq4", "samples": 2, "ctx": 16, "work_dir": tmp_path / "work", "calib": calib},
+    )
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options | {"work_dir": None})
     with monkeypatch.context() as m:
         m.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
-        m.setattr("gwq_export.calibrate.BlockModel", None)  # nothing is computed
-        with pytest.raises(GwqError, match=r"m.gguf and --work-dir .*work need \d+ bytes and 100000 are free"):
+        m.setattr("gwq_export.calibration.gradients.BlockModel", None)  # nothing is computed
+        with pytest.raises(
+            GwqError, match=r"m.gguf and --work-dir .*work need \d+ bytes and 100000 are free"
+        ):
             gwq_export.export(tiny("llama"), out, **options)
     fsync, calls = os.fsync, []
 
@@ -262,7 +353,10 @@ def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
 
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", full)
-        with pytest.raises(GwqError, match=r"cannot write --work-dir .*No space left on device; .*run the same command again"):
+        with pytest.raises(
+            GwqError,
+            match=r"cannot write --work-dir .*No space left on device; .*run the same command again",
+        ):
             gwq_export.export(tiny("llama"), out, **options)
     assert not out.exists() and len(list((tmp_path / "work").iterdir())) > 5
     gwq_export.export(tiny("llama"), out, **options)
@@ -281,6 +375,10 @@ def test_nothing_is_written_elsewhere(tmp_path, tiny, calib):
     opened.clear()
     for options, folders in ({}, {"out"}), ({"work_dir": tmp_path / "work"}, {"out", "work"}):
         (tmp_path / "out").mkdir(exist_ok=True)
-        gwq_export.export(tiny("llama"), tmp_path / "out" / "m.gguf", samples=1, ctx=16, calib=calib, **options)
-        assert {p.parent for p in opened if p.parent.name != "__pycache__"} == {tmp_path / name for name in folders}
+        gwq_export.export(
+            tiny("llama"), tmp_path / "out" / "m.gguf", samples=1, ctx=16, calib=calib, **options
+        )
+        assert {p.parent for p in opened if p.parent.name != "__pycache__"} == {
+            tmp_path / name for name in folders
+        }
     watching.clear()

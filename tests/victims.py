@@ -1,11 +1,13 @@
-"""Exports killed with SIGKILL at random moments, each gone on with until it is finished, and compared with an undisturbed one.
+"""Exports killed with SIGKILL at random moments, each gone on with until it is finished, and
+compared with an undisturbed one.
 
     python tests/victims.py MODEL FOLDER KILLS SEED '[{options of export}, ...]'
 
-A child is forked for every attempt, from a process that has done one export and has no threads. It tells of its events (a step
-of progress, a matrix quantized, a result stored) and is killed a random time after a random one of them, so that kills
-fall into every phase however fast the machine is. Prints {"killed": {phase: kills}, "files": how many were finished, ...} as
-JSON and fails where a file is not what it should be.
+A child is forked for every attempt, from a process that has done one export and has no threads. It
+tells of its events (a step of progress, a matrix quantized, a result stored) and is killed a random
+time after a random one of them, so that kills fall into every phase however fast the machine is.
+Prints {"killed": {phase: kills}, "files": how many were finished, ...} as JSON and fails where a
+file is not what it should be.
 """
 
 import itertools
@@ -20,13 +22,16 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # a fork does not take threads with it
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}  # a fork does not take threads with it
 
 import numpy as np
 
 import gwq_export
-from gwq_export import produce
-from gwq_export.workdir import RESULT, Workdir
+from gwq_export.compute.results import RESULT, Workdir
+from gwq_export.pipeline import tensors as produce
 
 PHASES = {"forward", "backward", "write"}
 
@@ -43,13 +48,25 @@ def run(model, out, work, options, tell):
         return call
 
     plain = produce.quantize, Workdir._write
-    produce.quantize, Workdir._write = telling("quantized", produce.quantize), telling("stored", Workdir._write)
-    gwq_export.export(model, out, work_dir=work, progress=lambda phase, done, total: tell("progress", phase), **options)
+    produce.quantize, Workdir._write = (
+        telling("quantized", produce.quantize),
+        telling("stored", Workdir._write),
+    )
+    gwq_export.export(
+        model,
+        out,
+        work_dir=work,
+        progress=lambda phase, done, total: tell("progress", phase),
+        **options,
+    )
     produce.quantize, Workdir._write = plain
 
 
 def attempt(moment, *args):
-    """`run` in a child, killed (events, seconds after) from its start. Returns (whether that came in time, its events)."""
+    """`run` in a child, killed (events, seconds after) from its start.
+
+    Returns (whether that came in time, its events).
+    """
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -77,7 +94,11 @@ def undisturbed(model, out, work, options):
     """(bytes of the file, {kind: events}, seconds between events)."""
     told = []
     run(model, out, work, options, lambda kind, _: told.append((kind, time.monotonic())))
-    return out.read_bytes(), Counter(kind for kind, _ in told), [b - a for (_, a), (_, b) in itertools.pairwise(told)]
+    return (
+        out.read_bytes(),
+        Counter(kind for kind, _ in told),
+        [b - a for (_, a), (_, b) in itertools.pairwise(told)],
+    )
 
 
 def read(path):
@@ -88,20 +109,28 @@ def read(path):
 
 
 def survive(model, out, work, options, expected, rng):
-    """One export killed and gone on with until its file is there. Returns the phases in which it was killed."""
+    """One export killed and gone on with until its file is there.
+
+    Returns the phases in which it was killed.
+    """
     content, total, gaps = expected
     phases, told = [], Counter()
     while not out.exists():
         left = total.total() - told["quantized"] - told["stored"]  # those do not come again
         early = rng.random() ** (1 if told else 3)  # calibration is over soon
-        hit, events = attempt((int(left * early), rng.choice(gaps) * rng.random()), model, out, work, options)
+        hit, events = attempt(
+            (int(left * early), rng.choice(gaps) * rng.random()), model, out, work, options
+        )
         told += Counter(kind for kind, _ in events)
         if hit:
             phases.append(([phase for _, phase in events if phase] or ["start"])[-1])
             for path in work.glob(f"*{RESULT}"):
                 read(path)
     assert out.read_bytes() == content
-    assert total["quantized"] <= told["quantized"] <= total["quantized"] + len(phases), (told, total)  # lost is the one in hand
+    assert total["quantized"] <= told["quantized"] <= total["quantized"] + len(phases), (
+        told,
+        total,
+    )  # lost is the one in hand
     assert hit or not any(work.iterdir())
     return phases
 
@@ -122,8 +151,23 @@ def main(model, folder, kills, seed, cases):
         shutil.rmtree(work)  # the last kill may have come while it was emptied
         out.unlink()
     assert not any(folder.iterdir())
-    print(json.dumps({"killed": killed, "files": files, "seed": seed, "seconds": round(time.monotonic() - started, 1)}))
+    print(
+        json.dumps(
+            {
+                "killed": killed,
+                "files": files,
+                "seed": seed,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))
+    main(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+        json.loads(sys.argv[5]),
+    )

@@ -1,9 +1,11 @@
-"""What each part of the method is worth: tables as Markdown on stdout, in docs/ablation.md, and docs/ablation.svg.
+"""What each part of the method is worth: tables as Markdown on stdout, in docs/ablation.md, and
+docs/ablation.svg.
 
     tools/ablation [--models NAME ...] [--saved FILE] [--out FOLDER | --quick]
 
-Every row is quantized by the code that writes files, decoded from the bytes, and computed in float32 by transformers. The
-readings below the tables of an earlier docs/ablation.md are kept: what stands between <!-- reading X --> and <!-- end -->.
+Every row is quantized by the code that writes files, decoded from the bytes, and computed in
+float32 by transformers. The readings below the tables of an earlier docs/ablation.md are kept: what
+stands between <!-- reading X --> and <!-- end -->.
 """
 
 import argparse
@@ -16,12 +18,23 @@ import torch
 import transformers
 from ablation_lab import Lab
 from ablation_svg import plot
-from ablation_tables import FEW, QUICK, Extent, curves, files, kernels, ladder, saliency, spending, weight_space
+from ablation_tables import (
+    FEW,
+    QUICK,
+    Extent,
+    curves,
+    files,
+    kernels,
+    ladder,
+    saliency,
+    spending,
+    weight_space,
+)
 from halves import halves
 
 from gwq_export import GwqError
-from gwq_export.bench import cpu_name
-from gwq_export.windows import CALIBRATION
+from gwq_export.calibration.text import CALIBRATION
+from gwq_export.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, SHARED = ROOT / "tests" / "data", ROOT.parent / "shared" / "data"
@@ -42,11 +55,11 @@ scales, tables and side-tables. "Default" means preset `default` but for what is
 {models}
 """
 
-TIMES = """Encoding is on one thread, the fastest of the seeds, without calibration, factorization of the Hessians and survey.
+TIMES = """Encoding is on one thread, the fastest of the seeds, without calibration, factorization of the Hessians and sensitivity pass.
 
 Tables, scales, feedback and sweeps change no step of decoding: a type's kernels take the same time whatever is in the bytes, and
 only outliers cost time (`gwq-bench --kernels` measures more shapes)."""
-SIZE = """calibration seed 0. The line is what `--bpw` chooses, here for the decoder's linear layers alone. Stock types
+SIZE = """calibration seed 0. The line is what `--bpw` chooses, here for the decoder's linear layers alone. ggml types
 are llama.cpp's own code (`tools/build_ggml`) on every linear layer, with its importance vector from the same calibration tokens."""
 FILES = """KL divergence of files that `gwq-export` wrote from the same calibration windows (seed 0). Decoded and computed by transformers
 they must agree with the rows above; the runtime also rounds activations to 8 bits, and a file as exported has a Q8_0 embedding."""
@@ -74,15 +87,32 @@ class Page:
 
 def labs(args):
     """[(Lab, Extent)]: the bundled model, and those of ../shared when they are there."""
-    size = {"samples": 4, "count": 2, "seeds": 1} if args.quick else {"samples": args.samples, "count": args.windows, "seeds": args.seeds}
+    size = (
+        {"samples": 4, "count": 2, "seeds": 1}
+        if args.quick
+        else {"samples": args.samples, "count": args.windows, "seeds": args.seeds}
+    )
     size |= {"saved": args.saved}
     out = []
-    for name in args.models or ["gwq-reference", *(n for n in SMALL if not args.quick and (SHARED / "models" / n).is_dir())]:
+    for name in args.models or [
+        "gwq-reference",
+        *(n for n in SMALL if not args.quick and (SHARED / "models" / n).is_dir()),
+    ]:
         if name == "gwq-reference":
-            out.append((Lab(DATA / name, CALIBRATION, DATA / "eval.txt", **size), QUICK if args.quick else Extent()))
+            out.append(
+                (
+                    Lab(DATA / name, CALIBRATION, DATA / "eval.txt", **size),
+                    QUICK if args.quick else Extent(),
+                )
+            )
         else:
             calib, text = halves(SHARED / "text" / "exl3_tiny.utf8")
-            out.append((Lab(SHARED / "models" / name, calib, text, **size | {"seeds": 1}), QUICK if args.quick else FEW))
+            out.append(
+                (
+                    Lab(SHARED / "models" / name, calib, text, **size | {"seeds": 1}),
+                    QUICK if args.quick else FEW,
+                )
+            )
     return out
 
 
@@ -98,13 +128,34 @@ def described(lab):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", metavar="NAME", help=f"gwq-reference and, from ../shared, {', '.join(SMALL)} (default: all)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="NAME",
+        help=f"gwq-reference and, from ../shared, {', '.join(SMALL)} (default: all)",
+    )
     parser.add_argument("--windows", type=int, default=16, help="evaluation windows of each model")
-    parser.add_argument("--samples", type=int, default=64, help="calibration windows (of 256 tokens)")
-    parser.add_argument("--seeds", type=int, default=3, help="calibration seeds on the bundled model")
-    parser.add_argument("--saved", metavar="FILE", help="keep rows in FILE and take them from there when run again with the same code")
-    parser.add_argument("--out", type=Path, help="where ablation.md and .svg go (default: docs; with --quick nowhere)")
-    parser.add_argument("--quick", action="store_true", help="a few rows, in seconds: shows that it works, says nothing")
+    parser.add_argument(
+        "--samples", type=int, default=64, help="calibration windows (of 256 tokens)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="calibration seeds on the bundled model"
+    )
+    parser.add_argument(
+        "--saved",
+        metavar="FILE",
+        help="keep rows in FILE and take them from there when run again with the same code",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where ablation.md and .svg go (default: docs; with --quick nowhere)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few rows, in seconds: shows that it works, says nothing",
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -136,17 +187,25 @@ def run(args, command):
         )
         page.reading("D")
     lines = curves(first, extent)
-    page.add(f"## E. KL divergence over size\n\n![KL divergence over bits per weight](ablation.svg)\n\n{first.name}, {SIZE}\n")
+    page.add(
+        f"## E. KL divergence over size\n\n![KL divergence over bits per weight](ablation.svg)\n\n{first.name}, {SIZE}\n"
+    )
     page.reading("E")
     page.add(f"## F. The same rows as real files\n\n{FILES}\n\n{files(first, extent)}")
     page.reading("F")
-    head = HEAD.format(command=command, minutes=(time.monotonic() - start) / 60, cpu=cpu_name(),
-                       models="\n".join(described(lab) for lab, _ in measured))  # fmt: skip
+    head = HEAD.format(
+        command=command,
+        minutes=(time.monotonic() - start) / 60,
+        cpu=cpu_name(),
+        models="\n".join(described(lab) for lab, _ in measured),
+    )
     print(head)
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "ablation.md").write_text(head + "\n" + "\n".join(page.parts), encoding="utf-8")
-        (out / "ablation.svg").write_text(plot(lines, f"Loss over size, {first.name}"), encoding="utf-8")
+        (out / "ablation.svg").write_text(
+            plot(lines, f"Loss over size, {first.name}"), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Speed against llama.cpp and the memory roof, on a Llama of 1.1 billion random weights; the whole of docs/benchmarks.md.
+"""Speed against llama.cpp and the memory roof, on a Llama of 1.1 billion random weights; the whole
+of docs/benchmarks.md.
 
-    tools/bench_synthetic                                  make what is missing, measure, write docs/benchmarks.md
-    tools/bench_synthetic --prepare                        only make the model, our exports and the stock files
-    tools/bench_synthetic --only gwq3 --out -              one part, on stdout
-    tools/bench_synthetic --prefix 'taskset -c 0-3'        what every measuring command is started with
+    tools/bench_synthetic                                  make what is missing, measure, write
+    docs/benchmarks.md tools/bench_synthetic --prepare                        only make the model,
+    our exports and the stock files tools/bench_synthetic --only gwq3 --out -              one part,
+    on stdout tools/bench_synthetic --prefix 'taskset -c 0-3'        what every measuring command is
+    started with
 
-Files (10 GB) stay in --folder, by default ~/.cache/gwq-export/bench. Values do not matter for speed: calibration is left out, and all
-matrices of one shape and type have the same bytes, each a copy of its own, because quantizers are slow.
+Files (10 GB) stay in --folder, by default ~/.cache/gwq-export/bench. Values do not matter for
+speed: calibration is left out, and all matrices of one shape and type have the same bytes, each a
+copy of its own, because quantizers are slow.
 """
 
 import argparse
@@ -26,16 +29,23 @@ import stock
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.bench import cpu_name, tables
+from gwq_export.bench import tables
 from gwq_export.bench.worker import Gwq
-from gwq_export.format import TYPES
-from gwq_export.quantize import Recipe, quantize
-from gwq_export.writer import Writer
+from gwq_export.format.types import TYPES
+from gwq_export.format.writer import Writer
+from gwq_export.machine import cpu_name
+from gwq_export.quantization.quantize import quantize
+from gwq_export.quantization.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-OURS = {"gwq4": ("gwq4", 0.0025), "gwq4-0": ("gwq4", 0.0), "gwq3": ("gwq3", 0.0025), "gwq2": ("gwq2", 0.0025)}  # type, outliers
+OURS = {
+    "gwq4": ("gwq4", 0.0025),
+    "gwq4-0": ("gwq4", 0.0),
+    "gwq3": ("gwq3", 0.0025),
+    "gwq2": ("gwq2", 0.0025),
+}  # type, outliers
 METHOD = {"saliency": "magnitude", "curvature": False}  # needs no gradients
 ENDS = "gwq4"  # embedding and output head of our files
 PARTS = {  # our file -> those of other types it is compared with
@@ -46,18 +56,26 @@ PARTS = {  # our file -> those of other types it is compared with
 }
 
 
-NEEDS = {name: [name, *others] for name, others in PARTS.items()} | {"busy": ["gwq4"], "kernels": []}  # part -> its files
+NEEDS = {name: [name, *others] for name, others in PARTS.items()} | {
+    "busy": ["gwq4"],
+    "kernels": [],
+}  # part -> its files
 KERNELS = ["--ops", "gemv,gemm", "--shapes", "2048x2048,4096x11008"]
 
 
 def stock_types(name, tensors, layers):
-    """{tensor: stock type} of the matrices of a stock file. q4_k_m: as llama-quantize mixes it; else one type; the output head is q6_k."""
+    """{tensor: ggml type} of the matrices of a stock file.
+
+    q4_k_m: as llama-quantize mixes it; else one type; the output head is q6_k.
+    """
     types = {}
     for tensor in tensors:
         type = name.removesuffix("_m")
         if tensor == "output.weight":
             type = "q6_k"
-        elif name == "q4_k_m" and (block := re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", tensor)):
+        elif name == "q4_k_m" and (
+            block := re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", tensor)
+        ):
             i = int(block[1])
             more = i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2
             type = "q6_k" if more else type
@@ -66,13 +84,21 @@ def stock_types(name, tensors, layers):
 
 
 def write_ours(f16, out, name):
-    """A file of OURS, as `gwq-export --type TYPE --outliers N --tensor-type 'token_embd|^output\\.=gwq4'` makes it."""
+    """A file of OURS, as `gwq-export --type TYPE --outliers N --tensor-type
+    'token_embd|^output\\.=gwq4'` makes it.
+    """
     (type, outliers), recipes, made = OURS[name], {}, {}
     for t in f16.tensors.values():
         ends = t.name in ("token_embd.weight", "output.weight")
         name = "f32" if len(t.shape) == 1 else ENDS if ends else type
-        recipes[t.name] = Recipe(TYPES[name], **({"outliers": 0} if name == "f32" else METHOD | {"outliers": outliers}))
-    layout = [(n, TYPES[k], shape) for t in f16.tensors.values() for n, k, shape in recipes[t.name].tensors(t.name, t.shape)]
+        recipes[t.name] = Recipe(
+            TYPES[name], **({"outliers": 0} if name == "f32" else METHOD | {"outliers": outliers})
+        )
+    layout = [
+        (n, TYPES[k], shape)
+        for t in f16.tensors.values()
+        for n, k, shape in recipes[t.name].tensors(t.name, t.shape)
+    ]
     with Writer(out, dict(f16.metadata), layout) as writer:
         for t in f16.tensors.values():
             recipe, key = recipes[t.name], (recipes[t.name], t.shape)
@@ -92,13 +118,19 @@ def write_stock(f16, out, name):
             made[key] = stock.quantize(type, weight.astype("float32"), importance)
         return made[key]
 
-    types = stock_types(name, [t.name for t in f16.tensors.values() if len(t.shape) == 2], f16.metadata["llama.block_count"])
+    types = stock_types(
+        name,
+        [t.name for t in f16.tensors.values() if len(t.shape) == 2],
+        f16.metadata["llama.block_count"],
+    )
     stock.write_gguf(f16.path, f"{out}.part", types, encode=encode)
     os.replace(f"{out}.part", out)
 
 
 def prepare(folder, wanted, say):
-    """Make what is missing in `folder` for the parts wanted: the model, its F16 export, our files, stock files."""
+    """Make what is missing in `folder` for the parts wanted: the model, its F16 export, our files,
+    stock files.
+    """
     model, f16 = folder / "model", folder / "f16.gguf"
     files = {name for part in wanted for name in NEEDS[part]}
     ours = [name for name in OURS if name in files]
@@ -122,7 +154,9 @@ def measure(command, prefix, folder, say):
     say(shlex.join(command))
     start = [*prefix, sys.executable, "-m", "gwq_export.cli", "bench", *command[1:], "--json"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(start, capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(
+        start, capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": path}
+    )
     if done.returncode:
         raise GwqError(f"{shlex.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     text, result = done.stdout.rstrip("\n").rsplit("\n", 1)
@@ -130,7 +164,9 @@ def measure(command, prefix, folder, say):
 
 
 def beside_busy(file, threads=2, rounds=7, gen=24):
-    """A sentence: the share of its speed that decoding keeps while another process computes without end, in alternation."""
+    """A sentence: the share of its speed that decoding keeps while another process computes without
+    end, in alternation.
+    """
     engine, kept = Gwq(str(file), threads, gen + 1), []
     for _ in range(rounds):
         idle = engine.run([1], gen)[1]
@@ -139,8 +175,10 @@ def beside_busy(file, threads=2, rounds=7, gen=24):
             kept.append(idle / engine.run([1], gen)[1])
             other.kill()
     low, median, high = np.quantile(kept, (0.25, 0.5, 0.75))
-    return (f"Decoding {gen} tokens of {file.name} with {threads} threads, beside one other process in an endless loop, keeps "
-            f"{median:.2f} of its speed without it (quartiles {low:.2f}-{high:.2f}, {rounds} pairs of runs).")  # fmt: skip
+    return (
+        f"Decoding {gen} tokens of {file.name} with {threads} threads, beside one other process in an endless loop, keeps "
+        f"{median:.2f} of its speed without it (quartiles {low:.2f}-{high:.2f}, {rounds} pairs of runs)."
+    )
 
 
 def section(command, text):
@@ -148,7 +186,9 @@ def section(command, text):
 
 
 def summary(results):
-    """How many times as fast our file is, in one table: a line per other file and engine, a column per test and thread count."""
+    """How many times as fast our file is, in one table: a line per other file and engine, a column
+    per test and thread count.
+    """
     columns, lines = {}, {}
     for result in results:
         ours = result["rows"][0]
@@ -181,8 +221,12 @@ of a prompt at once; tg: tokens decoded one by one."""
 
 
 def document(sections, results):
-    parts = ["# Benchmarks", INTRO, f"{cpu_name()}, {os.cpu_count()} CPUs. gwq-export {gwq_export.__version__}; llama.cpp of xllamacpp "
-             f"{version('xllamacpp')}. {date.today()}."]  # fmt: skip
+    parts = [
+        "# Benchmarks",
+        INTRO,
+        f"{cpu_name()}, {os.cpu_count()} CPUs. gwq-export {gwq_export.__version__}; llama.cpp of xllamacpp "
+        f"{version('xllamacpp')}. {date.today()}.",
+    ]
     if results:
         explained = "How many times as fast ours is: medians of neighbouring runs with their quartiles, above 1 where ours is faster."
         parts += ["## Ours and others", explained, summary(results)]
@@ -190,7 +234,9 @@ def document(sections, results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument("--folder", type=Path, default=cache / "gwq-export" / "bench")
     parser.add_argument("--prepare", action="store_true")
@@ -213,8 +259,23 @@ def main(argv=None):
         return
     for ours in (name for name in PARTS if name in wanted):
         sections.append(f"## {ours}")
-        for other in PARTS[ours]:  # one by one: fewer files in memory, and each close to ours in time
-            command = ["gwq-bench", f"{ours}.gguf", "--against", f"{other}.gguf", "-p", args.p, "-n", args.n, "-t", args.t, "-r", args.r]
+        for other in PARTS[
+            ours
+        ]:  # one by one: fewer files in memory, and each close to ours in time
+            command = [
+                "gwq-bench",
+                f"{ours}.gguf",
+                "--against",
+                f"{other}.gguf",
+                "-p",
+                args.p,
+                "-n",
+                args.n,
+                "-t",
+                args.t,
+                "-r",
+                args.r,
+            ]
             text, result = measure(command, args.prefix, args.folder, say)
             results.append(result)
             sections.append(section(command, text))
@@ -223,7 +284,10 @@ def main(argv=None):
         sections += ["## Beside a busy process", beside_busy(args.folder / "gwq4.gguf")]
     if "kernels" in wanted:
         command = ["gwq-bench", "--kernels", *KERNELS, "-t", args.t, "-r", args.r]
-        sections += ["## Kernels", section(command, measure(command, args.prefix, args.folder, say)[0])]
+        sections += [
+            "## Kernels",
+            section(command, measure(command, args.prefix, args.folder, say)[0]),
+        ]
     text = document(sections, results)
     if args.out == "-":
         print(text, end="")

@@ -1,7 +1,9 @@
-"""Cycles a block takes by llvm-mca's models of CPUs that are not at hand: an estimate from the compiled code, not a measurement.
+"""Cycles a block takes by llvm-mca's models of CPUs that are not at hand: an estimate from the
+compiled code, not a measurement.
 
-The kernels of both formats are compiled as the library is, with marks around the product of one block in a loop over blocks. The
-model knows neither memory nor outliers; these cost both formats alike, so files differ by less than the figures do.
+The kernels of both formats are compiled as the library is, with marks around the product of one
+block in a loop over blocks. The model knows neither memory nor outliers; these cost both formats
+alike, so files differ by less than the figures do.
 """
 
 import json
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from gwq_export import GwqError
 from gwq_export.bench.cases import TILE_TYPES
-from gwq_export.format import TYPES
+from gwq_export.format.types import TYPES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "native"))
@@ -22,9 +24,16 @@ from build import CFLAGS, X86  # noqa: E402
 SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
 
 # CPU of llvm-mca -> the instruction set that it runs
-CPUS = {"znver3": "avx2", "skylake": "avx2", "cascadelake": "avx512", "icelake-server": "avx512", "znver4": "avx512"}
+CPUS = {
+    "znver3": "avx2",
+    "skylake": "avx2",
+    "cascadelake": "avx512",
+    "icelake-server": "avx512",
+    "znver4": "avx512",
+}
 
-# name -> arguments of the loop, and the product of one block; p: the block's scales, q: 64 activations
+# name -> arguments of the loop, and the product of one block; p: the block's scales, q: 64
+# activations
 LOOPS = {
     "format": (
         "const uint8_t *table, const int16_t *bias,",
@@ -65,18 +74,39 @@ def cycles(name, native, cpu, folder):
     mca, source, assembly = llvm_mca(), Path(folder, f"{name}.c"), Path(folder, f"{name}.s")
     arguments, product = LOOPS[name]
     loops = [
-        LOOP.format(bits=t.bits, type=t.name, nbytes=block_bytes(name, t), arguments=arguments, product=product.format(bits=t.bits))
+        LOOP.format(
+            bits=t.bits,
+            type=t.name,
+            nbytes=block_bytes(name, t),
+            arguments=arguments,
+            product=product.format(bits=t.bits),
+        )
         for t in map(TYPES.get, TILE_TYPES)
     ]
     isa = f"{CPUS[cpu]}.c"
     source.write_text(f'#include "{native / isa}"\n' + "".join(loops))
-    run([*os.environ.get("CC", "gcc").split(), *CFLAGS.split(), *X86[isa].split(), "-S", source, "-o", assembly])
+    run(
+        [
+            *os.environ.get("CC", "gcc").split(),
+            *CFLAGS.split(),
+            *X86[isa].split(),
+            "-S",
+            source,
+            "-o",
+            assembly,
+        ]
+    )
     report = json.loads(run([mca, f"-mcpu={cpu}", "-json", assembly]))
-    return {r["Name"]: r["SummaryView"]["TotalCycles"] / r["SummaryView"]["Iterations"] for r in report["CodeRegions"]}
+    return {
+        r["Name"]: r["SummaryView"]["TotalCycles"] / r["SummaryView"]["Iterations"]
+        for r in report["CodeRegions"]
+    }
 
 
 def run(command):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise GwqError(f"{command[0]} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise GwqError(
+            f"{command[0]} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+        )
     return done.stdout

@@ -1,14 +1,17 @@
-"""Quality of llama.cpp's own types, each "pure" on every decoder linear, and of our files beside them, as Markdown on stdout.
+"""Quality of llama.cpp's own types, each "pure" on every decoder linear, and of our files beside
+them, as Markdown on stdout.
 
-    tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--bpw 4.5,4.25] [--paper] [--gguf OURS.gguf ...]
-    tools/compare MODEL_FOLDER --halves FILE      calibration text: the first half of FILE; evaluation text: the second
-    tools/compare --interop     llama.cpp's types without, with its own and with our importance, beside our files of its types
+    tools/compare [MODEL_FOLDER] [--text FILE] [--calib FILE] [--types q4_0,iq4_nl] [--bpw 4.5,4.25]
+    [--paper] [--gguf OURS.gguf ...] tools/compare MODEL_FOLDER --halves FILE      calibration text:
+    the first half of FILE; evaluation text: the second tools/compare --interop     llama.cpp's
+    types without, with its own and with our importance, beside our files of its types
 
-Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its importance vector from the same
-calibration tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in float32 by
-transformers, with the float32 embedding and output head in every row, so that rows differ by nothing but the decoder's
-linear layers and, below 4 bits, our tuned norms. Bits per weight are of these layers, with the side-tables. Perplexity is
-by llama.cpp's protocol.
+Stock weights are quantized and decoded again by llama.cpp's code (tools/stock.py), with its
+importance vector from the same calibration tokens that `gwq-export` would use; ours are decoded
+from the file. Everything is then computed in float32 by transformers, with the float32 embedding
+and output head in every row, so that rows differ by nothing but the decoder's linear layers and,
+below 4 bits, our tuned norms. Bits per weight are of these layers, with the side-tables. Perplexity
+is by llama.cpp's protocol.
 """
 
 import argparse
@@ -28,13 +31,13 @@ from halves import halves
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.arch import gguf_name
-from gwq_export.evaluate import PROTOCOLS, score, windows
-from gwq_export.predict import Predictor, module_logits
-from gwq_export.source import Source
-from gwq_export.tokenizer import Tokenizer
-from gwq_export.vocabulary import to_metadata
-from gwq_export.windows import draw_calibration
+from gwq_export.arch.spec import gguf_name
+from gwq_export.calibration.text import draw_calibration
+from gwq_export.evaluation.perplexity import PROTOCOLS, score, windows
+from gwq_export.evaluation.predictors import Predictor, module_logits
+from gwq_export.hf.source import Source
+from gwq_export.tokenizer.from_hf import to_metadata
+from gwq_export.tokenizer.tokenizer import Tokenizer
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.append(str(TESTS))
@@ -43,43 +46,74 @@ from reference import dequantized_model, original_model  # noqa: E402
 TYPES = "q4_0,iq4_nl,q4_k,iq4_xs,q3_k,iq3_s,iq3_xxs,q2_k,iq2_s,iq2_xs"
 
 
-INTEROP = [{"stock": "q4_0"}, {"stock": "iq4_nl"}, {"type": "bridge"}, {"type": "bridge", "outliers": 0.01}]
+INTEROP = [
+    {"stock": "q4_0"},
+    {"stock": "iq4_nl"},
+    {"type": "bridge"},
+    {"type": "bridge", "outliers": 0.01},
+]
 
 
 def written_importance(source, samples, options):
     """{Hugging Face name: (cols,)} as it is in the file of gwq-export --imatrix."""
     with tempfile.TemporaryDirectory() as folder:
-        gwq_export.export(source.folder, Path(folder, "f16.gguf"), type="f16", imatrix=Path(folder, "i.gguf"), samples=samples, **options)
+        gwq_export.export(
+            source.folder,
+            Path(folder, "f16.gguf"),
+            type="f16",
+            imatrix=Path(folder, "i.gguf"),
+            samples=samples,
+            **options,
+        )
         tensors = gwq_export.open_gguf(Path(folder, "i.gguf")).tensors
-        return {hf: np.ravel(tensors[f"{n}.in_sum2"].dequantize() / tensors[f"{n}.counts"].dequantize()) for hf, n in linears(source)}
+        return {
+            hf: np.ravel(tensors[f"{n}.in_sum2"].dequantize() / tensors[f"{n}.counts"].dequantize())
+            for hf, n in linears(source)
+        }
 
 
 def linears(source):
     """[(Hugging Face name, GGUF name)] of the decoder's linear weights."""
-    return [(hf, gguf_name(i, row)) for i in range(source.layers) for row, hf in source.block(i).items() if row.linear]
+    return [
+        (hf, gguf_name(i, row))
+        for i in range(source.layers)
+        for row, hf in source.block(i).items()
+        if row.linear
+    ]
 
 
 def shape(source, hf):
     """(rows, columns) of a decoder's linear weight."""
     return next(
-        tuple(source.dims[d] for d in row.shape) for i in range(source.layers) for row, name in source.block(i).items() if name == hf
+        tuple(source.dims[d] for d in row.shape)
+        for i in range(source.layers)
+        for row, name in source.block(i).items()
+        if name == hf
     )
 
 
 def stock_model(original, source, name, importance):
-    """(model with every decoder linear as stock type `name` has it, bits per weight of these)."""
+    """(model with every decoder linear as ggml type `name` has it, bits per weight of these)."""
     model, nbytes, weights = copy.deepcopy(original), 0, 0
     for hf, _ in linears(source):
         weight = model.get_parameter(hf)
-        weight.data = torch.from_numpy(np.ascontiguousarray(stock.fake_quantize(name, weight.detach().numpy(), importance.get(hf))))
+        weight.data = torch.from_numpy(
+            np.ascontiguousarray(
+                stock.fake_quantize(name, weight.detach().numpy(), importance.get(hf))
+            )
+        )
         nbytes, weights = nbytes + stock.nbytes(name, *weight.shape), weights + weight.numel()
     return model, 8 * nbytes / weights
 
 
 def file_model(source, path):
-    """(model with the decoder of one of our files, its types, bits per weight of its linears with their side-tables)."""
+    """(model with the decoder of one of our files, its types, bits per weight of its linears with
+    their side-tables).
+    """
     tensors, names = gwq_export.open_gguf(path).tensors, [name for _, name in linears(source)]
-    nbytes = sum(t.nbytes for t in tensors.values() if t.name.startswith(tuple(names)))  # companions are called <matrix>.<what>
+    nbytes = sum(
+        t.nbytes for t in tensors.values() if t.name.startswith(tuple(names))
+    )  # companions are called <matrix>.<what>
     kinds = "+".join(sorted({tensors[n].type.name for n in names}))
     return (
         dequantized_model(source.folder, path, ends=False),
@@ -89,11 +123,17 @@ def file_model(source, path):
 
 
 def at_bits(model, out, bits, **options):
-    """Export within a budget, so that the decoder's linears take at most `bits` per weight, embedding and head Q8_0."""
+    """Export within a budget, so that the decoder's linears take at most `bits` per weight,
+    embedding and head Q8_0.
+    """
     source = Source(Path(model))
     linear = sum(np.prod(shape(source, hf)) for hf, _ in linears(source))
-    options = options | {"tensor_type": ["token_embd=q8_0"] + ["^output.weight=q8_0"] * (not source.tied)}
-    plain = gwq_export.export(model, out, type="gwq4", preset="paper", outliers=0, **options | {"samples": 1})
+    options = options | {
+        "tensor_type": ["token_embd=q8_0"] + ["^output.weight=q8_0"] * (not source.tied)
+    }
+    plain = gwq_export.export(
+        model, out, type="gwq4", preset="paper", outliers=0, **options | {"samples": 1}
+    )
     size = plain["bytes"] + (bits - plain["bpw_linear"]) * linear / 8
     while True:
         found = gwq_export.export(model, out, size=int(size), **options)
@@ -116,27 +156,58 @@ def cached(predictor):
 
 
 def quality(model, reference, rows):
-    """gwq_export.evaluate's figures of a transformers model on windows (n, ctx). reference: `cached` one of the original."""
-    return score(module_logits(model), rows, PROTOCOLS["llama.cpp"].scored(rows.shape[1]), reference)
+    """gwq_export.evaluation.perplexity's figures of a transformers model on windows (n, ctx).
+
+    reference: `cached` one of the original.
+    """
+    return score(
+        module_logits(model), rows, PROTOCOLS["llama.cpp"].scored(rows.shape[1]), reference
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default=TESTS / "data" / "gwq-reference", help="Hugging Face folder")
-    parser.add_argument("--text", default=TESTS / "data" / "eval.txt", help="evaluation text")
-    parser.add_argument("--windows", type=int, default=60, help="how many windows of it, evenly spread; 0 for all")
-    parser.add_argument("--types", default=TYPES, help="stock types; '' for none")
     parser.add_argument(
-        "--no-importance", action="store_true", help="stock types without importance vector, as from a plain llama-quantize"
+        "model", nargs="?", default=TESTS / "data" / "gwq-reference", help="Hugging Face folder"
     )
-    parser.add_argument("--bpw", default="", help="our files of that many bits per weight of the decoder's linears: 4.5,4.25")
-    parser.add_argument("--paper", action="store_true", help="preset paper at 4, 3 and 2 bits, and our file of as many bytes each")
-    parser.add_argument("--interop", action="store_true", help="what we give to llama.cpp: our importance, --stock, bridge files")
-    parser.add_argument("--gguf", nargs="+", default=[], metavar="FILE", help="our files of the same model")
+    parser.add_argument("--text", default=TESTS / "data" / "eval.txt", help="evaluation text")
+    parser.add_argument(
+        "--windows", type=int, default=60, help="how many windows of it, evenly spread; 0 for all"
+    )
+    parser.add_argument("--types", default=TYPES, help="ggml types; '' for none")
+    parser.add_argument(
+        "--no-importance",
+        action="store_true",
+        help="ggml types without importance vector, as from a plain llama-quantize",
+    )
+    parser.add_argument(
+        "--bpw",
+        default="",
+        help="our files of that many bits per weight of the decoder's linears: 4.5,4.25",
+    )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="preset paper at 4, 3 and 2 bits, and our file of as many bytes each",
+    )
+    parser.add_argument(
+        "--interop",
+        action="store_true",
+        help="what we give to llama.cpp: our importance, --stock, bridge files",
+    )
+    parser.add_argument(
+        "--gguf", nargs="+", default=[], metavar="FILE", help="our files of the same model"
+    )
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
-    parser.add_argument("--halves", metavar="FILE", help="in the place of --text and --calib: the second and the first half of FILE")
+    parser.add_argument(
+        "--halves",
+        metavar="FILE",
+        help="in the place of --text and --calib: the second and the first half of FILE",
+    )
     parser.add_argument("--samples", type=int, default=96, help="calibration windows")
-    parser.add_argument("--ctx", type=int, default=512, help="tokens per window and calibration sample")
+    parser.add_argument(
+        "--ctx", type=int, default=512, help="tokens per window and calibration sample"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args()
@@ -159,21 +230,33 @@ def compare(args):
         rows = rows[np.linspace(0, len(rows) - 1, args.windows).round().astype(int)]
     original = original_model(source.folder)
     reference = cached(module_logits(original))
-    calibration = None if args.no_importance else draw_calibration(tokenizer, args.calib, args.samples, ctx, args.seed)
+    calibration = (
+        None
+        if args.no_importance
+        else draw_calibration(tokenizer, args.calib, args.samples, ctx, args.seed)
+    )
     importance = stock.importance(original, calibration.tokens) if calibration else {}
     before = score(reference, rows, PROTOCOLS["llama.cpp"].scored(ctx))
-    print(f"{args.model}, {args.text}: {len(rows)} windows of {ctx}, {before['tokens']} tokens scored; float32 perplexity "
-          f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. Importance: "
-          f"{'{} x {} tokens'.format(*calibration.tokens.shape) if calibration else 'none'} (--seed {args.seed}). "
-          "Embedding and head float32.\n")  # fmt: skip
-    print("| decoder linears | bits per weight | perplexity | KL divergence | same top token |\n|" + " --- |" * 5)
+    print(
+        f"{args.model}, {args.text}: {len(rows)} windows of {ctx}, {before['tokens']} tokens scored; float32 perplexity "
+        f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. Importance: "
+        f"{'{} x {} tokens'.format(*calibration.tokens.shape) if calibration else 'none'} (--seed {args.seed}). "
+        "Embedding and head float32.\n"
+    )
+    print(
+        "| decoder linears | bits per weight | perplexity | KL divergence | same top token |\n|"
+        + " --- |" * 5
+    )
     found = []
 
     def row(name, model, bits, start):
         result = {"name": name, "bpw_linear": bits} | quality(model, reference, rows)
         found.append(result)
-        print(f"| {name} | {bits:.3f} | {result['ppl']:.2f} | {result['kld_mean']:.5f} ± {result['kld_error']:.5f} | "
-              f"{result['top1_agreement']:.2%} |", flush=True)  # fmt: skip
+        print(
+            f"| {name} | {bits:.3f} | {result['ppl']:.2f} | {result['kld_mean']:.5f} ± {result['kld_error']:.5f} | "
+            f"{result['top1_agreement']:.2%} |",
+            flush=True,
+        )
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
 
     options = {"ctx": ctx, "calib": args.calib, "seed": args.seed}
@@ -186,9 +269,15 @@ def compare(args):
     else:
         vectors = {"": importance}
     for name in filter(None, args.types.split(",")):
-        start, narrow = time.monotonic(), [hf for hf, _ in linears(source) if not stock.fits(name, shape(source, hf)[1])]
+        start, narrow = (
+            time.monotonic(),
+            [hf for hf, _ in linears(source) if not stock.fits(name, shape(source, hf)[1])],
+        )
         if narrow:
-            print(f"{name}: left out, its blocks do not divide the width of {len(narrow)} linears such as {narrow[0]}", file=sys.stderr)
+            print(
+                f"{name}: left out, its blocks do not divide the width of {len(narrow)} linears such as {narrow[0]}",
+                file=sys.stderr,
+            )
             continue
         for label, vector in vectors.items():
             row(f"{name.lower()}{label}", *stock_model(original, source, name, vector), start)
@@ -200,7 +289,10 @@ def compare(args):
         return bits
 
     with tempfile.TemporaryDirectory() as folder:
-        out, wanted = Path(folder, "ours.gguf"), [float(b) for b in filter(None, args.bpw.split(","))]
+        out, wanted = (
+            Path(folder, "ours.gguf"),
+            [float(b) for b in filter(None, args.bpw.split(","))],
+        )
         for kind in ("gwq4", "gwq3", "gwq2") if args.paper else ():
             gwq_export.export(args.model, out, type=kind, preset="paper", **options)
             wanted.append(ours("preset paper", out))
@@ -208,12 +300,23 @@ def compare(args):
             gwq_export.export(args.model, out, samples=args.samples, **given, **options)
             ours("gwq-export " + " ".join(f"--{k} {v}" for k, v in given.items()), out)
         for bits in wanted:
-            predicted = at_bits(args.model, out, bits, samples=args.samples, **options)["predicted_loss"]
+            predicted = at_bits(args.model, out, bits, samples=args.samples, **options)[
+                "predicted_loss"
+            ]
             ours(f"gwq-export, predicted {predicted:.5f}", out)
     for path in args.gguf:
         ours(Path(path).name, path)
     if args.json:
-        print(json.dumps({"model": str(args.model), "text": str(args.text), "reference": before, "rows": found}))
+        print(
+            json.dumps(
+                {
+                    "model": str(args.model),
+                    "text": str(args.text),
+                    "reference": before,
+                    "rows": found,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from gwq_export import GwqError
 
 
 def halves(path):
-    """(calibration file, evaluation file): the two halves of a text, cut at a line; they are gone when the process ends.
+    """(calibration file, evaluation file): the two halves of a text, cut at a line; they are gone
+    when the process ends.
 
     Raises GwqError when there is no such line.
     """

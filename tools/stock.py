@@ -1,7 +1,9 @@
-"""llama.cpp's own quantizers, the peer to be compared with, through ctypes on the library that tools/build_ggml makes.
+"""llama.cpp's own quantizers, the peer to be compared with, through ctypes on the library that
+tools/build_ggml makes.
 
     stock.fake_quantize("q4_k", weight, importance)    what a stock file of that type decodes to
-    stock.importance(model, tokens)                    what llama.cpp's imatrix holds, for every decoder linear
+    stock.importance(model, tokens)                    what llama.cpp's imatrix holds, for every
+    decoder linear
 
 For developers: nothing of this, nor of llama.cpp, is part of the package.
 """
@@ -17,10 +19,26 @@ import numpy as np
 from gwq_export import GwqError
 
 STOCK = {  # type -> ggml's id
-    "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8,
-    "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14,
-    "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19, "iq4_nl": 20, "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29,
-}  # fmt: skip
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "q2_k": 10,
+    "q3_k": 11,
+    "q4_k": 12,
+    "q5_k": 13,
+    "q6_k": 14,
+    "iq2_xxs": 16,
+    "iq2_xs": 17,
+    "iq3_xxs": 18,
+    "iq1_s": 19,
+    "iq4_nl": 20,
+    "iq3_s": 21,
+    "iq2_s": 22,
+    "iq4_xs": 23,
+    "iq1_m": 29,
+}
 
 _F32 = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
 _U8 = np.ctypeslib.ndpointer(np.uint8, flags="C_CONTIGUOUS")
@@ -57,7 +75,13 @@ def _lib():
     lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     lib.ggml_quantize_init.restype = lib.ggml_quantize_free.restype = None
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
-    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, _F32, _U8, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        _F32,
+        _U8,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     atexit.register(lib.ggml_quantize_free)
     return lib
 
@@ -67,10 +91,12 @@ def _traits(name):
     """(id, traits) of a type, whose name is checked against the library's own."""
     id = STOCK.get(name.lower())
     if id is None:
-        raise GwqError(f"{name} is no stock type here; there are {', '.join(STOCK)}")
+        raise GwqError(f"{name} is no ggml type here; there are {', '.join(STOCK)}")
     traits = _lib().ggml_get_type_traits(id).contents
     if traits.name.decode().lower() != name.lower():
-        raise GwqError(f"{library_path()} calls type {id} {traits.name.decode()}, not {name}: remove it and run tools/build_ggml")
+        raise GwqError(
+            f"{library_path()} calls type {id} {traits.name.decode()}, not {name}: remove it and run tools/build_ggml"
+        )
     return id, traits
 
 
@@ -81,23 +107,32 @@ def bpw(name):
 
 
 def fits(name, cols):
-    """Whether the type can hold rows of `cols` weights, padded to whole blocks when these are small (32)."""
+    """Whether the type can hold rows of `cols` weights, padded to whole blocks when these are small
+    (32).
+    """
     _, traits = _traits(name)
     return traits.block <= 32 or cols % traits.block == 0
 
 
 def nbytes(name, rows, cols):
-    """Bytes of a matrix with rows padded to whole blocks. Raises GwqError for a width that the type cannot hold."""
+    """Bytes of a matrix with rows padded to whole blocks.
+
+    Raises GwqError for a width that the type cannot hold.
+    """
     _, traits = _traits(name)
     if not fits(name, cols):
-        raise GwqError(f"{name}: rows of {cols} weights are not whole blocks of {traits.block}; stock llama.cpp falls back to another type")
+        raise GwqError(
+            f"{name}: rows of {cols} weights are not whole blocks of {traits.block}; llama.cpp falls back to another type"
+        )
     return rows * -(-cols // traits.block) * traits.bytes
 
 
 def quantize(name, weight, importance=None):
-    """uint8 (rows, bytes per row), as a stock file holds it; rows are zero-padded to whole blocks where a block has 32 weights.
+    """uint8 (rows, bytes per row), as a stock file holds it; rows are zero-padded to whole blocks
+    where a block has 32 weights.
 
-    weight: float32 (rows, cols). importance: (cols,), how much an error in a column counts; None where there is none.
+    weight: float32 (rows, cols). importance: (cols,), how much an error in a column counts; None
+    where there is none.
     """
     id, traits = _traits(name)
     rows, cols = weight.shape
@@ -109,12 +144,18 @@ def quantize(name, weight, importance=None):
     if importance is None and _lib().ggml_quantize_requires_imatrix(id):
         raise GwqError(f"{name} cannot be made without an importance vector")
     if importance is not None:
-        if np.shape(importance) != (cols,) or not np.isfinite(importance).all() or np.min(importance) < 0:
+        if (
+            np.shape(importance) != (cols,)
+            or not np.isfinite(importance).all()
+            or np.min(importance) < 0
+        ):
             raise GwqError(f"{name}: the importance must be {cols} finite numbers, none negative")
         importance = np.ascontiguousarray(np.pad(importance, (0, padding)), np.float32)
     _lib().ggml_quantize_init(id)
     pointer = None if importance is None else importance.ctypes.data
-    written = _lib().ggml_quantize_chunk(id, weight, out.reshape(-1), 0, rows, cols + padding, pointer)
+    written = _lib().ggml_quantize_chunk(
+        id, weight, out.reshape(-1), 0, rows, cols + padding, pointer
+    )
     assert written == out.nbytes
     return out
 
@@ -135,9 +176,11 @@ def fake_quantize(name, weight, importance=None):
 
 
 def importance(model, tokens):
-    """{name of a weight: float32 (inputs,)}: the mean squared input of every linear layer but the output head.
+    """{name of a weight: float32 (inputs,)}: the mean squared input of every linear layer but the
+    output head.
 
-    model: of transformers. tokens: integers (samples, ctx); each row is one pass, as llama.cpp's imatrix takes its chunks.
+    model: of transformers. tokens: integers (samples, ctx); each row is one pass, as llama.cpp's
+    imatrix takes its chunks.
     """
     import torch
 
@@ -164,10 +207,11 @@ def importance(model, tokens):
 
 
 def write_gguf(source, out, types, importance=None, encode=quantize):
-    """Write `out`: the F32 or F16 GGUF file `source` with the matrices of `types` {GGUF tensor name: stock type} stored so.
+    """Write `out`: the F32 or F16 GGUF file `source` with the matrices of `types` {GGUF tensor
+    name: ggml type} stored so.
 
-    importance: {GGUF tensor name: (cols,) or None}. encode: (type, weight, importance) -> bytes, as `quantize`. Any engine that reads GGUF
-    runs the result. Needs the gguf package.
+    importance: {GGUF tensor name: (cols,) or None}. encode: (type, weight, importance) -> bytes, as
+    `quantize`. Any engine that reads GGUF runs the result. Needs the gguf package.
     """
     import gguf
 
@@ -176,12 +220,22 @@ def write_gguf(source, out, types, importance=None, encode=quantize):
     for field in reader.fields.values():
         if field.name == "general.alignment":
             writer.add_custom_alignment(field.contents())
-        elif not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
-            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        elif not field.name.startswith("GGUF.") and field.name not in (
+            "general.architecture",
+            "general.file_type",
+        ):
+            writer.add_key_value(
+                field.name,
+                field.contents(),
+                field.types[0],
+                field.types[-1] if len(field.types) > 1 else None,
+            )
     for tensor in reader.tensors:
         if tensor.name in types:
             raw = encode(types[tensor.name], tensor.data, (importance or {}).get(tensor.name))
-            writer.add_tensor(tensor.name, raw, raw_dtype=gguf.GGMLQuantizationType(STOCK[types[tensor.name]]))
+            writer.add_tensor(
+                tensor.name, raw, raw_dtype=gguf.GGMLQuantizationType(STOCK[types[tensor.name]])
+            )
         else:
             writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data))
     writer.write_header_to_file()

@@ -1,10 +1,12 @@
-"""Train the bundled model, or a larger one: a small Llama on plain text, saved as a Hugging Face folder in float16.
+"""Train the bundled model, or a larger one: a small Llama on plain text, saved as a Hugging Face
+folder in float16.
 
-    python tools/train_reference.py --corpus CORPUS --out FOLDER [--layers 8] [--tokens 500e6] [--minutes 60]
+    python tools/train_reference.py --corpus CORPUS --out FOLDER [--layers 8] [--tokens 500e6]
+    [--minutes 60]
 
-CORPUS holds train/*.txt.xz and valid.txt (documents separated by a line <|endoftext|>) and tokenizer/tokenizer.json. It is
-tokenized once, into OUT/*.bin. Runs on the CPU or a CUDA GPU, stops after --minutes, and goes on from its checkpoint
-when it is started again.
+CORPUS holds train/*.txt.xz and valid.txt (documents separated by a line <|endoftext|>) and
+tokenizer/tokenizer.json. It is tokenized once, into OUT/*.bin. Runs on the CPU or a CUDA GPU, stops
+after --minutes, and goes on from its checkpoint when it is started again.
 """
 
 import argparse
@@ -35,7 +37,12 @@ def parse_args():
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--warmup", type=int, default=200, help="steps")
-    p.add_argument("--tokens", type=float, default=45e6, help="of the whole schedule; the rate decays over its last 40 %%")
+    p.add_argument(
+        "--tokens",
+        type=float,
+        default=45e6,
+        help="of the whole schedule; the rate decays over its last 40 %%",
+    )
     p.add_argument("--minutes", type=float, default=60)
     p.add_argument("--bf16", action="store_true", help="bfloat16 autocast (always on CUDA)")
     p.add_argument("--seed", type=int, default=1)
@@ -47,7 +54,11 @@ def tokenized(tokenizer, files, path):
     if not path.exists():
         with open(path.with_suffix(".part"), "wb") as out:
             for file in files:
-                data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+                data = (
+                    lzma.decompress(file.read_bytes())
+                    if file.suffix == ".xz"
+                    else file.read_bytes()
+                )
                 for document in data.decode().split(END):
                     if document.strip():
                         ids = tokenizer(document.strip() + END, verbose=False)["input_ids"]
@@ -62,19 +73,41 @@ class Trainer:
         torch.manual_seed(a.seed)
         self.a, self.device = a, "cuda" if torch.cuda.is_available() else "cpu"
         a.out.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(a.corpus / "tokenizer/tokenizer.json"), eos_token=END, bos_token=END)
-        self.train = tokenized(self.tokenizer, sorted((a.corpus / "train").iterdir()), a.out / "train.bin")
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(a.corpus / "tokenizer/tokenizer.json"), eos_token=END, bos_token=END
+        )
+        self.train = tokenized(
+            self.tokenizer, sorted((a.corpus / "train").iterdir()), a.out / "train.bin"
+        )
         self.valid = tokenized(self.tokenizer, [a.corpus / "valid.txt"], a.out / "valid.bin")
-        ends = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
-        config = LlamaConfig(vocab_size=len(self.tokenizer), hidden_size=a.hidden, intermediate_size=a.ffn, num_hidden_layers=a.layers,
-                             num_attention_heads=a.heads, num_key_value_heads=a.kv_heads, max_position_embeddings=2048,
-                             tie_word_embeddings=True, **ends)  # fmt: skip
+        ends = {
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+        }
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=a.hidden,
+            intermediate_size=a.ffn,
+            num_hidden_layers=a.layers,
+            num_attention_heads=a.heads,
+            num_key_value_heads=a.kv_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            **ends,
+        )
         self.model = LlamaForCausalLM(config).to(self.device)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.95))
-        self.step, self.steps, self.checkpoint = 0, int(a.tokens / (a.batch * a.ctx)), a.out / "checkpoint.pt"
+        self.step, self.steps, self.checkpoint = (
+            0,
+            int(a.tokens / (a.batch * a.ctx)),
+            a.out / "checkpoint.pt",
+        )
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
@@ -90,8 +123,12 @@ class Trainer:
     def loss(self, data, rng, batch):
         """Mean cross-entropy of random windows."""
         starts = rng.integers(0, len(data) - self.a.ctx - 1, batch)
-        ids = torch.from_numpy(np.stack([data[s : s + self.a.ctx + 1].astype(np.int64) for s in starts])).to(self.device)
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.a.bf16 or self.device == "cuda"):
+        ids = torch.from_numpy(
+            np.stack([data[s : s + self.a.ctx + 1].astype(np.int64) for s in starts])
+        ).to(self.device)
+        with torch.autocast(
+            self.device, dtype=torch.bfloat16, enabled=self.a.bf16 or self.device == "cuda"
+        ):
             logits = self.model(input_ids=ids[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
@@ -102,7 +139,11 @@ class Trainer:
         return float(np.mean([self.loss(self.valid, rng, 16).item() for _ in range(16)]))
 
     def save(self):
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
         torch.save(state, self.checkpoint.with_suffix(".part"))
         os.replace(self.checkpoint.with_suffix(".part"), self.checkpoint)
         LlamaForCausalLM.from_pretrained(
@@ -113,7 +154,15 @@ class Trainer:
     def run(self):
         rng, started = np.random.default_rng([self.a.seed, self.step]), time.monotonic()
         print(
-            json.dumps({"params": self.model.num_parameters(), "steps": self.steps, "start": self.step, "device": self.device}), flush=True
+            json.dumps(
+                {
+                    "params": self.model.num_parameters(),
+                    "steps": self.steps,
+                    "start": self.step,
+                    "device": self.device,
+                }
+            ),
+            flush=True,
         )
         while self.step < self.steps and time.monotonic() - started < self.a.minutes * 60:
             for group in self.optimizer.param_groups:
@@ -125,12 +174,17 @@ class Trainer:
             self.optimizer.step()
             self.step += 1
             if self.step % 50 == 0:
-                print(f"step {self.step}/{self.steps} loss {loss.item():.3f} minutes {(time.monotonic() - started) / 60:.1f}", flush=True)
+                print(
+                    f"step {self.step}/{self.steps} loss {loss.item():.3f} minutes {(time.monotonic() - started) / 60:.1f}",
+                    flush=True,
+                )
             if self.step % 500 == 0:
                 print(f"validation {self.validate():.4f}", flush=True)
                 self.save()
         loss = self.validate()
-        print(f"validation {loss:.4f}, perplexity {math.exp(loss):.2f}, {self.step} steps", flush=True)
+        print(
+            f"validation {loss:.4f}, perplexity {math.exp(loss):.2f}, {self.step} steps", flush=True
+        )
         self.save()
 
 

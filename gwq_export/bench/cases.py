@@ -1,4 +1,5 @@
-"""The table of kernels that `gwq-bench --kernels` times: operation, type, shape, tokens, outliers; and random data for them.
+"""The table of kernels that `gwq-bench --kernels` times: operation, type, shape, tokens, outliers;
+and random data for them.
 
 The kernel tests take their types from here.
 """
@@ -8,14 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gwq_export import GwqError
-from gwq_export.format import ENTRY_MAX, LEVELS, TABLE, TYPES
-from gwq_export.native import CACHE, F32, Linear, Matrix, lib, pointer
-from gwq_export.side_table import pack_outliers
+from gwq_export.errors import GwqError
+from gwq_export.format.outliers import pack_outliers
+from gwq_export.format.types import ENTRY_MAX, LEVELS, TABLE, TYPES
+from gwq_export.native.library import F32, lib, pointer
+from gwq_export.native.matrix import Linear, Matrix
+from gwq_export.native.ops import CACHE
 
 MATRIX_TYPES = [t for t in TYPES if t not in ("i8", "i32")]
 TILE_TYPES = [t for t in MATRIX_TYPES if TYPES[t].bits]
-SHAPES = [(2048, 2048), (4096, 11008)]  # outputs x inputs: of a model of 1 and of 7 billion parameters
+SHAPES = [
+    (2048, 2048),
+    (4096, 11008),
+]  # outputs x inputs: of a model of 1 and of 7 billion parameters
 OUTLIERS = (0.0, 0.01)
 GEMM_TOKENS = (8, 128)
 HEAD, GROUP = 128, 4  # attention: width of a head, query heads that share a key head
@@ -23,7 +29,9 @@ HEAD, GROUP = 128, 4  # attention: width of a head, query heads that share a key
 
 @dataclass(frozen=True)
 class Case:
-    """shape (rows, columns): of the matrix; of K and of V (positions, key heads x width); else of x (tokens, width)."""
+    """shape (rows, columns): of the matrix; of K and of V (positions, key heads x width); else of x
+    (tokens, width).
+    """
 
     op: str
     type: str
@@ -40,7 +48,11 @@ CASES = [
         for outliers in (OUTLIERS if type in TILE_TYPES else (0.0,))
         for tokens in (1, *GEMM_TOKENS)
     ),
-    *(Case("attention", type, shape, tokens) for shape, tokens in (((4096, 1024), 1), ((512, 1024), 512)) for type in CACHE),
+    *(
+        Case("attention", type, shape, tokens)
+        for shape, tokens in (((4096, 1024), 1), ((512, 1024), 512))
+        for type in CACHE
+    ),
     Case("rmsnorm", "f32", (512, 4096), 512),
     Case("rope", "f32", (512, 4096), 512),
     Case("activate", "f32", (512, 11008), 512),
@@ -49,7 +61,10 @@ CASES = [
 
 
 def select(ops=None, types=None, shapes=None):
-    """The cases whose op, type and shape ("4096x11008") are among those given; None: all. Raises GwqError for unknown ones."""
+    """The cases whose op, type and shape ("4096x11008") are among those given;
+
+    None: all. Raises GwqError for unknown ones.
+    """
     chosen = CASES
     for flag, wanted, of in (
         ("--ops", ops, lambda c: c.op),
@@ -67,10 +82,16 @@ def select(ops=None, types=None, shapes=None):
 
 
 def random_bytes(type, shape, outliers, rng):
-    """(data, side-table or None) of a matrix: random bytes with finite scales, about `outliers` of its weights in the table."""
+    """(data, side-table or None) of a matrix: random bytes with finite scales, about `outliers` of
+    its weights in the table.
+    """
     rows, cols = shape
     data = rng.integers(0, 256, type.nbytes(rows, cols), np.uint8)
-    fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2]}  # with the exponent's top bit
+    fields = {
+        "f32": data[3::4],
+        "f16": data[1::2],
+        "bf16": data[1::2],
+    }  # with the exponent's top bit
     fields |= dict.fromkeys(("q8_0", *LEVELS), data[1 :: type.unit_bytes])
     if type.bits:
         data[:TABLE] &= ENTRY_MAX
@@ -79,7 +100,9 @@ def random_bytes(type, shape, outliers, rng):
     table = None
     if outliers:
         at = np.unique(rng.integers(0, rows * cols, round(outliers * rows * cols)))
-        table = pack_outliers(at // cols, at % cols, rng.standard_normal(len(at)).astype(np.float16), shape)
+        table = pack_outliers(
+            at // cols, at % cols, rng.standard_normal(len(at)).astype(np.float16), shape
+        )
     return data, table
 
 
@@ -122,11 +145,17 @@ def attention(case, ops, rng, working_set):
         for part in (kp, vp):
             x = _uniform(rng, positions, width)
             ops.cache(x.ptr, positions * width, type.id, part, 0)
-        return lambda keep=(k, v): ops.attention(q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr)
+        return lambda keep=(k, v): ops.attention(
+            q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
+        )
 
     type = TYPES[case.type]
     nbytes = 2 * type.nbytes(positions, width)
-    return _copies(make, nbytes, working_set), nbytes, 4 * heads * HEAD * (n * start + n * (n + 1) // 2)
+    return (
+        _copies(make, nbytes, working_set),
+        nbytes,
+        4 * heads * HEAD * (n * start + n * (n + 1) // 2),
+    )
 
 
 def rmsnorm(case, ops, rng, working_set):
@@ -146,7 +175,9 @@ def rope(case, ops, rng, working_set):
 
     def make():
         x = _uniform(rng, *case.shape)
-        return lambda: ops.rope(x.ptr, cos.ptr, sin.ptr, n, width // HEAD, HEAD, HEAD, lib().GWQ_ROPE_PAIRS)
+        return lambda: ops.rope(
+            x.ptr, cos.ptr, sin.ptr, n, width // HEAD, HEAD, HEAD, lib().GWQ_ROPE_PAIRS
+        )
 
     return _in_place(make, case, working_set, reads=1, flops=3)
 
@@ -169,15 +200,27 @@ def add(case, ops, rng, working_set):
 
 
 def _in_place(make, case, working_set, reads, flops):
-    """An op on `reads` float32 arrays of the case's shape that overwrites the first, with `flops` for each number."""
+    """An op on `reads` float32 arrays of the case's shape that overwrites the first, with `flops`
+    for each number.
+    """
     numbers = case.shape[0] * case.shape[1]
     return _copies(make, 4 * reads * numbers, working_set), 4 * reads * numbers, flops * numbers
 
 
-OPS = {"gemv": matmul, "gemm": matmul, "attention": attention, "rmsnorm": rmsnorm, "rope": rope, "activate": activate, "add": add}
+OPS = {
+    "gemv": matmul,
+    "gemm": matmul,
+    "attention": attention,
+    "rmsnorm": rmsnorm,
+    "rope": rope,
+    "activate": activate,
+    "add": add,
+}
 
 
 def build(case, ops, working_set):
-    """(calls, nbytes, flops): functions that compute the case with `ops`, each on data of its own; bytes that one call has to
-    read, and its operations. The data of all calls are more than `working_set` bytes."""
+    """(calls, nbytes, flops): functions that compute the case with `ops`, each on data of its own;
+    bytes that one call has to read, and its operations. The data of all calls are more than
+    `working_set` bytes.
+    """
     return OPS[case.op](case, ops, np.random.default_rng(0), working_set)

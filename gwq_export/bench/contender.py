@@ -1,4 +1,6 @@
-"""The side that drives `worker`: every engine with its file is a process, stopped while another one is timed."""
+"""The side that drives `worker`: every engine with its file is a process, stopped while another one
+is timed.
+"""
 
 import contextlib
 import importlib.util
@@ -9,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 
-from gwq_export import GwqError
-from gwq_export.container import Reader
-from gwq_export.format import TYPES
-from gwq_export.header import STOCK
-from gwq_export.stock import stock_type
+from gwq_export.errors import GwqError
+from gwq_export.format.foreign import foreign_type
+from gwq_export.format.header import GGML_NAMES
+from gwq_export.format.reader import Reader
+from gwq_export.format.types import TYPES
 
 PEER = "llama.cpp"
 
@@ -23,7 +25,8 @@ def have_peer():
 
 
 class Contender:
-    """An engine and an open file, in a process of its own that runs only while it is asked. Raises GwqError.
+    """An engine and an open file, in a process of its own that runs only while it is asked. Raises
+    GwqError.
 
     facts: what it sent when it was ready (see `worker`).
     """
@@ -32,8 +35,22 @@ class Contender:
         self.engine, self.reader = engine, reader
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         vocab = reader.tensors["token_embd.weight"].shape[0]
-        command = [sys.executable, "-m", "gwq_export.bench.worker", engine, reader.path, *map(str, (threads, ctx, vocab))]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1)
+        command = [
+            sys.executable,
+            "-m",
+            "gwq_export.bench.worker",
+            engine,
+            reader.path,
+            *map(str, (threads, ctx, vocab)),
+        ]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            bufsize=1,
+        )
         try:
             self.facts = self._answer()
         except BaseException:
@@ -42,7 +59,9 @@ class Contender:
 
     def run(self, prompt, gen):
         """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
-        with contextlib.suppress(ProcessLookupError, BrokenPipeError):  # it has ended: then there is no answer
+        with contextlib.suppress(
+            ProcessLookupError, BrokenPipeError
+        ):  # it has ended: then there is no answer
             os.kill(self._process.pid, signal.SIGCONT)
             self._process.stdin.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
         answer = self._answer()
@@ -50,7 +69,11 @@ class Contender:
 
     def _answer(self):
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"{self.reader.path}: {self.engine} ended ({self.log()[-300:]})"}
+        answer = (
+            json.loads(line)
+            if line
+            else {"error": f"{self.reader.path}: {self.engine} ended ({self.log()[-300:]})"}
+        )
         if "error" in answer:
             raise GwqError(answer["error"])
         os.kill(self._process.pid, signal.SIGSTOP)
@@ -76,9 +99,9 @@ MISSING = 'this takes llama.cpp, which is not installed: pip install "gwq-export
 
 
 def _other_type(id):
-    if str(id) in STOCK and not have_peer():
+    if str(id) in GGML_NAMES and not have_peer():
         raise GwqError(MISSING)
-    return stock_type(id)
+    return foreign_type(id)
 
 
 def open_file(path):
@@ -90,8 +113,10 @@ def open_file(path):
 
 
 def engines(reader):
-    """Which engines run an open file: ours, if it has our types only (and none of the stock types that it computes in plain C);
-    llama.cpp, if it is installed and the file has none of our tiles. Raises GwqError when there is none."""
+    """Which engines run an open file: ours, if it has our types only (and none of the ggml types
+    that it computes in plain C); llama.cpp, if it is installed and the file has none of our tiles.
+    Raises GwqError when there is none.
+    """
     types = [t.type for t in reader.tensors.values()]
     ours = ["gwq"] if all(t.name in TYPES and not t.levels for t in types) else []
     found = ours + ([PEER] if have_peer() and not any(t.bits for t in types) else [])
@@ -101,7 +126,9 @@ def engines(reader):
 
 
 def start(reader, names, threads, ctx):
-    """A Contender for each engine; llama.cpp also without repacking where it repacks. All are closed if one fails."""
+    """A Contender for each engine; llama.cpp also without repacking where it repacks. All are
+    closed if one fails.
+    """
     made = []
     try:
         for name in names:

@@ -1,7 +1,9 @@
-"""Rows of whole files: tokens per second of prompt and decoding, load time, memory, share of the memory roof.
+"""Rows of whole files: tokens per second of prompt and decoding, load time, memory, share of the
+memory roof.
 
-Every file runs in a process of its own (`contender`). Several files, and the memory roof, are timed in alternation: roof, first file,
-roof, second file, ..., roof, first file, ... so that ratios come from neighbours in time.
+Every file runs in a process of its own (`contender`). Several files, and the memory roof, are timed
+in alternation: roof, first file, roof, second file, ..., roof, first file, ... so that ratios come
+from neighbours in time.
 """
 
 import statistics
@@ -10,23 +12,31 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from gwq_export import GwqError
-from gwq_export.bench import contender, cpu_name
+from gwq_export.bench import contender
 from gwq_export.bench.roof import Beside, Roofs
-from gwq_export.container import Reader
-from gwq_export.native import default_threads
+from gwq_export.errors import GwqError
+from gwq_export.format.reader import Reader
+from gwq_export.machine import cpu_name, default_threads
 
 
 def decode_bytes(reader):
-    """Bytes of weights read for one token: every matrix and side-table, of the embedding only a row (unless it is the head too),
-    and of the experts as many as a token uses.
+    """Bytes of weights read for one token: every matrix and side-table, of the embedding only a row
+    (unless it is the head too), and of the experts as many as a token uses.
     """
     arch = reader.metadata.get("general.architecture")
-    used, experts = (reader.metadata.get(f"{arch}.{key}", 1) for key in ("expert_used_count", "expert_count"))
+    used, experts = (
+        reader.metadata.get(f"{arch}.{key}", 1) for key in ("expert_used_count", "expert_count")
+    )
     read = lambda t: t.nbytes * used // experts if "_exps." in t.name else t.nbytes  # noqa: E731
     untied = "output.weight" in reader.tensors
-    looked_up = ["position_embd.weight"] + [name for name in reader.tensors if untied and name.startswith("token_embd.")]
-    return sum(read(t) for t in reader.tensors.values() if (len(t.shape) > 1 or t.companion) and t.name not in looked_up)
+    looked_up = ["position_embd.weight"] + [
+        name for name in reader.tensors if untied and name.startswith("token_embd.")
+    ]
+    return sum(
+        read(t)
+        for t in reader.tensors.values()
+        if (len(t.shape) > 1 or t.companion) and t.name not in looked_up
+    )
 
 
 def model_type(reader):
@@ -43,9 +53,13 @@ def _readers(path, against, ctx):
     for reader in map(contender.open_file, against):
         files.append((reader, contender.engines(reader)))
     for reader, _ in files:
-        limit = reader.metadata.get(f"{reader.metadata.get('general.architecture')}.context_length", ctx)
+        limit = reader.metadata.get(
+            f"{reader.metadata.get('general.architecture')}.context_length", ctx
+        )
         if ctx > limit:
-            raise GwqError(f"{reader.path}: -p and -n need a context of {ctx} and the model's is {limit}; use smaller numbers")
+            raise GwqError(
+                f"{reader.path}: -p and -n need a context of {ctx} and the model's is {limit}; use smaller numbers"
+            )
     return files
 
 
@@ -71,32 +85,67 @@ class _Test:
         speed = [self.tokens / s for s in samples]
         ratio = [None] * 3
         if first is not self:
-            ratio = _quartiles([other / own for other, own in zip(samples, first.beside.seconds, strict=True)])
+            ratio = _quartiles(
+                [other / own for other, own in zip(samples, first.beside.seconds, strict=True)]
+            )
         read = self.beside.row()
         return {
-            "build_commit": facts["version"], "build_number": 0, "cpu_info": cpu_name(), "gpu_info": "", "backends": facts["backend"],
-            "model_filename": reader.path, "model_type": model_type(reader), "model_size": reader.nbytes,
-            "model_n_params": sum(int(np.prod(t.shape)) for t in reader.tensors.values() if not t.companion),
-            "n_batch": facts["batch"][0], "n_ubatch": facts["batch"][1], "n_threads": threads,
-            "type_k": facts["cache_type"], "type_v": facts["cache_type"], "n_gpu_layers": 0,
-            "n_prompt": 0 if self.gen else self.tokens, "n_gen": self.tokens if self.gen else 0, "n_depth": 0,
+            "build_commit": facts["version"],
+            "build_number": 0,
+            "cpu_info": cpu_name(),
+            "gpu_info": "",
+            "backends": facts["backend"],
+            "model_filename": reader.path,
+            "model_type": model_type(reader),
+            "model_size": reader.nbytes,
+            "model_n_params": sum(
+                int(np.prod(t.shape)) for t in reader.tensors.values() if not t.companion
+            ),
+            "n_batch": facts["batch"][0],
+            "n_ubatch": facts["batch"][1],
+            "n_threads": threads,
+            "type_k": facts["cache_type"],
+            "type_v": facts["cache_type"],
+            "n_gpu_layers": 0,
+            "n_prompt": 0 if self.gen else self.tokens,
+            "n_gen": self.tokens if self.gen else 0,
+            "n_depth": 0,
             "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "avg_ns": int(statistics.mean(samples) * 1e9), "stddev_ns": int(statistics.pstdev(samples) * 1e9),
-            "avg_ts": statistics.mean(speed), "stddev_ts": statistics.pstdev(speed), "median_ts": statistics.median(speed),
-            "samples_ns": [int(s * 1e9) for s in samples], "samples_ts": speed,
-            "bytes_per_token": decode_bytes(reader) if self.gen else None, "gbps": read["gbps"] if self.gen else None,
-            "roof_gbps": read["roof_gbps"], "of_roof": read["of_roof"] if self.gen else None,
-            "load_ns": facts["load_ns"], "first_token_ns": facts["first_token_ns"], "peak_bytes": facts["peak_bytes"],
-            "times_as_fast": ratio[0], "times_as_fast_q1": ratio[1], "times_as_fast_q3": ratio[2],
-        }  # fmt: skip
+            "avg_ns": int(statistics.mean(samples) * 1e9),
+            "stddev_ns": int(statistics.pstdev(samples) * 1e9),
+            "avg_ts": statistics.mean(speed),
+            "stddev_ts": statistics.pstdev(speed),
+            "median_ts": statistics.median(speed),
+            "samples_ns": [int(s * 1e9) for s in samples],
+            "samples_ts": speed,
+            "bytes_per_token": decode_bytes(reader) if self.gen else None,
+            "gbps": read["gbps"] if self.gen else None,
+            "roof_gbps": read["roof_gbps"],
+            "of_roof": read["of_roof"] if self.gen else None,
+            "load_ns": facts["load_ns"],
+            "first_token_ns": facts["first_token_ns"],
+            "peak_bytes": facts["peak_bytes"],
+            "times_as_fast": ratio[0],
+            "times_as_fast_q1": ratio[1],
+            "times_as_fast_q3": ratio[2],
+        }
 
 
-def model_rows(path, prompt=512, gen=128, threads=(None,), repeats=5, against=(), progress=lambda phase, done, total: None):
+def model_rows(
+    path,
+    prompt=512,
+    gen=128,
+    threads=(None,),
+    repeats=5,
+    against=(),
+    progress=lambda phase, done, total: None,
+):
     """Rows, and those of the roof (`Roofs.rows`). Raises GwqError.
 
-    Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out) at each thread count, of `path` and of every file in `against` on
-    every engine that runs it: llama-bench's names, and medians of bytes, memory and time. "times_as_fast": how many times as fast
-    as the row's the first file is, run by neighbouring run: median and quartiles; None for itself.
+    Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out) at each thread count, of `path` and of
+    every file in `against` on every engine that runs it: llama-bench's names, and medians of bytes,
+    memory and time. "times_as_fast": how many times as fast as the row's the first file is, run by
+    neighbouring run: median and quartiles; None for itself.
     """
     tests = [(tokens, g) for tokens, g in ((prompt, False), (gen, True)) if tokens]
     if not tests or repeats < 1 or min(prompt, gen) < 0:

@@ -1,8 +1,9 @@
 """The memory roof: what the machine can read, whatever is computed from it.
 
-Which way of reading is fastest depends on the CPU, so several numbers of streams and prefetch distances are tried. How
-fast it is depends on the moment, where other processes share the memory, so the best ways are timed again right before
-and after whatever is compared to them, and shares are taken from such neighbours.
+Which way of reading is fastest depends on the CPU, so several numbers of streams and prefetch
+distances are tried. How fast it is depends on the moment, where other processes share the memory,
+so the best ways are timed again right before and after whatever is compared to them, and shares are
+taken from such neighbours.
 """
 
 import statistics
@@ -10,7 +11,8 @@ import time
 
 import numpy as np
 
-from gwq_export.native import Pool, read_roof
+from gwq_export.native.library import Pool
+from gwq_export.native.ops import read_roof
 
 WORKING_SET = 400 << 20  # bytes read in turn, so that no cache serves them
 STREAMS = (1, 2, 3, 4, 8)
@@ -43,7 +45,12 @@ class Roof:
     def rows(self):
         """[{"threads", "streams", "ahead" (bytes), "gbps" (median)}] of the whole table."""
         return [
-            {"threads": self.pool.threads, "streams": streams, "ahead": ahead, "gbps": statistics.median(rates)}
+            {
+                "threads": self.pool.threads,
+                "streams": streams,
+                "ahead": ahead,
+                "gbps": statistics.median(rates),
+            }
             for (streams, ahead), rates in self.rates.items()
         ]
 
@@ -52,7 +59,10 @@ class Roofs:
     """One Roof for each number of threads, made when asked for."""
 
     def __init__(self, nbytes=None):
-        self.buffer, self._made = np.ones(nbytes or WORKING_SET, np.uint8), {}  # ones: pages must be there
+        self.buffer, self._made = (
+            np.ones(nbytes or WORKING_SET, np.uint8),
+            {},
+        )  # ones: pages must be there
 
     def __getitem__(self, threads):
         if threads not in self._made:
@@ -64,7 +74,9 @@ class Roofs:
 
 
 class Beside:
-    """Samples of something with the roof before and after each: what one run of it reads is `nbytes`."""
+    """Samples of something with the roof before and after each: what one run of it reads is
+    `nbytes`.
+    """
 
     def __init__(self, nbytes):
         self.nbytes, self.seconds, self.limits = nbytes, [], []
@@ -80,5 +92,7 @@ class Beside:
         return {
             "gbps": statistics.median(rates),
             "roof_gbps": statistics.median(self.limits),
-            "of_roof": statistics.median(r / limit for r, limit in zip(rates, self.limits, strict=True)),
+            "of_roof": statistics.median(
+                r / limit for r, limit in zip(rates, self.limits, strict=True)
+            ),
         }

@@ -1,1 +1,10 @@
-"""One module per command: `parser()` makes its arguments, `command(args, progress)` runs it and returns what --json prints."""
+"""One module per command: `parser()` makes its arguments, `command(args, progress)` runs it.
+
+Modules import only those listed above them:
+    console
+    export
+    run
+    evaluate
+    bench
+    info
+"""

@@ -1,38 +1,77 @@
 """gwq-eval: perplexity, KL divergence, zero-shot tasks."""
 
-from gwq_export import GwqError
-from gwq_export.console import add_base, make_parser, read_text
+from gwq_export.commands.console import add_base, make_parser
+from gwq_export.errors import GwqError
+from gwq_export.files import read_text
 
 
 def parser():
-    p = make_parser("gwq-eval", "Perplexity of a text, zero-shot tasks, and how far both are from a reference model.")
-    p.add_argument("file", metavar="FILE.gguf", help="a file of gwq-export, or any other GGUF file of a supported architecture")
-    p.add_argument("--text", metavar="FILE", help="perplexity of a UTF-8 text; - reads standard input")
-    p.add_argument("--protocol", help="llama.cpp (default): second half of every window scored; window: all of it, like papers do")
-    p.add_argument("--ctx", type=int, metavar="N", help="tokens per window (default: the protocol's, 512 or 2048)")
-    p.add_argument("--task", action="append", default=[], metavar="NAME|FILE.jsonl", help="zero-shot task (repeat it for several)")
-    p.add_argument("--limit", type=int, metavar="N", help="the first N items of every task (default: all)")
-    p.add_argument("--against", metavar="HF_FOLDER|FILE.gguf", help="reference model: KL divergence, top-1 agreement, same answers")
+    p = make_parser(
+        "gwq-eval",
+        "Perplexity of a text, zero-shot tasks, and how far both are from a reference model.",
+    )
+    p.add_argument(
+        "file",
+        metavar="FILE.gguf",
+        help="a file of gwq-export, or any other GGUF file of a supported architecture",
+    )
+    p.add_argument(
+        "--text", metavar="FILE", help="perplexity of a UTF-8 text; - reads standard input"
+    )
+    p.add_argument(
+        "--protocol",
+        help="llama.cpp (default): second half of every window scored; window: all of it, like papers do",
+    )
+    p.add_argument(
+        "--ctx",
+        type=int,
+        metavar="N",
+        help="tokens per window (default: the protocol's, 512 or 2048)",
+    )
+    p.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME|FILE.jsonl",
+        help="zero-shot task (repeat it for several)",
+    )
+    p.add_argument(
+        "--limit", type=int, metavar="N", help="the first N items of every task (default: all)"
+    )
+    p.add_argument(
+        "--against",
+        metavar="HF_FOLDER|FILE.gguf",
+        help="reference model: KL divergence, top-1 agreement, same answers",
+    )
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     add_base(p)
     return p
 
 
 def command(args, progress):
-    from gwq_export import evaluate, predict, stock, tasks
+    from gwq_export.evaluation import perplexity, predictors, tasks
 
     if args.text is None and not args.task:
         raise GwqError("give --text FILE for perplexity, --task NAME for a task, or both")
-    for flag, value, needs in [("--protocol", args.protocol, "--text"), ("--ctx", args.ctx, "--text"), ("--limit", args.limit, "--task")]:
+    for flag, value, needs in [
+        ("--protocol", args.protocol, "--text"),
+        ("--ctx", args.ctx, "--text"),
+        ("--limit", args.limit, "--task"),
+    ]:
         if value is not None and getattr(args, needs[2:]) in (None, []):
             raise GwqError(f"{flag} goes with {needs}: give that too, or leave {flag} out")
     text = None if args.text is None else read_text(args.text, "--text")
-    items = [(p.stem, tasks.parse(read_text(p, "--task"), p.stem, args.limit)) for p in map(tasks.find, args.task)]
-    model = stock.load(args.file, args.threads, args.base)
-    against = args.against and predict.reference_logits(args.against, model, args.threads)
+    items = [
+        (p.stem, tasks.parse(read_text(p, "--task"), p.stem, args.limit))
+        for p in map(tasks.find, args.task)
+    ]
+    model = predictors.load(args.file, args.threads, args.base)
+    against = args.against and predictors.reference_logits(args.against, model, args.threads)
     result = {"bytes": model.weights.reader.nbytes}
     if args.text is not None:
-        result |= evaluate.evaluate(model, text, args.ctx, against, progress, args.protocol or "llama.cpp")
+        result |= perplexity.evaluate(
+            model, text, args.ctx, against, progress, args.protocol or "llama.cpp"
+        )
         progress.close()
         _print_text(result)
     for name, questions in items:
@@ -44,10 +83,16 @@ def command(args, progress):
 
 
 def _print_text(r):
-    print(f"perplexity {r['ppl']:.4f} ± {r['ppl_error']:.4f} ({r['tokens']} tokens scored by {r['protocol']}, windows of {r['ctx']})")
+    print(
+        f"perplexity {r['ppl']:.4f} ± {r['ppl_error']:.4f} ({r['tokens']} tokens scored by {r['protocol']}, windows of {r['ctx']})"
+    )
     if "kld_mean" in r:
-        print(f"  {r['ppl_ratio']:.4f} ± {r['ppl_ratio_error']:.4f} times the reference's {r['ppl_against']:.4f}")
-        print(f"  KL divergence {r['kld_mean']:.6f} ± {r['kld_error']:.6f}, median {r['kld_median']:.6f}, 99 % {r['kld_p99']:.4f}")
+        print(
+            f"  {r['ppl_ratio']:.4f} ± {r['ppl_ratio_error']:.4f} times the reference's {r['ppl_against']:.4f}"
+        )
+        print(
+            f"  KL divergence {r['kld_mean']:.6f} ± {r['kld_error']:.6f}, median {r['kld_median']:.6f}, 99 % {r['kld_p99']:.4f}"
+        )
         print(f"  same top token {r['top1_agreement']:.2%} ± {r['top1_error']:.2%}")
 
 
@@ -55,4 +100,6 @@ def _print_task(r):
     norm = f", by length {r['acc_norm']:.2%} ± {r['acc_norm_error']:.2%}" if "acc_norm" in r else ""
     print(f"{r['task']}: accuracy {r['acc']:.2%} ± {r['acc_error']:.2%}{norm} ({r['n']} items)")
     if "agreement" in r:
-        print(f"  the reference {r['acc_against']:.2%}; same answer as it {r['agreement']:.2%} ± {r['agreement_error']:.2%}")
+        print(
+            f"  the reference {r['acc_against']:.2%}; same answer as it {r['agreement']:.2%} ± {r['agreement_error']:.2%}"
+        )

@@ -2,8 +2,8 @@
 
 import math
 
-from gwq_export import GwqError
-from gwq_export.console import add_base, make_parser, size
+from gwq_export.commands.console import add_base, make_parser, size
+from gwq_export.errors import GwqError
 
 
 def parser():
@@ -12,15 +12,23 @@ def parser():
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
     add_base(p)
     p.add_argument("--report", metavar="FILE.html", help="a page on sizes and outliers")
-    p.add_argument("--to-safetensors", metavar="DIR", help="write the dequantized model as a Hugging Face folder")
+    p.add_argument(
+        "--to-safetensors",
+        metavar="DIR",
+        help="write the dequantized model as a Hugging Face folder",
+    )
     p.add_argument("--dtype", help="for --to-safetensors: float32 (default), float16, bfloat16")
-    p.add_argument("--config-from", metavar="HF_FOLDER", help="for --to-safetensors: copy config and tokenizer from the source model")
+    p.add_argument(
+        "--config-from",
+        metavar="HF_FOLDER",
+        help="for --to-safetensors: copy config and tokenizer from the source model",
+    )
     return p
 
 
 def command(args, progress):
-    from gwq_export.container import Reader
-    from gwq_export.texts import check_output, save
+    from gwq_export.files import check_output, save
+    from gwq_export.format.reader import Reader
 
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
         if value is not None and args.to_safetensors is None:
@@ -30,39 +38,64 @@ def command(args, progress):
     reader = Reader(args.file, base=args.base)
     if args.check:
         reader.check()
-    tensors = [{"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes, "outliers": t.outlier_count}
-               for t in reader.tensors.values()]  # fmt: skip
+    tensors = [
+        {
+            "name": t.name,
+            "type": t.type.name,
+            "shape": list(t.shape),
+            "bytes": t.nbytes,
+            "outliers": t.outlier_count,
+        }
+        for t in reader.tensors.values()
+    ]
     main = [t for t in reader.tensors.values() if not t.companion]
     params = sum(math.prod(t.shape) for t in main)
     tensor_bytes = sum(t["bytes"] for t in tensors)
     header = sum(-(-n // reader.alignment) * reader.alignment for _, n in reader.headers)
     result = {
-        "arch": reader.metadata.get("general.architecture"), "params": params, "bytes": reader.nbytes,
+        "arch": reader.metadata.get("general.architecture"),
+        "params": params,
+        "bytes": reader.nbytes,
         "bpw": 8 * reader.nbytes / max(params, 1),
-        "header_bytes": header, "tensor_bytes": tensor_bytes, "alignment_bytes": reader.nbytes - header - tensor_bytes,
-        "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")}, "tensors": tensors,
-    }  # fmt: skip
+        "header_bytes": header,
+        "tensor_bytes": tensor_bytes,
+        "alignment_bytes": reader.nbytes - header - tensor_bytes,
+        "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")},
+        "tensors": tensors,
+    }
     if args.check:
         result["check"] = "ok"
-    print(f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {size(reader.nbytes)}, {result['bpw']:.3f} bits per weight")
+    print(
+        f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {size(reader.nbytes)}, {result['bpw']:.3f} bits per weight"
+    )
     for key, value in result["gwq"].items():
         print(f"  {key} = {value}")
     width = max((len(t["name"]) for t in tensors), default=0)
     for t in tensors:
-        kept = f"  {t['outliers']} outliers ({t['outliers'] / math.prod(t['shape']):.2%})" if t["outliers"] else ""
-        print(f"  {t['name']:{width}}  {t['type']:5}  {'x'.join(map(str, t['shape'])):>13}  {t['bytes']:>12} bytes{kept}")
-    print(f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes")
+        kept = (
+            f"  {t['outliers']} outliers ({t['outliers'] / math.prod(t['shape']):.2%})"
+            if t["outliers"]
+            else ""
+        )
+        print(
+            f"  {t['name']:{width}}  {t['type']:5}  {'x'.join(map(str, t['shape'])):>13}  {t['bytes']:>12} bytes{kept}"
+        )
+    print(
+        f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes"
+    )
     if args.check:
         print("  check: ok")
     if args.report:
-        from gwq_export.facts import gather
-        from gwq_export.report import page
+        from gwq_export.report.facts import gather
+        from gwq_export.report.page import page
 
         save(args.report, page(gather(reader)), "--report")
     if args.to_safetensors:
-        from gwq_export.restore import restore
+        from gwq_export.hf.restore import restore
 
-        result["to_safetensors"] = restore(reader, args.to_safetensors, args.dtype or "float32", args.config_from, progress)
+        result["to_safetensors"] = restore(
+            reader, args.to_safetensors, args.dtype or "float32", args.config_from, progress
+        )
         progress.close()
         print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])}")
     return result

@@ -3,32 +3,72 @@
 import logging
 import sys
 
-from gwq_export import GwqError, open_gguf
-from gwq_export.console import add_base, ctrl_c_asks, make_parser, read_text
+from gwq_export.commands.console import add_base, ctrl_c_asks, make_parser
+from gwq_export.errors import GwqError
+from gwq_export.files import read_text
 
 log = logging.getLogger("gwq_export")
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, /help shows this"
 
 
 def parser():
-    p = make_parser("gwq-run", "Generate text from a GGUF file, or chat with it: on a terminal without a prompt, or with -i.")
+    p = make_parser(
+        "gwq-run",
+        "Generate text from a GGUF file, or chat with it: on a terminal without a prompt, or with -i.",
+    )
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("-p", "--prompt", help="the prompt; - reads it from standard input")
-    p.add_argument("-f", "--file", dest="prompt_file", metavar="FILE", help="read the prompt from a file")
+    p.add_argument(
+        "-f", "--file", dest="prompt_file", metavar="FILE", help="read the prompt from a file"
+    )
     p.add_argument("-i", "--chat", action="store_true", help="chat; a prompt is the first message")
     p.add_argument("--system", metavar="TEXT", help="the system message")
-    p.add_argument("--raw", action="store_true", help="do not wrap the prompt in the file's chat template")
-    p.add_argument("-n", type=int, metavar="N", help="tokens at most (default 128, in a chat -1: until the context is full)")
-    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    p.add_argument("--temp", type=float, default=0.0, help="temperature (default 0: always the likeliest token)")
+    p.add_argument(
+        "--raw", action="store_true", help="do not wrap the prompt in the file's chat template"
+    )
+    p.add_argument(
+        "-n",
+        type=int,
+        metavar="N",
+        help="tokens at most (default 128, in a chat -1: until the context is full)",
+    )
+    p.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+    p.add_argument(
+        "--temp",
+        type=float,
+        default=0.0,
+        help="temperature (default 0: always the likeliest token)",
+    )
     p.add_argument("--top-k", type=int, default=40)
     p.add_argument("--top-p", type=float, default=0.95)
     p.add_argument("--min-p", type=float, default=0.0)
-    p.add_argument("--repeat-penalty", type=float, default=1.0, metavar="F", help="make tokens seen lately less likely (default 1: no)")
-    p.add_argument("--repeat-last-n", type=int, default=64, metavar="N", help="how many tokens it looks at (default 64, -1: all)")
+    p.add_argument(
+        "--repeat-penalty",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="make tokens seen lately less likely (default 1: no)",
+    )
+    p.add_argument(
+        "--repeat-last-n",
+        type=int,
+        default=64,
+        metavar="N",
+        help="how many tokens it looks at (default 64, -1: all)",
+    )
     p.add_argument("--seed", type=int)
     p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
-    p.add_argument("--cache-type", choices=["f16", "q8_0", "f32"], help="numbers of the KV cache (default f16; q8_0 takes half the memory)")
+    p.add_argument(
+        "--cache-type",
+        choices=["f16", "q8_0", "f32"],
+        help="numbers of the KV cache (default f16; q8_0 takes half the memory)",
+    )
     p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--device", default="cpu", help="cpu")
     add_base(p)
@@ -36,33 +76,49 @@ def parser():
 
 
 def command(args, progress):
-    from gwq_export.chat import Chat
-    from gwq_export.generate import Model, Sampling, StopStrings
+    from gwq_export.format.reader import Reader
+    from gwq_export.runtime.chat import Chat
+    from gwq_export.runtime.model import Model
+    from gwq_export.runtime.sampling import Sampling, StopStrings
 
     prompt = _prompt(args)
     chatting = args.chat or (prompt is None and sys.stdin.isatty())
     if prompt is None and not chatting:
-        raise GwqError("there is no prompt: give one with -p TEXT, -f FILE or -p - (standard input), or chat with -i")
+        raise GwqError(
+            "there is no prompt: give one with -p TEXT, -f FILE or -p - (standard input), or chat with -i"
+        )
     if prompt == "":
         raise GwqError("the prompt is empty: give some text with -p")
     penalty = {"repeat_penalty": args.repeat_penalty, "repeat_last_n": args.repeat_last_n}
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed, **penalty)
     StopStrings(args.stop)  # before the model is opened
-    model = Model(open_gguf(args.file, args.base), args.device, args.threads, args.ctx, args.cache_type)
+    model = Model(
+        Reader(args.file, base=args.base), args.device, args.threads, args.ctx, args.cache_type
+    )
     if chatting:
-        return _converse(Chat(model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw), prompt)
+        return _converse(
+            Chat(
+                model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw
+            ),
+            prompt,
+        )
     if args.system:
         if args.raw:
             raise GwqError("--system needs the chat template: leave out --raw")
         prompt = [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
     stats, text = {}, []
-    for piece in model.stream(prompt, 128 if args.n is None else args.n, sampling, not args.raw, stats, args.stop):
+    for piece in model.stream(
+        prompt, 128 if args.n is None else args.n, sampling, not args.raw, stats, args.stop
+    ):
         text.append(piece)
         print(piece, end="", flush=True)
     print()
     _say_if_full(stats, model)
-    print(f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; generated {stats['tokens']}, "
-          f"{stats['decode_tps']:.1f} t/s; stopped by {stats['stop']}]", file=sys.stderr)  # fmt: skip
+    print(
+        f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; generated {stats['tokens']}, "
+        f"{stats['decode_tps']:.1f} t/s; stopped by {stats['stop']}]",
+        file=sys.stderr,
+    )
     return {"text": "".join(text)} | stats
 
 
@@ -100,7 +156,9 @@ def _lines(first):
 
 
 def _converse(chat, first):
-    """The dialogue; returns what --json prints: the last answer with its figures, all tokens generated, the number of turns."""
+    """The dialogue; returns what --json prints: the last answer with its figures, all tokens
+    generated, the number of turns.
+    """
     result = {"text": "", "tokens": 0, "prompt_tps": 0.0, "decode_tps": 0.0, "turns": 0}
     if chat.raw:
         log.warning("no chat template: every line continues the text as it is")
@@ -131,7 +189,14 @@ def _converse(chat, first):
             continue
         print()
         if stats["dropped"]:
-            log.warning("the context was full: the oldest turns (%d) were dropped before this answer", stats["dropped"])
+            log.warning(
+                "the context was full: the oldest turns (%d) were dropped before this answer",
+                stats["dropped"],
+            )
         _say_if_full(stats, chat.model)
-        result |= stats | {"text": "".join(text), "tokens": result["tokens"] + stats["tokens"], "turns": result["turns"] + 1}
+        result |= stats | {
+            "text": "".join(text),
+            "tokens": result["tokens"] + stats["tokens"],
+            "turns": result["turns"] + 1,
+        }
     return result

@@ -1,0 +1,73 @@
+"""Gemma 2 and 3: norms around both halves of a block, windows in turn with full attention."""
+
+from dataclasses import replace
+
+from gwq_export.arch.parts import ATTENTION, ATTENTION_OUTPUT, FFN, norm
+from gwq_export.arch.spec import OFF, Arch
+
+
+def _block(*qk_norms):
+    """Norms before and after both halves; checkpoints have their weights less one."""
+    return (
+        norm("attn_norm", "input_layernorm", plus=1.0),
+        *ATTENTION,
+        *qk_norms,
+        *ATTENTION_OUTPUT,
+        norm("post_attention_norm", "post_attention_layernorm", plus=1.0),
+        norm("ffn_norm", "pre_feedforward_layernorm", plus=1.0),
+        *FFN,
+        norm("post_ffw_norm", "post_feedforward_layernorm", plus=1.0),
+    )
+
+
+GEMMA2_BLOCK = _block()
+GEMMA3_BLOCK = _block(
+    norm("attn_q_norm", "self_attn.q_norm", "head", plus=1.0),
+    norm("attn_k_norm", "self_attn.k_norm", "head", plus=1.0),
+)
+_GEMMA = Arch(  # what generations 2 and 3 share
+    "gemma2",
+    "halves",
+    GEMMA2_BLOCK,
+    norm_plus=1.0,
+    activation="gelu_tanh",
+    scaled_embedding=True,
+    window="sliding_window",
+    query_scalar="query_pre_attn_scalar",
+    names={"hidden_act": "hidden_activation"},
+    defaults={
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+    },
+    only={
+        "hidden_act": ("gelu_pytorch_tanh",),
+        "attention_bias": OFF,
+        "use_bidirectional_attention": OFF,
+    },
+)
+ARCHS = {  # Hugging Face class name -> row
+    "Gemma2ForCausalLM": replace(
+        _GEMMA,
+        full_every=2,
+        wide_queries=46,
+        defaults=_GEMMA.defaults
+        | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        numbers={
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+    ),
+    "Gemma3ForCausalLM": replace(
+        _GEMMA,
+        gguf="gemma3",
+        block=GEMMA3_BLOCK,
+        full_every=6,
+        wide_queries=62,
+        swa_base="rope_local_base_freq",
+        model_type="gemma3_text",
+        defaults=_GEMMA.defaults | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        only=_GEMMA.only | {"attn_logit_softcapping": (None,), "final_logit_softcapping": (None,)},
+    ),
+}

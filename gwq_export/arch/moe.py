@@ -1,0 +1,59 @@
+"""Mixtures of experts on Llama's block: Mixtral and Qwen3-MoE."""
+
+from gwq_export.arch.parts import FFN, LLAMA_BLOCK, TensorRow
+from gwq_export.arch.spec import LLAMA_ROPES, SILU, Arch
+
+EXPERTS = (
+    TensorRow(
+        "ffn_gate_inp.weight", "mlp.gate.weight", ("experts", "dim")
+    ),  # the router, which stays float32
+    TensorRow(
+        "ffn_gate_exps.weight",
+        "mlp.experts.{}.gate_proj.weight",
+        ("experts", "expert_ffn", "dim"),
+        linear=True,
+    ),
+    TensorRow(
+        "ffn_up_exps.weight",
+        "mlp.experts.{}.up_proj.weight",
+        ("experts", "expert_ffn", "dim"),
+        linear=True,
+    ),
+    TensorRow(
+        "ffn_down_exps.weight",
+        "mlp.experts.{}.down_proj.weight",
+        ("experts", "dim", "expert_ffn"),
+        linear=True,
+    ),
+)
+EXPERTS_BLOCK = tuple(row for row in LLAMA_BLOCK if row not in FFN) + EXPERTS
+ARCHS = {  # Hugging Face class name -> row
+    "MixtralForCausalLM": Arch(
+        "llama",
+        "pairs",
+        EXPERTS_BLOCK,
+        rope_kinds=LLAMA_ROPES,
+        window="sliding_window",
+        names={"moe_intermediate_size": "intermediate_size"},
+        defaults={"norm_topk_prob": True},
+        only=SILU | {"norm_topk_prob": (True,)},
+        model_type="mixtral",
+        experts="mlp.experts",
+        renamed=(
+            (".block_sparse_moe.", ".mlp."),
+            (".w1.", ".gate_proj."),
+            (".w3.", ".up_proj."),
+            (".w2.", ".down_proj."),
+        ),
+    ),
+    "Qwen3MoeForCausalLM": Arch(
+        "qwen3moe",
+        "halves",
+        EXPERTS_BLOCK,
+        names={"num_local_experts": "num_experts"},
+        defaults={"norm_topk_prob": False},
+        only=SILU | {"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+        model_type="qwen3_moe",
+        experts="mlp.experts",
+    ),
+}

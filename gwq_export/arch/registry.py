@@ -1,0 +1,9 @@
+"""The list of families. Export reads the Hugging Face side of a row, the runtime its GGUF side."""
+
+from gwq_export.arch import gemma, gpt, llama, moe, phi
+from gwq_export.arch.spec import Arch
+
+# Hugging Face class name -> row. The order decides which class a GGUF file becomes again.
+ARCHS: dict[str, Arch] = llama.ARCHS | moe.ARCHS | phi.ARCHS | gemma.ARCHS | gpt.ARCHS
+# What a file says, its name and whether it has experts -> row
+ARCH_BY_GGUF: dict[tuple[str, bool], Arch] = {(a.gguf, bool(a.experts)): a for a in ARCHS.values()}

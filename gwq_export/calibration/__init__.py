@@ -1,0 +1,9 @@
+"""From a text to statistics of every matrix.
+
+Modules import only those listed above them:
+    text
+    moe_modules
+    block_model
+    statistics
+    gradients
+"""

@@ -1,0 +1,14 @@
+"""The bytes of a GGUF file: tensor types, header, tensors, reader and writer.
+
+Modules import only those listed above them:
+    types
+    ggml_types
+    outliers
+    tiles
+    header
+    layout
+    bridge
+    reader
+    writer
+    foreign
+"""

@@ -1,0 +1,165 @@
+"""The header of a GGUF file: metadata values and tensor descriptors, and how they are read."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from gwq_export.errors import AGAIN, GwqError, about
+from gwq_export.format.types import TYPES, TYPES_BY_ID
+
+MAGIC, VERSION = b"GGUF", 3
+MAX_NAME, MAX_DIMS = 64, 4
+STRING, ARRAY = 8, 9  # ids of metadata values; the others are numbers:
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # struct and numpy codes
+SCALARS = {id: struct.Struct("<" + code) for id, code in NUMBERS.items()}
+ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
+U32, U64 = SCALARS[4], SCALARS[10]
+# ggml types that this package does not read, by id: for the message only
+GGML_NAMES = "3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
+GGML_NAMES += " 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
+GGML_NAMES = dict(entry.split(":") for entry in GGML_NAMES.split())
+
+
+class Metadata(Mapping):
+    """Key -> str, bool, int, float, numpy array (n,) or list of str.
+
+    Arrays are decoded at their first use.
+    """
+
+    def __init__(self, values, path):
+        self._values, self._path = values, path
+
+    def __getitem__(self, key):
+        value = self._values[key]
+        if isinstance(value, _Array):
+            with about(self._path):
+                try:
+                    value = self._values[key] = value.decode()
+                except UnicodeDecodeError:
+                    raise GwqError(f"a string of {key} is not UTF-8: {AGAIN}") from None
+        return value
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self):
+        return len(self._values)
+
+
+@dataclass(frozen=True)
+class _Array:
+    """A metadata array not decoded yet: `count` elements of type `id` in `buffer`."""
+
+    id: int
+    count: int
+    buffer: memoryview
+
+    def decode(self):
+        if self.id != STRING:
+            return np.frombuffer(
+                self.buffer, "B" if self.id == 7 else "<" + NUMBERS[self.id]
+            ).astype(NUMBERS[self.id])
+        data, at, out = bytes(self.buffer), 0, []
+        for _ in range(self.count):
+            end = at + 8 + U64.unpack_from(data, at)[0]
+            out.append(data[at + 8 : end].decode())
+            at = end
+        return out
+
+
+class Cursor:
+    """Reads the header. Past the end of the file: struct.error, OverflowError or GwqError."""
+
+    def __init__(self, buffer):
+        self.buffer, self.at = buffer, 0
+
+    def number(self, code):
+        self.at += code.size
+        return code.unpack_from(self.buffer, self.at - code.size)[0]
+
+    def bytes(self, n, what):
+        if n > len(self.buffer) - self.at:
+            raise GwqError(f"{what} is longer than the file: {AGAIN}")
+        self.at += n
+        return self.buffer[self.at - n : self.at]
+
+    def string(self, what):
+        try:
+            return str(self.bytes(self.number(U64), what), "utf-8")
+        except UnicodeDecodeError:
+            raise GwqError(f"{what} is not UTF-8: {AGAIN}") from None
+
+    def value(self, key):
+        id = self.number(U32)
+        if id == STRING:
+            return self.string(f"the value of {key}")
+        if id in SCALARS:
+            return self.number(SCALARS[id])
+        if id == ARRAY:
+            id, count = self.number(U32), self.number(U64)
+            if id in SCALARS:
+                return _Array(id, count, self.bytes(count * SCALARS[id].size, f"the array {key}"))
+            if id == STRING and count <= (len(self.buffer) - self.at) // 8:
+                at, buffer, unpack = self.at, self.buffer, U64.unpack_from
+                for _ in range(count):  # passes over whole vocabularies: keep it bare
+                    at += 8 + unpack(buffer, at)[0]
+                return _Array(id, count, self.bytes(at - self.at, f"the array {key}"))
+        raise GwqError(
+            f"the value of {key} has a type ({id}) or a length that no GGUF file has: {AGAIN}"
+        )
+
+    def keys(self, count):
+        """{key: value}"""
+        values = {}
+        for i in range(count):
+            key = self.string(f"the name of key {i}")
+            if key in values:
+                raise GwqError(f"key {key} occurs twice: {AGAIN}")
+            values[key] = self.value(key)
+        return values
+
+    def descriptors(self, count, other_type):
+        """[(name, type, shape)], [offset in the data section]"""
+        tensors, offsets, names = [], [], set()
+        for i in range(count):
+            name = self.string(f"the name of tensor {i}")
+            if name in names or not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
+                raise GwqError(
+                    f"tensor name {name[:MAX_NAME]!r} is used twice or is not 1 to {MAX_NAME} printable bytes: {AGAIN}"
+                )
+            names.add(name)
+            dims = self.number(U32)
+            shape = tuple(self.number(U64) for _ in range(min(dims, MAX_DIMS)))[::-1]
+            if not 1 <= dims <= MAX_DIMS or not 0 < prod(shape) < 1 << 63:
+                raise GwqError(
+                    f"tensor {name} has the impossible shape {shape} ({dims} dimensions): {AGAIN}"
+                )
+            id = self.number(U32)
+            type = TYPES_BY_ID.get(id) or other_type(id)
+            if type is None:
+                which = (
+                    f"ggml type {GGML_NAMES[str(id)]} ({id})"
+                    if str(id) in GGML_NAMES
+                    else f"unknown type {id}"
+                )
+                raise GwqError(
+                    f"tensor {name} has {which}: use a file with types of {', '.join(TYPES)}, or a newer gwq-export"
+                )
+            tensors.append((name, type, shape))
+            offsets.append(self.number(U64))
+        return tensors, offsets

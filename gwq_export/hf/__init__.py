@@ -1,0 +1,11 @@
+"""Hugging Face folders, both ways. torch and safetensors are imported inside functions only.
+
+Modules import only those listed above them:
+    hub
+    source
+    gguf_checkpoint
+    gguf_source
+    config_to_gguf
+    config_from_gguf
+    restore
+"""

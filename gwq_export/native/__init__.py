@@ -1,0 +1,7 @@
+"""The C library from Python. `native/build.py` puts libgwq.so and its headers into this folder.
+
+Modules import only those listed above them:
+    library
+    matrix
+    ops
+"""

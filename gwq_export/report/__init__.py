@@ -1,0 +1,8 @@
+"""What a file tells of itself, as a page and as a model card.
+
+Modules import only those listed above them:
+    facts
+    charts
+    page
+    card
+"""

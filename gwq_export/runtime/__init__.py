@@ -1,0 +1,11 @@
+"""Runs a file: weights, KV cache, one forward function, sampling, chat. Never imports torch.
+
+Modules import only those listed above them:
+    layers
+    moe
+    weights
+    session
+    sampling
+    model
+    chat
+"""

@@ -1,0 +1,9 @@
+"""What a tokenizer is: from GGUF keys, to GGUF keys, and back to Hugging Face's files.
+
+Modules import only those listed above them:
+    pretokenizer
+    build
+    tokenizer
+    from_hf
+    to_hf
+"""
