@@ -20,8 +20,8 @@ from gwq_export.format.tiles import dequantize
 from gwq_export.format.types import TYPES
 from gwq_export.format.writer import file_size
 from gwq_export.hf.source import Source
-from gwq_export.pipeline.options import budget_bytes
-from gwq_export.pipeline.plan import file_bytes, plan
+from gwq_export.pipeline.plan import file_bytes, plan_tensors
+from gwq_export.pipeline.presets import budget_bytes
 from gwq_export.pipeline.sensitivity import fit, sensitivities
 from gwq_export.quantization.allocate import Choice, allocate, frontier, hull
 from gwq_export.quantization.loss_model import FRACTIONS, Sample, choices
@@ -123,7 +123,7 @@ def ids(folder, samples, ctx):
 def measured(request, tiny):
     folder = REFERENCE if request.param == "reference" else tiny(request.param)
     source = Source(folder)
-    entries = plan(source, Recipe(TYPES["gwq4"], 0.0025))
+    entries = plan_tensors(source, Recipe(TYPES["gwq4"], 0.0025))
     offers = sensitivities(
         source, entries, Calibration(ids(folder, 4, 128)), True, None, "cpu", lambda *_: None
     )

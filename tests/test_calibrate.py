@@ -11,7 +11,8 @@ from reference import parameter
 from safetensors.torch import load_file, save_file
 
 from gwq_export import GwqError
-from gwq_export.calibration.gradients import _loss, gradients
+from gwq_export.calibration.gradients import gradients
+from gwq_export.calibration.labels import labels_loss
 from gwq_export.calibration.text import Calibration, sample_tokens
 from gwq_export.hf.source import Source
 
@@ -67,15 +68,15 @@ def test_gradients_of_own_predictions_have_their_second_moment():
     logits = p.log().repeat(n + 1, 1).requires_grad_()
     ids = torch.zeros(1, n + 1, dtype=torch.long)
     model = SimpleNamespace(logits=lambda ids, hidden: hidden)
-    loss, wanted = _loss(model, ids, logits, 3)
+    loss, wanted = labels_loss(model, ids, logits, 3)
     g = n * torch.autograd.grad(wanted, logits)[0][:-1]
     assert torch.allclose(
         g.T @ g / n, p.diag() - p[:, None] * p, atol=0.01
     ) and loss.item() == pytest.approx(-np.log(0.6))
-    assert torch.equal(_loss(model, ids, logits, 3)[1], wanted) and not torch.equal(
-        _loss(model, ids, logits, 4)[1], wanted
+    assert torch.equal(labels_loss(model, ids, logits, 3)[1], wanted) and not torch.equal(
+        labels_loss(model, ids, logits, 4)[1], wanted
     )
-    loss, wanted = _loss(model, ids, logits, None)
+    loss, wanted = labels_loss(model, ids, logits, None)
     assert wanted is loss
 
 
@@ -100,7 +101,7 @@ def test_own_predictions_are_not_surprised_by_a_text(tiny, tmp_path, model, name
             calibration = Calibration(
                 torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (4, 60)))
             )
-            found = gradients(opened, calibration, ("rows", "hessian"), [name], own=own)
+            found = gradients(opened, calibration, ("rows", "hessian"), [name], sampled_labels=own)
             size = {n: s["rows"].sum() * s["hessian"].trace() for n, _, s in found}
             sums.append(
                 [

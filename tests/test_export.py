@@ -16,7 +16,7 @@ from gwq_export.evaluation.perplexity import evaluate
 from gwq_export.evaluation.predictors import runtime_logits
 from gwq_export.format.outliers import unpack_outliers
 from gwq_export.hf.source import Source
-from gwq_export.pipeline import run as pipeline
+from gwq_export.calibration.text import CALIBRATION
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_same_input_same_bytes(exported):
         exported(type="gwq3", saliency="random", samples=2, ctx=64, seed=s, calib=x)[0].read_bytes()
         for s, x in [
             (0, None),
-            (0, str(pipeline.CALIBRATION)),
+            (0, str(CALIBRATION)),
             (1, None),
-            (1, str(pipeline.CALIBRATION)),
+            (1, str(CALIBRATION)),
         ]
     )
     assert a == b and c == d and a != c

@@ -18,7 +18,8 @@ from gwq_export.format import bridge
 from gwq_export.format.ggml_types import decode_ggml, encode_ggml, pack_codes
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import LEVELS, TYPES
-from gwq_export.pipeline.options import options
+from gwq_export.pipeline.options import ExportOptions
+from gwq_export.pipeline.presets import recipe_of
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.deltas import corrections
 from gwq_export.quantization.encoder import encode
@@ -355,17 +356,8 @@ def test_a_dry_run_predicts(tmp_path):
     ],
 )
 def test_options_that_contradict(given, words):
-    usual = {
-        "preset": "default",
-        "type": None,
-        "outliers": None,
-        "saliency": None,
-        "samples": None,
-        "ctx": 64,
-        "seed": 0,
-    }
     with pytest.raises(GwqError, match=words):
-        options(**usual | given)
+        recipe_of(ExportOptions(ctx=64, **given))
 
 
 def test_no_tile_type_in_a_stock_file(tiny, tmp_path):

@@ -150,9 +150,10 @@ def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypa
     for name in ("_end", "_backward"):
         original = getattr(norms._Tuner, name)
 
-        def count(self, k, *args, original=original):
-            original(self, k, *args)
-            counts[original.__name__, k, args[0] if original.__name__ == "_backward" else None] += 1
+        def count(self, walk, *args, original=original):
+            original(self, walk, *args)
+            block = args[0] if original.__name__ == "_backward" else None
+            counts[original.__name__, walk.prefix, block] += 1
 
         monkeypatch.setattr(norms._Tuner, name, count)
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", calib=calib, **SMALL)

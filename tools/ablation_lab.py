@@ -22,8 +22,8 @@ from gwq_export.format.tiles import dequantize
 from gwq_export.format.types import TYPES, tensor_type
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
-from gwq_export.pipeline.options import PRESETS
-from gwq_export.pipeline.plan import plan, stored_bytes, weights
+from gwq_export.pipeline.plan import plan_tensors
+from gwq_export.pipeline.presets import PRESETS
 from gwq_export.quantization.allocate import allocate, fill
 from gwq_export.quantization.curvature import Curvatures
 from gwq_export.quantization.loss_model import Sample, choices
@@ -103,13 +103,13 @@ class Lab:
         self.saved = Path(saved) if saved else None
         lines = self.saved.read_text().splitlines() if saved and self.saved.exists() else []
         self.known = {key: Row(*values) for key, *values in map(json.loads, lines)}
-        self.linear = [e for e in plan(self.source, Recipe(TYPES["gwq4"])) if e.linear]
-        self.weights = sum(map(weights, self.linear))
+        self.linear = [e for e in plan_tensors(self.source, Recipe(TYPES["gwq4"])) if e.linear]
+        self.weights = sum(e.weights for e in self.linear)
 
     # --- recipes: a list of the plan's entries ---
 
     def uniform(self, recipe, seed):
-        return [e for e in plan(self.source, replace(recipe, seed=seed)) if e.linear]
+        return [e for e in plan_tensors(self.source, replace(recipe, seed=seed)) if e.linear]
 
     def allocated(self, bpw, seed, fractions):
         """The default preset's recipes under a budget for the decoder's linears, or None when it is
@@ -191,7 +191,7 @@ class Lab:
             self._keep(
                 key,
                 Row(
-                    8 * sum(map(stored_bytes, entries)) / self.weights,
+                    8 * sum(e.stored_bytes for e in entries) / self.weights,
                     *self._quality(self.model),
                     seconds,
                 ),
@@ -324,8 +324,8 @@ def _size(entry, recipe):
 
 def default(type, **changes):
     """The default preset's recipe."""
-    return Recipe(tensor_type(type), **PRESETS["default"][1] | changes)
+    return Recipe(tensor_type(type), **PRESETS["default"].recipe | changes)
 
 
 def paper(type, **changes):
-    return Recipe(tensor_type(type), **PRESETS["paper"][1] | changes)
+    return Recipe(tensor_type(type), **PRESETS["paper"].recipe | changes)

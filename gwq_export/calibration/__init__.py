@@ -4,6 +4,8 @@ Modules import only those listed above them:
     text
     moe_modules
     block_model
+    block_pass
+    labels
     statistics
     gradients
 """

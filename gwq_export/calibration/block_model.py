@@ -146,6 +146,11 @@ class BlockModel:
         self.model.base_model(input_ids=ids, use_cache=False)
         return self.stands[0].seen
 
+    @property
+    def knows_arguments(self) -> bool:
+        """Whether `embed` has run, so that blocks know what the model passes to them."""
+        return self.stands[0].args is not None
+
     def logits_size(self, tokens):
         """Floats in the logits of one of the windows (samples, ctx), once the head is loaded."""
         return tokens.shape[1] * len(self.head.weight)

@@ -96,13 +96,6 @@ def add_base(p):
     )
 
 
-def fraction(text):
-    try:
-        return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
 def thread_counts(text):
     try:
         values = [int(t) for t in text.split(",")]

@@ -19,9 +19,9 @@ from gwq_export.format import bridge
 from gwq_export.format.header import MAGIC, U32, U64, VERSION, Cursor, Metadata
 from gwq_export.format.layout import (
     ALIGNMENT,
+    DEFAULT_ALIGNMENT,
     OFFSETS,
     OUTLIERS,
-    DEFAULT_ALIGNMENT,
     VERSION_KEY,
     _pad,
     layout,

@@ -23,9 +23,9 @@ from gwq_export.format.header import (
 )
 from gwq_export.format.layout import (
     ALIGNMENT,
+    DEFAULT_ALIGNMENT,
     OFFSETS,
     OUTLIERS,
-    DEFAULT_ALIGNMENT,
     VERSION_KEY,
     layout,
     outlier_counts,

@@ -2,8 +2,10 @@
 
 Modules import only those listed above them:
     options
+    presets
     plan
     provenance
+    job
     estimate
     sensitivity
     norm_tuning

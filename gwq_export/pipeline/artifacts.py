@@ -2,74 +2,77 @@
 
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 from gwq_export.errors import GwqError
 from gwq_export.files import save
 from gwq_export.format.reader import Reader
-from gwq_export.pipeline.plan import weights
+from gwq_export.pipeline.job import Job
+from gwq_export.pipeline.sensitivity import Offers
+from gwq_export.pipeline.verify import judge, verify
+from gwq_export.quantization.allocate import Choice
+from gwq_export.report.card import card
+from gwq_export.report.facts import gather
+from gwq_export.report.page import page
 
 
-def finish(out, source, entries, result, model, windows, max_kld, report, card, device, progress):
-    """What is asked for once the file is there: comparison, page and card; `result` with what was
-    found.
+def finish(
+    job: Job, result: dict[str, Any], progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Make what is asked for once the file is there; returns `result` with what that found.
 
     Raises GwqError, with that as its `result`, when the comparison finds damage.
     """
-    if windows is not None:
-        from gwq_export.pipeline.verify import judge, verify
-
-        result |= {"verify": verify(out, source, entries, windows, device, progress)}
-    if report is not None:
-        from gwq_export.report.facts import gather
-        from gwq_export.report.page import page
-
-        save(report, page(gather(Reader(out)) | result), "--report")
-    if card is not None:
-        from gwq_export.report.card import card as text
-
-        save(card, text(Reader(out), source, str(model), result), "--card")
-    if windows is not None:
+    options, out = job.options, job.out
+    if job.held_out is not None:
+        found = verify(out, job.source, job.plans, job.held_out, options.device, progress)
+        result |= {"verify": found}
+    if options.report is not None:
+        save(options.report, page(gather(Reader(out)) | result), "--report")
+    if options.card is not None:
+        save(options.card, card(Reader(out), job.source, str(job.model), result), "--card")
+    if job.held_out is not None:
         try:
-            judge(out, result["verify"], max_kld)
+            judge(out, result["verify"], options.max_kld)
         except GwqError as e:
             e.result = result
             raise
     return result
 
 
-def write_sensitivities(report, name, source, entries, calibration, offers):
-    """What every type would cost each matrix (`offers` of a sensitivity pass), nats per token; written to
-    `report` unless that is None.
-    """
-    rows = [
-        {"name": e.name, "shape": list(e.shape), "choices": [_choice(c) for c in offers[e.name]]}
-        for e in entries
-        if e.name in offers
-    ]
-    found = {
-        "name": name,
-        "arch": source.arch.gguf,
-        "params": sum(map(weights, entries)),
+def write_sensitivities(job: Job, offers: Offers) -> dict[str, Any]:
+    """What every type would cost each matrix, in nats per token; written to --report if given."""
+    calibration = job.calibration
+    result = {
+        "name": job.name,
+        "arch": job.source.arch.gguf,
+        "params": sum(p.weights for p in job.plans),
         "calibration_tokens": calibration.tokens.numel(),
         "calibration_sha256": calibration.hash,
         "calibration_ppl": math.exp(calibration.loss),
-        "sensitivities": rows,
+        "sensitivities": [
+            {
+                "name": p.name,
+                "shape": list(p.shape),
+                "choices": [_choice(c) for c in offers[p.name]],
+            }
+            for p in job.plans
+            if p.name in offers
+        ],
     }
+    report = job.options.report
     if report is not None:
-        from gwq_export.report.page import page
-
-        save(
-            report,
-            json.dumps(found, indent=1) + "\n" if str(report).endswith(".json") else page(found),
-            "--report",
-        )
-    return found
+        as_json = str(report).endswith(".json")
+        text = json.dumps(result, indent=1) + "\n" if as_json else page(result)
+        save(report, text, "--report")
+    return result
 
 
-def _choice(c):
+def _choice(choice: Choice) -> dict[str, Any]:
     return {
-        "type": c.recipe.type.name,
-        "outliers": c.recipe.outliers,
-        "bytes": c.nbytes,
-        "loss": c.loss,
+        "type": choice.recipe.type.name,
+        "outliers": choice.recipe.outliers,
+        "bytes": choice.nbytes,
+        "loss": choice.loss,
     }

@@ -1,31 +1,38 @@
-"""How long an export would take, from doing a part of it: calibration, which a dry run does anyway,
-and a matrix of every kind.
+"""How long an export would take, from doing a part of it.
+
+A dry run calibrates anyway; beside that it codes one matrix of every kind.
 """
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from gwq_export.pipeline.plan import weights
+import numpy as np
+
+from gwq_export.pipeline.plan import TensorPlan
+
+Item = tuple[str, np.ndarray, dict[str, Any]]
 
 
 class Estimate:
-    """Takes the time of a sensitivity pass as it goes by, and of quantizing one matrix of every kind.
+    """Times a sensitivity pass as it goes by, and the coding of one matrix of every kind."""
 
-    encode(entry, weight, statistics): quantizes a matrix as the export would.
-    """
-
-    def __init__(self, encode):
-        self._encode, self._kinds = (
-            encode,
-            {},
-        )  # (shape, found under the curvature or rounded) -> seconds
-        self._calibrating = self._choosing = self._sampling = 0.0
+    def __init__(self, encode: Callable[[TensorPlan, np.ndarray, dict[str, Any]], Any]):
+        """encode(plan, weight, statistics): codes a matrix as the export would."""
+        self._encode = encode
+        # (shape, whether codes are searched for) -> seconds of coding the whole tensor
+        self._coding: dict[tuple[tuple[int, ...], bool], float] = {}
+        self._calibrating = 0.0
+        self._choosing = 0.0
+        self._sampling = 0.0
         self._seen = 0  # weights that were calibrated in this run
 
-    def watch(self, gradients):
-        """The items of calibrate.gradients, (name, weight, statistics)."""
-        gradients, before = iter(gradients), time.monotonic()
-        while (item := next(gradients, None)) is not None:
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items of `calibration.gradients`, (name, weight, statistics), as they come."""
+        items = iter(items)
+        before = time.monotonic()
+        while (item := next(items, None)) is not None:
             start = time.monotonic()
             self._calibrating += start - before
             self._seen += item[1].size
@@ -35,33 +42,42 @@ class Estimate:
             self._choosing += before - start
         self._calibrating += time.monotonic() - before
 
-    def sample(self, entry, weight, statistics):
-        """Quantize weight(), a matrix of the entry, unless one of its kind has been."""
-        kind = entry.shape, entry.recipe.encoded
-        if kind not in self._kinds:
+    def sample(
+        self, plan: TensorPlan, weight: Callable[[], np.ndarray], statistics: dict[str, Any]
+    ) -> None:
+        """Code weight(), a matrix of the plan, unless one of its kind has been."""
+        kind = plan.shape, plan.recipe.encoded
+        if kind not in self._coding:
             start = time.monotonic()
-            self._encode(entry, weight(), statistics)
-            took = time.monotonic() - start
-            self._kinds[kind] = took * len(entry.sources)
-            self._sampling += took if statistics else 0
+            self._encode(plan, weight(), statistics)
+            seconds = time.monotonic() - start
+            self._coding[kind] = seconds * len(plan.sources)
+            self._sampling += seconds if statistics else 0
 
-    def seconds(self, entries, budgeted, after=0):
-        """What an export of these entries takes, a sensitivity pass before it or not, and `after` the
-        calibration so many times its time. None when an earlier run did the calibration.
+    def seconds(
+        self, plans: Sequence[TensorPlan], budgeted: bool, tuning: float = 0
+    ) -> float | None:
+        """Seconds that an export by these plans takes.
+
+        budgeted: a sensitivity pass comes before it. tuning: time of norm tuning, as a share of the
+        calibration's. None when an earlier run did the calibration.
         """
-        calibrated = sum(weights(e) for e in entries if e.recipe.statistics)
+        calibrated = sum(p.weights for p in plans if p.recipe.statistics)
         if calibrated and not self._seen:
             return None
         rates = [
             (encoded, seconds / math.prod(shape))
-            for (shape, encoded), seconds in self._kinds.items()
+            for (shape, encoded), seconds in self._coding.items()
         ]
 
-        def coding(e):
-            rate = max((rate for encoded, rate in rates if encoded == e.recipe.encoded), default=0)
-            return self._kinds.get((e.shape, e.recipe.encoded), weights(e) * rate)
+        def coding(plan: TensorPlan) -> float:
+            encoded = plan.recipe.encoded
+            rate = max((rate for e, rate in rates if e == encoded), default=0.0)
+            return self._coding.get((plan.shape, encoded), plan.weights * rate)
 
-        total = sum(map(coding, entries))
+        total = sum(map(coding, plans))
         if calibrated:
-            total += self._calibrating * (calibrated / self._seen + after)
-        return total + (self._calibrating + self._choosing - self._sampling) * budgeted
+            total += self._calibrating * (calibrated / self._seen + tuning)
+        if budgeted:
+            total += self._calibrating + self._choosing - self._sampling
+        return total

@@ -1,7 +1,6 @@
-"""The gradients' importance of every input column as the file that llama-quantize takes with
---imatrix.
-"""
+"""The importance of every input column, by the gradients, as llama-quantize --imatrix takes it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,42 +8,49 @@ import numpy as np
 from gwq_export.arch.spec import gguf_name
 from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.statistics import COLUMNS
+from gwq_export.calibration.text import Calibration
 from gwq_export.format.types import TYPES
 from gwq_export.format.writer import Writer
+from gwq_export.hf.source import Source
 
-# of the mean importance, added to every one: a block of inputs that are always zero is coded all
-# the same
+# Of the mean importance, added to every one: a block of inputs that are always zero is coded all
+# the same.
 FLOOR = 1e-3
 
 
-def write_imatrix(out, source, calibration, dataset, device, progress):
-    """Write `out`: for each of the decoder's linears the Fisher information of its columns
-    (`totals.COLUMNS`).
+def write_imatrix(
+    out: str | Path,
+    source: Source,
+    calibration: Calibration,
+    dataset: str | Path,
+    device: str,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Write `out`: for each decoder linear the Fisher information of its columns (`COLUMNS`).
 
-    Sums over tokens, and how many these are, for every matrix of a tensor: those that were routed
-    to an expert. llama.cpp's own files have sums of x^2 in this place, and llama-quantize weights
-    all columns alike where no token was seen. dataset: the name of the calibration text. Raises
-    GwqError.
+    For every matrix of a tensor the file has sums over tokens, and how many tokens these are: of an
+    expert's matrix, those that were routed to it. llama.cpp's own files have sums of x^2 in this
+    place, and llama-quantize weights all columns alike where no token was seen. dataset: name of
+    the calibration text. Raises GwqError.
     """
-    names = {
+    gguf_names = {
         hf: gguf_name(i, row)
         for i in range(source.layers)
         for row, hf in source.block(i).items()
         if row.linear
     }
-    f32, tokens, found = TYPES["f32"], calibration.tokens.numel(), {}
+    tokens = calibration.tokens.numel()
+    matrices: dict[str, list[tuple[np.ndarray, int]]] = {}  # tensor -> (sums, tokens) of each
     for name, _, statistics in gradients(source, calibration, [COLUMNS], (), device, progress):
-        sums, seen = statistics[COLUMNS] * tokens, calibration.reached.get(name, tokens)
-        found.setdefault(names[name], []).append((sums + max(FLOOR * sums.mean(), 1e-30), seen))
-    found = {
-        n: [np.array(part, np.float32) for part in zip(*rows, strict=True)]
-        for n, rows in sorted(found.items())
-    }
-    layout = [
-        (f"{n}.{part}", f32, (len(sums), size))
-        for n, (sums, _) in found.items()
-        for part, size in (("in_sum2", sums.shape[1]), ("counts", 1))
-    ]
+        sums = statistics[COLUMNS] * tokens
+        sums = sums + max(FLOOR * sums.mean(), 1e-30)
+        matrices.setdefault(gguf_names[name], []).append(
+            (sums, calibration.reached.get(name, tokens))
+        )
+    tensors = {}
+    for name, rows in sorted(matrices.items()):
+        tensors[f"{name}.in_sum2"] = np.array([sums for sums, _ in rows], np.float32)
+        tensors[f"{name}.counts"] = np.array([[seen] for _, seen in rows], np.float32)
     samples, ctx = calibration.tokens.shape
     keys = {
         "general.type": "imatrix",
@@ -52,7 +58,7 @@ def write_imatrix(out, source, calibration, dataset, device, progress):
         "imatrix.chunk_count": np.uint32(samples),
         "imatrix.chunk_size": np.uint32(ctx),
     }
+    layout = [(name, TYPES["f32"], array.shape) for name, array in tensors.items()]
     with Writer(out, keys, layout) as writer:
-        for n, (sums, seen) in found.items():
-            writer.write(f"{n}.in_sum2", sums)
-            writer.write(f"{n}.counts", seen)
+        for name, array in tensors.items():
+            writer.write(name, array)

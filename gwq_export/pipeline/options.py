@@ -1,157 +1,384 @@
-"""The options of an export, checked before any work begins."""
+"""The options of an export, as one table.
 
-import re
+The Python signature, the command line, the checks, the identity of a work folder and the table in
+docs/export.md are all made from the fields of `ExportOptions`. To add an option, add a field; the
+face of the package (`gwq_export.export`) repeats its name and type, and a test compares the two.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from gwq_export.errors import GwqError
 from gwq_export.files import check_output
-from gwq_export.format.types import LEVELS, TYPES, TensorType, tensor_type
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-BRIDGE = "bridge"  # as --type: a ggml type with deltas behind the stock file
-GGML_SWEEPS = 3  # of coordinate descent for ggml types, to which it is worth more than to tiles
-EXPORT_TYPES = [name for name in TYPES if name not in ("i8", "i32")]
-PRESETS = {  # name -> (samples, what it says about a recipe)
-    # GWQ (arXiv 2411.00850) as its abstract describes it: the gradient of one sample picks 1 % of
-    # the weights, the others are rounded to the nearest of a uniform grid
-    "paper": (
-        1,
-        {
-            "saliency": "grad",
-            "outliers": 0.01,
-            "table": "grid",
-            "curvature": False,
-            "feedback": False,
-            "sweeps": 0,
-        },
-    ),
-    "default": (32, {"saliency": "loss", "outliers": 0.0025}),
-}
+StrPath = str | Path
+GROUPS = ["Size and types", "Model and calibration", "The run", "Beside the file"]
+_SIZE, _CALIBRATION, _RUN, _BESIDE = GROUPS
 
 
-class Override(NamedTuple):
-    """Matrices whose GGUF name matches are stored so; `flag` asked for it."""
-
-    pattern: re.Pattern
-    type: TensorType
-    flag: str
-
-
-def overrides_of(pairs, exclude=()):
-    """Overrides of --tensor-type ("REGEX=TYPE", ...) and, after them, of --exclude (regular
-    expressions: F16). Later ones win.
-    """
-    asked = [("--tensor-type", text, *text.rpartition("=")[::2]) for text in pairs] + [
-        ("--exclude", text, text, "f16") for text in exclude
-    ]
-    out = []
-    for flag, text, pattern, name in asked:
-        if not pattern or name.lower() not in EXPORT_TYPES:
-            expected = (
-                f"REGEX=TYPE with TYPE one of {', '.join(EXPORT_TYPES)}"
-                if flag == "--tensor-type"
-                else "a regular expression"
-            )
-            raise GwqError(f"{flag} {text}: expected {expected}")
-        try:
-            out.append(Override(re.compile(pattern), tensor_type(name), flag))
-        except re.error as e:
-            raise GwqError(f"{flag} {text}: {pattern!r} is no regular expression ({e})") from None
-    return out
-
-
-def options(preset, type, outliers, saliency, samples, ctx, seed, stock=None):
-    """Checked recipe and calibration size. stock: a ggml type whose codes are found under the
-    curvature; with type "bridge" (then Q4_0 if not named) deltas are kept beside it.
-    """
-    from gwq_export.quantization.recipe import MAX_OUTLIERS, Recipe
-    from gwq_export.quantization.saliency import SALIENCY
-
-    if preset not in PRESETS:
-        raise GwqError(f"--preset {preset}: choose one of {', '.join(PRESETS)}")
-    (usual, chosen), type = PRESETS[preset], type and type.lower()
-    samples = usual if samples is None else samples
-    given = {"saliency": saliency, "outliers": outliers}
-    chosen = chosen | {k: v for k, v in given.items() if v is not None}
-    if stock is not None or type == BRIDGE:
-        type, kept = _ggml_type(type, stock, preset != "default" or saliency is not None, outliers)
-        chosen |= {"sweeps": GGML_SWEEPS, "outliers": chosen["outliers"] * kept}
-    elif type in LEVELS:
-        chosen |= {"curvature": False}  # as ggml rounds it
-    type, saliency, outliers = type or "gwq4", chosen["saliency"], chosen["outliers"]
-    if type not in EXPORT_TYPES:
-        raise GwqError(f"--type {type}: choose one of {', '.join([*EXPORT_TYPES, BRIDGE])}")
-    if not 0 <= outliers <= MAX_OUTLIERS:
-        raise GwqError(
-            f"--outliers {outliers:g}: give a fraction from 0 to {MAX_OUTLIERS}, such as 0.01 for 1 %"
-        )
-    if saliency not in SALIENCY:
-        raise GwqError(f"--saliency {saliency}: choose one of {', '.join(SALIENCY)}")
-    if samples < 1 or ctx < 2:
-        raise GwqError("--samples must be at least 1 and --ctx at least 2")
-    if not 0 <= seed < 1 << 32:
-        raise GwqError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
-    return Recipe(tensor_type(type), seed=seed, **chosen), samples
-
-
-def _ggml_type(type, stock, other_rule, outliers):
-    """(type of the stock matrices, whether deltas are kept beside them) of --stock and --type
-    bridge.
-    """
-    if type == BRIDGE:
-        if other_rule or outliers == 0:
-            raise GwqError(
-                "--type bridge chooses its deltas itself: leave out --preset, --saliency and --outliers 0 (that is --stock)"
-            )
-    elif type is not None or other_rule or outliers is not None:
-        raise GwqError(
-            "--stock names the type and keeps no outliers: leave out --type, --preset, --outliers and --saliency"
-        )
-    if stock is not None and stock.lower() not in LEVELS:
-        raise GwqError(f"--stock {stock}: choose one of {', '.join(LEVELS)}")
-    return (stock or "q4_0").lower(), type == BRIDGE
-
-
-def budget_bytes(bpw, size, params):
-    """The byte budget of --bpw or --size ("640MiB", "1.2GB", bytes), or None. Raises GwqError."""
-    if bpw is None and size is None:
-        return None
-    if bpw is not None and size is not None:
-        raise GwqError("--bpw and --size both name the size: give one")
-    if bpw is not None:
-        if not 0 < bpw <= 64:
-            raise GwqError(f"--bpw {bpw:g}: give bits per weight of the whole file, such as 4.5")
-        return int(bpw * params / 8)
-    found = re.fullmatch(r"([0-9.]+)\s*([KMG]i?)?B?", str(size), re.IGNORECASE)
+def fraction(text: str) -> float:
+    """A fraction of 1, as "0.01" or "1%". Raises argparse.ArgumentTypeError."""
     try:
-        return int(float(found[1]) * UNITS[(found[2] or "").lower()])
-    except (TypeError, ValueError):
-        raise GwqError(
-            f"--size {size}: give a number of bytes, or one with a unit, such as 640MiB or 1.2GB"
-        ) from None
+        return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def check_outputs(out, dry_run, verify, report, report_only, card, imatrix, base):
-    """Raises GwqError for options of what comes after the file that cannot be together, or for
-    names that cannot be written.
+def _row(
+    group: str,
+    help: str,
+    metavar: str | None = None,
+    kind: Callable[[str], Any] | str = str,
+    changes_work: bool = True,
+) -> dict[str, Any]:
+    """What the table says of an option beside its name, type and default.
+
+    kind: what turns the text of a flag into a value, or "switch", "off" (a switch that is on by
+    default, and that --no-NAME turns off) or "list" (the flag may be given several times).
+    changes_work: whether another value asks for other results in the work folder.
     """
-    if out is None and not report_only:
-        raise GwqError("--out FILE.gguf is missing: give the name of the file to write")
-    if report_only and (dry_run or verify or card):
-        raise GwqError("--report-only writes no model: leave out --dry-run, --verify and --card")
-    if dry_run and (verify or report or card):
-        raise GwqError(
-            "--dry-run writes nothing: leave out --verify, --report and --card, or use --report-only"
+    return {
+        "group": group,
+        "help": help,
+        "metavar": metavar,
+        "kind": kind,
+        "changes_work": changes_work,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a model is exported. Fields are named like the flags of `gwq-export`."""
+
+    type: str | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "type of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, q4_0, iq4_nl,"
+            " f16, bf16, f32, or bridge: a ggml type with FP16 deltas behind it (docs/bridge.md)",
+        ),
+    )
+    bpw: float | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "bits per weight of the whole file: choose type and outliers of every matrix under this"
+            " budget",
+            metavar="B",
+            kind=float,
+        ),
+    )
+    size: str | int | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "the same by size: 640MiB, 1.2GB or a number of bytes",
+            metavar="BYTES",
+        ),
+    )
+    outliers: float | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "fraction of each matrix that stays FP16, such as 0.01 or 1%% (default: 0.0025; preset"
+            " paper: 0.01)",
+            metavar="F",
+            kind=fraction,
+        ),
+    )
+    saliency: str | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "rule that picks these weights: loss (default), grad (|gradient|, as in GWQ), fisher,"
+            " hessian, magnitude, ...",
+            metavar="NAME",
+        ),
+    )
+    preset: str = field(
+        default="default",
+        metadata=_row(_SIZE, "default, or paper: the published recipe", metavar="NAME"),
+    )
+    tensor_type: Sequence[str] = field(
+        default=(),
+        metadata=_row(
+            _SIZE,
+            "type of the matrices whose GGUF name matches; later ones win",
+            metavar="REGEX=TYPE",
+            kind="list",
+        ),
+    )
+    exclude: Sequence[str] = field(
+        default=(),
+        metadata=_row(
+            _SIZE,
+            "matrices whose GGUF name matches stay F16, whatever else is asked for",
+            metavar="REGEX",
+            kind="list",
+        ),
+    )
+    stock: str | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "in place of --type: llama.cpp's own q4_0 or iq4_nl, with scales and codes chosen by"
+            " the calibration",
+            metavar="TYPE",
+        ),
+    )
+    norms: bool = field(
+        default=True,
+        metadata=_row(
+            _SIZE, "leave the norms as they are (else they are tuned below 4 bits)", kind="off"
+        ),
+    )
+    base: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _CALIBRATION,
+            "take the weights from this GGUF file of the model, and everything else from MODEL",
+            metavar="FILE.gguf",
+        ),
+    )
+    revision: str | None = field(
+        default=None, metadata=_row(_CALIBRATION, "hub revision of the model")
+    )
+    tokenizer_pre: str | None = field(
+        default=None,
+        metadata=_row(
+            _CALIBRATION,
+            "name of the pre-tokenizer to write where it is not recognised",
+            metavar="NAME",
+        ),
+    )
+    calib: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _CALIBRATION,
+            "calibration text, UTF-8 (default: a bundled one)",
+            metavar="FILE",
+        ),
+    )
+    samples: int | None = field(
+        default=None,
+        metadata=_row(
+            _CALIBRATION,
+            "calibration samples (default: 32; preset paper: 1)",
+            metavar="N",
+            kind=int,
+        ),
+    )
+    ctx: int = field(
+        default=512,
+        metadata=_row(
+            _CALIBRATION, "tokens per calibration sample (default: 512)", metavar="N", kind=int
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=_row(
+            _CALIBRATION, "seed of the draw of samples, and of random rules", metavar="N", kind=int
+        ),
+    )
+    device: str = field(
+        default="cpu",
+        metadata=_row(_RUN, "where gradients are computed: cpu (default) or cuda", metavar="NAME"),
+    )
+    work_dir: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _RUN,
+            "keep what is finished in this folder: after a kill the same command goes on from"
+            " there, to the same bytes. Takes the file's size and 4 bytes x calibration tokens x"
+            " width x (blocks + 4); emptied in the end",
+            metavar="DIR",
+            changes_work=False,
+        ),
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata=_row(
+            _RUN,
+            "calibrate and plan; print plan, size, predicted perplexity, time and memory; write no"
+            " file",
+            kind="switch",
+            changes_work=False,
+        ),
+    )
+    imatrix: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _BESIDE,
+            "also write the gradients' importance for llama-quantize --imatrix",
+            metavar="FILE.gguf",
+        ),
+    )
+    verify: bool = field(
+        default=False,
+        metadata=_row(
+            _BESIDE,
+            "compare the finished file with the model on held-out text",
+            kind="switch",
+            changes_work=False,
+        ),
+    )
+    verify_text: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _BESIDE,
+            "text for --verify (default: what calibration left of its own)",
+            metavar="FILE",
+            changes_work=False,
+        ),
+    )
+    max_kld: float | None = field(
+        default=None,
+        metadata=_row(
+            _BESIDE,
+            "fail above this KL divergence, nats per token (default: 1.0)",
+            metavar="X",
+            kind=float,
+            changes_work=False,
+        ),
+    )
+    report: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _BESIDE,
+            "write a page on sizes, errors, outliers and quality",
+            metavar="FILE.html",
+            changes_work=False,
+        ),
+    )
+    report_only: bool = field(
+        default=False,
+        metadata=_row(
+            _BESIDE,
+            "no model: what every type would cost each matrix, to --report (.html, .json)",
+            kind="switch",
+        ),
+    )
+    card: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _BESIDE,
+            "write a Hugging Face model card with the measured figures",
+            metavar="README.md",
+            changes_work=False,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_type", "exclude"):  # one string is a list of one
+            value = getattr(self, name)
+            object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether types and outliers are chosen under a budget."""
+        return self.bpw is not None or self.size is not None
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the finished file is compared with the model."""
+        return self.verify or self.verify_text is not None or self.max_kld is not None
+
+    @property
+    def writes_model(self) -> bool:
+        """Whether a model file is written."""
+        return not self.dry_run and not self.report_only
+
+    def identity(self) -> dict[str, Any]:
+        """{name: value} of the options that results in a work folder depend on."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["changes_work"]}
+
+    def check(self, out: StrPath | None) -> None:
+        """Raise GwqError for options that contradict each other, or for unusable output names."""
+        for is_wrong, sentence in self._contradictions(out):
+            if is_wrong:
+                raise GwqError(sentence)
+        for path, flag in ((self.report, "--report"), (self.card, "--card")):
+            if path is not None:
+                check_output(path, flag)
+
+    def _contradictions(self, out: StrPath | None) -> Iterable[tuple[bool, str]]:
+        """(whether it is so, the sentence) of everything that cannot be together."""
+        chosen = self.type is not None or self.stock is not None or self.preset != "default"
+        yield (
+            self.budgeted and chosen,
+            "--bpw and --size choose the types themselves: leave out --type, --stock and --preset,"
+            " or fix tensors with --tensor-type",
         )
-    if imatrix and report_only:
-        raise GwqError("--report-only writes no model: leave out --imatrix, or use --dry-run")
-    if imatrix and Path(imatrix).absolute() == Path(out).absolute():
-        raise GwqError(
-            f"--imatrix {imatrix}: that is the name of the model's file; give another one"
+        yield (
+            out is None and not self.report_only,
+            "--out FILE.gguf is missing: give the name of the file to write",
         )
-    if base and out and Path(base).resolve() == Path(out).resolve():
-        raise GwqError(f"--base {base}: that is the file to be written; give --out another name")
-    for path, flag in ((report, "--report"), (card, "--card")):
-        if path is not None:
-            check_output(path, flag)
+        yield (
+            self.report_only and bool(self.dry_run or self.verifies or self.card),
+            "--report-only writes no model: leave out --dry-run, --verify and --card",
+        )
+        yield (
+            self.dry_run and bool(self.verifies or self.report or self.card),
+            "--dry-run writes nothing: leave out --verify, --report and --card, or use"
+            " --report-only",
+        )
+        yield (
+            self.report_only and bool(self.imatrix),
+            "--report-only writes no model: leave out --imatrix, or use --dry-run",
+        )
+        yield (
+            bool(self.imatrix and out) and Path(self.imatrix or "").absolute() == _absolute(out),
+            f"--imatrix {self.imatrix}: that is the name of the model's file; give another one",
+        )
+        yield (
+            bool(self.base and out) and Path(self.base or "").resolve() == _resolved(out),
+            f"--base {self.base}: that is the file to be written; give --out another name",
+        )
+
+
+def _absolute(path: StrPath | None) -> Path:
+    return Path(path or "").absolute()
+
+
+def _resolved(path: StrPath | None) -> Path:
+    return Path(path or "").resolve()
+
+
+def flag(option: Field) -> str:
+    """The flag of a field of ExportOptions, such as "--work-dir"."""
+    prefix = "--no-" if option.metadata["kind"] == "off" else "--"
+    return prefix + option.name.replace("_", "-")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every option to the parser, in groups."""
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    ways: dict[Any, dict[str, Any]] = {
+        "switch": {"action": "store_true"},
+        "off": {"action": "store_false"},
+        "list": {"action": "append", "default": []},
+    }
+    for option in fields(ExportOptions):
+        kind, metavar = option.metadata["kind"], option.metadata["metavar"]
+        how = ways.get(kind, {"type": kind, "default": option.default})
+        if metavar:
+            how = how | {"metavar": metavar}
+        group = groups[option.metadata["group"]]
+        group.add_argument(flag(option), dest=option.name, help=option.metadata["help"], **how)
+
+
+def option_page() -> str:
+    """The options as Markdown tables, one for each group, for docs/export.md."""
+    parts = []
+    for group in GROUPS:
+        rows = [f"### {group}", "", "| flag | keyword | meaning |", "| --- | --- | --- |"]
+        for option in fields(ExportOptions):
+            if option.metadata["group"] == group:
+                value = f" {option.metadata['metavar']}" if option.metadata["metavar"] else ""
+                meaning = option.metadata["help"].replace("%%", "%").replace("|", "\\|")
+                rows.append(f"| `{flag(option)}{value}` | `{option.name}` | {meaning} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts) + "\n"

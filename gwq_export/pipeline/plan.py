@@ -1,123 +1,156 @@
 """Which tensors a file has, and how each is stored."""
 
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from gwq_export.arch.layout import Arrangement, arrangement
+from gwq_export.arch.parts import TensorRow
 from gwq_export.arch.spec import gguf_name
 from gwq_export.errors import GwqError
 from gwq_export.format.layout import ALIGNMENT
-from gwq_export.format.types import TYPES, tensor_type
+from gwq_export.format.types import TYPES, TensorType, tensor_type
+from gwq_export.hf.source import Source
+from gwq_export.pipeline.presets import Override
+from gwq_export.quantization.recipe import Recipe
+
+F32 = tensor_type("f32")
+DESCRIPTOR = 24  # bytes of a tensor's descriptor in the header beside its name and dimensions
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One weight of the plan: where it comes from and how it is stored."""
+    """One tensor of the file: where it comes from and how it is stored."""
 
     name: str  # GGUF
-    sources: tuple  # Hugging Face: one, or that of every expert
-    shape: tuple  # in the file: (rows, columns), (n,) or (experts, rows, columns)
-    recipe: object
-    linear: bool  # a decoder linear
+    sources: tuple[str, ...]  # Hugging Face: one, or that of every expert
+    shape: tuple[int, ...]  # in the file: (rows, columns), (n,) or (experts, rows, columns)
+    recipe: Recipe
+    linear: bool  # one of the decoder's linear layers
     arrange: Arrangement
     fixed: bool = False  # named by --tensor-type or --exclude: a budget leaves it alone
 
+    @property
+    def weights(self) -> int:
+        """How many weights it has."""
+        return prod(self.shape)
 
-def plan(source, recipe, overrides=()):
-    """Entries in file order. `recipe` is for the decoder's linears; overrides: those of
-    `overrides_of`, on GGUF names.
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of it and its side-table, without descriptors and alignment."""
+        tensors = self.recipe.tensors(self.name, self.shape)
+        return sum(TYPES[kind].size(shape) for _, kind, shape in tensors)
 
-    Embedding and head take Q8_0 beside types of codes (F16 where 32 does not divide the width),
-    else the same type.
+    @property
+    def outliers(self) -> int:
+        """How many of its weights stay FP16."""
+        return self.recipe.outlier_count(self.shape)
+
+
+def plan_tensors(
+    source: Source, recipe: Recipe, overrides: Sequence[Override] = ()
+) -> list[TensorPlan]:
+    """The plan of every tensor, in file order.
+
+    recipe: of the decoder's linears. Embedding and head take Q8_0 beside types of codes (F16 where
+    32 does not divide the width), else the same type; everything else is F32. overrides: see
+    `presets.overrides_of`; they go by GGUF names.
+
+    Raises GwqError for a width that a type cannot hold, and for an override that fits no matrix.
     """
-    f32, entries = tensor_type("f32"), []
-
-    def add(row, name, sources, matrix):
-        shape = tuple(source.dims[d] for d in row.shape)
-        kind, fixed = (
-            recipe.type if row.linear else _end_type(recipe.type, shape) if matrix else f32,
-            not matrix,
-        )
-        if matrix:
-            for override in overrides:
-                if override.pattern.search(name):
-                    kind, fixed = override.type, True
-        if kind.bits and recipe.type.levels:
-            raise GwqError(
-                f"{name}: llama.cpp cannot load {kind.name} beside {recipe.type.name}: give it a ggml type"
-            )
-        kind.size(shape)  # refuses a width the type cannot hold
-        seed = zlib.crc32(f"{recipe.seed}/{name}".encode())
-        outliers = recipe.outliers if kind.bits or kind == recipe.type else 0.0
-        chosen = replace(recipe, type=kind, outliers=outliers, seed=seed)
-        arrange = arrangement(row, source.arch, source.dims, source.heads)
-        entries.append(TensorPlan(name, tuple(sources), shape, chosen, row.linear, arrange, fixed))
-
-    embed, *positions = source.arch.first
-    add(embed, embed.gguf, [embed.hf], True)
-    for row in positions:
-        add(row, row.gguf, [row.hf], False)
-    for i in range(source.layers):
-        named = {}  # GGUF name -> (row, Hugging Face names: one, or that of every expert)
-        for row, hf in source.block(i).items():
-            named.setdefault(gguf_name(i, row), (row, []))[1].append(hf)
-        for name, (row, sources) in named.items():
-            add(row, name, sources, row.linear)
-    for row in source.arch.last:
-        add(row, row.gguf, [row.hf], False)
-    if not source.tied:
-        add(embed, "output.weight", [source.arch.head], True)
+    plans = [
+        _plan_tensor(source, recipe, overrides, *tensor) for tensor in _tensors_of_file(source)
+    ]
     for pattern, _, flag in overrides:
-        if not any(pattern.search(e.name) for e in entries if len(e.shape) > 1):
+        if not any(pattern.search(p.name) for p in plans if len(p.shape) > 1):
             raise GwqError(
                 f"{flag} {pattern.pattern}: no matrix has such a name; `gwq-info` lists the names"
             )
-    return entries
+    return plans
 
 
-def _end_type(type, shape):
+def _tensors_of_file(source: Source) -> Iterable[tuple[TensorRow, str, list[str], bool]]:
+    """(row, GGUF name, Hugging Face names, whether it is a matrix that may be quantized)."""
+    embed, *positions = source.arch.first
+    yield embed, embed.gguf, [embed.hf], True
+    for row in positions:
+        yield row, row.gguf, [row.hf], False
+    for i in range(source.layers):
+        of_block: dict[str, tuple[TensorRow, list[str]]] = {}  # experts share a GGUF name
+        for row, hf in source.block(i).items():
+            of_block.setdefault(gguf_name(i, row), (row, []))[1].append(hf)
+        for name, (row, names) in of_block.items():
+            yield row, name, names, row.linear
+    for row in source.arch.last:
+        yield row, row.gguf, [row.hf], False
+    if not source.tied:
+        yield embed, "output.weight", [source.arch.head], True
+
+
+def _plan_tensor(
+    source: Source,
+    recipe: Recipe,
+    overrides: Sequence[Override],
+    row: TensorRow,
+    name: str,
+    sources: list[str],
+    matrix: bool,
+) -> TensorPlan:
+    shape = tuple(source.dims[d] for d in row.shape)
+    type = F32
+    if matrix:
+        type = recipe.type if row.linear else _end_type(recipe.type, shape)
+    asked = [o.type for o in overrides if matrix and o.pattern.search(name)]
+    if asked:
+        type = asked[-1]
+    if type.bits and recipe.type.levels:
+        raise GwqError(
+            f"{name}: llama.cpp cannot load {type.name} beside {recipe.type.name}: give it a ggml"
+            " type"
+        )
+    type.size(shape)  # refuses a width the type cannot hold
+    chosen = replace(
+        recipe,
+        type=type,
+        outliers=recipe.outliers if type.bits or type == recipe.type else 0.0,
+        seed=zlib.crc32(f"{recipe.seed}/{name}".encode()),
+    )
+    arrange = arrangement(row, source.arch, source.dims, source.heads)
+    fixed = bool(asked) or not matrix
+    return TensorPlan(name, tuple(sources), shape, chosen, row.linear, arrange, fixed)
+
+
+def _end_type(type: TensorType, shape: tuple[int, ...]) -> TensorType:
+    """Type of embedding and head beside decoder linears of `type`."""
     if not (type.bits or type.levels):
         return type
-    return tensor_type("f16" if shape[-1] % TYPES["q8_0"].unit else "q8_0")
+    q8_0 = TYPES["q8_0"]
+    return TYPES["f16"] if shape[-1] % q8_0.unit else q8_0
 
 
-def file_bytes(name, shape, recipe):
-    """Bytes that the tensors of a matrix take in a file, with their descriptions in the header and
-    up to the alignment.
+def file_bytes(name: str, shape: tuple[int, ...], recipe: Recipe) -> int:
+    """Bytes that a matrix and its side-table take in a file: data up to the alignment, and
+    descriptors in the header.
     """
     total = 0
     for part, kind, dims in recipe.tensors(name, shape):
-        total += (
-            -(-TYPES[kind].size(dims) // ALIGNMENT) * ALIGNMENT
-            + 24
-            + len(part.encode())
-            + 8 * len(dims)
-        )
+        data = TYPES[kind].size(dims)
+        total += -(-data // ALIGNMENT) * ALIGNMENT
+        total += DESCRIPTOR + len(part.encode()) + 8 * len(dims)
     return total
 
 
-def weights(entry):
-    return prod(entry.shape)
-
-
-def sizes(entries, nbytes):
-    """The size fields of the result."""
-    params = sum(map(weights, entries))
-    linear = [e for e in entries if e.linear]
-    stored = sum(stored_bytes(e) for e in linear)
-    tiles = [e for e in entries if e.recipe.encoded]
-    kept = sum(e.recipe.outlier_count(e.shape) for e in tiles)
+def sizes(plans: Sequence[TensorPlan], nbytes: int) -> dict[str, float]:
+    """The size fields of the result, for a file of `nbytes` bytes."""
+    params = sum(p.weights for p in plans)
+    linear = [p for p in plans if p.linear]
+    coded = [p for p in plans if p.recipe.encoded]
+    outliers = sum(p.outliers for p in coded)
     return {
         "bytes": nbytes,
         "params": params,
         "bpw": 8 * nbytes / params,
-        "bpw_linear": 8 * stored / sum(map(weights, linear)),
-        "outlier_fraction": kept / sum(map(weights, tiles)) if tiles else 0.0,
+        "bpw_linear": 8 * sum(p.stored_bytes for p in linear) / sum(p.weights for p in linear),
+        "outlier_fraction": outliers / sum(p.weights for p in coded) if coded else 0.0,
     }
-
-
-def stored_bytes(entry):
-    return sum(
-        TYPES[kind].size(shape) for _, kind, shape in entry.recipe.tensors(entry.name, entry.shape)
-    )

@@ -1,136 +1,194 @@
 """What every way to store every matrix would cost, and the plan that fits a budget."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from gwq_export.calibration.gradients import gradients
+from gwq_export.calibration.text import Calibration
 from gwq_export.compute.results import Memory
 from gwq_export.errors import GwqError, about
 from gwq_export.format.types import TYPES
+from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
-from gwq_export.pipeline.plan import file_bytes
+from gwq_export.pipeline.estimate import Estimate
+from gwq_export.pipeline.plan import TensorPlan, file_bytes
 from gwq_export.quantization.allocate import Choice, allocate, fill, frontier
 from gwq_export.quantization.curvature import Curvatures
 from gwq_export.quantization.loss_model import FRACTIONS, KINDS, Sample, choices
 from gwq_export.quantization.saliency import SALIENCY
 
 OFFER = np.dtype([("type", "U8"), ("outliers", "f8"), ("nbytes", "i8"), ("loss", "f8")])
+Offers = dict[str, list[Choice]]  # GGUF name -> choices
 
 
 def sensitivities(
-    source, entries, calibration, free, fraction, device, progress, work=None, estimate=None
-):
-    """{entry name: [allocate.Choice]} of the matrices: all there is to choose when `free`, else
-    what the plan says.
+    source: Source,
+    plans: Sequence[TensorPlan],
+    calibration: Calibration,
+    free: bool,
+    fraction: float | None,
+    device: str,
+    progress: Callable[[str, int, int], None],
+    work: Memory | None = None,
+    estimate: Estimate | None = None,
+) -> Offers:
+    """The choices of every matrix, with their bytes and predicted losses.
 
-    fraction: of outliers, None to choose among allocate.FRACTIONS. work: a workdir.Memory or
-    Workdir. estimate: an estimate.Estimate that looks on.
+    free: all there is to choose, where a plan is not fixed; else what the plan says. fraction: of
+    outliers; None offers those of `loss_model.FRACTIONS`. work: results of an earlier run are taken
+    from there. estimate: looks on.
     """
-    chosen = [
-        e for e in entries if len(e.shape) > 1 and (e.recipe.encoded or (free and not e.fixed))
-    ]
-    open_entries = {hf: e for e in chosen for hf in e.sources}
-    rules = {s for e in open_entries.values() for s in SALIENCY[e.recipe.saliency].statistics}
-    statistics = sorted({"hessian", "rows"} | rules)
-    ends = [hf for hf, e in open_entries.items() if not e.linear]
-    work, pool, curvatures = work or Memory(), Pool(), Curvatures(calibration.tokens.numel())
-    rows = {hf: kept[0] for hf in open_entries if (kept := work.get(hf))}  # of OFFER, by matrix
-    finished = lambda name: name not in open_entries or name in rows  # noqa: E731
+    work = work or Memory()
+    pool = Pool()
+    curvatures = Curvatures(calibration.tokens.numel())
+    chosen = [p for p in plans if len(p.shape) > 1 and (p.recipe.encoded or (free and not p.fixed))]
+    plan_of = {hf: p for p in chosen for hf in p.sources}
+    rows = {hf: kept[0] for hf in plan_of if (kept := work.get(hf))}  # of OFFER, by matrix
+    by_rule = {s for p in chosen for s in SALIENCY[p.recipe.saliency].statistics}
     items = gradients(
-        source, calibration, statistics, ends, device, progress, work, finished, sampled_labels=True
+        source,
+        calibration,
+        sorted({"hessian", "rows"} | by_rule),
+        [hf for hf, p in plan_of.items() if not p.linear],
+        device,
+        progress,
+        work,
+        lambda name: name not in plan_of or name in rows,
+        sampled_labels=True,
     )
-    for name, weight, found in estimate.watch(items) if estimate else items:
-        if entry := open_entries.get(name):
-            found = curvatures.put(found, calibration.reached.get(name))
-            if estimate and entry.recipe.statistics:
-                estimate.sample(entry, lambda: weight, found)  # noqa: B023  (called at once)
-            found = entry.arrange.statistics(found)
-            sample = Sample(
-                entry.arrange.weight(weight),
-                found,
-                entry.recipe.saliency,
-                entry.recipe.seed,
-                pool.ptr,
-            )
-            kinds, fractions = (entry.recipe.type.name,), (entry.recipe.outliers,)
-            if free and not entry.fixed:
-                kinds = KINDS
-                if fraction is None:
-                    fractions = FRACTIONS
-            with about(entry.name):
-                offers = choices(
-                    sample,
-                    entry.recipe,
-                    partial(file_bytes, entry.name, entry.shape),
-                    kinds,
-                    fractions,
-                )
-            rows[name] = np.array(
-                [(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers], OFFER
-            )
-            work.save(name, rows[name])
-    return {e.name: _together(e, [rows[hf] for hf in e.sources]) for e in chosen}
+    for name, weight, statistics in estimate.watch(items) if estimate else items:
+        plan = plan_of.get(name)
+        if plan is None:
+            continue
+        statistics = curvatures.put(statistics, calibration.reached.get(name))
+        if estimate and plan.recipe.statistics:
+            estimate.sample(plan, partial(np.asarray, weight), statistics)
+        is_free = free and not plan.fixed
+        offers = _offers(plan, weight, statistics, is_free, fraction, pool)
+        table = [(c.recipe.type.name, c.recipe.outliers, c.nbytes, c.loss) for c in offers]
+        rows[name] = np.array(table, OFFER)
+        work.save(name, rows[name])
+    return {p.name: _together(p, [rows[hf] for hf in p.sources]) for p in chosen}
 
 
-def _together(entry, matrices):
-    """Choices of an entry from the rows of OFFER of each of its matrices: one recipe for all, whose
-    losses add up.
+def _offers(
+    plan: TensorPlan,
+    weight: np.ndarray,
+    statistics: dict[str, Any],
+    is_free: bool,
+    fraction: float | None,
+    pool: Pool,
+) -> list[Choice]:
+    """Choices of one matrix, (rows, cols) as in the checkpoint."""
+    recipe = plan.recipe
+    sample = Sample(
+        plan.arrange.weight(weight),
+        plan.arrange.statistics(statistics),
+        recipe.saliency,
+        recipe.seed,
+        pool.ptr,
+    )
+    kinds = KINDS if is_free else (recipe.type.name,)
+    fractions = FRACTIONS if is_free and fraction is None else (recipe.outliers,)
+    with about(plan.name):
+        size = partial(file_bytes, plan.name, plan.shape)
+        return choices(sample, recipe, size, kinds, fractions)
+
+
+def _together(plan: TensorPlan, matrices: Sequence[np.ndarray]) -> list[Choice]:
+    """Choices of a tensor from the rows of OFFER of each of its matrices.
+
+    All experts share one recipe, and their losses add up.
     """
-    losses = {}
+    losses: dict[tuple[str, float, int], list[float]] = {}
     for offers in matrices:
         for type, outliers, nbytes, loss in offers.tolist():
             losses.setdefault((type, outliers, nbytes), []).append(loss)
-    recipe_of = lambda type, outliers: replace(entry.recipe, type=TYPES[type], outliers=outliers)  # noqa: E731
     return [
-        Choice(recipe_of(*how), nbytes, sum(loss))
-        for (*how, nbytes), loss in losses.items()
+        Choice(replace(plan.recipe, type=TYPES[type], outliers=outliers), nbytes, sum(loss))
+        for (type, outliers, nbytes), loss in losses.items()
         if len(loss) == len(matrices)
     ]
 
 
-def loss_of(entry, offers):
-    """Predicted loss of an entry's recipe: that of the offer, or between the two offers around its
-    outliers.
-    """
-    alike = sorted(
-        (c.recipe.outliers, c.loss) for c in offers if c.recipe.type == entry.recipe.type
-    )
+def loss_of(plan: TensorPlan, offers: Sequence[Choice]) -> float:
+    """Predicted loss of a plan's recipe: an offer's, or between the offers around its outliers."""
+    outliers = plan.recipe.outliers
+    alike = sorted((c.recipe.outliers, c.loss) for c in offers if c.recipe.type == plan.recipe.type)
     for (a, low), (b, high) in pairwise(alike):
-        if a <= entry.recipe.outliers < b:
-            return low + (high - low) * (entry.recipe.outliers - a) / (b - a)
+        if a <= outliers < b:
+            return low + (high - low) * (outliers - a) / (b - a)
     return alike[-1][1]
 
 
-def fit(entries, offers, budget, size):
-    """Entries of least predicted loss whose file, size(entries) bytes, fits the budget.
+def predictions(
+    plans: Sequence[TensorPlan], offers: Offers, calibration: Calibration
+) -> dict[str, Any]:
+    """What the offers say of the plans: the loss they add, perplexities, and the plan itself."""
+    losses = {p.name: loss_of(p, offers[p.name]) for p in plans if p.name in offers}
+    added = sum(losses.values())
+    rows = [
+        {
+            "name": p.name,
+            "type": p.recipe.type.name,
+            "outliers": p.outliers,
+            "bytes": p.stored_bytes,
+            "loss": losses.get(p.name),
+        }
+        for p in plans
+    ]
+    return {
+        "predicted_loss": added,
+        "calibration_ppl": math.exp(calibration.loss),
+        "predicted_ppl": math.exp(calibration.loss + added),
+        "plan": rows,
+    }
 
-    Raises GwqError when none does.
+
+def fit(
+    plans: Sequence[TensorPlan],
+    offers: Offers,
+    budget: int,
+    size: Callable[[Sequence[TensorPlan]], int],
+) -> list[TensorPlan]:
+    """Plans of least predicted loss whose file, size(plans) bytes, fits the budget.
+
+    Raises GwqError when none does, and when the model in F16 would be smaller.
     """
-    names = [e.name for e in entries if e.name in offers and not e.fixed]
+    chosen = [p for p in plans if p.name in offers and not p.fixed]
+    names = [p.name for p in chosen]
 
-    def with_recipes(recipes):
-        return [replace(e, recipe=recipes[e.name]) if e.name in recipes else e for e in entries]
+    def with_recipes(recipes: Sequence[Any]) -> list[TensorPlan]:
+        recipe_of = dict(zip(names, recipes, strict=True))
+        return [replace(p, recipe=recipe_of.get(p.name, p.recipe)) for p in plans]
 
-    options, chosen = [offers[n] for n in names], [e for e in entries if e.name in names]
+    options = [offers[n] for n in names]
     fronts = [frontier(o) for o in options]
-    sizes = [partial(file_bytes, e.name, e.shape) for e in chosen]
-    least = size(with_recipes({n: o[0].recipe for n, o in zip(names, fronts, strict=True)}))
-    most = size(with_recipes({n: o[-1].recipe for n, o in zip(names, fronts, strict=True)}))
-    overhead = least - sum(o[0].nbytes for o in fronts)
-    if budget < least:
+    sizes = [partial(file_bytes, p.name, p.shape) for p in chosen]
+    smallest = size(with_recipes([o[0].recipe for o in fronts]))
+    largest = size(with_recipes([o[-1].recipe for o in fronts]))
+    if budget < smallest:
         raise GwqError(
-            f"the budget of {budget} bytes is too small: the smallest file takes {least}; give a larger --size or --bpw"
+            f"the budget of {budget} bytes is too small: the smallest file takes {smallest}; give a"
+            " larger --size or --bpw"
         )
-    if budget * 0.995 > most:
+    if budget * 0.995 > largest:
         raise GwqError(
-            f"the budget of {budget} bytes is larger than the model in F16 ({most} bytes): use --type f16"
+            f"the budget of {budget} bytes is larger than the model in F16 ({largest} bytes): use"
+            " --type f16"
         )
+    overhead = smallest - sum(o[0].nbytes for o in fronts)
     room = budget - overhead
     while True:  # the header's own alignment may take what was left
-        recipes = dict(zip(names, fill(options, allocate(options, room), sizes, room), strict=True))
-        if (took := size(with_recipes(recipes))) <= budget:
-            return with_recipes(recipes)
-        room -= took - budget
+        recipes = fill(options, allocate(options, room), sizes, room)
+        fitted = with_recipes(recipes)
+        excess = size(fitted) - budget
+        if excess <= 0:
+            return fitted
+        room -= excess

@@ -1,0 +1,202 @@
+"""Everything that an export knows before the first gradient: model, plan, tokens, header.
+
+Nothing here takes long, so what the user can mend is found here.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gwq_export.calibration.text import Calibration, draw_calibration, draw_held_out
+from gwq_export.compute.results import Memory, Workdir, check_space
+from gwq_export.errors import GwqError
+from gwq_export.files import check_place
+from gwq_export.format import bridge
+from gwq_export.format.types import TYPES, TensorType
+from gwq_export.format.writer import file_size
+from gwq_export.hf.config_to_gguf import config_keys, rope_factors
+from gwq_export.hf.gguf_source import GGUFSource
+from gwq_export.hf.hub import commit, resolve
+from gwq_export.hf.source import Source
+from gwq_export.pipeline.options import ExportOptions, StrPath
+from gwq_export.pipeline.plan import TensorPlan, plan_tensors
+from gwq_export.pipeline.presets import budget_bytes, overrides_of, recipe_of
+from gwq_export.pipeline.provenance import general_keys, provenance_keys
+from gwq_export.quantization.recipe import Recipe
+from gwq_export.tokenizer.from_hf import to_metadata
+from gwq_export.tokenizer.tokenizer import Tokenizer
+from gwq_export.version import __version__
+
+log = logging.getLogger("gwq_export")
+
+# Of what lies in a work folder. A folder of another layout is refused like another export's.
+WORK_LAYOUT = 2
+
+
+@dataclass
+class Job:
+    """An export that is ready to begin. `plans` and `header` change as it goes on."""
+
+    model: StrPath  # as the user called it
+    out: StrPath | None
+    options: ExportOptions
+    source: Source
+    name: str  # of the model, for the file's keys and the report
+    recipe: Recipe  # of the decoder's linears, before a budget chooses
+    plans: list[TensorPlan]  # of every tensor, in file order
+    budget: int | None  # bytes of the file
+    header: dict[str, Any]  # GGUF keys
+    rope: dict[str, np.ndarray]  # rope factor tensors, float32, written as they are
+    calibration: Calibration | None
+    held_out: np.ndarray | None  # int64 (windows, ctx), to verify the file on
+
+    @property
+    def coded(self) -> list[TensorPlan]:
+        """Plans of the tensors whose codes are searched for."""
+        return [p for p in self.plans if p.recipe.encoded]
+
+    def layout(
+        self, plans: Sequence[TensorPlan] | None = None
+    ) -> list[tuple[str, TensorType, tuple[int, ...]]]:
+        """[(name, type, shape)] of every tensor of the file, side-tables included."""
+        tensors = [
+            (name, TYPES[kind], shape)
+            for p in (self.plans if plans is None else plans)
+            for name, kind, shape in p.recipe.tensors(p.name, p.shape)
+        ]
+        return tensors + [(name, TYPES["f32"], array.shape) for name, array in self.rope.items()]
+
+    def file_bytes(self, plans: Sequence[TensorPlan] | None = None) -> int:
+        """Bytes of the whole file."""
+        return file_size(self.header, self.layout(plans))
+
+    def open_work(self) -> Memory:
+        """Where finished results go: memory, or the work folder. Raises GwqError."""
+        if not self.options.work_dir:
+            return Memory()
+        return Workdir(self.options.work_dir, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What a work folder must agree with: whatever decides the bytes that come out."""
+        return {
+            "model": self.model,
+            "options": self.options.identity(),
+            "versions": {
+                "gwq-export": __version__,
+                "torch": torch.__version__,
+                "work folder": WORK_LAYOUT,
+            },
+            "files": self.source.files,
+            "calibration": self.calibration and self.calibration.hash,
+        }
+
+    def check_space(self, work: Memory) -> None:
+        """Raise GwqError when the disks have no room for what this export is going to write."""
+        nbytes = self.budget or self.file_bytes()
+        wanted = []
+        if self.options.writes_model:
+            wanted.append((Path(self.out or "").absolute().parent, nbytes, str(self.out)))
+        if isinstance(work, Workdir):
+            states = 0  # bytes of the hidden states before, between and after the blocks
+            if self.calibration:
+                tokens = self.calibration.tokens.numel()
+                states = (self.source.layers + 4) * tokens * self.source.dims["dim"] * 4
+            tensors = nbytes if self.options.writes_model else 0
+            needed = max(0, states + tensors - work.nbytes)
+            wanted.append((work.folder, needed, f"--work-dir {work.folder}"))
+        check_space(wanted)
+
+
+def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
+    """The Job of an export. Raises GwqError for everything that can be known to be wrong by now."""
+    options.check(out)
+    recipe, samples = recipe_of(options)
+    overrides = overrides_of(options)
+    _check_device(options.device)
+    if options.writes_model and out is not None:
+        check_place(out)
+    source = _open_source(model, options)
+    options = _within_context(options, source)
+    plans = plan_tensors(source, recipe, overrides)
+    budget = budget_bytes(options.bpw, options.size, sum(p.weights for p in plans))
+    tokens = to_metadata(source.folder, source.vocab, options.tokenizer_pre)
+    source.check_vocabulary(tokens)
+    hub_id = source.folder != Path(model)
+    name = str(model) if hub_id else source.folder.resolve().name
+    calibration, held_out = _draw(options, plans, Tokenizer(tokens), samples)
+    job = Job(
+        model=model,
+        out=out,
+        options=options,
+        source=source,
+        name=name,
+        recipe=recipe,
+        plans=plans,
+        budget=budget,
+        header=general_keys(source, name, "mixed" if options.budgeted else recipe.type.name),
+        rope=rope_factors(source),
+        calibration=calibration,
+        held_out=held_out,
+    )
+    job.header |= config_keys(source) | tokens | _made_how(job)
+    return job
+
+
+def _check_device(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise GwqError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise GwqError(f"--device {name}: choose cpu or cuda")
+
+
+def _open_source(model: StrPath, options: ExportOptions) -> Source:
+    folder = resolve(model, options.revision, weights=options.base is None)
+    return Source(folder) if options.base is None else GGUFSource(folder, options.base)
+
+
+def _within_context(options: ExportOptions, source: Source) -> ExportOptions:
+    """The options with --ctx cut to the model's context."""
+    limit = source.integer("max_position_embeddings")
+    if options.ctx <= limit:
+        return options
+    log.warning("--ctx %d is longer than the model's context: cut to %d", options.ctx, limit)
+    return replace(options, ctx=limit)
+
+
+def _draw(
+    options: ExportOptions, plans: Sequence[TensorPlan], tokenizer: Tokenizer, samples: int
+) -> tuple[Calibration | None, np.ndarray | None]:
+    """(calibration samples, held-out windows), each only where it is needed."""
+    calibration, held_out = None, None
+    needs_all = options.budgeted or options.imatrix or options.report_only
+    if needs_all or any(p.recipe.statistics for p in plans):
+        calibration = draw_calibration(tokenizer, options.calib, samples, options.ctx, options.seed)
+    if options.verifies:
+        held_out = draw_held_out(
+            tokenizer, options.verify_text, options.calib, calibration, options.ctx, options.seed
+        )
+    return calibration, held_out
+
+
+def _made_how(job: Job) -> dict[str, Any]:
+    """`gwq.*` keys of the header."""
+    keys: dict[str, Any] = {}
+    if job.coded and job.recipe.type.levels and job.recipe.outliers:
+        keys[bridge.VERSION_KEY] = np.uint32(bridge.VERSION)
+    if job.coded:
+        keys |= provenance_keys(
+            job.recipe,
+            job.calibration,
+            preset=job.options.preset,
+            seed=job.options.seed,
+            source_name=job.name,
+            budget_bytes=job.budget,
+            source_revision=commit(job.source.folder),
+            norms_tuned=False,  # until it is known
+        )
+    return keys | {f"gwq.{key}": value for key, value in job.source.provenance.items()}
