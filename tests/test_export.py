@@ -12,11 +12,11 @@ from reference import unpermute
 
 import gwq_export
 from gwq_export import GwqError
+from gwq_export.calibration.text import CALIBRATION
 from gwq_export.evaluation.perplexity import evaluate
 from gwq_export.evaluation.predictors import runtime_logits
 from gwq_export.format.outliers import unpack_outliers
 from gwq_export.hf.source import Source
-from gwq_export.calibration.text import CALIBRATION
 
 
 @pytest.mark.parametrize(

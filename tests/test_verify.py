@@ -11,8 +11,8 @@ from conftest import DATA, REFERENCE
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.layout import Arrangement
-from gwq_export.calibration import text as verify
 from gwq_export.calibration import text as windows
+from gwq_export.calibration.text import HELD_OUT
 from gwq_export.evaluation.perplexity import score
 from gwq_export.evaluation.predictors import runtime_logits, transformers_logits
 from gwq_export.hf.source import Source
@@ -42,9 +42,7 @@ def test_figures_are_those_of_transformers(verified):
     found = result["verify"]
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-3)
     assert (
-        found["windows"] == verify.WINDOWS
-        and found["kld_mean"] > 0
-        and found["speed"]["decode_tps"] > 0
+        found["windows"] == HELD_OUT and found["kld_mean"] > 0 and found["speed"]["decode_tps"] > 0
     )
 
 
@@ -57,10 +55,7 @@ def test_held_out_text_is_not_calibration_text(verified):
     tokenizer = gwq_export.load(verified[0]).tokenizer
     calibration = windows.draw_calibration(tokenizer, None, 40, 256, 5)
     held_out = windows.draw_held_out(tokenizer, None, None, calibration, 256, 5)
-    assert (
-        held_out.shape == (verify.WINDOWS, 256)
-        and len({w.tobytes() for w in held_out}) == verify.WINDOWS
-    )
+    assert held_out.shape == (HELD_OUT, 256) and len({w.tobytes() for w in held_out}) == HELD_OUT
     assert not {w.tobytes() for w in held_out} & {w.tobytes() for w in calibration.tokens.numpy()}
 
 

@@ -4,7 +4,10 @@ Blocks run as transformers' own modules, so rope, masks and attention variants c
 """
 
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -13,23 +16,47 @@ from gwq_export.calibration.moe_modules import unfuse
 from gwq_export.errors import GwqError
 
 
+class ModelSource(Protocol):
+    """What is asked of a checkpoint here; `hf.source.Source` has it."""
+
+    folder: Path
+    arch: Any  # arch.spec.Arch
+    layers: int
+    tied: bool  # whether the head is the embedding
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor, float32, by its Hugging Face name."""
+
+    def block(self, i: int) -> Mapping[Any, str]:
+        """{row of the architecture's table: Hugging Face name} of block i."""
+
+    def ends(self) -> list[tuple[Any, str]]:
+        """(row, Hugging Face name) of everything outside the blocks but the head."""
+
+
 @contextmanager
-def _weightless():
+def _weightless() -> Iterator[None]:
     """Modules made in here have buffers, such as rope frequencies, but no weights."""
-    handle = register_module_parameter_registration_hook(
-        lambda module, name, weight: weight if weight is None else _emptied(weight)
-    )
+
+    def empty(module: Any, name: str, weight: torch.nn.Parameter | None) -> Any:
+        return weight if weight is None else _emptied(weight)
+
+    handle = register_module_parameter_registration_hook(empty)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _emptied(weight):
+def _emptied(weight: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(weight.to("meta"), requires_grad=False)
 
 
-def _drop(module):
+def _drop(module: torch.nn.Module) -> None:
     """Let go of the weights of a module and its parts."""
     for part in module.modules():
         for name, weight in part.named_parameters(recurse=False):
@@ -37,45 +64,39 @@ def _drop(module):
 
 
 class _Stand(torch.nn.Module):
-    """In the place of a decoder block: notes what the model passes to it and hands on `give` or its
-    input.
+    """Stands in for a decoder block: notes what the model passes to it.
+
+    It hands on `given.give`, which every thread sets for itself, or else its input.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.args = self.kwargs = self.seen = None
-        self.given = threading.local()  # .give: of the thread that runs the model
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.seen: torch.Tensor | None = None
+        self.given = threading.local()
 
-    def forward(self, hidden, *args, **kwargs):
-        self.args, self.kwargs, self.seen = args, kwargs, hidden
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """hidden (1, ctx, dim)."""
+        self.args = args
+        self.kwargs = kwargs
+        self.seen = hidden
         give = getattr(self.given, "give", None)
         return hidden if give is None else give
 
 
 class BlockModel:
-    """A transformers model whose decoder blocks are loaded one at a time from a Source."""
+    """A transformers model whose decoder blocks are loaded one at a time from a source.
 
-    def __init__(self, source, device):
-        from transformers import AutoConfig, AutoModelForCausalLM
+    Raises GwqError when transformers does not accept the config, or weights do not fit it.
+    """
 
-        self.source, self.device = source, device
-        try:
-            config = AutoConfig.from_pretrained(source.folder)
-            config.use_cache = False
-            attention = (
-                "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
-            )  # sdpa knows no soft-capping
-            with _weightless():
-                self.model = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, attn_implementation=attention
-                )
-        except Exception as e:  # transformers raises many kinds for a config it does not accept
-            raise GwqError(
-                f"{source.folder}/config.json: transformers does not accept it ({' '.join(str(e).split())[:200]})"
-            ) from None
-        self.model.eval().requires_grad_(False)
-        parent, _, name = source.arch.layers.rpartition(".")
-        parent = self.model.get_submodule(parent)
+    def __init__(self, source: ModelSource, device: str):
+        self.source = source
+        self.device = device
+        self.model = self._empty_model()
+        parent_path, _, name = source.arch.layers.rpartition(".")
+        parent = self.model.get_submodule(parent_path)
         self.blocks = list(getattr(parent, name))  # on the meta device until loaded
         if source.arch.experts:
             for block in self.blocks:
@@ -84,13 +105,33 @@ class BlockModel:
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
             for part in module.modules():
-                part._buffers.update(
-                    {name: b.to(device) for name, b in part.named_buffers(recurse=False)}
-                )
+                buffers = part.named_buffers(recurse=False)
+                part._buffers.update({name: b.to(device) for name, b in buffers})
         self.head = self.model.get_output_embeddings()
 
-    def load_ends(self):
-        """Embedding, last norm and head: on hand only while they are used, as they are large."""
+    def _empty_model(self) -> Any:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        folder = self.source.folder
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            config.use_cache = False
+            soft_capped = getattr(config, "attn_logit_softcapping", None)  # sdpa knows none of it
+            with _weightless():
+                model = AutoModelForCausalLM.from_config(
+                    config,
+                    dtype=torch.float32,
+                    attn_implementation="eager" if soft_capped else "sdpa",
+                )
+        except Exception as e:  # transformers raises many kinds for a config it does not accept
+            raise GwqError(
+                f"{folder}/config.json: transformers does not accept it"
+                f" ({' '.join(str(e).split())[:200]})"
+            ) from None
+        return model.eval().requires_grad_(False)
+
+    def load_ends(self) -> None:
+        """Load embedding, final norm and head: large, so they stay only until `drop_ends`."""
         source = self.source
         self._assign(self.model, {name: source.tensor(name) for _, name in source.ends()})
         if source.tied:
@@ -98,66 +139,74 @@ class BlockModel:
         else:
             self._assign(self.head, {"weight": source.tensor(source.arch.head)})
 
-    def drop_ends(self):
+    def drop_ends(self) -> None:
+        """Let go of what `load_ends` loaded."""
         _drop(self.model)
 
-    def end(self, name):
+    def end(self, name: str) -> torch.nn.Parameter:
         """The parameter of the embedding or the head, by its name in the checkpoint."""
         return self.head.weight if name == self.source.arch.head else self.model.get_parameter(name)
 
-    def _assign(self, module, tensors):
-        tensors = {n: t.to(self.device) for n, t in tensors.items()}
+    def _assign(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        folder = self.source.folder
+        on_device = {n: t.to(self.device) for n, t in tensors.items()}
         try:
-            unknown = module.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
+            found = module.load_state_dict(on_device, assign=True, strict=False)
         except RuntimeError as e:
             raise GwqError(
-                f"{self.source.folder}: weights do not fit the config ({str(e).splitlines()[-1].strip()})"
+                f"{folder}: weights do not fit the config ({str(e).splitlines()[-1].strip()})"
             ) from None
-        if unknown:
+        if found.unexpected_keys:
             raise GwqError(
-                f"{self.source.folder}: tensor {unknown[0]} does not fit the config, by which there is none"
+                f"{folder}: tensor {found.unexpected_keys[0]} does not fit the config, by which"
+                " there is none"
             )
         module.requires_grad_(False)
 
-    def load(self, i):
+    def load(self, i: int) -> torch.nn.Module:
         """Block i with its weights."""
         prefix = f"{self.source.arch.layers}.{i}."
-        self._assign(
-            self.blocks[i],
-            {n.removeprefix(prefix): self.source.tensor(n) for n in self.source.block(i).values()},
-        )
-        for name, p in self.blocks[i].named_parameters():
-            if p.is_meta:
+        names = self.source.block(i).values()
+        self._assign(self.blocks[i], {n.removeprefix(prefix): self.source.tensor(n) for n in names})
+        for name, parameter in self.blocks[i].named_parameters():
+            if parameter.is_meta:
                 raise GwqError(
-                    f"{self.source.folder}: tensor {prefix}{name} is missing; download the model again"
+                    f"{self.source.folder}: tensor {prefix}{name} is missing; download the model"
+                    " again"
                 )
         return self.blocks[i]
 
-    def drop(self, i):
+    def drop(self, i: int) -> None:
+        """Let go of block i's weights."""
         _drop(self.blocks[i])
 
-    def run(self, i, hidden):
-        """Output of loaded block i, called with what the model passes to it."""
-        out = self.blocks[i](hidden, *self.stands[i].args, **self.stands[i].kwargs)
+    def run(self, i: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Output of loaded block i for hidden (1, ctx, dim), with the model's other arguments."""
+        stand = self.stands[i]
+        out = self.blocks[i](hidden, *stand.args, **stand.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
-    def embed(self, ids):
-        """Hidden states (1, ctx, hidden) before block 0; every stand notes its arguments."""
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states (1, ctx, dim) before block 0, for ids (1, ctx).
+
+        Every block's arguments are noted on the way.
+        """
         self.model.base_model(input_ids=ids, use_cache=False)
         return self.stands[0].seen
 
     @property
     def knows_arguments(self) -> bool:
         """Whether `embed` has run, so that blocks know what the model passes to them."""
-        return self.stands[0].args is not None
+        return self.stands[0].seen is not None
 
-    def logits_size(self, tokens):
+    def logits_size(self, tokens: torch.Tensor) -> int:
         """Floats in the logits of one of the windows (samples, ctx), once the head is loaded."""
         return tokens.shape[1] * len(self.head.weight)
 
-    def logits(self, ids, hidden):
-        """float32 (ctx, vocab) from the output of the last block, for ids (1, ctx)."""
-        self.stands[-1].given.give = hidden
+    def logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 (ctx, vocab) for ids (1, ctx), from the last block's output (1, ctx, dim)."""
+        last = self.stands[-1]
+        last.given.give = hidden
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        self.stands[-1].given.give = None
+        last.given.give = None
         return logits

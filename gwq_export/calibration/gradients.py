@@ -7,11 +7,12 @@ dim floats. The result is that of a whole-model backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from gwq_export.calibration.block_model import BlockModel
+from gwq_export.calibration.block_model import BlockModel, ModelSource
 from gwq_export.calibration.block_pass import BlockPass
 from gwq_export.calibration.labels import labels_loss
 from gwq_export.calibration.statistics import FACTORS, Tap, Totals
@@ -25,7 +26,7 @@ Item = tuple[str, np.ndarray, Statistics]  # Hugging Face name, weight, statisti
 
 
 def gradients(
-    source,
+    source: ModelSource,
     calibration: Calibration,
     statistics: Sequence[str],
     ends: Sequence[str] = (),
@@ -83,12 +84,17 @@ def gradients(
                 yield item
 
 
-def _expert_matrices(source, i: int) -> list[str]:
+def _expert_matrices(source: ModelSource, i: int) -> list[str]:
     """Names of the matrices of block i that belong to an expert."""
     return [name for row, name in source.block(i).items() if row.expert is not None]
 
 
-def _forward(walk: BlockPass, keep_last: bool, progress, sampled_labels: bool) -> None:
+def _forward(
+    walk: BlockPass,
+    keep_last: bool,
+    progress: Callable[[str, int, int], None],
+    sampled_labels: bool,
+) -> None:
     """Keep all hidden states, the losses, and the gradient after the last block."""
     blocks = len(walk.model.blocks)
     earlier = any(f"upstream.{i}" in walk for i in range(blocks + 1))  # a run that was killed
@@ -136,7 +142,7 @@ def _block_gradients(
     modules = {n: block.get_submodule(hf.removesuffix(".weight")) for hf, n in linears.items()}
     tap = Tap().attach(modules)
 
-    def targets(noted) -> list[torch.Tensor]:
+    def targets(noted: Any) -> list[torch.Tensor]:
         """Weights, then the outputs of the modules that ran."""
         _, outputs = noted
         by_output = outputs.values() if totals.by_output else ()

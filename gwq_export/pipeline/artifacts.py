@@ -25,9 +25,11 @@ def finish(
     Raises GwqError, with that as its `result`, when the comparison finds damage.
     """
     options, out = job.options, job.out
+    assert out is not None  # options.check has seen to it
     if job.held_out is not None:
-        found = verify(out, job.source, job.plans, job.held_out, options.device, progress)
-        result |= {"verify": found}
+        result["verify"] = verify(
+            out, job.source, job.plans, job.held_out, options.device, progress
+        )
     if options.report is not None:
         save(options.report, page(gather(Reader(out)) | result), "--report")
     if options.card is not None:
@@ -44,6 +46,7 @@ def finish(
 def write_sensitivities(job: Job, offers: Offers) -> dict[str, Any]:
     """What every type would cost each matrix, in nats per token; written to --report if given."""
     calibration = job.calibration
+    assert calibration is not None  # --report-only always draws one
     result = {
         "name": job.name,
         "arch": job.source.arch.gguf,

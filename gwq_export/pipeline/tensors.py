@@ -112,6 +112,7 @@ def _write_norms(
 ) -> tuple[float, float]:
     """Tune the norms on the file as far as it is written, and write them."""
     source = job.source
+    assert job.calibration is not None  # without one, norms are not tuned
     with Reader(writer.part) as reader:
         factors, kld = tune(
             source,
