@@ -52,7 +52,7 @@ def test_stale_and_missing_libraries_name_the_command(package):
 def test_only_the_api_is_exported():
     names = subprocess.run(["nm", "-D", "--defined-only", ROOT / "gwq_export/libgwq.so"], capture_output=True, text=True, check=True).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
-    declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", (NATIVE / "gwq.h").read_text(), flags=re.M))
+    declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", (NATIVE / "include/gwq.h").read_text(), flags=re.M))
     assert exported == declared
 
 
@@ -66,7 +66,7 @@ def test_the_library_never_prints_or_exits():
 
 def test_no_floating_point_shortcuts():
     module = build_module()
-    flags = " ".join([module.CFLAGS, *module.COMMON.values(), *module.X86.values()])
+    flags = " ".join([module.CFLAGS, *(flags for sources, _ in module.FOLDERS.values() for flags in sources.values())])
     assert "-ffp-contract=off" in flags and "fast-math" not in flags and "Ofast" not in flags and "native" not in flags
 
 
@@ -117,11 +117,10 @@ def test_aarch64_under_emulation(tmp_path):
     library = build_module().build(tmp_path / "lib", cc=cc)  # the shared library itself builds
     assert library.read_bytes()[18] == 183  # ELF machine: AArch64
     binary = tmp_path / "check"
-    sources = [NATIVE / s for s in build_module().COMMON] + [ROOT / "tests/native_check.c"]
-    subprocess.run(
-        [cc, *build_module().CFLAGS.split(), "-Wno-psabi", "-static", '-DGWQ_ABI_HASH="x"', f"-I{NATIVE}", *sources, "-lm", "-o", binary],
-        check=True,
-    )
+    module = build_module()
+    flags = [*module.CFLAGS.split(), *module.INCLUDE_FLAGS.split(), "-Wno-psabi", "-static", '-DGWQ_ABI_HASH="x"']
+    sources = [*(NATIVE / s for s in module.sources("aarch64")), ROOT / "tests/native_check.c"]
+    subprocess.run([cc, *flags, *sources, "-lm", "-o", binary], check=True)
     for case in cases():
         run_case(binary, [qemu], tmp_path, case)
 
@@ -136,11 +135,10 @@ def test_sanitizers_find_nothing(tmp_path):
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
         '-DGWQ_ABI_HASH="x"',
-        f"-I{NATIVE}",
+        *module.INCLUDE_FLAGS.split(),
     ]
-    isa_sources = module.X86 if module.machine(cc) == "x86_64" else {}
-    for source, isa in (module.COMMON | isa_sources).items():
-        objects.append(tmp_path / f"{source}.o")
+    for source, isa in module.sources(module.machine(cc)).items():
+        objects.append(tmp_path / f"{Path(source).name}.o")
         subprocess.run([cc, *flags, *isa.split(), "-c", NATIVE / source, "-o", objects[-1]], check=True)
     linked = subprocess.run(
         [cc, *flags, ROOT / "tests/native_check.c", *objects, "-lm", "-pthread", "-o", binary], capture_output=True, text=True
