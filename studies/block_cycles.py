@@ -15,7 +15,7 @@ from pathlib import Path
 from gwq_export import GwqError
 from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format.types import TYPES
-from native.build import CFLAGS, X86
+from native.build import CFLAGS, FOLDERS, INCLUDE_FLAGS
 
 SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
 
@@ -65,8 +65,11 @@ def llvm_mca():
     return found
 
 
-def cycles(name, native, cpu, folder):
-    """{type name: cycles of one block} with the kernels of the folder `native`. Raises GwqError."""
+def cycles(name, kernels, cpu, folder):
+    """{type name: cycles of one block} with the kernels (avx2.c, avx512.c) of a folder.
+
+    name: of the format, as in LOOPS. Raises GwqError.
+    """
     mca, source, assembly = llvm_mca(), Path(folder, f"{name}.c"), Path(folder, f"{name}.s")
     arguments, product = LOOPS[name]
     loops = [
@@ -80,12 +83,13 @@ def cycles(name, native, cpu, folder):
         for t in map(TYPES.get, TILE_TYPES)
     ]
     isa = f"{CPUS[cpu]}.c"
-    source.write_text(f'#include "{native / isa}"\n' + "".join(loops))
+    source.write_text(f'#include "{kernels / isa}"\n' + "".join(loops))
     run(
         [
             *os.environ.get("CC", "gcc").split(),
             *CFLAGS.split(),
-            *X86[isa].split(),
+            *INCLUDE_FLAGS.split(),
+            *FOLDERS["x86"][0][isa].split(),
             "-S",
             source,
             "-o",

@@ -152,7 +152,7 @@ def predict(cpus, native, folder):
             raise GwqError(f"--predict {cpu}: choose from {', '.join(CPUS)}")
         found = {
             name: cycles(name, path, cpu, folder)
-            for name, path in (("format", ROOT / "native"), ("proposal", native))
+            for name, path in (("format", ROOT / "native" / "x86"), ("proposal", native))
         }
         for name in reversed(TILE_TYPES):
             speed = {k: block_bytes(k, TYPES[name]) / v[name] for k, v in found.items()}

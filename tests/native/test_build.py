@@ -2,7 +2,6 @@
 sanitizers.
 """
 
-import importlib.util
 import os
 import re
 import shutil
@@ -14,15 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from native import build as native_build
 from tests.support.kernel_cases import empty, make, many, none, random
 from tests.support.paths import NATIVE, ROOT
 
-
-def build_module():
-    spec = importlib.util.spec_from_file_location("native_build", NATIVE / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CHECK = ROOT / "tests" / "native" / "native_check.c"
+LIBRARY = ROOT / "gwq_export" / "native" / "libgwq.so"
 
 
 def python(code, package, **env):
@@ -66,21 +62,21 @@ def test_stale_and_missing_libraries_name_the_command(package):
 
 def test_only_the_api_is_exported():
     names = subprocess.run(
-        ["nm", "-D", "--defined-only", ROOT / "gwq_export/native/libgwq.so"],
+        ["nm", "-D", "--defined-only", LIBRARY],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
     declared = set(
-        re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", (NATIVE / "gwq.h").read_text(), flags=re.M)
+        re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", (NATIVE / "include/gwq.h").read_text(), flags=re.M)
     )
     assert exported == declared
 
 
 def test_the_library_never_prints_or_exits():
     undefined = subprocess.run(
-        ["nm", "-D", "--undefined-only", ROOT / "gwq_export/native/libgwq.so"],
+        ["nm", "-D", "--undefined-only", LIBRARY],
         capture_output=True,
         text=True,
         check=True,
@@ -102,14 +98,11 @@ def test_the_library_never_prints_or_exits():
 
 
 def test_no_floating_point_shortcuts():
-    module = build_module()
-    flags = " ".join([module.CFLAGS, *module.COMMON.values(), *module.X86.values()])
-    assert (
-        "-ffp-contract=off" in flags
-        and "fast-math" not in flags
-        and "Ofast" not in flags
-        and "native" not in flags
-    )
+    own_flags = (flags for files, _ in native_build.FOLDERS.values() for flags in files.values())
+    flags = " ".join([native_build.CFLAGS, *own_flags])
+    assert "-ffp-contract=off" in flags
+    for shortcut in ("fast-math", "Ofast", "native"):
+        assert shortcut not in flags
 
 
 def test_wheel(tmp_path):
@@ -202,61 +195,31 @@ def test_aarch64_under_emulation(tmp_path):
     )
     if not cc or not qemu:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-user-static")
-    library = build_module().build(tmp_path / "lib", cc=cc)  # the shared library itself builds
+    library = native_build.build(tmp_path / "lib", cc=cc)  # the shared library itself builds
     assert library.read_bytes()[18] == 183  # ELF machine: AArch64
     binary = tmp_path / "check"
-    sources = [NATIVE / s for s in build_module().COMMON] + [ROOT / "tests/native/native_check.c"]
-    subprocess.run(
-        [
-            cc,
-            *build_module().CFLAGS.split(),
-            "-Wno-psabi",
-            "-static",
-            '-DGWQ_ABI_HASH="x"',
-            f"-I{NATIVE}",
-            *sources,
-            "-lm",
-            "-o",
-            binary,
-        ],
-        check=True,
-    )
+    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS} -Wno-psabi -static".split()
+    sources = [NATIVE / s for s in native_build.sources("aarch64")]
+    command = [cc, *flags, '-DGWQ_ABI_HASH="x"', *sources, CHECK, "-lm", "-o", binary]
+    subprocess.run(command, check=True)
     for case in cases():
         run_case(binary, [qemu], tmp_path, case)
 
 
 def test_sanitizers_find_nothing(tmp_path):
     """AddressSanitizer and UBSan over the same cases, on the best instruction set of this machine."""
-    module = build_module()
-    binary, objects, cc = tmp_path / "check", [], shutil.which("cc")
-    flags = [
-        *module.CFLAGS.replace("-O3", "-O1").split(),
-        "-g",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        '-DGWQ_ABI_HASH="x"',
-        f"-I{NATIVE}",
-    ]
-    isa_sources = module.X86 if module.machine(cc) == "x86_64" else {}
-    for source, isa in (module.COMMON | isa_sources).items():
-        objects.append(tmp_path / f"{source}.o")
-        subprocess.run(
-            [cc, *flags, *isa.split(), "-c", NATIVE / source, "-o", objects[-1]], check=True
-        )
-    linked = subprocess.run(
-        [
-            cc,
-            *flags,
-            ROOT / "tests/native/native_check.c",
-            *objects,
-            "-lm",
-            "-pthread",
-            "-o",
-            binary,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    binary = tmp_path / "check"
+    cc = shutil.which("cc")
+    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS}".replace("-O3", "-O1").split()
+    flags += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags.append('-DGWQ_ABI_HASH="x"')
+    objects = []
+    for source, isa in native_build.sources(native_build.machine(cc)).items():
+        objects.append(tmp_path / f"{Path(source).name}.o")
+        command = [cc, *flags, *isa.split(), "-c", NATIVE / source, "-o", objects[-1]]
+        subprocess.run(command, check=True)
+    command = [cc, *flags, CHECK, *objects, "-lm", "-pthread", "-o", binary]
+    linked = subprocess.run(command, capture_output=True, text=True)
     if linked.returncode and "san" in linked.stderr:
         pytest.skip("the compiler's sanitizer runtime is not installed")
     assert linked.returncode == 0, linked.stderr

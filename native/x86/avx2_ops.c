@@ -1,7 +1,7 @@
 /* AVX2, FMA and F16C: activations as int8 and by columns, norms, attention, reading memory. */
 #include <math.h>
 #include "avx2.h"
-#include "tiles.h"
+#include "cpu/tiles.h"
 
 /* 8 x 8 floats, turned over the diagonal */
 GWQ_INLINE void transpose8(__m256 r[8]) {
@@ -197,7 +197,7 @@ uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, 
     for (uint64_t at = 0; at < part; at += 64)
         for (int s = 0; s < streams; s++) {
             const uint8_t *p = data + (uint64_t)s * part + at;
-            if (ahead) fetch(p, (size_t)ahead, 64);
+            if (ahead) prefetch(p, (size_t)ahead, 64);
             a = _mm256_add_epi64(a, load(p));
             b = _mm256_add_epi64(b, load(p + 32));
         }

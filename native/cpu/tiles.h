@@ -38,39 +38,39 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     float edge[GWQ_TILE];
     if (outliers) copy_edge(in, edge);
     while (first < last) {
-        int streams = (int)least(ops->streams, last - first);
+        int streams = (int)min64(ops->streams, last - first);
         int64_t each = (last - first) / streams; /* consecutive groups per stream: data and records just go on */
         for (int i = 0; i < streams; i++) {
             s[i].tile = gwq_group(m, ops->bits, first + i * each);
             s[i].in_hand.next = gwq_records(m, first + i * each);
-            fetch(gwq_row_scales(m, first + i * each), 0, 64);
+            prefetch(gwq_row_scales(m, first + i * each), 0, 64);
         }
         for (int64_t g = first; g < first + each; g++) {
             for (int i = 0; i < streams; i++) {
-                fetch(gwq_row_scales(m, g + i * each), 64, 64);
+                prefetch(gwq_row_scales(m, g + i * each), 64, 64);
                 memset(s[i].dense, 0, sizeof s[i].dense);
                 memset(s[i].sparse, 0, sizeof s[i].sparse);
             }
             for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
-                int nb = (int)least(GWQ_TILE_BLOCKS, in->blocks - b);
+                int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
                 const float *x = in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
                 for (int k = 0; k < nb; k++) {
                     size_t at = nb * scales + k * lines; /* the block's lines within the tile */
                     for (int i = 0; i < streams; i++) {
-                        fetch(s[i].tile + at, ahead, early);
+                        prefetch(s[i].tile + at, ahead, early);
                         ops->block(table, s[i].tile + k * scales, s[i].tile + at, in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
                                    in->bias + 8 * (b + k), s[i].dense);
                     }
                     if (!outliers) continue;
-                    int upto = k + 1 < nb ? (int)least(k + 1, streams) : streams;
+                    int upto = k + 1 < nb ? (int)min64(k + 1, streams) : streams;
                     for (int i = k; i < upto; i++) { /* a record after each block; the last block takes what is left */
                         if (b) settle(&s[i], most.levels, ops);
-                        for (int j = 0; j < streams; j += 2) fetch(s[j].tile + at + early, ahead, bytes - early);
+                        for (int j = 0; j < streams; j += 2) prefetch(s[j].tile + at + early, ahead, bytes - early);
                         s[i].in_hand = record_at(s[i].in_hand.next, ops);
-                        fetch(s[i].in_hand.next, 192, 192); /* constants: no loop to mispredict */
+                        prefetch(s[i].in_hand.next, 192, 192); /* constants: no loop to mispredict */
                         multiply(&s[i].in_hand, most.total, end, x, ops, s[i].product);
                     }
-                    for (int j = 1; j < streams; j += 2) fetch(s[j].tile + at + early, ahead, bytes - early);
+                    for (int j = 1; j < streams; j += 2) prefetch(s[j].tile + at + early, ahead, bytes - early);
                 }
                 for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;
             }
@@ -79,7 +79,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                 int64_t row = (g + i * each) * GWQ_ROWS;
                 float scale[GWQ_ROWS];
                 ops->halves(gwq_row_scales(m, g + i * each), GWQ_ROWS, scale);
-                for (int r = 0; r < least(GWQ_ROWS, m->rows - row); r++)
+                for (int r = 0; r < min64(GWQ_ROWS, m->rows - row); r++)
                     y[row + r] = ops->unit * scale[r] * s[i].dense[r] + s[i].sparse[r];
             }
         }
@@ -116,14 +116,14 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
     memset(x, 0, sizeof x);
     for (int i = 0; i < groups; i++) record[i] = gwq_records(m, first + i);
     for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
-        int nb = (int)least(GWQ_TILE_BLOCKS, in->blocks - b);
-        int64_t column = b * GWQ_BLOCK, width = least(GWQ_TILE, in->cols - column);
+        int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
+        int64_t column = b * GWQ_BLOCK, width = min64(GWQ_TILE, in->cols - column);
         for (int j = 0; m->outliers && few && j < count; j++)
             memcpy(x[j], in->x + (t + j) * in->cols + column, (size_t)width * sizeof **x);
         const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
         for (int i = 0; i < groups; i++) {
             const uint8_t *tile = gwq_group(m, ops->bits, first + i) + b * bytes;
-            fetch(tile, nb * bytes, nb * bytes); /* the group's next tile, wanted after the other groups' */
+            prefetch(tile, nb * bytes, nb * bytes); /* the group's next tile, wanted after the other groups' */
             for (int k = 0; k < nb; k++) {
                 ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
                 ops->scales(tile + k * per_block, scales[k]);
@@ -137,7 +137,7 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         }
     }
     for (int i = 0; i < groups; i++) {
-        int64_t row = (first + i) * GWQ_ROWS, rows = least(GWQ_ROWS, m->rows - row);
+        int64_t row = (first + i) * GWQ_ROWS, rows = min64(GWQ_ROWS, m->rows - row);
         float scale[GWQ_ROWS];
         ops->halves(gwq_row_scales(m, first + i), GWQ_ROWS, scale);
         for (int r = 0; r < GWQ_ROWS; r++) scale[r] *= ops->unit;
@@ -152,15 +152,11 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
     biased_table(m, table);
     for (int64_t g = first; g < last; g += GROUPS)
         for (int64_t t = 0; t < in->n; t += GWQ_PANEL)
-            gemm_piece(ops, m, g, (int)least(GROUPS, last - g), in, t, (int)least(GWQ_PANEL, in->n - t), table, y);
+            gemm_piece(ops, m, g, (int)min64(GROUPS, last - g), in, t, (int)min64(GWQ_PANEL, in->n - t), table, y);
 }
 
 GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
     if (in->n == 1) tile_gemv(ops, m, first, last, in, y);
     else tile_gemm(ops, m, first, last, in, y);
 }
-
-/* --- what avx512.c takes from avx2.c ---------------------------------------------------------------------------- */
-
-void gwq_avx2_halves(const uint8_t *value, int count, float *out);
 #endif

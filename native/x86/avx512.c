@@ -7,7 +7,8 @@
 #else
 #include <immintrin.h>
 #endif
-#include "tiles.h"
+#include "cpu/tiles.h"
+#include "slots.h"
 
 static int supported(void) {
 #ifdef GWQ_SIMDE

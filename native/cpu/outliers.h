@@ -46,7 +46,7 @@ struct usual {
 GWQ_INLINE struct usual usual_record(const gwq_matrix *m) {
     const int64_t records = gwq_groups(m->rows) * ((m->cols + GWQ_TILE - 1) / GWQ_TILE);
     const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
-    return (struct usual){(int)least(MOST, (mean + mean / 8 + 7) / 8 * 8), mean / 8 + 2};
+    return (struct usual){(int)min64(MOST, (mean + mean / 8 + 7) / 8 * 8), mean / 8 + 2};
 }
 
 /* x of the last tile, if it is narrower than the others */
@@ -74,7 +74,7 @@ GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t f
             }
             if (i) ops->expand(before.count, most.levels, before.total, product[(i - 1) % 2], sum);
         }
-        for (int k = 0; k < least(GWQ_ROWS, m->rows - g * GWQ_ROWS); k++) y[g * GWQ_ROWS + k] += sum[k];
+        for (int k = 0; k < min64(GWQ_ROWS, m->rows - g * GWQ_ROWS); k++) y[g * GWQ_ROWS + k] += sum[k];
     }
 }
 
@@ -86,7 +86,7 @@ GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[
     const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
     for (int level = 0; k < total; level++)
         for (unsigned rows = ops->above(record, level); rows; rows &= rows - 1, k++) {
-            if (k % PIECE == 0) ops->halves(value + 2 * k, (int)least(PIECE, total - k), v);
+            if (k % PIECE == 0) ops->halves(value + 2 * k, (int)min64(PIECE, total - k), v);
             ops->spread(v[k % PIECE], x[column[k]], count, sum[__builtin_ctz(rows)]);
         }
     return column + total;

@@ -1,6 +1,6 @@
 /* AVX2, FMA and F16C: tile matrices, and the row of all that the other avx2_*.c hold. */
 #include "avx2.h"
-#include "tiles.h"
+#include "cpu/tiles.h"
 
 static int supported(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -288,7 +288,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
 GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_t group, float *out) {
     const size_t bytes = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits);
     const uint8_t *tile = gwq_group(m, ops->bits, group);
-    int64_t rows = least(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
+    int64_t rows = min64(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
     _Alignas(64) gwq_entries entries;
     _Alignas(64) gwq_scales scales;
     _Alignas(64) uint8_t table[64];
@@ -296,11 +296,11 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     gwq_avx2_halves(gwq_row_scales(m, group), GWQ_ROWS, d);
     biased_table(m, table);
     for (int64_t b = 0; b < blocks; b += nb, tile += nb * (bytes + lines)) {
-        nb = least(GWQ_TILE_BLOCKS, blocks - b);
+        nb = min64(GWQ_TILE_BLOCKS, blocks - b);
         for (int64_t k = 0; k < nb; k++) {
             ops->decode(table, tile + nb * bytes + k * lines, entries);
             ops->scales(tile + k * bytes, scales);
-            int64_t first = (b + k) * GWQ_BLOCK, width = least(GWQ_BLOCK, m->cols - first);
+            int64_t first = (b + k) * GWQ_BLOCK, width = min64(GWQ_BLOCK, m->cols - first);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < width; c += 8) { /* 8 columns are two quads */
                     uint32_t low, high;
@@ -344,14 +344,14 @@ TILE_TYPE(2, 3, 1024)
 TILE_TYPE(3, 1, 1024)
 TILE_TYPE(4, 3, 1024)
 
-#define STOCK(slot) gwq_avx2_##slot##_f32, gwq_avx2_##slot##_f16, gwq_avx2_##slot##_bf16, gwq_avx2_##slot##_q8_0
+#define GGML(slot) gwq_avx2_##slot##_f32, gwq_avx2_##slot##_f16, gwq_avx2_##slot##_bf16, gwq_avx2_##slot##_q8_0
 const gwq_kernels gwq_avx2 = {
     .isa = "avx2",
     .supported = supported,
     .quantize = gwq_avx2_quantize,
     .panel = gwq_avx2_panel,
-    .matmul = {STOCK(matmul), matmul_gwq2, matmul_gwq3, matmul_gwq4},
-    .dequantize = {STOCK(dequantize), dequantize_gwq2, dequantize_gwq3, dequantize_gwq4},
+    .matmul = {GGML(matmul), matmul_gwq2, matmul_gwq3, matmul_gwq4},
+    .dequantize = {GGML(dequantize), dequantize_gwq2, dequantize_gwq3, dequantize_gwq4},
     .rmsnorm = gwq_avx2_rmsnorm,
     .activate = gwq_avx2_activate,
     .softcap = gwq_avx2_softcap,

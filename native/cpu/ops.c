@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 #include "kernels.h"
+#include "threads.h"
 
 struct rows_job {
     void (*row)(const struct rows_job *j, int64_t i);

@@ -1,6 +1,6 @@
 /* AVX2, FMA and F16C: matrices of stock types. */
 #include "avx2.h"
-#include "tiles.h"
+#include "cpu/tiles.h"
 
 /* --- stock types: one function per type adds 32 columns to a row's sums ------------------------------------------- */
 
@@ -48,7 +48,7 @@ GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
 }
 
 /* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k] with x. */
-GWQ_INLINE void stock_rows(unit_fn unit, size_t unit_bytes, const int rows, const uint8_t *const *row, int64_t cols,
+GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows, const uint8_t *const *row, int64_t cols,
                            const float *x, float *y) {
     enum { AHEAD = 1024 };
     __m256 sum[STREAMS][2], v[4];
@@ -58,7 +58,7 @@ GWQ_INLINE void stock_rows(unit_fn unit, size_t unit_bytes, const int rows, cons
         for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 32 * u + 8 * i);
         for (int k = 0; k < rows; k++) {
             const uint8_t *p = row[k] + (size_t)u * unit_bytes;
-            fetch(p, AHEAD, unit_bytes);
+            prefetch(p, AHEAD, unit_bytes);
             unit(p, v, sum[k]);
         }
     }
@@ -75,25 +75,25 @@ GWQ_INLINE void stock_rows(unit_fn unit, size_t unit_bytes, const int rows, cons
     for (int k = 0; k < rows; k++) y[k] = sum8(_mm256_add_ps(sum[k][0], sum[k][1]));
 }
 
-GWQ_INLINE void stock_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
+GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
                            const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
-    int64_t row = first * GWQ_ROWS, end = least(m->rows, last * GWQ_ROWS), each = (end - row) / STREAMS;
+    int64_t row = first * GWQ_ROWS, end = min64(m->rows, last * GWQ_ROWS), each = (end - row) / STREAMS;
     const uint8_t *p[STREAMS];
     for (int64_t i = 0; i < each; i++) {
         float sum[STREAMS];
         for (int k = 0; k < STREAMS; k++) p[k] = (const uint8_t *)m->data + (size_t)(row + k * each + i) * stride;
-        stock_rows(unit, unit_bytes, STREAMS, p, m->cols, in->x, sum);
+        ggml_rows(unit, unit_bytes, STREAMS, p, m->cols, in->x, sum);
         for (int k = 0; k < STREAMS; k++) y[row + k * each + i] = sum[k];
     }
     for (row += STREAMS * each; row < end; row++) {
         p[0] = (const uint8_t *)m->data + (size_t)row * stride;
-        stock_rows(unit, unit_bytes, 1, p, m->cols, in->x, y + row);
+        ggml_rows(unit, unit_bytes, 1, p, m->cols, in->x, y + row);
     }
 }
 
 /* out (cols) = weights of a row, from p on */
-GWQ_INLINE void stock_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols, float *out) {
+GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols, float *out) {
     __m256 w[4];
     for (; cols >= 32; cols -= 32, p += unit_bytes, out += 32) {
         floats(p, w);
@@ -109,10 +109,10 @@ GWQ_INLINE void stock_row(floats_fn floats, size_t unit_bytes, const uint8_t *p,
     }
 }
 
-GWQ_INLINE void stock_dequantize(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t group, float *out) {
+GWQ_INLINE void ggml_dequantize(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t group, float *out) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
-    for (int64_t r = group * GWQ_ROWS; r < least(m->rows, (group + 1) * GWQ_ROWS); r++, out += m->cols)
-        stock_row(floats, unit_bytes, (const uint8_t *)m->data + (size_t)r * stride, m->cols, out);
+    for (int64_t r = group * GWQ_ROWS; r < min64(m->rows, (group + 1) * GWQ_ROWS); r++, out += m->cols)
+        ggml_row(floats, unit_bytes, (const uint8_t *)m->data + (size_t)r * stride, m->cols, out);
 }
 
 /* --- stock types, several tokens: convert 16 rows x CHUNK columns once, then 4 rows x 3 tokens in registers ------- */
@@ -148,27 +148,27 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
     }
 }
 
-GWQ_INLINE void stock_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
+GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
                            const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
     _Alignas(64) float w[GWQ_ROWS][CHUNK];
     for (int64_t g = first; g < last; g++) {
         int64_t row = g * GWQ_ROWS;
-        int rows = (int)least(GWQ_ROWS, m->rows - row);
+        int rows = (int)min64(GWQ_ROWS, m->rows - row);
         for (int64_t t = 0; t < in->n; t++) memset(y + t * m->rows + row, 0, (size_t)rows * sizeof *y);
         for (int64_t c = 0; c < m->cols; c += CHUNK) {
-            int64_t width = least(CHUNK, m->cols - c);
+            int64_t width = min64(CHUNK, m->cols - c);
             memset(w, 0, rows < GWQ_ROWS || width < CHUNK ? sizeof w : 0);
             for (int r = 0; r < rows; r++) {
                 const uint8_t *p = (const uint8_t *)m->data + (size_t)(row + r) * stride + (size_t)(c / 32) * unit_bytes;
-                fetch(p, CHUNK / 32 * unit_bytes, CHUNK / 32 * unit_bytes);
-                stock_row(floats, unit_bytes, p, width, w[r]);
+                prefetch(p, CHUNK / 32 * unit_bytes, CHUNK / 32 * unit_bytes);
+                ggml_row(floats, unit_bytes, p, width, w[r]);
             }
             for (int64_t t = 0; t < in->n; t += 3)
                 for (int r = 0; r < rows; r += 4) {
                     const float *x = in->x + t * in->cols + c;
                     float *to = y + t * m->rows + row + r;
-                    int four = (int)least(4, rows - r);
+                    int four = (int)min64(4, rows - r);
                     if (in->n - t >= 3) four_rows(w + r, x, in->cols, width, 3, four, to, m->rows);
                     else if (in->n - t == 2) four_rows(w + r, x, in->cols, width, 2, four, to, m->rows);
                     else four_rows(w + r, x, in->cols, width, 1, four, to, m->rows);
@@ -177,15 +177,15 @@ GWQ_INLINE void stock_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix
     }
 }
 
-#define STOCK_TYPE(name, unit_bytes)                                                                                 \
+#define GGML_TYPE(name, unit_bytes)                                                                                 \
     void gwq_avx2_dequantize_##name(const gwq_matrix *m, int64_t group, float *out) {                                  \
-        stock_dequantize(name##_floats, unit_bytes, m, group, out);                                                  \
+        ggml_dequantize(name##_floats, unit_bytes, m, group, out);                                                  \
     }                                                                                                                \
     void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {     \
-        if (in->n == 1) stock_gemv(name##_unit, unit_bytes, m, first, last, in, y);                                  \
-        else stock_gemm(name##_floats, unit_bytes, m, first, last, in, y);                                           \
+        if (in->n == 1) ggml_gemv(name##_unit, unit_bytes, m, first, last, in, y);                                  \
+        else ggml_gemm(name##_floats, unit_bytes, m, first, last, in, y);                                           \
     }
-STOCK_TYPE(f32, 128)
-STOCK_TYPE(f16, 64)
-STOCK_TYPE(bf16, 64)
-STOCK_TYPE(q8_0, 34)
+GGML_TYPE(f32, 128)
+GGML_TYPE(f16, 64)
+GGML_TYPE(bf16, 64)
+GGML_TYPE(q8_0, 34)

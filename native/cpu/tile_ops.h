@@ -12,11 +12,9 @@ enum {
     GROUPS = 8   /* row groups that share a piece of the activations while it is in the cache */
 };
 
-GWQ_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* Start loading `bytes` that are needed soon. May lie beyond the buffer: a prefetch never faults. By assembler on x86: gcc 12 orders
  * the code around its own __builtin_prefetch so that 4-bit AVX2 without outliers read a fifth slower on Zen 3. */
-GWQ_INLINE void fetch(const uint8_t *p, size_t ahead, size_t bytes) {
+GWQ_INLINE void prefetch(const uint8_t *p, size_t ahead, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) {
         const char *at = (const char *)((uintptr_t)p + ahead + i);
 #ifdef __x86_64__

@@ -5,7 +5,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include "kernels.h"
+#include "threads.h"
 
 enum { SPIN = 4000, MAX_THREADS = 256 }; /* about 20 us of pauses: longer than the gap between two ops of a token */
 

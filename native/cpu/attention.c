@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 #include "kernels.h"
+#include "threads.h"
 
 enum { RUN = 32 }; /* keys at a time */
 
@@ -48,7 +49,7 @@ static void finish_scores(const struct attention_job *j, const struct range *r, 
 
 /* Start loading a head's part of `keys` positions, `stride` bytes apart: too far for a processor to foresee the next. Only
  * for one token: several find most of it in the cache. */
-static void prefetch(const char *p, int64_t bytes, int64_t stride, int keys) {
+static void prefetch_keys(const char *p, int64_t bytes, int64_t stride, int keys) {
     for (int n = 0; n < keys; n++) {
         uintptr_t first = (uintptr_t)p + (uint64_t)(n * stride);
         for (uintptr_t line = first / 64 * 64; line < first + (uint64_t)bytes; line += 64) __builtin_prefetch((const void *)line);
@@ -79,7 +80,7 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         int keys = (int)(left < RUN ? left : RUN);
         float top[GWQ_QUERIES];
         int next = (int)(left - keys < RUN ? left - keys : RUN); /* keys of the next run */
-        if (j->n == 1) prefetch(v + at * step, part, step, keys);
+        if (j->n == 1) prefetch_keys(v + at * step, part, step, keys);
         kernels->scores(q, k + at * step, j->type, stride, keys, j->dim, s);
         memcpy(top, most, sizeof top);
         finish_scores(j, r, at, keys, s, top);
@@ -94,7 +95,7 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         for (int i = 0; i < GWQ_QUERIES; i++) total[i] += sum[i];
         for (int n = 0; copies && n < keys; n++)
             for (int i = 0; i < copies; i++) s[n][i] = 0;
-        if (j->n == 1) prefetch(k + (at + RUN) * step, part, step, next);
+        if (j->n == 1) prefetch_keys(k + (at + RUN) * step, part, step, next);
         kernels->mix((const float(*)[GWQ_QUERIES])s, v + at * step, j->type, stride, keys, j->dim, out);
     }
     for (int i = copies; i < GWQ_QUERIES; i++)
