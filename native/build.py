@@ -1,5 +1,4 @@
-"""Compile libgwq with ninja: writes native/build/build.ninja, runs it, puts the library and headers
-beside the package.
+"""Compile libgwq with ninja, and put the library and its headers into the Python package.
 
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
 
@@ -13,105 +12,166 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
-PACKAGE = NATIVE.parent / "gwq_export" / "native"
-HEADERS = ("gwq_format.h", "gwq.h")
-CFLAGS = "-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread -Wall -Wextra -Werror=implicit"
-# source -> its own flags; the x86 files are left out for other machines
-COMMON = {
-    "gwq.c": "",
-    "ops.c": "",
-    "attention.c": "",
-    "massive.c": "",
-    "threads.c": "",
-    "scalar.c": "",
-    "encode.c": "-Wno-psabi",
-}
-X86 = {
-    "avx2.c": "-mavx2 -mfma -mf16c",
-    "avx2_stock.c": "-mavx2 -mfma -mf16c",
-    "avx2_ops.c": "-mavx2 -mfma -mf16c",
-    "avx2_functions.c": "-mavx2 -mfma -mf16c",
-    "encode_avx2.c": "-mavx2 -Wno-psabi",
-    "avx512.c": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
+PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for library and headers
+INCLUDE = NATIVE / "include"
+HEADERS = ("gwq_format.h", "gwq.h")  # of the include folder, in the order of abi_hash
+INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of cpu/ by their folder
+WARNINGS = "-Wall -Wextra -Werror=implicit"
+CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {WARNINGS}"
+SANITIZERS = "-fsanitize=address,undefined"
+
+AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
+VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
+
+Sources = dict[str, str]  # source file -> its own compiler flags
+
+
+def on(*machines: str) -> Callable[[str], bool]:
+    """Whether a target (see `machine`) is one of these."""
+    return lambda target: target in machines
+
+
+def everywhere(target: str) -> bool:
+    """For folders of plain C."""
+    return True
+
+
+# folder -> its sources and the targets that they are compiled for
+FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
+    "cpu": (
+        {
+            "dispatch.c": "",
+            "matrix.c": "",
+            "matmul.c": "",
+            "massive.c": "",
+            "ops.c": "",
+            "attention.c": "",
+            "encode.c": VECTORS,
+            "threads.c": "",
+            "scalar.c": "",
+            "scalar_ggml.c": "",
+            "scalar_ops.c": "",
+            "encode_scalar.c": VECTORS,
+        },
+        everywhere,
+    ),
+    "x86": (
+        {
+            "avx2.c": AVX2,
+            "avx2_ggml.c": AVX2,
+            "avx2_ops.c": AVX2,
+            "avx2_functions.c": AVX2,
+            "encode_avx2.c": f"-mavx2 {VECTORS}",
+            "avx512.c": AVX512,
+        },
+        on("x86_64", "amd64"),
+    ),
 }
 
 
-def abi_hash():
+def sources(target: str) -> Sources:
+    """What the library of a target is made of: 'cpu/matmul.c' -> its own flags."""
+    return {
+        f"{folder}/{name}": flags
+        for folder, (files, when) in FOLDERS.items()
+        if when(target)
+        for name, flags in files.items()
+    }
+
+
+def abi_hash() -> str:
     """SHA-256 of the headers, compiled into the library and compared when it is loaded."""
-    return hashlib.sha256(b"".join((NATIVE / name).read_bytes() for name in HEADERS)).hexdigest()
+    return hashlib.sha256(b"".join((INCLUDE / name).read_bytes() for name in HEADERS)).hexdigest()
 
 
-def machine(cc):
+def machine(cc: str) -> str:
     """What the compiler compiles for: 'x86_64', 'aarch64', ..."""
-    return subprocess.run(
-        [*cc.split(), "-dumpmachine"], check=True, capture_output=True, text=True
-    ).stdout.split("-")[0]
+    command = [*cc.split(), "-dumpmachine"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.split("-")[0]
 
 
-def build(out=PACKAGE, cc=None, asan=False, simde=False, verbose=False):
-    """Compile into `out` and copy the headers there; returns the library's path. SystemExit with a
-    sentence on failure.
+def _compiler(cc: str | None) -> str:
+    """The compiler's command: the one asked for, $CC, or what the system has."""
+    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    cc = cc or os.environ.get("CC") or next(filter(None, found), None)
+    if not cc or not shutil.which(cc.split()[0]):
+        raise SystemExit(
+            "native/build.py: no C compiler found: "
+            "install one (Debian: apt-get install gcc libc6-dev) or set CC"
+        )
+    return cc
+
+
+def _write_ninja(folder: Path, library: Path, cc: str, flags: str, files: Sources) -> None:
+    """folder/build.ninja: an object for every source, all linked into the library."""
+    from ninja.ninja_syntax import Writer
+
+    sanitizers = SANITIZERS if SANITIZERS in flags else ""
+    with open(folder / "build.ninja", "w") as f:
+        n = Writer(f, width=10**6)
+        compile_one = f"{cc} {flags} $isa -MMD -MF $out.d -c $in -o $out"
+        n.rule("cc", compile_one, depfile="$out.d", deps="gcc")
+        link = f"{cc} -shared -pthread {sanitizers} $in -lm -o $out.tmp && mv $out.tmp $out"
+        n.rule("link", link)
+        objects = []
+        for name, isa in files.items():
+            to = str(Path(name).with_suffix(".o"))
+            objects += n.build(to, "cc", str(NATIVE / name), variables={"isa": isa})
+        n.build(str(library), "link", objects)
+
+
+def build(
+    out: str | Path = PACKAGE,
+    cc: str | None = None,
+    asan: bool = False,
+    simde: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Compile into `out` and copy the headers there; returns the library's path.
 
     asan: with AddressSanitizer and UBSan. simde: AVX-512 code as plain C of the SIMDe headers, so
-    that any x86 CPU can test it (slowly).
+    that any x86 CPU can test it (slowly). Raises SystemExit, with a sentence.
     """
     try:
         import ninja
     except ImportError:
         raise SystemExit("native/build.py: ninja is missing: pip install ninja") from None
-    from ninja.ninja_syntax import Writer
 
-    cc = (
-        cc
-        or os.environ.get("CC")
-        or shutil.which("cc")
-        or shutil.which("gcc")
-        or shutil.which("clang")
-    )
-    if not cc or not shutil.which(cc.split()[0]):
-        raise SystemExit(
-            "native/build.py: no C compiler found: install one (Debian: apt-get install gcc libc6-dev) or set CC"
-        )
+    cc = _compiler(cc)
     target = machine(cc)
-    sources = COMMON | (X86 if target in ("x86_64", "amd64") else {})
+    files = sources(target)
     if simde:
-        sources["avx512.c"] = f"{X86['avx2.c']} -DGWQ_SIMDE"
-    flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"' + (
-        " -fsanitize=address,undefined -g" if asan else ""
-    )
+        files["x86/avx512.c"] = f"{AVX2} -DGWQ_SIMDE"
+    flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
+    variant = target
+    if asan:
+        flags += f" {SANITIZERS} -g"
+        variant += "-asan"
+    if simde:
+        variant += "-simde"
+
     out = Path(out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    folder = NATIVE / "build" / (target + "-asan" * asan + "-simde" * simde)
-    folder.mkdir(parents=True, exist_ok=True)
     library = out / "libgwq.so"
-    with open(folder / "build.ninja", "w") as f:
-        n = Writer(f, width=10**6)
-        n.rule(
-            "cc", f"{cc} {flags} $isa -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc"
-        )
-        n.rule(
-            "link",
-            f"{cc} -shared -pthread {'-fsanitize=address,undefined' if asan else ''} $in -lm -o $out.tmp && mv $out.tmp $out",
-        )
-        objects = [
-            n.build(f"{Path(s).stem}.o", "cc", str(NATIVE / s), variables={"isa": isa})[0]
-            for s, isa in sources.items()
-        ]
-        n.build(str(library), "link", objects)
-    done = subprocess.run(
-        [Path(ninja.BIN_DIR, "ninja"), "-C", folder, *(["-v"] if verbose else ["--quiet"])]
-    )
-    if done.returncode:
+    folder = NATIVE / "build" / variant
+    for path in (out, folder):
+        path.mkdir(parents=True, exist_ok=True)
+    _write_ninja(folder, library, cc, flags, files)
+    noise = "-v" if verbose else "--quiet"
+    if subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder, noise]).returncode:
         raise SystemExit("native/build.py: the compiler failed; its message is above")
     for name in HEADERS:
-        shutil.copyfile(NATIVE / name, out / name)
+        shutil.copyfile(INCLUDE / name, out / name)
     return library
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Compile libgwq with ninja.")
     parser.add_argument(
         "--out",

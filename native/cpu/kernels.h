@@ -1,0 +1,87 @@
+/* A row of function pointers per instruction set, with a slot per matrix type where types differ.
+ * An empty slot (NULL) is filled from the row before it in dispatch.c's table: AVX2's for AVX-512,
+ * in the end the scalar one. The public functions have checked the arguments. */
+#ifndef GWQ_KERNELS_H
+#define GWQ_KERNELS_H
+#include "matrix.h"
+
+enum {
+    GWQ_PANEL = 48,  /* tokens that share a decoded tile */
+    GWQ_FEW = 6,     /* up to here outliers are added token by token, like those of one token */
+    GWQ_QUERIES = 4  /* rows of attention that share the keys they read */
+};
+
+/* The activations of one matmul, and their codes: x ~ scale * q in each block of 64 columns. */
+typedef struct gwq_input {
+    int64_t n;       /* tokens */
+    int64_t cols;
+    int64_t blocks;  /* ceil(cols / 64) */
+    const float *x;  /* (n, cols) */
+    int8_t *q;       /* (n, 64 * blocks), padded with zeros; rows are 64-byte aligned */
+    float *scale;    /* (n, blocks) */
+    /* (n, 4 * blocks, 2), for each 16 columns: -ENTRY_BIAS times the sum of q over the columns 4j
+     * and 4j+1, and over the columns 4j+2 and 4j+3, j < 4. A kernel that looks up biased entries
+     * starts its 16-bit sums here: sum of (entry + ENTRY_BIAS) * q + bias = sum of entry * q. The
+     * result of 8 columns fits 16 bits (8 * 32 * 127), whatever overflowed in between. */
+    int16_t *bias;
+    /* x by columns, (ceil(n / GWQ_PANEL), cols, GWQ_PANEL), zero beyond n: for the outliers of more
+     * than GWQ_FEW tokens. */
+    float *panel;
+} gwq_input;
+
+typedef struct gwq_kernels {
+    const char *isa; /* name of the instruction set */
+    int (*supported)(void);
+
+    /* One row x (cols) to q (64 * blocks), scale (blocks), bias (8 * blocks): scale = max|x| / 127
+     * of each block, q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical
+     * bits on every instruction set. */
+    void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+    /* out[c][t] = x[t * stride + c] for t < count <= GWQ_PANEL, c < width; 0 for other tokens */
+    void (*panel)(const float *x, int64_t stride, int count, int64_t width,
+                  float (*out)[GWQ_PANEL]);
+    /* y[t * m->rows + r] for t < in->n and every row r of the row groups first .. last-1: tile
+     * types with the outliers, ggml types without */
+    void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last,
+                                const gwq_input *in, float *y);
+    /* y += the outliers' part of it */
+    void (*sparse)(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y);
+    /* out (16, cols) = the weights of a row group without outliers; rows beyond m->rows are not
+     * written. Identical bits on every instruction set. */
+    void (*dequantize[GWQ_K_COUNT])(const gwq_matrix *m, int64_t group, float *out);
+
+    /* As gwq_rmsnorm, one row */
+    void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t dim, float *out);
+    /* x = f(x) * up, or f(x) where up is NULL; activation: enum gwq_activation */
+    void (*activate)(float *x, const float *up, int64_t count, int activation);
+    /* x = cap * tanh(x / cap) */
+    void (*softcap)(float *x, int64_t count, float cap);
+    /* FP16 to nearest even; at most +-65504, NaN stays */
+    void (*to_halves)(const float *x, int64_t count, uint16_t *out);
+
+    /* Attention, over a run of keys: cached numbers of type F32, F16 or Q8_0, a key `stride`
+     * numbers after the one before it. s[key][i] = q[i] . k[key] */
+    void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
+                   int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+    /* s[key][i] = exp(s[key][i] - most[i]), and sum[i] over the keys; s may be -INFINITY. There is
+     * room for one key more. */
+    void (*exponents)(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+    /* out[i] (dim) += sum over the keys of s[key][i] * v[key] */
+    void (*mix)(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
+                int64_t dim, float *const out[GWQ_QUERIES]);
+
+    /* As gwq_read, one thread's part; returns the sum of its 64-bit words */
+    uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
+    /* As gwq_encode, the rings first .. last-1, multiples of 8. Identical bits on every instruction
+     * set. */
+    void (*encode)(const gwq_encoding *e, int64_t first, int64_t last);
+} gwq_kernels;
+
+/* One row per instruction set; dispatch.c lists those that are compiled in. */
+extern const gwq_kernels gwq_scalar;
+extern const gwq_kernels gwq_avx2;
+extern const gwq_kernels gwq_avx512;
+
+/* The selected row, without empty slots */
+const gwq_kernels *gwq_in_use(void);
+#endif

@@ -1,0 +1,186 @@
+/* gwq_matmul: int8 codes of the activations, then row groups of all matrices shared out by
+ * bytes. */
+#include <stdatomic.h>
+#include "kernels.h"
+#include "massive.h"
+#include "threads.h"
+
+struct matmul_job {
+    const gwq_matrix *const *m; /* (count) */
+    float *const *y;            /* (count) */
+    int count;
+    gwq_input in;
+    gwq_input residual;         /* codes that count for the tokens that are `massive` */
+    uint8_t *massive;           /* (n) */
+    atomic_uint_fast64_t taken; /* pieces of matmul_task that somebody has begun */
+};
+
+/* --- activations ------------------------------------------------------------------------------ */
+
+static void quantize_task(void *p, int thread, int threads) {
+    const struct matmul_job *j = p;
+    const gwq_input *in = &j->in;
+    int64_t end = gwq_share(in->n, thread + 1, threads);
+    for (int64_t t = gwq_share(in->n, thread, threads); t < end; t++) {
+        const int64_t at = t * in->blocks;
+        gwq_in_use()->quantize(in->x + t * in->cols, in->cols, in->q + at * GWQ_BLOCK,
+                               in->scale + at, in->bias + 8 * at);
+        j->massive[t] = (uint8_t)gwq_residual_codes(in, t, &j->residual);
+    }
+}
+
+static void panel_task(void *p, int thread, int threads) {
+    const gwq_input *in = &((struct matmul_job *)p)->in;
+    int64_t tiles = gwq_tiles(in->cols);
+    int64_t pieces = (in->n + GWQ_PANEL - 1) / GWQ_PANEL * tiles;
+    int64_t end = gwq_share(pieces, thread + 1, threads);
+    for (int64_t i = gwq_share(pieces, thread, threads); i < end; i++) {
+        int64_t t = i / tiles * GWQ_PANEL;
+        int64_t c = i % tiles * GWQ_TILE;
+        int64_t count = min64(GWQ_PANEL, in->n - t);
+        int64_t width = min64(GWQ_TILE, in->cols - c);
+        float *out = in->panel + (t / GWQ_PANEL * in->cols + c) * GWQ_PANEL;
+        gwq_in_use()->panel(in->x + t * in->cols + c, in->cols, (int)count, width,
+                            (float(*)[GWQ_PANEL])out);
+    }
+}
+
+/* --- products --------------------------------------------------------------------------------- */
+
+/* Bytes of the first `groups` row groups and their outliers: what a thread's share is measured
+ * in */
+static uint64_t bytes_before(const gwq_matrix *m, int64_t groups) {
+    uint64_t dense = m->data_bytes * (uint64_t)groups / (uint64_t)gwq_groups(m->rows);
+    return dense + (m->outliers ? gwq_load_u32(m->offsets + 4 * groups) : 0);
+}
+
+/* The first row group at or after byte `target` of the matrix */
+static int64_t group_at(const gwq_matrix *m, uint64_t target) {
+    int64_t low = 0, high = gwq_groups(m->rows);
+    while (low < high) {
+        int64_t mid = (low + high) / 2;
+        if (bytes_before(m, mid) < target) low = mid + 1;
+        else high = mid;
+    }
+    return low;
+}
+
+/* y = the row groups first .. last-1 of matrix i times the activations */
+static void matmul_groups(const struct matmul_job *j, int i, int64_t first, int64_t last) {
+    const gwq_kernels *kernels = gwq_in_use();
+    const gwq_matrix *m = j->m[i];
+    const int kind = gwq_kind_of(m);
+    kernels->matmul[kind](m, first, last, &j->in, j->y[i]);
+    if (!gwq_types[kind].bits) { /* ggml types: float32 activations, outliers apart */
+        if (m->outliers) kernels->sparse(m, first, last, &j->in, j->y[i]);
+        return;
+    }
+    for (int64_t t = 0; t < j->in.n; t++)
+        if (j->massive[t]) gwq_residual_product(m, kind, first, last, &j->residual, t, j->y[i]);
+}
+
+/* The row groups that begin at the bytes from .. to-1 of all matrices, laid end to end */
+static void matmul_bytes(const struct matmul_job *j, uint64_t from, uint64_t to) {
+    uint64_t base = 0;
+    for (int i = 0; i < j->count; i++) {
+        const gwq_matrix *m = j->m[i];
+        const int64_t groups = gwq_groups(m->rows);
+        const uint64_t size = bytes_before(m, groups);
+        int64_t first = from <= base ? 0 : from >= base + size ? groups : group_at(m, from - base);
+        int64_t last = to <= base ? 0 : to >= base + size ? groups : group_at(m, to - base);
+        if (first < last) matmul_groups(j, i, first, last);
+        base += size;
+    }
+}
+
+/* Where piece i of `pieces` begins: floor(total * i / pieces), without overflow */
+static uint64_t piece_start(uint64_t total, uint64_t pieces, uint64_t i) {
+    return total / pieces * i + total % pieces * i / pieces;
+}
+
+/* A thread's share is SHARES pieces. OWN of them are its own; whoever is done first takes the rest,
+ * because a CPU that other programs use is late. One thread alone computes each row group, so the
+ * result does not depend on who does. */
+enum { OWN = 5, SHARES = 8 };
+
+static void matmul_task(void *p, int thread, int threads) {
+    struct matmul_job *j = p;
+    const uint64_t pieces = threads == 1 ? 1 : (uint64_t)threads * SHARES;
+    const uint64_t own = threads == 1 ? 1 : OWN;
+    uint64_t total = 0;
+    for (int i = 0; i < j->count; i++) total += bytes_before(j->m[i], gwq_groups(j->m[i]->rows));
+    matmul_bytes(j, piece_start(total, pieces, own * (uint64_t)thread),
+                 piece_start(total, pieces, own * (uint64_t)(thread + 1)));
+    for (;;) {
+        uint64_t i = own * (uint64_t)threads + atomic_fetch_add(&j->taken, 1);
+        if (i >= pieces) return;
+        matmul_bytes(j, piece_start(total, pieces, i), piece_start(total, pieces, i + 1));
+    }
+}
+
+/* --- scratch ---------------------------------------------------------------------------------- */
+
+static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+/* Bytes of the codes of n tokens, their scales and their biases */
+static size_t code_bytes(int64_t n, int64_t blocks) {
+    const size_t count = (size_t)(n * blocks);
+    return count * GWQ_BLOCK + round_up(sizeof(float) * count) +
+           round_up(8 * sizeof(int16_t) * count);
+}
+
+/* An input without codes yet, for which there is room from `at` on */
+static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) {
+    const int64_t count = n * gwq_blocks(cols);
+    gwq_input in = {.n = n, .cols = cols, .blocks = gwq_blocks(cols), .x = x, .q = (int8_t *)at};
+    at += count * GWQ_BLOCK;
+    in.scale = (float *)at;
+    at += round_up(sizeof(float) * (size_t)count);
+    in.bias = (int16_t *)at;
+    return in;
+}
+
+/* Room to align it, two sets of codes, `massive`, panels */
+uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
+    if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
+    size_t panels = ((size_t)n + GWQ_PANEL - 1) / GWQ_PANEL;
+    size_t panel_floats = n > GWQ_FEW ? panels * GWQ_PANEL * (size_t)cols : 0;
+    return 64 + 2 * code_bytes(n, gwq_blocks(cols)) + round_up((size_t)n) +
+           sizeof(float) * panel_floats;
+}
+
+int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n,
+               float *const *y, void *scratch, uint64_t scratch_bytes) {
+    if (!m || !y || !x || count < 1 || n < 1) return GWQ_E_ARGUMENT;
+    int tiles = 0;    /* whether a matrix is of a tile type */
+    int outliers = 0; /* whether one has outliers */
+    for (int i = 0; i < count; i++) {
+        if (!gwq_usable(m[i]) || !y[i] || m[i]->cols != m[0]->cols) return GWQ_E_ARGUMENT;
+        tiles |= gwq_types[gwq_kind_of(m[i])].bits;
+        outliers |= m[i]->outliers != NULL;
+    }
+    const int64_t cols = m[0]->cols;
+    const int64_t blocks = gwq_blocks(cols);
+    struct matmul_job j = {
+        .m = m,
+        .y = y,
+        .count = count,
+        .in = {.n = n, .cols = cols, .blocks = blocks, .x = x},
+    };
+    if (tiles) {
+        if (!scratch || scratch_bytes < gwq_scratch_bytes(n, cols)) return GWQ_E_SCRATCH;
+        uint8_t *at = (uint8_t *)round_up((size_t)scratch);
+        j.in = input_at(at, x, n, cols);
+        at += code_bytes(n, blocks);
+        j.residual = input_at(at, x, n, cols);
+        at += code_bytes(n, blocks);
+        j.massive = at;
+        at += round_up((size_t)n);
+        j.in.panel = (float *)at;
+        if (n == 1) quantize_task(&j, 0, 1);
+        else gwq_pool_run(pool, quantize_task, &j);
+        if (outliers && n > GWQ_FEW) gwq_pool_run(pool, panel_task, &j);
+    }
+    gwq_pool_run(pool, matmul_task, &j);
+    return GWQ_OK;
+}

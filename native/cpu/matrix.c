@@ -1,0 +1,194 @@
+/* Matrices: their types and sizes, the check of what a file says, rows as floats. */
+#include "matrix.h"
+#include <string.h>
+#include "kernels.h"
+#include "threads.h"
+
+#define TILE_ROW(bits) \
+    {GWQ_TYPE_GWQ##bits, bits, GWQ_BLOCK, sizeof(struct gwq##bits##_tile) / GWQ_TILE_BLOCKS}
+
+const gwq_type_row gwq_types[GWQ_K_COUNT] = {
+    [GWQ_K_F32] = {GWQ_TYPE_F32, 0, 1, 4},
+    [GWQ_K_F16] = {GWQ_TYPE_F16, 0, 1, 2},
+    [GWQ_K_BF16] = {GWQ_TYPE_BF16, 0, 1, 2},
+    [GWQ_K_Q8_0] = {GWQ_TYPE_Q8_0, 0, 32, sizeof(struct q8_0_block)},
+    [GWQ_K_GWQ2] = TILE_ROW(2),
+    [GWQ_K_GWQ3] = TILE_ROW(3),
+    [GWQ_K_GWQ4] = TILE_ROW(4),
+    [GWQ_K_Q4_0] = {GWQ_TYPE_Q4_0, 0, 32, sizeof(struct q4_block)},
+    [GWQ_K_IQ4_NL] = {GWQ_TYPE_IQ4_NL, 0, 32, sizeof(struct q4_block)},
+};
+
+_Static_assert(sizeof(struct q8_0_block) == 34, "packed");
+_Static_assert(sizeof(struct q4_block) == 18, "packed");
+_Static_assert(sizeof(struct gwq_head) == 16, "packed");
+_Static_assert(sizeof(struct gwq4_tile) == 4 * (48 + 4 * 128), "as gwq_block_bytes says");
+_Static_assert(sizeof(struct gwq3_tile) == 4 * (24 + 3 * 128), "as gwq_block_bytes says");
+_Static_assert(sizeof(struct gwq2_tile) == 4 * (24 + 2 * 128), "as gwq_block_bytes says");
+
+int gwq_type_index(int32_t id) {
+    for (int i = 0; i < GWQ_K_COUNT; i++)
+        if (gwq_types[i].id == id) return i;
+    return -1;
+}
+
+uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols) {
+    int k = gwq_type_index(type);
+    if (k < 0 || rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX) return 0;
+    const gwq_type_row *row = &gwq_types[k];
+    if (!row->bits && cols % row->unit) return 0;
+    uint64_t units = (uint64_t)((cols + row->unit - 1) / row->unit);
+    uint64_t held = row->bits ? (uint64_t)gwq_groups(rows) : (uint64_t)rows;
+    if (held > UINT64_MAX / 1024 / units) return 0;
+    return held * units * (uint64_t)row->unit_bytes + (row->bits ? gwq_head_bytes(rows) : 0);
+}
+
+int gwq_usable(const gwq_matrix *m) {
+    return m && m->data && gwq_type_index(m->type) >= 0 &&
+           m->data_bytes == gwq_matrix_bytes(m->type, m->rows, m->cols);
+}
+
+/* --- what a file says ------------------------------------------------------------------------- */
+
+/* One record: it lies within the table, its rows and columns within the matrix, and the columns of
+ * a row ascend. Moves *at behind it. */
+static int check_record(const gwq_matrix *m, int64_t group, int64_t tile, const uint8_t **at,
+                        const uint8_t *end) {
+    const uint8_t *record = *at;
+    if (end - record < GWQ_ROWS) return GWQ_E_RECORD;
+    int64_t rows = m->rows - group * GWQ_ROWS;
+    int64_t width = m->cols - tile * GWQ_TILE;
+    int64_t total = 0;
+    int last[GWQ_ROWS]; /* the last column of each row */
+    for (int r = 0; r < GWQ_ROWS; r++) {
+        if (r >= rows && record[r]) return GWQ_E_ROW;
+        total += record[r];
+        last[r] = -1;
+    }
+    if (end - record < GWQ_ROWS + 3 * total) return GWQ_E_RECORD;
+    const uint8_t *column = record + GWQ_ROWS + 2 * total;
+    uint64_t left[2]; /* outliers to come, a byte per row: 8 rows at once make opening a file fast */
+    memcpy(left, record, sizeof left);
+    while (left[0] | left[1])
+        for (int half = 0; half < 2; half++) {
+            const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
+            uint64_t some = (((left[half] & low) + low) | left[half]) & ~low; /* top bit: not 0 */
+            left[half] -= some >> 7;
+            for (; some; some &= some - 1) {
+                int c = *column++;
+                int *before = &last[8 * half + __builtin_ctzll(some) / 8];
+                if (c >= width || c <= *before) return GWQ_E_COLUMN;
+                *before = c;
+            }
+        }
+    *at = column;
+    return GWQ_OK;
+}
+
+/* Offsets within the table, from 0 to its end; check_side_table sees whether the records meet
+ * them */
+static int check_offsets(const gwq_matrix *m, int64_t groups) {
+    if (!m->offsets || m->offset_bytes != 4 * (uint64_t)(groups + 1)) return GWQ_E_OFFSETS;
+    if (m->outlier_bytes > INT32_MAX) return GWQ_E_OFFSETS;
+    if (gwq_load_u32(m->offsets) != 0) return GWQ_E_OFFSETS;
+    if (gwq_load_u32(m->offsets + 4 * groups) != m->outlier_bytes) return GWQ_E_OFFSETS;
+    for (int64_t g = 0; g < groups; g++)
+        if (gwq_load_u32(m->offsets + 4 * g + 4) > m->outlier_bytes) return GWQ_E_OFFSETS;
+    return GWQ_OK;
+}
+
+static int check_side_table(const gwq_matrix *m) {
+    if (!m->outliers) return m->offsets || m->outlier_bytes ? GWQ_E_ARGUMENT : GWQ_OK;
+    int64_t groups = gwq_groups(m->rows);
+    int status = check_offsets(m, groups);
+    const uint8_t *at = m->outliers;
+    for (int64_t g = 0; g < groups && !status; g++) {
+        if (at != gwq_records(m, g)) return GWQ_E_OFFSETS;
+        const uint8_t *end = gwq_records(m, g + 1);
+        for (int64_t t = 0; t < gwq_tiles(m->cols) && !status; t++)
+            status = check_record(m, g, t, &at, end);
+        if (!status && at != end) return GWQ_E_RECORD;
+    }
+    return status;
+}
+
+int gwq_matrix_check(const gwq_matrix *m) {
+    if (!m || !m->data) return GWQ_E_ARGUMENT;
+    int k = gwq_type_index(m->type);
+    if (k < 0) return GWQ_E_TYPE;
+    uint64_t bytes = gwq_matrix_bytes(m->type, m->rows, m->cols);
+    if (!bytes) return GWQ_E_SHAPE;
+    if (bytes != m->data_bytes) return GWQ_E_SIZE;
+    for (int i = 0; gwq_types[k].bits && i < (int)sizeof(struct gwq_head); i++)
+        if (gwq_table(m)[i] < -ENTRY_BIAS || gwq_table(m)[i] >= ENTRY_BIAS) return GWQ_E_TABLE;
+    return check_side_table(m);
+}
+
+/* --- rows as floats --------------------------------------------------------------------------- */
+
+static float half_to_float(const uint8_t *p) {
+    float f;
+    const gwq_matrix one = {.type = GWQ_TYPE_F16, .rows = 1, .cols = 1, .data = p, .data_bytes = 2};
+    gwq_scalar.dequantize[GWQ_K_F16](&one, 0, &f);
+    return f;
+}
+
+/* out (rows of the group, cols): the kernel writes the dense part, then the outliers are added.
+ * What the file stores of an outlier is the difference between the weight and the dense part in its
+ * place,
+ *
+ *     weight = dense + difference, the sum rounded once to float32. */
+static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
+    gwq_in_use()->dequantize[gwq_kind_of(m)](m, group, out);
+    const uint8_t *record = gwq_records(m, group);
+    if (!record) return;
+    for (int64_t first = 0; first < m->cols; first += GWQ_TILE) {
+        int total = 0;
+        int at = 0;
+        for (int r = 0; r < GWQ_ROWS; r++) total += record[r];
+        const uint8_t *value = record + GWQ_ROWS;
+        const uint8_t *column = value + 2 * total;
+        for (int level = 0; at < total; level++)
+            for (int r = 0; r < GWQ_ROWS; r++)
+                if (record[r] > level) {
+                    out[r * m->cols + first + column[at]] += half_to_float(value + 2 * at);
+                    at++;
+                }
+        record = column + total;
+    }
+}
+
+struct dequantize_job {
+    const gwq_matrix *m;
+    int64_t first_group, groups;
+    float *out;
+};
+
+static void dequantize_task(void *p, int thread, int threads) {
+    const struct dequantize_job *j = p;
+    int64_t end = gwq_share(j->groups, thread + 1, threads);
+    for (int64_t g = gwq_share(j->groups, thread, threads); g < end; g++)
+        dequantize_group(j->m, j->first_group + g, j->out + g * GWQ_ROWS * j->m->cols);
+}
+
+int gwq_dequantize(gwq_pool *pool, const gwq_matrix *m, int64_t first, int64_t count, float *out) {
+    if (!gwq_usable(m) || !out) return GWQ_E_ARGUMENT;
+    /* whole row groups, so that no copy is needed; the last one may be short */
+    if (first < 0 || count < 0 || first % GWQ_ROWS || first + count > m->rows) return GWQ_E_INDEX;
+    if (count % GWQ_ROWS && first + count != m->rows) return GWQ_E_INDEX;
+    struct dequantize_job j = {m, first / GWQ_ROWS, gwq_groups(count), out};
+    gwq_pool_run(pool, dequantize_task, &j);
+    return GWQ_OK;
+}
+
+int gwq_embed(const gwq_matrix *m, const int32_t *ids, int64_t n, float *group, float *out) {
+    if (!gwq_usable(m) || n < 0 || (n && (!ids || !out || !group))) return GWQ_E_ARGUMENT;
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= m->rows) return GWQ_E_INDEX;
+    for (int64_t i = 0; i < n; i++) {
+        dequantize_group(m, ids[i] / GWQ_ROWS, group);
+        const float *row = group + ids[i] % GWQ_ROWS * m->cols;
+        memcpy(out + i * m->cols, row, (size_t)m->cols * sizeof *out);
+    }
+    return GWQ_OK;
+}

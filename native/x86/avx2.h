@@ -1,0 +1,26 @@
+/* Loads and sums that the avx2*.c files share. */
+#ifndef GWQ_AVX2_H
+#define GWQ_AVX2_H
+#include <immintrin.h>
+#include <string.h>
+#include "slots.h"
+
+GWQ_INLINE __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* FP16 to float, 8 values and one */
+GWQ_INLINE __m256 half8(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+GWQ_INLINE float half1(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return _cvtsh_ss(h);
+}
+
+/* ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)) */
+GWQ_INLINE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+#endif

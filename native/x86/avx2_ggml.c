@@ -1,0 +1,191 @@
+/* AVX2, FMA and F16C: matrices of stock types. */
+#include "avx2.h"
+#include "cpu/tiles.h"
+
+/* --- stock types: one function per type adds 32 columns to a row's sums ------------------------------------------- */
+
+/* sum[2] += weights of a unit of 32 columns * x[4] */
+typedef void (*unit_fn)(const uint8_t *unit, const __m256 x[4], __m256 sum[2]);
+/* w = the 32 weights of a unit */
+typedef void (*floats_fn)(const uint8_t *unit, __m256 w[4]);
+
+GWQ_INLINE void f32_floats(const uint8_t *p, __m256 w[4]) {
+    for (int i = 0; i < 4; i++) w[i] = _mm256_castsi256_ps(load(p + 32 * i));
+}
+GWQ_INLINE void f16_floats(const uint8_t *p, __m256 w[4]) {
+    for (int i = 0; i < 4; i++) w[i] = half8(p + 16 * i);
+}
+GWQ_INLINE void bf16_floats(const uint8_t *p, __m256 w[4]) {
+    for (int i = 0; i < 4; i++) {
+        __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 16 * i)));
+        w[i] = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    }
+}
+GWQ_INLINE void q8_0_codes(const uint8_t *p, __m256 w[4]) {
+    for (int i = 0; i < 4; i++) w[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 2 + 8 * i))));
+}
+GWQ_INLINE void q8_0_floats(const uint8_t *p, __m256 w[4]) {
+    __m256 d = _mm256_set1_ps(half1(p));
+    q8_0_codes(p, w);
+    for (int i = 0; i < 4; i++) w[i] = _mm256_mul_ps(d, w[i]);
+}
+
+GWQ_INLINE void plain_unit(floats_fn floats, const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
+    __m256 w[4];
+    floats(p, w);
+    for (int i = 0; i < 4; i++) sum[i % 2] = _mm256_fmadd_ps(w[i], x[i], sum[i % 2]);
+}
+GWQ_INLINE void f32_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(f32_floats, p, x, sum); }
+GWQ_INLINE void f16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(f16_floats, p, x, sum); }
+GWQ_INLINE void bf16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(bf16_floats, p, x, sum); }
+GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
+    __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si64(p)));
+    __m256 w[4];
+    q8_0_codes(p, w);
+    __m256 s = _mm256_mul_ps(w[0], x[0]);
+    for (int i = 1; i < 4; i++) s = _mm256_fmadd_ps(w[i], x[i], s);
+    sum[0] = _mm256_fmadd_ps(d, s, sum[0]);
+}
+
+/* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k] with x. */
+GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows, const uint8_t *const *row, int64_t cols,
+                           const float *x, float *y) {
+    enum { AHEAD = 1024 };
+    __m256 sum[STREAMS][2], v[4];
+    int64_t units = cols / 32, rest = cols % 32;
+    for (int k = 0; k < rows; k++) sum[k][0] = sum[k][1] = _mm256_setzero_ps();
+    for (int64_t u = 0; u < units; u++) {
+        for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 32 * u + 8 * i);
+        for (int k = 0; k < rows; k++) {
+            const uint8_t *p = row[k] + (size_t)u * unit_bytes;
+            prefetch(p, AHEAD, unit_bytes);
+            unit(p, v, sum[k]);
+        }
+    }
+    if (rest) { /* never q8_0, whose rows are whole units */
+        float last[32] = {0};
+        memcpy(last, x + 32 * units, (size_t)rest * sizeof *x);
+        for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(last + 8 * i);
+        for (int k = 0; k < rows; k++) {
+            uint8_t w[128] = {0};
+            memcpy(w, row[k] + (size_t)units * unit_bytes, (size_t)rest * (unit_bytes / 32));
+            unit(w, v, sum[k]);
+        }
+    }
+    for (int k = 0; k < rows; k++) y[k] = sum8(_mm256_add_ps(sum[k][0], sum[k][1]));
+}
+
+GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
+                           const gwq_input *in, float *y) {
+    size_t stride = m->data_bytes / (uint64_t)m->rows;
+    int64_t row = first * GWQ_ROWS, end = min64(m->rows, last * GWQ_ROWS), each = (end - row) / STREAMS;
+    const uint8_t *p[STREAMS];
+    for (int64_t i = 0; i < each; i++) {
+        float sum[STREAMS];
+        for (int k = 0; k < STREAMS; k++) p[k] = (const uint8_t *)m->data + (size_t)(row + k * each + i) * stride;
+        ggml_rows(unit, unit_bytes, STREAMS, p, m->cols, in->x, sum);
+        for (int k = 0; k < STREAMS; k++) y[row + k * each + i] = sum[k];
+    }
+    for (row += STREAMS * each; row < end; row++) {
+        p[0] = (const uint8_t *)m->data + (size_t)row * stride;
+        ggml_rows(unit, unit_bytes, 1, p, m->cols, in->x, y + row);
+    }
+}
+
+/* out (cols) = weights of a row, from p on */
+GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols, float *out) {
+    __m256 w[4];
+    for (; cols >= 32; cols -= 32, p += unit_bytes, out += 32) {
+        floats(p, w);
+        for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + 8 * i, w[i]);
+    }
+    if (cols) {
+        uint8_t last[128] = {0};
+        float f[32];
+        memcpy(last, p, (size_t)cols * (unit_bytes / 32));
+        floats(last, w);
+        for (int i = 0; i < 4; i++) _mm256_storeu_ps(f + 8 * i, w[i]);
+        memcpy(out, f, (size_t)cols * sizeof *out);
+    }
+}
+
+GWQ_INLINE void ggml_dequantize(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t group, float *out) {
+    size_t stride = m->data_bytes / (uint64_t)m->rows;
+    for (int64_t r = group * GWQ_ROWS; r < min64(m->rows, (group + 1) * GWQ_ROWS); r++, out += m->cols)
+        ggml_row(floats, unit_bytes, (const uint8_t *)m->data + (size_t)r * stride, m->cols, out);
+}
+
+/* --- stock types, several tokens: convert 16 rows x CHUNK columns once, then 4 rows x 3 tokens in registers ------- */
+
+enum { CHUNK = 256 };
+
+/* y[i * stride + r] += w[r] . x[i] over `cols` columns, r < 4, i < count (constant, at most 3) */
+GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width, const int count, int rows,
+                          float *y, int64_t stride) {
+    __m256 sum[3][4];
+    for (int i = 0; i < count; i++)
+        for (int r = 0; r < 4; r++) sum[i][r] = _mm256_setzero_ps();
+    int64_t c = 0;
+    for (; c + 8 <= width; c += 8) {
+        __m256 v[3];
+        for (int i = 0; i < count; i++) v[i] = _mm256_loadu_ps(x + i * cols + c);
+        for (int r = 0; r < 4; r++) {
+            __m256 f = _mm256_load_ps(w[r] + c);
+            for (int i = 0; i < count; i++) sum[i][r] = _mm256_fmadd_ps(f, v[i], sum[i][r]);
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        if (c < width) { /* the weights beyond `width` are zero */
+            float last[8] = {0};
+            memcpy(last, x + i * cols + c, (size_t)(width - c) * sizeof *x);
+            for (int r = 0; r < 4; r++)
+                sum[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w[r] + c), _mm256_loadu_ps(last), sum[i][r]);
+        }
+        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum[i][0], sum[i][1]), _mm256_hadd_ps(sum[i][2], sum[i][3]));
+        float four[4];
+        _mm_storeu_ps(four, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+        for (int r = 0; r < rows; r++) y[i * stride + r] += four[r];
+    }
+}
+
+GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
+                           const gwq_input *in, float *y) {
+    size_t stride = m->data_bytes / (uint64_t)m->rows;
+    _Alignas(64) float w[GWQ_ROWS][CHUNK];
+    for (int64_t g = first; g < last; g++) {
+        int64_t row = g * GWQ_ROWS;
+        int rows = (int)min64(GWQ_ROWS, m->rows - row);
+        for (int64_t t = 0; t < in->n; t++) memset(y + t * m->rows + row, 0, (size_t)rows * sizeof *y);
+        for (int64_t c = 0; c < m->cols; c += CHUNK) {
+            int64_t width = min64(CHUNK, m->cols - c);
+            memset(w, 0, rows < GWQ_ROWS || width < CHUNK ? sizeof w : 0);
+            for (int r = 0; r < rows; r++) {
+                const uint8_t *p = (const uint8_t *)m->data + (size_t)(row + r) * stride + (size_t)(c / 32) * unit_bytes;
+                prefetch(p, CHUNK / 32 * unit_bytes, CHUNK / 32 * unit_bytes);
+                ggml_row(floats, unit_bytes, p, width, w[r]);
+            }
+            for (int64_t t = 0; t < in->n; t += 3)
+                for (int r = 0; r < rows; r += 4) {
+                    const float *x = in->x + t * in->cols + c;
+                    float *to = y + t * m->rows + row + r;
+                    int four = (int)min64(4, rows - r);
+                    if (in->n - t >= 3) four_rows(w + r, x, in->cols, width, 3, four, to, m->rows);
+                    else if (in->n - t == 2) four_rows(w + r, x, in->cols, width, 2, four, to, m->rows);
+                    else four_rows(w + r, x, in->cols, width, 1, four, to, m->rows);
+                }
+        }
+    }
+}
+
+#define GGML_TYPE(name, unit_bytes)                                                                                 \
+    void gwq_avx2_dequantize_##name(const gwq_matrix *m, int64_t group, float *out) {                                  \
+        ggml_dequantize(name##_floats, unit_bytes, m, group, out);                                                  \
+    }                                                                                                                \
+    void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {     \
+        if (in->n == 1) ggml_gemv(name##_unit, unit_bytes, m, first, last, in, y);                                  \
+        else ggml_gemm(name##_floats, unit_bytes, m, first, last, in, y);                                           \
+    }
+GGML_TYPE(f32, 128)
+GGML_TYPE(f16, 64)
+GGML_TYPE(bf16, 64)
+GGML_TYPE(q8_0, 34)

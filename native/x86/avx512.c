@@ -1,0 +1,298 @@
+/* AVX-512 (F, BW, DQ, VL, VNNI): tile matrices.
+ *
+ * With GWQ_SIMDE the same code compiles for any x86 CPU, slowly, for the tests. */
+#ifdef GWQ_SIMDE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#else
+#include <immintrin.h>
+#endif
+#include "cpu/tiles.h"
+#include "slots.h"
+
+static int supported(void) {
+#ifdef GWQ_SIMDE
+    return gwq_avx2.supported();
+#else
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && gwq_avx2.supported();
+#endif
+}
+
+/* acc += products of four neighbouring biased entries and activations, per 32-bit lane. By assembler, because gcc 12
+ * copies the accumulator before and after the intrinsic when it lives in an array. */
+GWQ_INLINE void add_quads(__m512i *acc, __m512i entries, const int8_t *x) {
+#ifdef GWQ_SIMDE
+    int32_t v;
+    memcpy(&v, x, 4);
+    *acc = _mm512_dpbusd_epi32(*acc, entries, _mm512_set1_epi32(v));
+#else
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(entries), "m"(*(const int8_t(*)[4])x));
+#endif
+}
+
+/* Sixteen values each; SIMDe 0.7.4 lacks these seven. */
+#ifdef GWQ_SIMDE
+GWQ_INLINE __m512 half16(const uint8_t *p) {
+    float f[16];
+    gwq_avx2_halves(p, 16, f);
+    return _mm512_loadu_ps(f);
+}
+GWQ_INLINE __m512 floats16(__m512i v) {
+    int32_t n[16];
+    float f[16];
+    _mm512_storeu_si512(n, v);
+    for (int i = 0; i < 16; i++) f[i] = (float)n[i];
+    return _mm512_loadu_ps(f);
+}
+GWQ_INLINE __m512i bytes16(const uint8_t *p) {
+    int32_t v[16];
+    for (int i = 0; i < 16; i++) v[i] = p[i];
+    return _mm512_loadu_si512(v);
+}
+GWQ_INLINE __m512i widened(__m128i bytes) {
+    int8_t b[16];
+    int32_t v[16];
+    _mm_storeu_si128((__m128i *)b, bytes);
+    for (int i = 0; i < 16; i++) v[i] = b[i];
+    return _mm512_loadu_si512(v);
+}
+GWQ_INLINE __m512 gather16(const float *x, __m512i index) {
+    int32_t at[16];
+    float f[16];
+    _mm512_storeu_si512(at, index);
+    for (int i = 0; i < 16; i++) f[i] = x[at[i]];
+    return _mm512_loadu_ps(f);
+}
+GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
+    float f[16] = {0};
+    for (int r = 0; r < 16; r++)
+        if (rows >> r & 1) f[r] = *p++;
+    return _mm512_loadu_ps(f);
+}
+/* What the bias of 16 columns takes from each 32-bit sum */
+GWQ_INLINE __m512i bias16(const int16_t *bias) { return _mm512_set1_epi32(bias[0] + bias[1]); }
+#else
+GWQ_INLINE __m512 half16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+GWQ_INLINE __m512 floats16(__m512i v) { return _mm512_cvtepi32_ps(v); }
+GWQ_INLINE __m512i bytes16(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+GWQ_INLINE __m512i widened(__m128i bytes) { return _mm512_cvtepi8_epi32(bytes); }
+GWQ_INLINE __m512 gather16(const float *x, __m512i index) { return _mm512_i32gather_ps(index, x, 4); }
+GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) { return _mm512_maskz_expand_ps(rows, _mm512_loadu_ps(p)); }
+GWQ_INLINE __m512i bias16(const int16_t *bias) {
+    int32_t v;
+    memcpy(&v, bias, 4);
+    return _mm512_madd_epi16(_mm512_set1_epi32(v), _mm512_set1_epi16(1));
+}
+#endif
+
+/* --- one function per width turns a few lines into table entries --------------------------------------------------- */
+
+/* v[p]: 16 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads are two lines at 4
+ * bits and one at 2 bits, 8 quads are three lines at 3 bits. */
+typedef void (*quads_fn)(__m512i table, const uint8_t *line, __m512i *v);
+enum { QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
+
+/* Where the mask is set the bits of a, elsewhere those of b */
+GWQ_INLINE __m512i either(int mask, __m512i a, __m512i b) {
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)mask), a, b, 0xca);
+}
+
+/* Row r of the result: the row before r in its ring of 8. */
+GWQ_INLINE __m512i rows_before(__m512i v) {
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6, 15, 8, 9, 10, 11, 12, 13, 14), v);
+}
+
+/* Entries of the windows in the low and in the high nibbles. */
+GWQ_INLINE void look_up(__m512i table, __m512i windows, __m512i *low, __m512i *high) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    *low = _mm512_shuffle_epi8(table, _mm512_and_si512(windows, mask));
+    *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(windows, 4), mask));
+}
+
+GWQ_INLINE void quads4(__m512i table, const uint8_t *line, __m512i *v) {
+    look_up(table, _mm512_loadu_si512(line), v, v + 1);
+    look_up(table, _mm512_loadu_si512(line + 64), v + 2, v + 3);
+}
+
+GWQ_INLINE void quads3(__m512i table, const uint8_t *line, __m512i *v) {
+    __m512i a = _mm512_loadu_si512(line), b = _mm512_loadu_si512(line + 64), c = _mm512_loadu_si512(line + 128), before = rows_before(c);
+    look_up(table, either(0x77, a, _mm512_slli_epi16(rows_before(a), 1)), v, v + 1);
+    look_up(table, either(0x77, b, _mm512_slli_epi16(rows_before(b), 1)), v + 2, v + 3);
+    look_up(table, either(0x77, c, _mm512_slli_epi16(before, 1)), v + 4, v + 5);
+    /* the bits 3 of A, B and C are the codes of the last two quads; the neighbours' topmost are in C as they are wanted */
+    a = either(0x33, either(0x11, _mm512_srli_epi16(a, 3), _mm512_srli_epi16(b, 2)), _mm512_srli_epi16(c, 1));
+    look_up(table, either(0x77, a, before), v + 6, v + 7);
+}
+
+GWQ_INLINE void quads2(__m512i table, const uint8_t *line, __m512i *v) {
+    __m512i a = _mm512_loadu_si512(line), before = rows_before(a);
+    look_up(table, either(0x33, a, _mm512_slli_epi16(before, 2)), v, v + 2);
+    look_up(table, either(0x33, _mm512_srli_epi16(a, 2), before), v + 1, v + 3);
+}
+
+/* s[k]: scale of every row for the k-th sub-block, a signed byte. */
+typedef void (*scales_fn)(const uint8_t *scale, __m128i s[4]);
+enum { SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
+
+GWQ_INLINE __m128i field(__m128i v, int shift, int mask) { return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8((char)mask)); }
+
+GWQ_INLINE void scales4(const uint8_t *scale, __m128i s[4]) {
+    const __m128i bias = _mm_set1_epi8(SCALE_BIAS);
+    __m128i top = _mm_setzero_si128();
+    for (int k = 0; k < 3; k++) {
+        __m128i part = _mm_loadu_si128((const __m128i *)(scale + 16 * k));
+        s[k] = _mm_sub_epi8(field(part, 0, 63), bias);
+        top = _mm_or_si128(top, field(part, 6 - 2 * k, 3 << 2 * k));
+    }
+    s[3] = _mm_sub_epi8(top, bias);
+}
+
+GWQ_INLINE void scales2(const uint8_t *scale, __m128i s[4]) {
+    const __m128i bias = _mm_set1_epi8(SCALE_BIAS);
+    __m128i low = _mm_loadu_si128((const __m128i *)scale), high = _mm_loadl_epi64((const __m128i *)(scale + 16));
+    high = field(_mm_unpacklo_epi64(_mm_slli_epi16(high, 2), _mm_srli_epi16(high, 2)), 0, 0x3c); /* rows 0 .. 7, 8 .. 15 */
+    s[0] = _mm_sub_epi8(field(low, 0, 63), bias);
+    s[1] = _mm_sub_epi8(_mm_or_si128(field(low, 6, 3), high), bias);
+}
+#define scales3 scales2
+
+GWQ_INLINE void add_rows(float scale, __m512 sum, float *y) {
+    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(y)));
+}
+
+GWQ_INLINE void block(int bits, int unit, quads_fn quads, int sub, scales_fn scales, const uint8_t *table, const uint8_t *scale,
+                      const uint8_t *line, const int8_t *q, float dx, const int16_t *bias, float *y) {
+    const __m512i t = _mm512_loadu_si512(table);
+    __m512i v[8], dot[2], sum = _mm512_setzero_si512();
+    __m128i s[4];
+    scales(scale, s);
+#pragma GCC unroll 4
+    for (int u = 0; u < GWQ_BLOCK / 4; u += sub) {
+#pragma GCC unroll 2
+        for (int k = 0; k < sub / 4; k++) { /* 16 columns at a time, so that a chain of additions stays short */
+            if ((u + 4 * k) % unit == 0) quads(t, line + 8 * bits * (u + 4 * k), v);
+            dot[k] = bias16(bias + u / 2 + 2 * k);
+            for (int p = 0; p < 4; p++) add_quads(&dot[k], v[(u + 4 * k) % unit + p], q + 4 * (u + 4 * k + p));
+        }
+        if (sub == 8) dot[0] = _mm512_add_epi32(dot[0], dot[1]);
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot[0], widened(s[u / sub])));
+    }
+    add_rows(dx, floats16(sum), y);
+}
+
+GWQ_INLINE __mmask16 rows_above(__m512i count, int level) { return _mm512_cmpgt_epi32_mask(count, _mm512_set1_epi32(level)); }
+
+GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product, float *y) {
+    __m512i counts = bytes16(count);
+    __m512 sum = _mm512_loadu_ps(y);
+    const float *end = product + total;
+    for (int level = 0; level < levels || product < end; level++) {
+        __mmask16 rows = rows_above(counts, level);
+        sum = _mm512_add_ps(sum, expand16(rows, product));
+        product += __builtin_popcount(rows);
+    }
+    _mm512_storeu_ps(y, sum);
+}
+
+GWQ_INLINE int total(const uint8_t *count) {
+    __m128i sums = _mm_sad_epu8(_mm_loadu_si128((const __m128i *)count), _mm_setzero_si128());
+    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
+}
+
+GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x,
+                                float *product) {
+    for (int k = 0; k < count; k += 16)
+        _mm512_storeu_ps(product + k, _mm512_mul_ps(half16(value + 2 * k), gather16(x, bytes16(column + k))));
+}
+
+/* --- several tokens ----------------------------------------------------------------------------------------------- */
+
+GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table, const uint8_t *line, gwq_entries entries) {
+    for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit) {
+        __m512i v[8];
+        quads(_mm512_loadu_si512(table), line, v);
+        for (int p = 0; p < unit; p++) _mm512_storeu_si512(entries[u + p], v[p]);
+    }
+}
+
+/* scales[k]: float, of the k-th sub-block */
+GWQ_INLINE void decode_scales(int sub, scales_fn f, const uint8_t *scale, gwq_scales scales) {
+    __m128i s[4];
+    f(scale, s);
+    for (int k = 0; k < GWQ_BLOCK / 4 / sub; k++) _mm512_storeu_ps((float *)scales[k], floats16(widened(s[k])));
+}
+
+/* `count` (constant) tokens against nb decoded blocks */
+GWQ_INLINE void few_tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t,
+                           const int count, int64_t b, float (*acc)[GWQ_ROWS]) {
+    for (int k = 0; k < nb; k++) {
+        const int64_t at = t * in->blocks + b + k;
+        const int8_t *q = in->q + at * GWQ_BLOCK;
+        const int16_t *bias = in->bias + 8 * at;
+        __m512i dot[8];
+        __m512 sum[8];
+        for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
+        for (int u = 0; u < GWQ_BLOCK / 4; u += sub) {
+            for (int i = 0; i < count; i++) {
+                dot[i] = bias16(bias + 8 * i * in->blocks + u / 2);
+                if (sub == 8) dot[i] = _mm512_add_epi32(dot[i], bias16(bias + 8 * i * in->blocks + u / 2 + 2));
+            }
+            for (int p = 0; p < sub; p++) {
+                __m512i v = _mm512_loadu_si512(entries[k][u + p]);
+                for (int i = 0; i < count; i++) add_quads(&dot[i], v, q + i * in->blocks * GWQ_BLOCK + 4 * (u + p));
+            }
+            __m512 scale = _mm512_loadu_ps((const float *)scales[k][u / sub]);
+            for (int i = 0; i < count; i++) sum[i] = _mm512_fmadd_ps(scale, floats16(dot[i]), sum[i]);
+        }
+        for (int i = 0; i < count; i++) add_rows(in->scale[at + i * in->blocks], sum[i], acc[i]);
+    }
+}
+
+GWQ_INLINE void tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, int count,
+                       int64_t b, float (*acc)[GWQ_ROWS]) {
+    int i = 0;
+    for (; i + 8 <= count; i += 8) few_tokens(sub, scales, entries, nb, in, t + i, 8, b, acc + i);
+    if (count & 4) few_tokens(sub, scales, entries, nb, in, t + i, 4, b, acc + i), i += 4;
+    if (count & 2) few_tokens(sub, scales, entries, nb, in, t + i, 2, b, acc + i), i += 2;
+    if (count & 1) few_tokens(sub, scales, entries, nb, in, t + i, 1, b, acc + i);
+}
+
+GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
+    for (int t = 0; t < count; t += 16)
+        _mm512_storeu_ps(sum + t, _mm512_fmadd_ps(_mm512_set1_ps(v), _mm512_loadu_ps(x + t), _mm512_loadu_ps(sum + t)));
+}
+
+GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(bytes16(count), level); }
+
+#define TILE_TYPE(bits, streams, ahead)                                                                             \
+    GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
+                                const int16_t *bias, float *y) {                                                    \
+        block(bits, QUADS##bits, quads##bits, SUB##bits, scales##bits, table, scale, line, q, dx, bias, y);         \
+    }                                                                                                               \
+    static void decode##bits(const uint8_t *table, const uint8_t *line, gwq_entries entries) {                      \
+        decode(bits, QUADS##bits, quads##bits, table, line, entries);                                               \
+    }                                                                                                               \
+    static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) {                                      \
+        decode_scales(SUB##bits, scales##bits, scale, scales);                                                      \
+    }                                                                                                               \
+    static __attribute__((noinline)) void tokens##bits(const gwq_scales *scales, const gwq_entries *entries, int nb, \
+                                                       const gwq_input *in, int64_t t, int count, int64_t b,        \
+                                                       float (*acc)[GWQ_ROWS]) {                                    \
+        tokens(SUB##bits, scales, entries, nb, in, t, count, b, acc);                                               \
+    }                                                                                                               \
+    static const tile_ops ops##bits = {bits, streams, 0, ahead, 1, block##bits, multiply_values, expand, decode##bits, \
+                                       decode_scales##bits, tokens##bits, gwq_avx2_halves, total, above, spread};         \
+    static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
+        tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
+    }
+TILE_TYPE(2, STREAMS, 1024)
+TILE_TYPE(3, STREAMS, 1536)
+TILE_TYPE(4, STREAMS, 1536)
+
+/* Empty slots are AVX2's (gwq.c): there memory or plain float arithmetic is the limit. */
+const gwq_kernels gwq_avx512 = {
+    .isa = "avx512",
+    .supported = supported,
+    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2, [GWQ_K_GWQ3] = matmul_gwq3, [GWQ_K_GWQ4] = matmul_gwq4},
+};

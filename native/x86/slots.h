@@ -1,0 +1,40 @@
+/* Functions that the files of this folder take from each other. Free of intrinsics, so that
+ * avx512.c can include it wherever it gets its own from. */
+#ifndef GWQ_X86_SLOTS_H
+#define GWQ_X86_SLOTS_H
+#include "cpu/kernels.h"
+
+/* avx2.c: out[i] = float of the FP16 value i < count */
+void gwq_avx2_halves(const uint8_t *value, int count, float *out);
+
+/* avx2_ggml.c */
+#define GGML_TYPE(name)                                                                     \
+    void gwq_avx2_dequantize_##name(const gwq_matrix *m, int64_t group, float *out);        \
+    void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last,           \
+                                const gwq_input *in, float *y);
+GGML_TYPE(f32)
+GGML_TYPE(f16)
+GGML_TYPE(bf16)
+GGML_TYPE(q8_0)
+#undef GGML_TYPE
+
+/* avx2_ops.c */
+void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width,
+                    float (*out)[GWQ_PANEL]);
+void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
+void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out);
+void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
+                     int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
+                  int64_t dim, float *const out[GWQ_QUERIES]);
+uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead);
+
+/* avx2_functions.c */
+void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation);
+void gwq_avx2_softcap(float *x, int64_t count, float cap);
+void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+
+/* encode_avx2.c */
+void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
+#endif

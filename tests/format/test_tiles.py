@@ -1,0 +1,288 @@
+"""The specification against hand-made bytes and its own inverse."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gwq_export import GwqError
+from gwq_export.format.ggml_types import decode_ggml, encode_ggml
+from gwq_export.format.outliers import outlier_bytes, pack_outliers, unpack_outliers
+from gwq_export.format.tiles import check_tiles, dequantize, pack_tiles, unpack_tiles, windows
+from gwq_export.format.types import BLOCK, TILE, TYPES, padded_rows, tensor_type
+from tests.support.kernel_cases import random_parts
+
+TILES = [t for t in TYPES.values() if t.bits]
+
+
+def test_sizes_are_those_of_the_header():
+    assert {t.name: (t.bits, t.history, t.sub, t.unit_bytes) for t in TILES} == {
+        "gwq2": (2, 2, 32, 280),
+        "gwq3": (3, 1, 32, 408),
+        "gwq4": (4, 0, 16, 560),
+    }
+    assert TYPES["gwq4"].id == int.from_bytes(b"GWQ4", "little")
+    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (
+        2 * 4096 + 64
+    )  # table and zeros: a line
+    assert TYPES["gwq3"].nbytes(17, 65) == 128 + 2 * 2 * 408  # 16 + 2 * 32, up to 128
+    assert TYPES["gwq2"].nbytes(24 * 16 - 8, 1) == 16 + 768 + 48 + 24 * 280
+    assert TYPES["q8_0"].nbytes(3, 64) == 3 * 68
+
+
+def zeros(name, rows=16, blocks=1):
+    """table 0, 1, .. 15; row scales 1; scales 1; codes 0: the parts of a matrix to change by hand."""
+    t = TYPES[name]
+    scales = np.ones((padded_rows(rows), blocks * BLOCK // t.sub), np.int8)
+    return (
+        np.arange(16, dtype=np.int8),
+        np.ones(rows, np.float16),
+        scales,
+        np.zeros((padded_rows(rows), blocks * BLOCK), np.uint8),
+    )
+
+
+def test_head_by_hand():
+    table, row_scales, scales, codes = zeros("gwq4", 17)
+    table[:3], row_scales[1], row_scales[16] = (-32, 31, -1), -2, 0.5
+    data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
+    assert data[:16].tobytes() == bytes([0xE0, 0x1F, 0xFF, *range(3, 16)])
+    assert data[16:20].tobytes() == bytes([0x00, 0x3C, 0x00, 0xC0])  # 1, -2
+    assert (
+        data[48:50].tobytes() == bytes([0x00, 0x38]) and not data[50:128].any()
+    )  # 0.5; padded rows and the head's end
+
+
+def test_scales_by_hand():
+    """Row 0 has the biased scales 1, 2, 3, 54 (4 bits) or 1, 54 (3 and 2 bits), row 8 of these 63,
+    13.
+    """
+    parts = zeros("gwq4")
+    parts[2][:] = -32
+    parts[2][0] = np.array([1, 2, 3, 54]) - 32
+    at = pack_tiles(TYPES["gwq4"], *parts)[64:]
+    assert [at[0], at[16], at[32]] == [1 | 2 << 6, 2 | 1 << 6, 3 | 3 << 6]
+    assert not np.delete(at[:48], [0, 16, 32]).any()
+    for name in ("gwq3", "gwq2"):
+        parts = zeros(name)
+        parts[2][:] = -32
+        parts[2][0], parts[2][8] = np.array([1, 54]) - 32, np.array([63, 13]) - 32
+        at = pack_tiles(TYPES[name], *parts)[64:]
+        assert [at[0], at[8], at[16]] == [1 | 2 << 6, 63 | 1 << 6, 13 | 3 << 4]
+        assert not np.delete(at[:24], [0, 8, 16]).any()
+
+
+def test_lines_by_hand():
+    parts = zeros("gwq4")
+    parts[3][0, :8] = [1, 2, 3, 4, 5, 6, 7, 8]
+    parts[3][15, 63] = 9
+    line = pack_tiles(TYPES["gwq4"], *parts)[64 + 48 :]
+    assert list(line[:4]) == [0x51, 0x62, 0x73, 0x84] and line[7 * 64 + 63] == 0x90
+    parts = zeros("gwq2")
+    parts[3][0, [0, 4, 8, 12, 1, 5, 9, 13]] = [
+        1,
+        0,
+        2,
+        3,
+        2,
+        1,
+        3,
+        3,
+    ]  # byte i holds columns i, 4+i, 8+i, 12+i
+    line = pack_tiles(TYPES["gwq2"], *parts)[64 + 24 :]
+    assert list(line[:2]) == [0xE1, 0xF6]
+    parts = zeros("gwq3")
+    parts[3][0, 32:64:4] = [1, 2, 3, 4, 5, 6, 3, 5]
+    line = pack_tiles(TYPES["gwq3"], *parts)[64 + 24 + 3 * 64 :]
+    assert [line[0], line[64], line[128]] == [0x29 | 1 << 7, 0x4B, 0x65 | 1 << 7]
+
+
+def test_windows_by_hand():
+    """A code's upper bits lie above the code of the next row of its ring; row 0 follows row 7, row
+    8 follows row 15.
+    """
+    for name, above in (("gwq3", {3: 0, 5: 8, 7: 8}), ("gwq2", {1: 4, 2: 8, 3: 12})):
+        for code, bits in above.items():
+            for row, after in ((0, 1), (6, 7), (7, 0), (8, 9), (15, 8)):
+                parts = zeros(name)
+                parts[3][row, 5] = code
+                expected = np.zeros((16, 64), np.float32)
+                expected[row, 5], expected[after, 5] = code, bits
+                assert np.array_equal(windows(TYPES[name], parts[3]), expected)
+                assert np.array_equal(
+                    dequantize(TYPES[name], pack_tiles(TYPES[name], *parts), (16, 64)), expected
+                )
+    parts = zeros("gwq4")
+    parts[3][3, 5] = 15
+    assert windows(TYPES["gwq4"], parts[3]).sum() == 15
+
+
+def test_a_padded_row_can_be_a_neighbour():
+    parts = zeros("gwq2", 1)
+    parts[3][7, 2] = 3
+    assert dequantize(TYPES["gwq2"], pack_tiles(TYPES["gwq2"], *parts), (1, 3)).tolist() == [
+        [0, 0, 12]
+    ]
+
+
+def test_weight_by_hand():
+    table, row_scales, scales, codes = zeros("gwq4")
+    table[5], row_scales[2], codes[2, 20] = -7, -0.5, 5
+    scales[2] = [3, -31, 2, 1]
+    assert dequantize(
+        TYPES["gwq4"], pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes), (16, 64)
+    )[2, 20] == -0.5 * (-31 * -7)
+
+
+def test_outliers_are_added():
+    table, row_scales, scales, codes = zeros("gwq4")
+    codes[1, 9] = 3
+    data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
+    outliers = pack_outliers([1, 4], [9, 63], np.float16([0.25, -2]), (16, 64))
+    expected = np.zeros((16, 64), np.float32)
+    expected[1, 9], expected[4, 63] = 3.25, -2
+    assert np.array_equal(dequantize(TYPES["gwq4"], data, (16, 64), outliers), expected)
+
+
+def test_tile_order_by_hand():
+    """Blocks lie where the drawing in gwq_format.h says, in full and in narrow tiles: first all
+    scales, then all lines.
+    """
+    t, parts = TYPES["gwq4"], zeros("gwq4", 32, 6)
+    parts[2][0, 4:8] = 5 - 32  # row 0, block 1
+    parts[3][16, 5 * BLOCK] = 7  # row group 1, block 5
+    data = pack_tiles(t, *parts)
+    tile, group = t.head_bytes(32), 6 * 560
+    assert (t.head_bytes(32), t.nbytes(32, 6 * BLOCK)) == (128, 128 + 2 * group)
+    assert data[tile] == 33 | (33 & 3) << 6 and data[tile + 48] == 5 | (5 & 3) << 6
+    assert data[tile + group + 4 * 560 + 2 * 48 + 512] == 7
+
+
+def test_side_table_by_hand():
+    """Row 0 has columns 5 and 200, row 3 column 17: level 0 lists rows 0 and 3, level 1 row 0
+    again.
+    """
+    records, offsets = pack_outliers([0, 3, 0], [200, 17, 5], np.array([2.0, 3.0, 1.0]), (16, 256))
+    counts = [2, 0, 0, 1] + [0] * 12
+    values = np.array([1.0, 3.0, 2.0], np.float16).tobytes()
+    assert records.tobytes() == bytes(counts) + values + bytes([5, 17, 200])
+    assert list(offsets) == [0, 25]
+    assert outlier_bytes(16, 256, 3) == (25, 2)
+
+
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 600))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shape=shapes,
+    name=st.sampled_from([t.name for t in TILES]),
+    fraction=st.sampled_from([0, 0.01, 0.2]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_round_trip(shape, name, fraction, seed):
+    t, rng = TYPES[name], np.random.default_rng(seed)
+    parts = random_parts(rng, t, *shape)
+    table, row_scales, scales, codes = parts
+    row, col = np.nonzero(rng.random(shape) < fraction)
+    value = rng.normal(size=len(row)).astype(np.float16)
+    data = pack_tiles(t, *parts)
+    assert data.size == t.nbytes(*shape)
+    for got, expected in zip(unpack_tiles(t, data, *shape), parts, strict=True):
+        assert np.array_equal(got, expected)
+    order = rng.permutation(len(row))
+    outliers = pack_outliers(row[order], col[order], value[order], shape)
+    assert (outliers[0].size, outliers[1].size) == outlier_bytes(*shape, len(row))
+    for got, expected in zip(unpack_outliers(*outliers, shape), (row, col, value), strict=True):
+        assert np.array_equal(got, expected)
+    check_tiles(t, data, shape, outliers)
+    for r, c in zip(
+        rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True
+    ):  # one by one, as the header says
+        before = codes[r // 8 * 8 + (r - 1) % 8, c]
+        window = (
+            codes[r, c] | (before >> (t.bits - t.history)) << t.bits if t.history else codes[r, c]
+        )
+        weight = float(row_scales[r]) * float(scales[r, c // t.sub]) * float(table[window])
+        assert dequantize(t, data, shape)[r, c] == weight
+    expected = dequantize(t, data, shape)
+    expected[row, col] += value.astype(np.float32)
+    assert np.array_equal(
+        dequantize(t, data, shape, outliers).view(np.uint32), expected.view(np.uint32)
+    )
+
+
+def test_damaged_tiles_are_refused():
+    t, shape = TYPES["gwq3"], (20, 100)
+    good = pack_tiles(t, *random_parts(np.random.default_rng(0), t, *shape))
+    damages = [
+        (3, 32, "table"),
+        (15, 0x80, "table"),
+        (17, 0x7C, "not finite"),
+        (16 + 2 * 20, 1, "padding"),
+        (127, 1, "padding"),
+    ]
+    for at, byte, sentence in damages:
+        data = good.copy()
+        data[at] = byte
+        with pytest.raises(GwqError, match=sentence):
+            check_tiles(t, data, shape)
+    outliers = pack_outliers([0], [0], np.float16([np.inf]), shape)
+    with pytest.raises(GwqError, match="outlier is not finite"):
+        check_tiles(t, good, shape, outliers)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_damaged_side_tables_are_refused_or_valid(seed):
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(1, 40)), int(rng.integers(1, 600)))
+    row, col = np.nonzero(rng.random(shape) < 0.03)
+    records, offsets = pack_outliers(row, col, np.ones(len(row)), shape)
+    damaged = records.copy() if rng.random() < 0.7 else offsets.copy()
+    damaged[rng.integers(len(damaged))] += rng.integers(1, 255)
+    table = (damaged, offsets) if damaged.dtype == np.uint8 else (records, damaged)
+    try:
+        row, col, _ = unpack_outliers(*table, shape)
+    except GwqError as e:
+        assert "export it again" in str(e)
+    else:
+        assert (
+            (row < shape[0]).all()
+            and (col < shape[1]).all()
+            and len(set(zip(row, col, strict=True))) == len(row)
+        )
+
+
+def test_full_rows_are_limits():
+    cols = np.arange(255)
+    records, offsets = pack_outliers(np.zeros(255, int), cols, np.ones(255), (1, TILE))
+    assert np.array_equal(unpack_outliers(records, offsets, (1, TILE))[1], cols)
+    with pytest.raises(GwqError, match="255"):
+        pack_outliers(np.zeros(256, int), np.arange(256), np.ones(256), (1, TILE))
+
+
+def test_stock_types_equal_the_gguf_package():
+    gguf = pytest.importorskip("gguf")
+    w = np.random.default_rng(0).normal(size=(7, 96)).astype(np.float32)
+    w[0] = 0
+    for name, kind in [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16"), ("q8_0", "Q8_0")]:
+        data = encode_ggml(TYPES[name], w)
+        expected = (
+            gguf.quants.dequantize(data.reshape(7, -1), gguf.GGMLQuantizationType[kind])
+            if name[0] != "f"
+            else None
+        )
+        got = decode_ggml(TYPES[name], data, 7, 96)
+        if expected is not None:
+            assert np.array_equal(got, expected)
+        assert np.abs(got - w).max() <= {"f32": 0, "f16": 2e-3, "bf16": 2e-2, "q8_0": 2e-2}[name]
+
+
+def test_sentences():
+    with pytest.raises(GwqError, match="choose one of f32"):
+        tensor_type("q9")
+    with pytest.raises(GwqError, match="multiple of 32"):
+        TYPES["q8_0"].nbytes(4, 40)
+    with pytest.raises(GwqError, match="too large for FP16"):
+        encode_ggml(TYPES["f16"], np.float32([[1e6]]))

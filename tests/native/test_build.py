@@ -1,0 +1,227 @@
+"""The native build: exported names, stale and missing libraries, the wheel, other architectures,
+sanitizers.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from native import build as native_build
+from tests.support.kernel_cases import empty, make, many, none, random
+from tests.support.paths import NATIVE, ROOT
+
+CHECK = ROOT / "tests" / "native" / "native_check.c"
+LIBRARY = ROOT / "gwq_export" / "native" / "libgwq.so"
+
+
+def python(code, package, **env):
+    """Run code with the package copied to another place."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=package.parent,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(package.parent)} | env,
+    )
+
+
+@pytest.fixture
+def package(tmp_path):
+    return Path(
+        shutil.copytree(
+            ROOT / "gwq_export",
+            tmp_path / "gwq_export",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    )
+
+
+def test_stale_and_missing_libraries_name_the_command(package):
+    load = "from gwq_export.native.library import lib\nfrom gwq_export import GwqError\ntry: lib()\nexcept GwqError as e: print(e)\nelse: print('ok')"
+    assert python(load, package).stdout == "ok\n"
+    with open(package / "native/gwq.h", "a") as f:
+        f.write("/* newer */\n")
+    assert (
+        "other headers: build it again with `python native/build.py`"
+        in python(load, package).stdout
+    )
+    (package / "native/libgwq.so").write_bytes(b"no library")
+    assert "cannot be opened" in python(load, package).stdout
+    (package / "native/libgwq.so").unlink()
+    assert "is missing: build it with `python native/build.py`" in python(load, package).stdout
+    (package / "native/gwq.h").unlink()
+    assert "python native/build.py" in python("import gwq_export.format.types", package).stderr
+
+
+def test_only_the_api_is_exported():
+    names = subprocess.run(
+        ["nm", "-D", "--defined-only", LIBRARY],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    exported = {line.split()[-1] for line in names.splitlines()}
+    declared = set(
+        re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", (NATIVE / "include/gwq.h").read_text(), flags=re.M)
+    )
+    assert exported == declared
+
+
+def test_the_library_never_prints_or_exits():
+    undefined = subprocess.run(
+        ["nm", "-D", "--undefined-only", LIBRARY],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names = {line.split()[-1].split("@")[0] for line in undefined.splitlines()}
+    assert not names & {
+        "abort",
+        "exit",
+        "_exit",
+        "printf",
+        "fprintf",
+        "puts",
+        "perror",
+        "__assert_fail",
+        "raise",
+        "fopen",
+        "system",
+    }
+
+
+def test_no_floating_point_shortcuts():
+    own_flags = (flags for files, _ in native_build.FOLDERS.values() for flags in files.values())
+    flags = " ".join([native_build.CFLAGS, *own_flags])
+    assert "-ffp-contract=off" in flags
+    for shortcut in ("fast-math", "Ofast", "native"):
+        assert shortcut not in flags
+
+
+def test_wheel(tmp_path):
+    """One wheel for every Python 3 of this platform: library, headers and calibration text, but no
+    tests and no model.
+    """
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "-q",
+            "-w",
+            tmp_path,
+            ROOT,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"gwq_export-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
+    names = zipfile.ZipFile(wheel).namelist()
+    inside = {n for n in names if n.startswith("gwq_export/")}
+    assert {
+        f"gwq_export/{n}"
+        for n in (
+            "native/libgwq.so",
+            "native/gwq.h",
+            "native/gwq_format.h",
+            "data/calibration.txt",
+            "cli.py",
+        )
+    } <= inside
+    assert all(n.startswith(("gwq_export/", "gwq_export-")) for n in names)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    done = python(
+        "from gwq_export.native.library import isa; print(isa())",
+        tmp_path / "installed" / "gwq_export",
+        GWQ_ISA="scalar",
+    )
+    assert done.stdout == "scalar\n", done.stderr
+
+
+def cases():
+    """Matrices whose bytes go through another architecture's library."""
+    return [
+        make(name, *shape, pattern)
+        for name in ("gwq2", "gwq3", "gwq4")
+        for shape in ((5, 70), (33, 600))
+        for pattern in (none, empty, random, many)
+    ]
+
+
+def run_case(binary, launcher, folder, case):
+    """Bytes in, weights and products out: equal to numpy's decoder to the bit, products to
+    rounding.
+    """
+    n, shape, weight = 3, case.shape, case.full
+    x = np.random.default_rng(0).normal(size=(n, shape[1])).astype(np.float32)
+    files = [case.data, *(case.outliers or (np.empty(0, np.uint8), np.empty(0, np.int32))), x]
+    for i, a in enumerate(files):
+        a.tofile(folder / str(i))
+    arguments = [
+        str(case.type.id),
+        *map(str, shape),
+        str(n),
+        *(str(folder / str(i)) for i in range(4)),
+    ]
+    done = subprocess.run(
+        [*launcher, binary, *arguments],
+        capture_output=True,
+        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    out = np.frombuffer(done.stdout, np.float32)
+    assert np.array_equal(out[: weight.size].reshape(shape).view(np.uint32), weight.view(np.uint32))
+    # int8 activations: at most half a step of max|x| / 127 per input
+    bound = np.abs(case.dense).sum(1) * np.abs(x).max() / 254 + 1e-6 * np.abs(x) @ np.abs(weight).T
+    assert (np.abs(out[weight.size :].reshape(n, -1) - x @ weight.T) <= bound).all()
+
+
+def test_aarch64_under_emulation(tmp_path):
+    cc, qemu = (
+        shutil.which("aarch64-linux-gnu-gcc"),
+        shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64"),
+    )
+    if not cc or not qemu:
+        pytest.skip("needs aarch64-linux-gnu-gcc and qemu-user-static")
+    library = native_build.build(tmp_path / "lib", cc=cc)  # the shared library itself builds
+    assert library.read_bytes()[18] == 183  # ELF machine: AArch64
+    binary = tmp_path / "check"
+    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS} -Wno-psabi -static".split()
+    sources = [NATIVE / s for s in native_build.sources("aarch64")]
+    command = [cc, *flags, '-DGWQ_ABI_HASH="x"', *sources, CHECK, "-lm", "-o", binary]
+    subprocess.run(command, check=True)
+    for case in cases():
+        run_case(binary, [qemu], tmp_path, case)
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    """AddressSanitizer and UBSan over the same cases, on the best instruction set of this machine."""
+    binary = tmp_path / "check"
+    cc = shutil.which("cc")
+    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS}".replace("-O3", "-O1").split()
+    flags += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags.append('-DGWQ_ABI_HASH="x"')
+    objects = []
+    for source, isa in native_build.sources(native_build.machine(cc)).items():
+        objects.append(tmp_path / f"{Path(source).name}.o")
+        command = [cc, *flags, *isa.split(), "-c", NATIVE / source, "-o", objects[-1]]
+        subprocess.run(command, check=True)
+    command = [cc, *flags, CHECK, *objects, "-lm", "-pthread", "-o", binary]
+    linked = subprocess.run(command, capture_output=True, text=True)
+    if linked.returncode and "san" in linked.stderr:
+        pytest.skip("the compiler's sanitizer runtime is not installed")
+    assert linked.returncode == 0, linked.stderr
+    for case in cases():
+        run_case(binary, [], tmp_path, case)

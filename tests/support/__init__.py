@@ -1,0 +1,1 @@
+"""What several tests share: data, models, cases, files of other programs, helpers."""

@@ -1,0 +1,178 @@
+"""Small random models of every architecture, as Hugging Face folders."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from tests.support.paths import REFERENCE
+
+# Sharper than a fresh initialisation, so that a wrong logit shows in the KL divergence.
+TINY = dict(
+    vocab_size=1024,
+    hidden_size=96,
+    intermediate_size=200,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    initializer_range=0.1,
+    rms_norm_eps=1e-5,
+)
+TINY_MODELS = {  # name -> (transformers config class, its own settings)
+    "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "llama-bias": ("LlamaConfig", {"attention_bias": True, "tie_word_embeddings": True}),
+    "llama3-rope": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "linear-rope": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "yarn-rope": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral": ("MistralConfig", {"sliding_window": 24}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+    # less sharp: where rounded activations make a router choose the next expert, a random model
+    # says something else altogether
+    "mixtral": (
+        "MixtralConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.06},
+    ),
+    "qwen3moe": (
+        "Qwen3MoeConfig",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+            "initializer_range": 0.06,
+        },
+    ),
+    "qwen3moe-plain": (
+        "Qwen3MoeConfig",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 72,
+            "initializer_range": 0.06,
+        },
+    ),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 5.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "phi": (
+        "Phi3Config",
+        {"pad_token_id": None},
+    ),  # llama.cpp looks for a token where the name has "phi3" in it
+    "longrope": (
+        "Phi3Config",
+        {
+            "pad_token_id": None,
+            "sliding_window": 200,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            },
+        },
+    ),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"sliding_window": 8, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+    ),
+    "gemma2-scalar": (
+        "Gemma2Config",
+        {"sliding_window": 24, "query_pre_attn_scalar": 40, "num_hidden_layers": 2},
+    ),
+    "gemma3-every": (
+        "Gemma3TextConfig",
+        {
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "sliding_window_pattern": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+    ),
+    "gpt2": ("GPT2Config", {"n_inner": 200}),
+    "gptneox": ("GPTNeoXConfig", {}),
+    "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
+}
+
+
+def save_tiny(folder, config_class, **settings):
+    """A random model in `folder` with the first tokens of the bundled model's tokenizer; returns
+    the folder.
+    """
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    config_class = getattr(transformers, config_class)
+    known = {*config_class().to_dict(), *config_class.attribute_map}
+    config = config_class(**{key: value for key, value in TINY.items() if key in known} | settings)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, p in model.named_parameters():
+        if (
+            p.dim() == 1
+        ):  # norms and biases start as ones and zeros, which would hide that they are used
+            p.data += (
+                0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
+            )
+    model.save_pretrained(folder)
+    save_tokenizer(folder, config.vocab_size)
+    return Path(folder)
+
+
+def save_tokenizer(folder, vocab):
+    """The first `vocab` tokens of the bundled model's tokenizer; merges have ids in their order."""
+    tokenizer = json.loads((REFERENCE / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    model["merges"] = model["merges"][: len(model["merges"]) - len(model["vocab"]) + vocab]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if id < vocab}
+    (Path(folder) / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shutil.copyfile(REFERENCE / "tokenizer_config.json", Path(folder) / "tokenizer_config.json")

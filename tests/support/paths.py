@@ -1,0 +1,9 @@
+"""Where the data and the library are, and which instruction sets there may be."""
+
+import os
+
+from studies.paths import DATA, REFERENCE, ROOT, SHARED  # noqa: F401
+
+NATIVE = ROOT / "native"
+LIBRARY = os.environ.get("GWQ_LIBRARY", ROOT / "gwq_export" / "native" / "libgwq.so")
+ISAS = ["scalar", "avx2", "avx512", "avx512-simde"]

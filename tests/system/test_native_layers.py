@@ -1,0 +1,63 @@
+"""Who may include whom in native/, and who may call whom: no circle."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from native import build as native_build
+from tests.support.paths import NATIVE
+
+MAY_INCLUDE = {  # folder -> folders whose headers its files may include
+    "include": {"include"},
+    "cpu": {"include", "cpu"},
+    "x86": {"include", "cpu", "x86"},
+}
+CALLS = [  # a file calls only files of earlier lines
+    {"threads", "encode_scalar", "scalar_ggml", "scalar_ops"},
+    {"scalar"},
+    {"encode_avx2", "avx2_ggml", "avx2_ops", "avx2_functions"},
+    {"avx2"},
+    {"avx512"},
+    {"dispatch"},
+    {"matrix", "massive", "ops", "attention", "encode"},
+    {"matmul"},
+]
+
+
+@pytest.mark.parametrize("folder", MAY_INCLUDE)
+def test_no_include_goes_upward(folder):
+    for path in sorted((NATIVE / folder).iterdir()):
+        for name in re.findall(r'#include "(.+)"', path.read_text()):
+            places = [root / name for root in (path.parent, NATIVE / "include", NATIVE)]
+            found = next(p for p in places if p.exists())
+            assert found.parent.name in MAY_INCLUDE[folder], f"{path.name} includes {name}"
+
+
+def test_every_file_is_compiled_and_has_a_place():
+    rows = native_build.FOLDERS
+    built = {f"{folder}/{name}" for folder, (files, _) in rows.items() for name in files}
+    assert built == {str(p.relative_to(NATIVE)) for p in NATIVE.glob("*/*.c")}
+    assert {Path(name).stem for name in built} == set.union(*CALLS)
+    assert {*rows, "include"} == set(MAY_INCLUDE)
+
+
+def symbols(path, kind):
+    command = ["nm", f"--{kind}-only", "--extern-only", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {line.split()[-1] for line in done.stdout.splitlines()}
+
+
+def test_no_call_goes_upward(tmp_path):
+    native_build.build(tmp_path)
+    target = native_build.machine(shutil.which("cc"))
+    folder = NATIVE / "build" / target
+    objects = [folder / Path(s).with_suffix(".o") for s in native_build.sources(target)]
+    level = {name: i for i, names in enumerate(CALLS) for name in names}
+    owner = {symbol: path.stem for path in objects for symbol in symbols(path, "defined")}
+    for path in objects:
+        for symbol in symbols(path, "undefined") & set(owner):
+            below = level[owner[symbol]] < level[path.stem]
+            assert below, f"{path.stem} calls {symbol} of {owner[symbol]}"
