@@ -6,10 +6,10 @@
 # and down projection.
 #
 # Instead: transformers 5 computes with all experts of a layer as two parameters of three
-# dimensions, in a module that is no torch.nn.Linear, and quantize_ looks for nn.Linear. The experts,
-# nearly all of the model, stay as they were, and nothing says so. The names differ, too: the saved
-# file has a matrix for each expert, state_dict() has none, so that load_state_dict of the saved
-# file with strict=False leaves the experts as they were initialized.
+# dimensions, in a module that is no torch.nn.Linear, and quantize_ looks for nn.Linear. The
+# experts, nearly all of the model, stay as they were, and nothing says so. The names differ, too:
+# the saved file has a matrix for each expert, state_dict() has none, so that load_state_dict of the
+# saved file with strict=False leaves the experts as they were initialized.
 #
 # Why it matters: a "quantized" mixture of experts keeps its size, and its quality looks wonderful.
 # The same holds for any tool that walks over nn.Linear: quantizers, pruning, hooks for statistics.
