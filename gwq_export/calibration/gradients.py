@@ -236,8 +236,8 @@ def _end_factors(
     embed["hessian"] /= tokens.numel()
     if "rows" in head:
         counts = torch.bincount(tokens.reshape(-1), minlength=len(head["rows"])).float()
-        # tokens that did not come share the probability that Good and Turing give them:
-        # (tokens that came once) / (tokens)
+        # Good and Turing: tokens that did not come have the probability (tokens that came once) /
+        # (tokens) together; it is spread over the whole vocabulary.
         unseen = ((counts == 1).sum() / tokens.numel()).clamp(max=0.5)
         embed["rows"] = counts / tokens.numel() * (1 - unseen) + unseen / len(counts)
     tied = dict(embed)
