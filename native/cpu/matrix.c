@@ -67,7 +67,7 @@ static int check_record(const gwq_matrix *m, int64_t group, int64_t tile, const 
     }
     if (end - record < GWQ_ROWS + 3 * total) return GWQ_E_RECORD;
     const uint8_t *column = record + GWQ_ROWS + 2 * total;
-    uint64_t left[2]; /* outliers to come, a byte per row: 8 rows at once make opening a file fast */
+    uint64_t left[2]; /* outliers to come, a byte per row: 8 rows at once, to open files fast */
     memcpy(left, record, sizeof left);
     while (left[0] | left[1])
         for (int half = 0; half < 2; half++) {

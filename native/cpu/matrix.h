@@ -24,14 +24,14 @@ enum gwq_kind {
 typedef struct gwq_type_row {
     int32_t id;         /* enum gwq_type */
     int32_t bits;       /* bits of a tile type's code, 0 for a ggml type */
-    int32_t unit;       /* columns per storage unit: 64 for tiles, 32 for block types, 1 otherwise */
+    int32_t unit;       /* columns per storage unit: 64 of tiles, 32 of block types, 1 otherwise */
     int32_t unit_bytes; /* bytes per unit of one row; tiles: of the 16 rows of a row group */
 } gwq_type_row;
 
 extern const gwq_type_row gwq_types[GWQ_K_COUNT];
 
-int gwq_type_index(int32_t id);         /* enum gwq_kind of an enum gwq_type; -1: no matrix type */
-int gwq_usable(const gwq_matrix *m);    /* whether data and type are there and fit the shape */
+int gwq_type_index(int32_t id);      /* enum gwq_kind of an enum gwq_type; -1: no matrix type */
+int gwq_usable(const gwq_matrix *m); /* whether type, shape and length fit together */
 
 /* The kind of a usable matrix. Never negative, which tells the compiler that it may index with
  * it. */

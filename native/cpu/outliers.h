@@ -1,18 +1,21 @@
-/* Walks over the side-table of a tile matrix, record by record, for one token, a few and many. Plain C, as tiles.h. */
+/* Walks over the side-table of a tile matrix, record by record, for one token, a few and many.
+ * Plain C, as tiles.h. */
 #ifndef GWQ_OUTLIERS_H
 #define GWQ_OUTLIERS_H
 #include "tile_ops.h"
 
-/* Outliers of a record, from its 16 counts: bytes are added as four 16-bit sums (at most 1020 each). */
+/* Outliers of a record, from its 16 counts: bytes are added as four 16-bit sums (at most 1020
+ * each), which the multiplication adds up in its top 16 bits. */
 GWQ_INLINE int record_total(const uint8_t *count) {
-    uint64_t a, b, mask = 0x00ff00ff00ff00ffu;
+    const uint64_t mask = 0x00ff00ff00ff00ffu;
+    uint64_t a, b;
     memcpy(&a, count, 8);
     memcpy(&b, count + 8, 8);
     uint64_t pairs = (a & mask) + (a >> 8 & mask) + (b & mask) + (b >> 8 & mask);
     return (int)(pairs * 0x0001000100010001u >> 48);
 }
 
-/* A side-table record. */
+/* A side-table record and where the next one begins */
 struct record {
     const uint8_t *count, *value, *column, *next;
     int total;
@@ -20,15 +23,21 @@ struct record {
 
 GWQ_INLINE struct record record_at(const uint8_t *p, const tile_ops *ops) {
     int total = ops->total(p);
-    return (struct record){p, p + GWQ_ROWS, p + GWQ_ROWS + 2 * total, p + GWQ_ROWS + 3 * total, total};
+    return (struct record){
+        .count = p,
+        .value = p + GWQ_ROWS,
+        .column = p + GWQ_ROWS + 2 * total,
+        .next = p + GWQ_ROWS + 3 * total,
+        .total = total,
+    };
 }
 
-/* product[k] = outlier k of the record * x[its column], and anything up to `usual` and a little more; x[256]: the
- * tile's activations. */
-GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, const float *x, const tile_ops *ops,
-                         float *product) {
-    int n = r->total > usual ? r->total : usual; /* mostly `usual`, so that the CPU predicts the loop */
-    if (__builtin_expect(end - r->value < 3 * n + SLACK, 0)) { /* nothing may be read beyond the table */
+/* product[k] = outlier k of the record * x[its column], and anything up to `usual` and a little
+ * more; x[256]: the tile's activations. */
+GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, const float *x,
+                         const tile_ops *ops, float *product) {
+    int n = r->total > usual ? r->total : usual; /* mostly `usual`: the CPU predicts the loop */
+    if (__builtin_expect(end - r->value < 3 * n + SLACK, 0)) { /* never read beyond the table */
         uint8_t v[2 * SLACK] = {0}, c[SLACK] = {0};
         n = r->total & ~15;
         memcpy(v, r->value + 2 * n, 2 * (size_t)(r->total - n));
@@ -38,13 +47,14 @@ GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, 
     ops->multiply(r->value, r->column, n, x, product);
 }
 
-/* What most records of a matrix have at most, so that loops are alike for the CPU's branch prediction. */
+/* What most records of a matrix have at most, so that loops are alike for the CPU's branch
+ * prediction */
 struct usual {
     int total, levels;
 };
 
 GWQ_INLINE struct usual usual_record(const gwq_matrix *m) {
-    const int64_t records = gwq_groups(m->rows) * ((m->cols + GWQ_TILE - 1) / GWQ_TILE);
+    const int64_t records = gwq_groups(m->rows) * gwq_tiles(m->cols);
     const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
     return (struct usual){(int)min64(MOST, (mean + mean / 8 + 7) / 8 * 8), mean / 8 + 2};
 }
@@ -52,11 +62,13 @@ GWQ_INLINE struct usual usual_record(const gwq_matrix *m) {
 /* x of the last tile, if it is narrower than the others */
 GWQ_INLINE void copy_edge(const gwq_input *in, float edge[GWQ_TILE]) {
     memset(edge, 0, GWQ_TILE * sizeof *edge);
-    memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE, (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
+    memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE,
+           (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
 }
 
 /* y += the outliers of the row groups first .. last-1: one record after another in memory. */
-GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                             const gwq_input *in, float *y) {
     const uint8_t *end = m->outliers + m->outlier_bytes;
     const int64_t tiles = (in->cols + GWQ_TILE - 1) / GWQ_TILE;
     const struct usual most = usual_record(m);
@@ -66,20 +78,26 @@ GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t f
     struct record r = {.next = gwq_records(m, first)}, before;
     for (int64_t g = first; g < last; g++) {
         memset(sum, 0, sizeof sum);
-        for (int64_t i = 0; i <= tiles; i++) { /* sums are one tile behind: their loads need not wait for stores */
+        for (int64_t i = 0; i <= tiles; i++) { /* sums are a tile behind: loads wait for no store */
             before = r;
             if (i < tiles) {
                 r = record_at(r.next, ops);
-                multiply(&r, most.total, end, in->cols - i * GWQ_TILE < GWQ_TILE ? edge : in->x + i * GWQ_TILE, ops, product[i % 2]);
+                multiply(&r, most.total, end,
+                         in->cols - i * GWQ_TILE < GWQ_TILE ? edge : in->x + i * GWQ_TILE, ops,
+                         product[i % 2]);
             }
-            if (i) ops->expand(before.count, most.levels, before.total, product[(i - 1) % 2], sum);
+            if (i)
+                ops->expand(before.count, most.levels, before.total, product[(i - 1) % 2], sum);
         }
-        for (int k = 0; k < min64(GWQ_ROWS, m->rows - g * GWQ_ROWS); k++) y[g * GWQ_ROWS + k] += sum[k];
+        for (int k = 0; k < min64(GWQ_ROWS, m->rows - g * GWQ_ROWS); k++)
+            y[g * GWQ_ROWS + k] += sum[k];
     }
 }
 
-/* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next record. */
-GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[GWQ_PANEL], const int count, const tile_ops *ops,
+/* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next
+ * record. */
+GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[GWQ_PANEL],
+                                        const int count, const tile_ops *ops,
                                         float (*sum)[GWQ_PANEL]) {
     float v[PIECE];
     unsigned total = (unsigned)record_total(record), k = 0;
@@ -93,11 +111,12 @@ GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[
 }
 
 /* The same for up to GWQ_FEW tokens, one after another: x[token][column], sum[token][row]. */
-GWQ_INLINE const uint8_t *record_few(const uint8_t *record, const uint8_t *end, const float (*x)[GWQ_TILE], int count,
-                                     const tile_ops *ops, float (*sum)[GWQ_ROWS]) {
+GWQ_INLINE const uint8_t *record_few(const uint8_t *record, const uint8_t *end,
+                                     const float (*x)[GWQ_TILE], int count, const tile_ops *ops,
+                                     float (*sum)[GWQ_ROWS]) {
     _Alignas(64) float product[2][MOST + 32];
     struct record r = record_at(record, ops);
-    for (int j = 0; j <= count; j++) { /* one token behind: the loads need not wait for stores */
+    for (int j = 0; j <= count; j++) { /* sums are a token behind: loads wait for no store */
         if (j < count) multiply(&r, 0, end, x[j], ops, product[j % 2]);
         if (j) ops->expand(r.count, 0, r.total, product[(j - 1) % 2], sum[j - 1]);
     }

@@ -45,8 +45,8 @@ void gwq_scalar_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_scalar_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                        int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
 void gwq_scalar_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
-void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
-                    int64_t dim, float *const out[GWQ_QUERIES]);
+void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
+                    int keys, int64_t dim, float *const out[GWQ_QUERIES]);
 uint64_t gwq_scalar_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead);
 
 /* encode_scalar.c */

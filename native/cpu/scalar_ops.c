@@ -108,8 +108,8 @@ void gwq_scalar_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, 
     }
 }
 
-void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
-                    int64_t dim, float *const out[GWQ_QUERIES]) {
+void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
+                    int keys, int64_t dim, float *const out[GWQ_QUERIES]) {
     for (int i = 0; i < GWQ_QUERIES; i++)
         for (int n = 0; n < keys; n++)
             for (int64_t d = 0; d < dim; d++)

@@ -1,5 +1,5 @@
-/* The pool: the caller is thread 0; the others wait for the next task, spinning briefly and then asleep.
- * Several callers may share a pool: a run holds it from start to end. */
+/* The pool: the caller is thread 0; the others wait for the next task, spinning briefly and then
+ * asleep. Several callers may share a pool: a run holds it from start to end. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -7,7 +7,10 @@
 #include <stdlib.h>
 #include "threads.h"
 
-enum { SPIN = 4000, MAX_THREADS = 256 }; /* about 20 us of pauses: longer than the gap between two ops of a token */
+enum {
+    SPIN = 4000, /* pauses, about 20 us: longer than the gap between two ops of a token */
+    MAX_THREADS = 256
+};
 
 struct gwq_pool {
     int threads;
@@ -44,7 +47,10 @@ static void *worker(void *p) {
     gwq_pool *pool = s.pool;
     unsigned seen = 0;
     for (;;) {
-        for (int i = 0; i < SPIN && atomic_load_explicit(&pool->epoch, memory_order_acquire) == seen; i++) pause_cpu();
+        for (int i = 0; i < SPIN; i++) {
+            if (atomic_load_explicit(&pool->epoch, memory_order_acquire) != seen) break;
+            pause_cpu();
+        }
         if (atomic_load(&pool->epoch) == seen) {
             pthread_mutex_lock(&pool->lock);
             atomic_fetch_add(&pool->sleepers, 1);
@@ -64,7 +70,8 @@ static void *worker(void *p) {
 }
 
 static void release_workers(gwq_pool *pool) {
-    atomic_fetch_add(&pool->epoch, 1); /* sequentially consistent: a worker that is about to sleep sees it */
+    /* sequentially consistent: a worker that is about to sleep sees it */
+    atomic_fetch_add(&pool->epoch, 1);
     if (atomic_load(&pool->sleepers)) {
         pthread_mutex_lock(&pool->lock);
         pthread_cond_broadcast(&pool->wake);
@@ -83,7 +90,10 @@ void gwq_pool_run(gwq_pool *pool, gwq_task fn, void *arg) {
     atomic_store(&pool->remaining, pool->threads - 1);
     release_workers(pool);
     fn(arg, 0, pool->threads);
-    for (int i = 0; i < SPIN && atomic_load_explicit(&pool->remaining, memory_order_acquire); i++) pause_cpu();
+    for (int i = 0; i < SPIN; i++) {
+        if (!atomic_load_explicit(&pool->remaining, memory_order_acquire)) break;
+        pause_cpu();
+    }
     if (atomic_load(&pool->remaining)) {
         pthread_mutex_lock(&pool->lock);
         atomic_store(&pool->caller_sleeps, 1);
@@ -105,7 +115,8 @@ int gwq_pool_new(int threads, gwq_pool **out) {
     pthread_cond_init(&pool->done, NULL);
     pthread_attr_t attr;
     pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, 1 << 20); /* kernels use up to 100 KB, more than some systems give a thread */
+    /* kernels use up to 100 KB, more than some systems give a thread */
+    pthread_attr_setstacksize(&attr, 1 << 20);
     int status = GWQ_OK;
     for (int t = 1; t < threads && !status; t++) {
         struct start *s = malloc(sizeof *s);

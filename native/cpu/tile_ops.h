@@ -1,19 +1,21 @@
-/* What an instruction set does for a tile type: the functions that it hands to the walks of tiles.h and outliers.h. */
+/* What an instruction set does for a tile type: the functions that it hands to the walks of tiles.h
+ * and outliers.h. */
 #ifndef GWQ_TILE_OPS_H
 #define GWQ_TILE_OPS_H
 #include <string.h>
 #include "kernels.h"
 
 enum {
-    STREAMS = 4, /* row groups read at the same time, at most: one core keeps more cache misses in flight */
-    PIECE = 64,  /* outliers whose values are converted at once */
+    STREAMS = 4,     /* row groups read at the same time, at most: more cache misses in flight */
+    PIECE = 64,      /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
-    SLACK = 48,  /* bytes the inner functions may read past the last outlier */
-    GROUPS = 8   /* row groups that share a piece of the activations while it is in the cache */
+    SLACK = 48,      /* bytes the inner functions may read past the last outlier */
+    GROUPS = 8       /* row groups that share a piece of the activations while it is in the cache */
 };
 
-/* Start loading `bytes` that are needed soon. May lie beyond the buffer: a prefetch never faults. By assembler on x86: gcc 12 orders
- * the code around its own __builtin_prefetch so that 4-bit AVX2 without outliers read a fifth slower on Zen 3. */
+/* Start loading `bytes` that are needed soon. They may lie beyond the buffer: a prefetch never
+ * faults. By assembler on x86: gcc 12 orders the code around its own __builtin_prefetch so that
+ * 4-bit AVX2 without outliers read a fifth slower on Zen 3. */
 GWQ_INLINE void prefetch(const uint8_t *p, size_t ahead, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) {
         const char *at = (const char *)((uintptr_t)p + ahead + i);
@@ -25,32 +27,39 @@ GWQ_INLINE void prefetch(const uint8_t *p, size_t ahead, size_t bytes) {
     }
 }
 
-/* A decoded block: 16 quads of columns, each 16 rows x 4 table entries, with ENTRY_BIAS; and what an instruction set
- * makes of its scales, for each 16 columns. */
+/* A decoded block: 16 quads of columns, each 16 rows x 4 table entries, with ENTRY_BIAS; and what
+ * an instruction set makes of its scales, for each 16 columns. */
 typedef uint8_t gwq_entries[GWQ_BLOCK / 4][64];
 typedef uint8_t gwq_scales[4][64];
 
-/* What an instruction set does for a tile type. Constants, so that all of it is inlined into the walks. */
+/* Constants, so that all of it is inlined into the walks. */
 typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
-    int apart;    /* outliers after the dense part, not on the way: where a core has no instructions to spare it is faster */
+    int apart;    /* outliers after the dense part, not on the way: faster on a busy core */
     size_t ahead; /* bytes between a read and its prefetch */
-    float unit;   /* y of the dense part counts in these: row scales are multiplied in at the end of the row group */
-    /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's scales and lines, 64
-     * activations q, their scale and bias */
-    void (*block)(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, const int16_t *bias,
-                  float *y);
-    /* product[k] = value[k] * x[column[k]] for k < count, and anything up to the next multiple of 16; x holds 256
-     * floats, so any column may be looked up. */
-    void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product);
-    /* Add the products of a record to y[16], level by level; `levels` of them at least, even if empty. */
+    float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
+
+    /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's
+     * scales and lines, 64 activations q, their scale dx and their bias */
+    void (*block)(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q,
+                  float dx, const int16_t *bias, float *y);
+    /* product[k] = value[k] * x[column[k]] for k < count, and anything up to the next multiple of
+     * 16; x holds 256 floats, so any column may be looked up */
+    void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x,
+                     float *product);
+    /* y[16] += the products of a record, level by level; `levels` of them at least, even if
+     * empty */
     void (*expand)(const uint8_t *count, int levels, int total, const float *product, float *y);
+
+    /* entries of a block from its lines; what `tokens` wants of its scales */
     void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
     void (*scales)(const uint8_t *scale, gwq_scales scales);
-    /* acc[i] += dense part of nb decoded blocks, b the first, for the tokens t+i, i < count <= GWQ_PANEL */
-    void (*tokens)(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, int count, int64_t b,
-                   float (*acc)[GWQ_ROWS]);
+    /* acc[i] += dense part of nb decoded blocks, b the first, for token t + i, i < count <=
+     * GWQ_PANEL */
+    void (*tokens)(const gwq_scales *scales, const gwq_entries *entries, int nb,
+                   const gwq_input *in, int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]);
+
     /* out[i] = float of the FP16 value i < count */
     void (*halves)(const uint8_t *value, int count, float *out);
     /* outliers of a record, from its 16 counts */

@@ -1,22 +1,23 @@
-/* The walk over a tile matrix that the SIMD files share: streams, prefetch, outlier records, token blocks.
- * Plain C without instruction-set code; a SIMD file hands in its inner functions, which are inlined. */
+/* The walk over a tile matrix that the SIMD files share: streams, prefetch, outlier records, blocks
+ * of tokens. Plain C without instruction-set code; a SIMD file hands in its inner functions, which
+ * are inlined. */
 #ifndef GWQ_TILES_H
 #define GWQ_TILES_H
 #include "outliers.h"
 
-/* A matrix's table as `block` and `decode` want it. */
+/* A matrix's table as `block` and `decode` want it */
 GWQ_INLINE void biased_table(const gwq_matrix *m, uint8_t *table) {
     for (int i = 0; i < 64; i++) table[i] = (uint8_t)(gwq_table(m)[i % 16] + ENTRY_BIAS);
 }
 
-/* --- one token -------------------------------------------------------------------------------------------------- */
+/* --- one token -------------------------------------------------------------------------------- */
 
-/* A row group on its way through one token. */
+/* A row group on its way through one token */
 struct stream {
     _Alignas(64) float dense[GWQ_ROWS];
     float sparse[GWQ_ROWS]; /* apart, so that the order of additions is the row group's own */
     const uint8_t *tile;    /* the next one */
-    struct record in_hand;  /* its products are made, none is added yet: the loads need not wait for stores */
+    struct record in_hand;  /* products made, none added yet: the loads need not wait for stores */
     float product[MOST + 32];
 };
 
@@ -24,11 +25,17 @@ GWQ_INLINE void settle(struct stream *s, int levels, const tile_ops *ops) {
     ops->expand(s->in_hand.count, levels, s->in_hand.total, s->product, s->sparse);
 }
 
-/* `outliers` is a constant: whether they are added on the way, a record after each block. */
-GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, const int outliers,
-                     float *y) {
-    const size_t scales = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits), bytes = scales + lines, ahead = ops->ahead;
-    /* Prefetches must come at an even rate or memory idles: with outliers, three in eight are left for their turn. */
+/* y = the row groups first .. last-1 times the one token of `in`. Up to STREAMS row groups, each
+ * far from the other, are read at the same time. `outliers` is a constant: whether they are added
+ * on the way, a record after each block. */
+GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                     const gwq_input *in, const int outliers, float *y) {
+    const size_t scales = gwq_scale_bytes(ops->bits);
+    const size_t lines = gwq_line_bytes(ops->bits);
+    const size_t bytes = scales + lines;
+    const size_t ahead = ops->ahead;
+    /* Prefetches must come at an even rate or memory idles: with outliers, three in eight are left
+     * for their turn. */
     const size_t early = outliers ? bytes * 5 / 8 / 64 * 64 : bytes;
     const uint8_t *end = m->outliers + m->outlier_bytes;
     const struct usual most = usual_record(m);
@@ -39,7 +46,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     if (outliers) copy_edge(in, edge);
     while (first < last) {
         int streams = (int)min64(ops->streams, last - first);
-        int64_t each = (last - first) / streams; /* consecutive groups per stream: data and records just go on */
+        int64_t each = (last - first) / streams; /* consecutive: data and records just go on */
         for (int i = 0; i < streams; i++) {
             s[i].tile = gwq_group(m, ops->bits, first + i * each);
             s[i].in_hand.next = gwq_records(m, first + i * each);
@@ -53,24 +60,29 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
             }
             for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
                 int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
-                const float *x = in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
+                const float *x =
+                    in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
                 for (int k = 0; k < nb; k++) {
                     size_t at = nb * scales + k * lines; /* the block's lines within the tile */
                     for (int i = 0; i < streams; i++) {
                         prefetch(s[i].tile + at, ahead, early);
-                        ops->block(table, s[i].tile + k * scales, s[i].tile + at, in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
+                        ops->block(table, s[i].tile + k * scales, s[i].tile + at,
+                                   in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
                                    in->bias + 8 * (b + k), s[i].dense);
                     }
                     if (!outliers) continue;
+                    /* a stream's record after each block; the last block takes what is left */
                     int upto = k + 1 < nb ? (int)min64(k + 1, streams) : streams;
-                    for (int i = k; i < upto; i++) { /* a record after each block; the last block takes what is left */
+                    for (int i = k; i < upto; i++) {
                         if (b) settle(&s[i], most.levels, ops);
-                        for (int j = 0; j < streams; j += 2) prefetch(s[j].tile + at + early, ahead, bytes - early);
+                        for (int j = 0; j < streams; j += 2)
+                            prefetch(s[j].tile + at + early, ahead, bytes - early);
                         s[i].in_hand = record_at(s[i].in_hand.next, ops);
-                        prefetch(s[i].in_hand.next, 192, 192); /* constants: no loop to mispredict */
+                        prefetch(s[i].in_hand.next, 192, 192); /* constants: no loop to predict */
                         multiply(&s[i].in_hand, most.total, end, x, ops, s[i].product);
                     }
-                    for (int j = 1; j < streams; j += 2) prefetch(s[j].tile + at + early, ahead, bytes - early);
+                    for (int j = 1; j < streams; j += 2)
+                        prefetch(s[j].tile + at + early, ahead, bytes - early);
                 }
                 for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;
             }
@@ -87,25 +99,29 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     }
 }
 
-GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                          const gwq_input *in, float *y) {
     if (m->outliers && !ops->apart) gemv(ops, m, first, last, in, 1, y);
     else gemv(ops, m, first, last, in, 0, y);
     if (m->outliers && ops->apart) add_outliers(ops, m, first, last, in, y);
 }
 
-/* --- several tokens --------------------------------------------------------------------------------------------- */
+/* --- several tokens --------------------------------------------------------------------------- */
 
-/* The sums of one row group and up to GWQ_PANEL tokens. */
+/* The sums of one row group and up to GWQ_PANEL tokens */
 struct sums {
     _Alignas(64) float dense[GWQ_PANEL][GWQ_ROWS];
-    _Alignas(64) float few[GWQ_FEW][GWQ_ROWS];     /* outliers, up to GWQ_FEW tokens */
+    _Alignas(64) float few[GWQ_FEW][GWQ_ROWS];      /* outliers, up to GWQ_FEW tokens */
     _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers, more tokens */
 };
 
-/* The tokens t .. t+count-1 against the row groups first .. first+groups-1. */
-GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups, const gwq_input *in, int64_t t, int count,
-                           const uint8_t *table, float *y) {
-    const size_t per_block = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits), bytes = per_block + lines;
+/* The tokens t .. t+count-1 against the row groups first .. first+groups-1 */
+GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups,
+                           const gwq_input *in, int64_t t, int count, const uint8_t *table,
+                           float *y) {
+    const size_t per_block = gwq_scale_bytes(ops->bits);
+    const size_t lines = gwq_line_bytes(ops->bits);
+    const size_t bytes = per_block + lines;
     const int few = in->n <= GWQ_FEW;
     _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
     _Alignas(64) gwq_scales scales[GWQ_TILE_BLOCKS];
@@ -120,20 +136,26 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         int64_t column = b * GWQ_BLOCK, width = min64(GWQ_TILE, in->cols - column);
         for (int j = 0; m->outliers && few && j < count; j++)
             memcpy(x[j], in->x + (t + j) * in->cols + column, (size_t)width * sizeof **x);
-        const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
+        const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(
+            in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
         for (int i = 0; i < groups; i++) {
             const uint8_t *tile = gwq_group(m, ops->bits, first + i) + b * bytes;
-            prefetch(tile, nb * bytes, nb * bytes); /* the group's next tile, wanted after the other groups' */
+            prefetch(tile, nb * bytes, nb * bytes); /* the group's next tile, after the others' */
             for (int k = 0; k < nb; k++) {
                 ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
                 ops->scales(tile + k * per_block, scales[k]);
             }
             ops->tokens(scales, entries, nb, in, t, count, b, s[i].dense);
             if (!m->outliers) continue;
-            if (few) record[i] = record_few(record[i], m->outliers + m->outlier_bytes, (const float(*)[GWQ_TILE])x, count, ops, s[i].few);
-            else if (count <= 16) record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);
-            else if (count <= 32) record[i] = record_tokens(record[i], panel, 32, ops, s[i].sparse);
-            else record[i] = record_tokens(record[i], panel, GWQ_PANEL, ops, s[i].sparse);
+            if (few)
+                record[i] = record_few(record[i], m->outliers + m->outlier_bytes,
+                                       (const float(*)[GWQ_TILE])x, count, ops, s[i].few);
+            else if (count <= 16)
+                record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);
+            else if (count <= 32)
+                record[i] = record_tokens(record[i], panel, 32, ops, s[i].sparse);
+            else
+                record[i] = record_tokens(record[i], panel, GWQ_PANEL, ops, s[i].sparse);
         }
     }
     for (int i = 0; i < groups; i++) {
@@ -143,19 +165,23 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         for (int r = 0; r < GWQ_ROWS; r++) scale[r] *= ops->unit;
         for (int j = 0; j < count; j++)
             for (int r = 0; r < rows; r++)
-                y[(t + j) * m->rows + row + r] = scale[r] * s[i].dense[j][r] + (few ? s[i].few[j][r] : s[i].sparse[r][j]);
+                y[(t + j) * m->rows + row + r] =
+                    scale[r] * s[i].dense[j][r] + (few ? s[i].few[j][r] : s[i].sparse[r][j]);
     }
 }
 
-GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                          const gwq_input *in, float *y) {
     _Alignas(64) uint8_t table[64];
     biased_table(m, table);
     for (int64_t g = first; g < last; g += GROUPS)
         for (int64_t t = 0; t < in->n; t += GWQ_PANEL)
-            gemm_piece(ops, m, g, (int)min64(GROUPS, last - g), in, t, (int)min64(GWQ_PANEL, in->n - t), table, y);
+            gemm_piece(ops, m, g, (int)min64(GROUPS, last - g), in, t,
+                       (int)min64(GWQ_PANEL, in->n - t), table, y);
 }
 
-GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {
+GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                            const gwq_input *in, float *y) {
     if (in->n == 1) tile_gemv(ops, m, first, last, in, y);
     else tile_gemm(ops, m, first, last, in, y);
 }

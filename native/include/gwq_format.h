@@ -1,7 +1,9 @@
-/* The bytes of a gwq tensor, stated once: C, CUDA and Python (through cffi) read this text. docs/format.md says it at length.
+/* The bytes of a gwq tensor, stated once: C, CUDA and Python (through cffi) read this text.
+ * docs/format.md explains them at length.
  *
- * A matrix of N rows and K columns (K is the input width) is cut into row groups of 16 rows, a row group into tiles of 256
- * columns, a tile into blocks of 64 columns; the last row group and the last block are padded. A tensor is
+ * A matrix of N rows and K columns (K is the input width) is cut into row groups of 16 rows, a row
+ * group into tiles of 256 columns, a tile into blocks of 64 columns; the last row group and the
+ * last block are padded. A tensor is
  *
  *     table[16]                    int8, -32..31: what a window of four bits stands for
  *     row_scale[16 * row groups]   FP16; 0 for a padded row
@@ -10,15 +12,20 @@
  *
  * and a tile, of as many blocks as columns remain (1 to 4),
  *
- *     scale[blocks][scale bytes]             6 bits per row and sub-block of 16 (gwq4) or 32 columns (gwq3, gwq2), biased by 32
- *     line[blocks * lines per block][64]     bytes; byte 4*r + i of a line belongs to row r, i = 0..3
+ *     scale[blocks][scale bytes]           6 bits, biased by 32, per row and sub-block of 16 (gwq4)
+ *                                          or 32 columns (gwq3, gwq2)
+ *     line[blocks * lines per block][64]   bytes; byte 4*r + i of a line belongs to row r, i = 0..3
  *
- * A weight is row_scale * ((scale - 32) * table[window]), computed in float32 (exact: 11 + 10 significant bits).
+ * A weight is row_scale * ((scale - 32) * table[window]), computed in float32, which is exact: its
+ * factors have 11 + 10 significant bits.
  *
- * The window is the weight's code and, above it, bits of the code of its neighbour in the same column: of the row before it
- * in a ring of 8 rows (row 0's neighbour is row 7, row 8's is row 15). `history` = 4 - bits of them, the topmost:
+ * The window is the weight's code and, above it, bits of the code of its neighbour in the same
+ * column: of the row before it in a ring of 8 rows (row 0's neighbour is row 7, row 8's is row 15).
+ * `history` = 4 - bits of them, the topmost:
  *
- *     window = code | (neighbour >> (bits - history)) << bits        gwq4: none, gwq3: one bit, gwq2: the whole code
+ *     window = code | (neighbour >> (bits - history)) << bits
+ *
+ * so gwq4 has none, gwq3 one bit, gwq2 the neighbour's whole code.
  *
  * Which code bits lie where in a line, with c a column within the block:
  *
@@ -31,23 +38,30 @@
  *
  * and where the scales s0, s1, .. (biased) of a row's sub-blocks:
  *
- *   gwq4, 48 bytes:  byte r = s0 | (s3 & 3) << 6, byte 16+r = s1 | (s3 >> 2 & 3) << 6, byte 32+r = s2 | (s3 >> 4) << 6
- *   gwq3, gwq2, 24:  byte r = s0 | (s1 & 3) << 6; byte 16+q, q = 0..7: low nibble = s1 >> 2 of row q, high nibble = of row q+8
+ *   gwq4, 48 bytes:  byte r      = s0 | (s3 & 3) << 6
+ *                    byte 16 + r = s1 | (s3 >> 2 & 3) << 6
+ *                    byte 32 + r = s2 | (s3 >> 4) << 6
+ *   gwq3, gwq2, 24:  byte r      = s0 | (s1 & 3) << 6
+ *                    byte 16 + q = s1 >> 2 of row q, in the low nibble, and of row q + 8, in the
+ *                                  high one, q = 0..7
  *
- * Outliers are FP16 values that are added to what the dense part holds in their place, with one rounding to float32. The
- * side-table of a matrix has one record per tile, in the order of the tiles:
+ * Outliers are FP16 values that are added to what the dense part holds in their place, with one
+ * rounding to float32. The side-table of a matrix has one record per tile, in the order of the
+ * tiles:
  *
  *     count[16]    outliers of each row of the tile (0..255)
  *     value[n]     FP16, n = sum of count; not aligned
  *     column[n]    uint8, 0..255 within the tile
  *
- * in level order: for level 0, 1, ... the rows that have more than `level` outliers, ascending; the columns of one
- * row ascend with the level. A second array holds the byte offset of each row group's first record and the total,
- * ceil(N/16) + 1 entries, so its size and the records' follow from the shape and the number of outliers alone.
- * Both are companion tensors of stock types beside `<name>`: `<name>.outliers` (I8), `<name>.outlier_offsets` (I32).
+ * in level order: for level 0, 1, ... the rows that have more than `level` outliers, ascending; the
+ * columns of one row ascend with the level. A second array holds the byte offset of each row
+ * group's first record and the total, ceil(N/16) + 1 entries, so its size and the records' follow
+ * from the shape and the number of outliers alone. Both are companion tensors of ggml types beside
+ * `<name>`: `<name>.outliers` (I8), `<name>.outlier_offsets` (I32).
  *
- * A tensor (experts, N, K) is one such matrix after another, its companions (experts, n) one table after another.
- */
+ * A tensor (experts, N, K) is one such matrix after another, its companions (experts, n) one table
+ * after another.
+ *  */
 #ifndef GWQ_FORMAT_H
 #define GWQ_FORMAT_H
 #include <stdint.h>
@@ -61,7 +75,7 @@ enum gwq_geometry {
     GWQ_TILE = 256          /* columns of a full tile */
 };
 
-/* GGUF type ids: stock ones as in ggml, ours the FourCC of the name (little-endian). */
+/* GGUF type ids: ggml's own, and for ours the FourCC of the name (little-endian). */
 enum gwq_type {
     GWQ_TYPE_F32 = 0,
     GWQ_TYPE_F16 = 1,
@@ -76,26 +90,31 @@ enum gwq_type {
     GWQ_TYPE_GWQ4 = 0x34515747
 };
 
+/* The head of a tensor; row_scale[16 * row groups] follows. */
 struct gwq_head {
-    int8_t table[16]; /* row_scale[16 * row groups] follows */
+    int8_t table[16];
 };
+
+/* Full tiles, of four blocks: scale[block][byte], line[line][byte]. */
 struct gwq4_tile {
     uint8_t scale[4][48];
-    uint8_t line[32][64];
+    uint8_t line[32][64]; /* 8 of each block */
 };
 struct gwq3_tile {
     uint8_t scale[4][24];
-    uint8_t line[24][64];
+    uint8_t line[24][64]; /* 6 of each block */
 };
 struct gwq2_tile {
     uint8_t scale[4][24];
-    uint8_t line[16][64];
+    uint8_t line[16][64]; /* 4 of each block */
 };
+
+/* ggml's blocks of 32 columns: a weight is scale (FP16) times what its code stands for. */
 struct q8_0_block {
     uint16_t scale;
     int8_t code[32];
 };
-struct q4_block {     /* q4_0 and iq4_nl, which differ in what a code stands for */
+struct q4_block { /* q4_0 and iq4_nl, which differ in what a code stands for */
     uint16_t scale;
     uint8_t code[16]; /* byte i: column i in the low nibble, column 16 + i in the high one */
 };

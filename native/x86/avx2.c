@@ -1,117 +1,37 @@
 /* AVX2, FMA and F16C: tile matrices, and the row of all that the other avx2_*.c hold. */
 #include "avx2.h"
+#include "avx2_unpack.h"
 #include "cpu/tiles.h"
 
 static int supported(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 }
 
-GWQ_INLINE __m256i quad(const int8_t *q) { /* four activations in every 32-bit lane */
+/* Four activations in every 32-bit lane */
+GWQ_INLINE __m256i quad(const int8_t *q) {
     int32_t v;
     memcpy(&v, q, 4);
     return _mm256_set1_epi32(v);
 }
 
-/* The 4 bytes at p in every 32-bit lane, loaded for one half of the rows alone: those of 32 columns are too many to keep for
- * both, and gcc 12 would store them to the stack and load them again. */
+/* The 4 bytes at p in every 32-bit lane, loaded for one half of the rows alone: those of 32 columns
+ * are too many to keep for both, and gcc 12 would store them to the stack and load them again. */
 GWQ_INLINE __m256i quad_of_half(const void *p, const int h) {
     __m256i v;
-    __asm__("vpbroadcastd %1, %0 # %2" : "=x"(v) : "m"(*(const int32_t(*)[1])p), "g"(h)); /* h keeps the two apart */
+    /* h keeps the two apart */
+    __asm__("vpbroadcastd %1, %0 # %2" : "=x"(v) : "m"(*(const int32_t(*)[1])p), "g"(h));
     return v;
 }
 
-/* s += the pairwise products of biased entries and activations. The sum by assembler: gcc 12 regroups a chain of them
- * into a tree that keeps every product alive, or copies the sum before each addition. */
+/* s += the pairwise products of biased entries and activations. The sum by assembler: gcc 12
+ * regroups a chain of them into a tree that keeps every product alive, or copies the sum before
+ * each addition. */
 GWQ_INLINE void add_pairs(__m256i *s, __m256i entries, __m256i x) {
     __asm__("vpaddw %1, %0, %0" : "+x"(*s) : "x"(_mm256_maddubs_epi16(entries, x)));
 }
 
-/* --- tile types: one function per width turns a few lines of 8 rows into table entries ---------------------------- */
-
-/* v[p]: 8 rows x columns 4p .. 4p+3, one byte each, of lines (64 bytes apart) that hold them together: 4 quads are two
- * lines at 4 bits and one at 2 bits, 8 quads are three lines at 3 bits. */
-typedef void (*quads_fn)(__m256i table, const uint8_t *line, __m256i *v);
-enum { QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
-
-GWQ_INLINE __m256i all(int byte) { return _mm256_set1_epi8((char)byte); }
-GWQ_INLINE __m256i both(__m256i v, int mask) { return _mm256_and_si256(v, all(mask)); }
-
-/* As `load`; gcc may neither repeat it nor make it an operand of another instruction. */
-GWQ_INLINE __m256i load_once(const void *p) {
-    __m256i v = load(p);
-    __asm__("" : "+x"(v));
-    return v;
-}
-
-/* Row r of the result: the row before r in the ring of 8 whose rows lie at p. */
-GWQ_INLINE __m256i rows_before(const uint8_t *p) {
-    int32_t last;
-    memcpy(&last, p + 28, 4);
-    return _mm256_blend_epi32(load(p - 4), _mm256_set1_epi32(last), 1); /* what lies before a line: a line, or scales */
-}
-
-/* Entries of the windows in the low and in the high nibbles. */
-GWQ_INLINE void look_up(__m256i table, __m256i windows, __m256i *low, __m256i *high) {
-    *low = _mm256_shuffle_epi8(table, both(windows, 15));
-    *high = _mm256_shuffle_epi8(table, both(_mm256_srli_epi16(windows, 4), 15));
-}
-
-GWQ_INLINE void quads4(__m256i table, const uint8_t *line, __m256i *v) {
-    look_up(table, load_once(line), v, v + 1);
-    look_up(table, load_once(line + 64), v + 2, v + 3);
-}
-
-GWQ_INLINE void quads3(__m256i table, const uint8_t *line, __m256i *v) {
-    __m256i part[3], before, last = _mm256_setzero_si256();
-    for (int k = 0; k < 3; k++) { /* the bits 3 of A, B and C are the codes of the last two quads */
-        part[k] = load_once(line + 64 * k);
-        last = _mm256_or_si256(last, both(_mm256_srli_epi16(part[k], 3 - k), 0x11 << k));
-    }
-    for (int k = 0; k < 3; k++) {
-        before = rows_before(line + 64 * k);
-        look_up(table, _mm256_or_si256(both(part[k], 0x77), both(_mm256_slli_epi16(before, 1), 0x88)), v + 2 * k, v + 2 * k + 1);
-    }
-    look_up(table, _mm256_or_si256(last, both(before, 0x88)), v + 6, v + 7); /* their topmost bits are in C as they are wanted */
-}
-
-GWQ_INLINE void quads2(__m256i table, const uint8_t *line, __m256i *v) {
-    __m256i a = load_once(line), before = rows_before(line);
-    look_up(table, _mm256_or_si256(both(a, 0x33), both(_mm256_slli_epi16(before, 2), 0xcc)), v, v + 2);
-    look_up(table, _mm256_or_si256(both(_mm256_srli_epi16(a, 2), 0x33), both(before, 0xcc)), v + 1, v + 3);
-}
-
-/* s[k]: scale of every row for the columns 16k .. 16k+15 of the block, a signed byte; the two halves are alike. */
-typedef void (*scales_fn)(const uint8_t *scale, __m256i s[4]);
-
-GWQ_INLINE __m256i load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
-
-GWQ_INLINE void scales4(const uint8_t *scale, __m256i s[4]) {
-    __m256i top = _mm256_setzero_si256();
-    for (int k = 0; k < 3; k++) {
-        __m256i part = load_twice(scale + 16 * k);
-        s[k] = _mm256_sub_epi8(both(part, 63), all(SCALE_BIAS));
-        top = _mm256_or_si256(top, both(_mm256_srli_epi16(part, 6 - 2 * k), 3 << 2 * k));
-    }
-    s[3] = _mm256_sub_epi8(top, all(SCALE_BIAS));
-}
-
-GWQ_INLINE void scales2(const uint8_t *scale, __m256i s[4]) {
-    int64_t nibbles;
-    memcpy(&nibbles, scale + 16, 8);
-    __m256i low = load_twice(scale), high = _mm256_set1_epi64x(nibbles); /* rows 0 .. 7 and, above them, 8 .. 15 */
-    high = both(_mm256_blend_epi32(_mm256_slli_epi16(high, 2), _mm256_srli_epi16(high, 2), 0xcc), 0x3c);
-    s[0] = s[1] = _mm256_sub_epi8(both(low, 63), all(SCALE_BIAS));
-    s[2] = s[3] = _mm256_sub_epi8(_mm256_or_si256(both(_mm256_srli_epi16(low, 6), 3), high), all(SCALE_BIAS));
-}
-#define scales3 scales2
-
-/* 256 * scale of the rows 8h .. 8h+7, twice in each 32-bit lane. With it a block's sum just fits: 64 * 32 * 127 * 32 * 256 < 2^31. */
-GWQ_INLINE __m256i spread_scales(__m256i s, int h) {
-    const __m256i zeros_and_rows = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380, 0x04800480, 0x05800580,
-                                                     0x06800680, 0x07800780);
-    return _mm256_shuffle_epi8(s, h ? _mm256_add_epi8(zeros_and_rows, _mm256_set1_epi16(0x0800)) : zeros_and_rows);
-}
-#define UNIT (1.f / 256)
+/* --- tile types, one token -------------------------------------------------------------------- */
 
 /* The bias of 16 columns in every 32-bit lane */
 GWQ_INLINE __m256i bias16(const int16_t *bias) {
@@ -122,13 +42,16 @@ GWQ_INLINE __m256i bias16(const int16_t *bias) {
 
 /* y[8] += dx * dot */
 GWQ_INLINE void add_rows(float dx, __m256i dot, float *y) {
-    _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_set1_ps(dx), _mm256_cvtepi32_ps(dot), _mm256_load_ps(y)));
+    __m256 sum = _mm256_load_ps(y);
+    _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_set1_ps(dx), _mm256_cvtepi32_ps(dot), sum));
 }
 
-GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, const uint8_t *table, const uint8_t *scale,
-                      const uint8_t *line, const int8_t *q, float dx, const int16_t *bias, float *y) {
+GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, const uint8_t *table,
+                      const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx,
+                      const int16_t *bias, float *y) {
     const __m256i t = load(table);
-    __m256i s[4], v[8], dot[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* rows 0 .. 7 and 8 .. 15 */
+    __m256i s[4], v[8];
+    __m256i dot[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}; /* rows 0 .. 7, 8 .. 15 */
     scales(scale, s);
 #pragma GCC unroll 4
     for (int u = 0; u < GWQ_BLOCK / 4; u += unit)
@@ -136,20 +59,28 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, cons
         for (int h = 0; h < 2; h++) {
             quads(t, line + 8 * bits * u + 32 * h, v);
 #pragma GCC unroll 8
-            for (int p = 0; p < unit; p += 4) { /* 16 columns: their sum fits 16 bits, see kernels.h */
+            for (int p = 0; p < unit; p += 4) { /* 16 columns fit 16 bits: gwq_input's bias */
                 const int8_t *x = q + 4 * (u + p);
                 const int16_t *start = bias + (u + p) / 2;
                 __m256i sum = unit > 4 ? quad_of_half(start, h) : bias16(start);
-                for (int i = 0; i < 4; i++) add_pairs(&sum, v[p + i], unit > 4 ? quad_of_half(x + 4 * i, h) : quad(x + 4 * i));
-                dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(sum, spread_scales(s[(u + p) / 4], h)));
+                for (int i = 0; i < 4; i++) {
+                    __m256i four = unit > 4 ? quad_of_half(x + 4 * i, h) : quad(x + 4 * i);
+                    add_pairs(&sum, v[p + i], four);
+                }
+                __m256i scaled = _mm256_madd_epi16(sum, spread_scales(s[(u + p) / 4], h));
+                dot[h] = _mm256_add_epi32(dot[h], scaled);
             }
         }
     for (int h = 0; h < 2; h++) add_rows(dx, dot[h], y + 8 * h);
 }
 
-/* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product; negative: it has none */
-#define RANK(m, r) ((m) >> (r) & 1 ? (uint64_t)__builtin_popcount((m) & ((1 << (r)) - 1)) : (uint64_t)128) << 8 * (r)
-#define RANKS(m) RANK(m, 0) | RANK(m, 1) | RANK(m, 2) | RANK(m, 3) | RANK(m, 4) | RANK(m, 5) | RANK(m, 6) | RANK(m, 7)
+/* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product;
+ * negative: it has none */
+#define BELOW(m, r) (uint64_t)__builtin_popcount((m) & ((1 << (r)) - 1))
+#define RANK(m, r) ((m) >> (r) & 1 ? BELOW(m, r) : (uint64_t)128) << 8 * (r)
+#define RANKS(m)                                          \
+    RANK(m, 0) | RANK(m, 1) | RANK(m, 2) | RANK(m, 3) |   \
+    RANK(m, 4) | RANK(m, 5) | RANK(m, 6) | RANK(m, 7)
 #define RANKS4(m) RANKS(m), RANKS((m) + 1), RANKS((m) + 2), RANKS((m) + 3)
 #define RANKS16(m) RANKS4(m), RANKS4((m) + 4), RANKS4((m) + 8), RANKS4((m) + 12)
 #define RANKS64(m) RANKS16(m), RANKS16((m) + 16), RANKS16((m) + 32), RANKS16((m) + 48)
@@ -163,14 +94,16 @@ GWQ_INLINE __m256 expand8(unsigned mask, const float *product, __m256 zero) {
     return _mm256_blendv_ps(v, zero, _mm256_castsi256_ps(order));
 }
 
-GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product, float *y) {
+GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product,
+                       float *y) {
     __m256 y0 = _mm256_load_ps(y), y1 = _mm256_load_ps(y + 8);
     __m128i left = _mm_loadu_si128((const __m128i *)count);
     const float *end = product + total;
     __m256 zero = _mm256_setzero_ps();
     __asm__("" : "+x"(zero)); /* knowing it, gcc 12 makes two instructions of a blend */
     for (int level = 0; level < levels || product < end; level++) {
-        unsigned rows = 0xffffu ^ (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(left, _mm_setzero_si128()));
+        __m128i none = _mm_cmpeq_epi8(left, _mm_setzero_si128());
+        unsigned rows = 0xffffu ^ (unsigned)_mm_movemask_epi8(none);
         left = _mm_subs_epu8(left, _mm_set1_epi8(1));
         y0 = _mm256_add_ps(y0, expand8(rows & 255, product, zero));
         product += __builtin_popcount(rows & 255);
@@ -186,12 +119,15 @@ GWQ_INLINE int total(const uint8_t *count) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
 }
 
-GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x, float *product) {
-    for (int k = 0; k < count; k += 8) { /* element by element: a gather instruction is slower on AMD */
+/* Element by element: a gather instruction is slower on AMD. By assembler, because gcc 12 takes one
+ * instruction more for each. */
+GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count,
+                                const float *x, float *product) {
+    for (int k = 0; k < count; k += 8) {
         uint64_t c;
         memcpy(&c, column + k, 8);
         __m128 p[4];
-        for (int i = 0; i < 4; i++) { /* the lowest two bytes; by assembler, because gcc 12 takes one instruction more for each */
+        for (int i = 0; i < 4; i++) { /* the lowest two bytes of c */
             p[i] = _mm_load_ss(x + (c & 255));
             __asm__("vinsertps $16, %1, %0, %0" : "+x"(p[i]) : "m"(x[c >> 8 & 255]));
             c >>= 16;
@@ -202,14 +138,16 @@ GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int
     }
 }
 
-/* --- tile types, several tokens --------------------------------------------------------------------------------- */
+/* --- tile types, several tokens --------------------------------------------------------------- */
 
-GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table, const uint8_t *line, gwq_entries entries) {
+GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table,
+                       const uint8_t *line, gwq_entries entries) {
     for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit)
         for (int h = 0; h < 2; h++) {
             __m256i v[8];
             quads(load(table), line + 32 * h, v);
-            for (int p = 0; p < unit; p++) _mm256_store_si256((__m256i *)&entries[u + p][32 * h], v[p]);
+            for (int p = 0; p < unit; p++)
+                _mm256_store_si256((__m256i *)&entries[u + p][32 * h], v[p]);
         }
 }
 
@@ -218,13 +156,16 @@ GWQ_INLINE void decode_scales(scales_fn f, const uint8_t *scale, gwq_scales scal
     __m256i s[4];
     f(scale, s);
     for (int k = 0; k < 4; k++)
-        for (int h = 0; h < 2; h++) _mm256_store_si256((__m256i *)&scales[k][32 * h], spread_scales(s[k], h));
+        for (int h = 0; h < 2; h++)
+            _mm256_store_si256((__m256i *)&scales[k][32 * h], spread_scales(s[k], h));
 }
 
-/* `count` (constant, at most AT_ONCE) tokens against nb decoded blocks: 3 tokens x 16 rows fill the 16 registers. */
+/* `count` (constant, at most AT_ONCE) tokens against nb decoded blocks: 3 tokens x 16 rows fill the
+ * 16 registers. */
 enum { AT_ONCE = 3 };
-GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, const int count,
-                           int64_t b, float (*acc)[GWQ_ROWS]) {
+GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries, int nb,
+                           const gwq_input *in, int64_t t, const int count, int64_t b,
+                           float (*acc)[GWQ_ROWS]) {
     const int64_t at = t * in->blocks + b;
     const int8_t *q = in->q + at * GWQ_BLOCK;
     const int16_t *bias = in->bias + 8 * at;
@@ -237,7 +178,8 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
             const uint8_t *v = entries[k][4 * j];
             __m256i s[AT_ONCE][2];
 #pragma GCC unroll 3
-            for (int i = 0; i < count; i++) s[i][0] = s[i][1] = bias16(bias + i * 8 * in->blocks + 2 * j);
+            for (int i = 0; i < count; i++)
+                s[i][0] = s[i][1] = bias16(bias + i * 8 * in->blocks + 2 * j);
 #pragma GCC unroll 4
             for (int p = 0; p < 4; p++) {
                 const __m256i v0 = load_once(v + 64 * p), v1 = load_once(v + 64 * p + 32);
@@ -251,8 +193,10 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
 #pragma GCC unroll 3
             for (int i = 0; i < count; i++)
 #pragma GCC unroll 2
-                for (int h = 0; h < 2; h++)
-                    dot[i][h] = _mm256_add_epi32(dot[i][h], _mm256_madd_epi16(s[i][h], load(&scales[k][j][32 * h])));
+                for (int h = 0; h < 2; h++) {
+                    __m256i scaled = _mm256_madd_epi16(s[i][h], load(&scales[k][j][32 * h]));
+                    dot[i][h] = _mm256_add_epi32(dot[i][h], scaled);
+                }
         }
 #pragma GCC unroll 3
         for (int i = 0; i < count; i++)
@@ -261,8 +205,9 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
     }
 }
 
-static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in,
-                                             int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {
+static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries,
+                                             int nb, const gwq_input *in, int64_t t, int count,
+                                             int64_t b, float (*acc)[GWQ_ROWS]) {
     int i = 0;
     for (; i + 3 <= count; i += 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
     if (count - i == 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
@@ -276,8 +221,10 @@ void gwq_avx2_halves(const uint8_t *value, int count, float *out) {
 }
 
 GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
-    for (int t = 0; t < count; t += 8)
-        _mm256_store_ps(sum + t, _mm256_fmadd_ps(_mm256_set1_ps(v), _mm256_loadu_ps(x + t), _mm256_load_ps(sum + t)));
+    for (int t = 0; t < count; t += 8) {
+        __m256 s = _mm256_load_ps(sum + t);
+        _mm256_store_ps(sum + t, _mm256_fmadd_ps(_mm256_set1_ps(v), _mm256_loadu_ps(x + t), s));
+    }
 }
 
 GWQ_INLINE unsigned above(const uint8_t *count, int level) {
@@ -285,7 +232,8 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     return 0xffffu ^ (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(c, l), c));
 }
 
-GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_t group, float *out) {
+GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_t group,
+                                float *out) {
     const size_t bytes = gwq_scale_bytes(ops->bits), lines = gwq_line_bytes(ops->bits);
     const uint8_t *tile = gwq_group(m, ops->bits, group);
     int64_t rows = min64(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
@@ -308,9 +256,11 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
                     memcpy(&low, &entries[c / 4][4 * r], 4);
                     memcpy(&high, &entries[c / 4 + 1][4 * r], 4);
                     memcpy(&scale, &scales[c / 16][4 * r], 2);
-                    __m256i v = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)((uint64_t)high << 32 | low)));
+                    int64_t eight = (int64_t)((uint64_t)high << 32 | low);
+                    __m256i v = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight));
                     v = _mm256_sub_epi32(v, _mm256_set1_epi32(ENTRY_BIAS));
-                    __m256 f = _mm256_mul_ps(_mm256_set1_ps(d[r] * ((float)scale * UNIT)), _mm256_cvtepi32_ps(v));
+                    __m256 factor = _mm256_set1_ps(d[r] * ((float)scale * UNIT));
+                    __m256 f = _mm256_mul_ps(factor, _mm256_cvtepi32_ps(v));
                     float *to = out + r * m->cols + first + c, last[8];
                     if (width - c >= 8) {
                         _mm256_storeu_ps(to, f);
@@ -323,35 +273,65 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     }
 }
 
-#define TILE_TYPE(bits, streams, ahead)                                                                              \
-    GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
-                                const int16_t *bias, float *y) {                                                     \
-        block(bits, QUADS##bits, quads##bits, scales##bits, table, scale, line, q, dx, bias, y);                     \
-    }                                                                                                                \
-    static void decode##bits(const uint8_t *table, const uint8_t *line, gwq_entries entries) {                       \
-        decode(bits, QUADS##bits, quads##bits, table, line, entries);                                                \
-    }                                                                                                                \
-    static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) { decode_scales(scales##bits, scale, scales); } \
-    static const tile_ops ops##bits = {bits, streams, 1, ahead, UNIT, block##bits, multiply_values, expand, decode##bits, \
-                                       decode_scales##bits, tokens, gwq_avx2_halves, total, above, spread};               \
-    static void dequantize_gwq##bits(const gwq_matrix *m, int64_t group, float *out) {                               \
-        tile_dequantize(&ops##bits, m, group, out);                                                                  \
-    }                                                                                                                \
-    static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {  \
-        tile_matmul(&ops##bits, m, first, last, in, y);                                                              \
+/* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch */
+#define TILE_TYPE(N, COUNT, AHEAD)                                                              \
+    GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
+                             const int8_t *q, float dx, const int16_t *bias, float *y) {        \
+        block(N, QUADS##N, quads##N, scales##N, table, scale, line, q, dx, bias, y);            \
+    }                                                                                           \
+    static void decode##N(const uint8_t *table, const uint8_t *line, gwq_entries entries) {     \
+        decode(N, QUADS##N, quads##N, table, line, entries);                                    \
+    }                                                                                           \
+    static void decode_scales##N(const uint8_t *scale, gwq_scales scales) {                     \
+        decode_scales(scales##N, scale, scales);                                                \
+    }                                                                                           \
+    static const tile_ops ops##N = {                                                            \
+        .bits = N,                                                                              \
+        .streams = COUNT,                                                                       \
+        .apart = 1,                                                                             \
+        .ahead = AHEAD,                                                                         \
+        .unit = UNIT,                                                                           \
+        .block = block##N,                                                                      \
+        .multiply = multiply_values,                                                            \
+        .expand = expand,                                                                       \
+        .decode = decode##N,                                                                    \
+        .scales = decode_scales##N,                                                             \
+        .tokens = tokens,                                                                       \
+        .halves = gwq_avx2_halves,                                                              \
+        .total = total,                                                                         \
+        .above = above,                                                                         \
+        .spread = spread,                                                                       \
+    };                                                                                          \
+    static void dequantize_gwq##N(const gwq_matrix *m, int64_t group, float *out) {             \
+        tile_dequantize(&ops##N, m, group, out);                                                \
+    }                                                                                           \
+    static void matmul_gwq##N(const gwq_matrix *m, int64_t first, int64_t last,                 \
+                              const gwq_input *in, float *y) {                                  \
+        tile_matmul(&ops##N, m, first, last, in, y);                                            \
     }
 TILE_TYPE(2, 3, 1024)
 TILE_TYPE(3, 1, 1024)
 TILE_TYPE(4, 3, 1024)
 
-#define GGML(slot) gwq_avx2_##slot##_f32, gwq_avx2_##slot##_f16, gwq_avx2_##slot##_bf16, gwq_avx2_##slot##_q8_0
+/* --- the row ---------------------------------------------------------------------------------- */
+
+#define GGML_TYPES(slot)                    \
+    [GWQ_K_F32] = gwq_avx2_##slot##_f32,    \
+    [GWQ_K_F16] = gwq_avx2_##slot##_f16,    \
+    [GWQ_K_BF16] = gwq_avx2_##slot##_bf16,  \
+    [GWQ_K_Q8_0] = gwq_avx2_##slot##_q8_0
+#define TILE_TYPES(slot)          \
+    [GWQ_K_GWQ2] = slot##_gwq2,   \
+    [GWQ_K_GWQ3] = slot##_gwq3,   \
+    [GWQ_K_GWQ4] = slot##_gwq4
+
 const gwq_kernels gwq_avx2 = {
     .isa = "avx2",
     .supported = supported,
     .quantize = gwq_avx2_quantize,
     .panel = gwq_avx2_panel,
-    .matmul = {GGML(matmul), matmul_gwq2, matmul_gwq3, matmul_gwq4},
-    .dequantize = {GGML(dequantize), dequantize_gwq2, dequantize_gwq3, dequantize_gwq4},
+    .matmul = {GGML_TYPES(matmul), TILE_TYPES(matmul)},
+    .dequantize = {GGML_TYPES(dequantize), TILE_TYPES(dequantize)},
     .rmsnorm = gwq_avx2_rmsnorm,
     .activate = gwq_avx2_activate,
     .softcap = gwq_avx2_softcap,

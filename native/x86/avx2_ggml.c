@@ -1,8 +1,8 @@
-/* AVX2, FMA and F16C: matrices of stock types. */
+/* AVX2, FMA and F16C: matrices of the ggml types f32, f16, bf16 and q8_0. */
 #include "avx2.h"
 #include "cpu/tiles.h"
 
-/* --- stock types: one function per type adds 32 columns to a row's sums ------------------------------------------- */
+/* --- ggml types: one function per type adds 32 columns to a row's sums ----------------------- */
 
 /* sum[2] += weights of a unit of 32 columns * x[4] */
 typedef void (*unit_fn)(const uint8_t *unit, const __m256 x[4], __m256 sum[2]);
@@ -22,7 +22,10 @@ GWQ_INLINE void bf16_floats(const uint8_t *p, __m256 w[4]) {
     }
 }
 GWQ_INLINE void q8_0_codes(const uint8_t *p, __m256 w[4]) {
-    for (int i = 0; i < 4; i++) w[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 2 + 8 * i))));
+    for (int i = 0; i < 4; i++) {
+        __m128i codes = _mm_loadl_epi64((const __m128i *)(p + 2 + 8 * i));
+        w[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+    }
 }
 GWQ_INLINE void q8_0_floats(const uint8_t *p, __m256 w[4]) {
     __m256 d = _mm256_set1_ps(half1(p));
@@ -35,9 +38,15 @@ GWQ_INLINE void plain_unit(floats_fn floats, const uint8_t *p, const __m256 x[4]
     floats(p, w);
     for (int i = 0; i < 4; i++) sum[i % 2] = _mm256_fmadd_ps(w[i], x[i], sum[i % 2]);
 }
-GWQ_INLINE void f32_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(f32_floats, p, x, sum); }
-GWQ_INLINE void f16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(f16_floats, p, x, sum); }
-GWQ_INLINE void bf16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) { plain_unit(bf16_floats, p, x, sum); }
+GWQ_INLINE void f32_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
+    plain_unit(f32_floats, p, x, sum);
+}
+GWQ_INLINE void f16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
+    plain_unit(f16_floats, p, x, sum);
+}
+GWQ_INLINE void bf16_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
+    plain_unit(bf16_floats, p, x, sum);
+}
 GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
     __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_loadu_si64(p)));
     __m256 w[4];
@@ -47,9 +56,10 @@ GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
     sum[0] = _mm256_fmadd_ps(d, s, sum[0]);
 }
 
-/* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k] with x. */
-GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows, const uint8_t *const *row, int64_t cols,
-                           const float *x, float *y) {
+/* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k]
+ * with x. */
+GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows,
+                          const uint8_t *const *row, int64_t cols, const float *x, float *y) {
     enum { AHEAD = 1024 };
     __m256 sum[STREAMS][2], v[4];
     int64_t units = cols / 32, rest = cols % 32;
@@ -75,14 +85,17 @@ GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows, const
     for (int k = 0; k < rows; k++) y[k] = sum8(_mm256_add_ps(sum[k][0], sum[k][1]));
 }
 
-GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
-                           const gwq_input *in, float *y) {
+GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first,
+                          int64_t last, const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
-    int64_t row = first * GWQ_ROWS, end = min64(m->rows, last * GWQ_ROWS), each = (end - row) / STREAMS;
+    int64_t row = first * GWQ_ROWS;
+    const int64_t end = min64(m->rows, last * GWQ_ROWS);
+    const int64_t each = (end - row) / STREAMS;
     const uint8_t *p[STREAMS];
     for (int64_t i = 0; i < each; i++) {
         float sum[STREAMS];
-        for (int k = 0; k < STREAMS; k++) p[k] = (const uint8_t *)m->data + (size_t)(row + k * each + i) * stride;
+        for (int k = 0; k < STREAMS; k++)
+            p[k] = (const uint8_t *)m->data + (size_t)(row + k * each + i) * stride;
         ggml_rows(unit, unit_bytes, STREAMS, p, m->cols, in->x, sum);
         for (int k = 0; k < STREAMS; k++) y[row + k * each + i] = sum[k];
     }
@@ -93,7 +106,8 @@ GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, 
 }
 
 /* out (cols) = weights of a row, from p on */
-GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols, float *out) {
+GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols,
+                         float *out) {
     __m256 w[4];
     for (; cols >= 32; cols -= 32, p += unit_bytes, out += 32) {
         floats(p, w);
@@ -109,19 +123,22 @@ GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, 
     }
 }
 
-GWQ_INLINE void ggml_dequantize(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t group, float *out) {
+GWQ_INLINE void ggml_dequantize(floats_fn floats, size_t unit_bytes, const gwq_matrix *m,
+                                int64_t group, float *out) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
-    for (int64_t r = group * GWQ_ROWS; r < min64(m->rows, (group + 1) * GWQ_ROWS); r++, out += m->cols)
+    const int64_t end = min64(m->rows, (group + 1) * GWQ_ROWS);
+    for (int64_t r = group * GWQ_ROWS; r < end; r++, out += m->cols)
         ggml_row(floats, unit_bytes, (const uint8_t *)m->data + (size_t)r * stride, m->cols, out);
 }
 
-/* --- stock types, several tokens: convert 16 rows x CHUNK columns once, then 4 rows x 3 tokens in registers ------- */
+/* --- ggml types, several tokens: convert 16 rows x CHUNK columns once, then 4 rows x 3 tokens in
+ * registers */
 
 enum { CHUNK = 256 };
 
 /* y[i * stride + r] += w[r] . x[i] over `cols` columns, r < 4, i < count (constant, at most 3) */
-GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width, const int count, int rows,
-                          float *y, int64_t stride) {
+GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width,
+                          const int count, int rows, float *y, int64_t stride) {
     __m256 sum[3][4];
     for (int i = 0; i < count; i++)
         for (int r = 0; r < 4; r++) sum[i][r] = _mm256_setzero_ps();
@@ -138,29 +155,32 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
         if (c < width) { /* the weights beyond `width` are zero */
             float last[8] = {0};
             memcpy(last, x + i * cols + c, (size_t)(width - c) * sizeof *x);
-            for (int r = 0; r < 4; r++)
-                sum[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w[r] + c), _mm256_loadu_ps(last), sum[i][r]);
+            for (int r = 0; r < 4; r++) {
+                sum[i][r] =
+                    _mm256_fmadd_ps(_mm256_load_ps(w[r] + c), _mm256_loadu_ps(last), sum[i][r]);
+            }
         }
-        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum[i][0], sum[i][1]), _mm256_hadd_ps(sum[i][2], sum[i][3]));
         float four[4];
-        _mm_storeu_ps(four, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+        _mm_storeu_ps(four, sums4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
         for (int r = 0; r < rows; r++) y[i * stride + r] += four[r];
     }
 }
 
-GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first, int64_t last,
-                           const gwq_input *in, float *y) {
+GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first,
+                          int64_t last, const gwq_input *in, float *y) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
     _Alignas(64) float w[GWQ_ROWS][CHUNK];
     for (int64_t g = first; g < last; g++) {
         int64_t row = g * GWQ_ROWS;
         int rows = (int)min64(GWQ_ROWS, m->rows - row);
-        for (int64_t t = 0; t < in->n; t++) memset(y + t * m->rows + row, 0, (size_t)rows * sizeof *y);
+        for (int64_t t = 0; t < in->n; t++)
+            memset(y + t * m->rows + row, 0, (size_t)rows * sizeof *y);
         for (int64_t c = 0; c < m->cols; c += CHUNK) {
             int64_t width = min64(CHUNK, m->cols - c);
             memset(w, 0, rows < GWQ_ROWS || width < CHUNK ? sizeof w : 0);
             for (int r = 0; r < rows; r++) {
-                const uint8_t *p = (const uint8_t *)m->data + (size_t)(row + r) * stride + (size_t)(c / 32) * unit_bytes;
+                const uint8_t *p = (const uint8_t *)m->data + (size_t)(row + r) * stride +
+                                   (size_t)(c / 32) * unit_bytes;
                 prefetch(p, CHUNK / 32 * unit_bytes, CHUNK / 32 * unit_bytes);
                 ggml_row(floats, unit_bytes, p, width, w[r]);
             }
@@ -170,20 +190,22 @@ GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix 
                     float *to = y + t * m->rows + row + r;
                     int four = (int)min64(4, rows - r);
                     if (in->n - t >= 3) four_rows(w + r, x, in->cols, width, 3, four, to, m->rows);
-                    else if (in->n - t == 2) four_rows(w + r, x, in->cols, width, 2, four, to, m->rows);
+                    else if (in->n - t == 2)
+                        four_rows(w + r, x, in->cols, width, 2, four, to, m->rows);
                     else four_rows(w + r, x, in->cols, width, 1, four, to, m->rows);
                 }
         }
     }
 }
 
-#define GGML_TYPE(name, unit_bytes)                                                                                 \
-    void gwq_avx2_dequantize_##name(const gwq_matrix *m, int64_t group, float *out) {                                  \
-        ggml_dequantize(name##_floats, unit_bytes, m, group, out);                                                  \
-    }                                                                                                                \
-    void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) {     \
-        if (in->n == 1) ggml_gemv(name##_unit, unit_bytes, m, first, last, in, y);                                  \
-        else ggml_gemm(name##_floats, unit_bytes, m, first, last, in, y);                                           \
+#define GGML_TYPE(name, unit_bytes)                                                   \
+    void gwq_avx2_dequantize_##name(const gwq_matrix *m, int64_t group, float *out) { \
+        ggml_dequantize(name##_floats, unit_bytes, m, group, out);                    \
+    }                                                                                 \
+    void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last,     \
+                                const gwq_input *in, float *y) {                      \
+        if (in->n == 1) ggml_gemv(name##_unit, unit_bytes, m, first, last, in, y);    \
+        else ggml_gemm(name##_floats, unit_bytes, m, first, last, in, y);             \
     }
 GGML_TYPE(f32, 128)
 GGML_TYPE(f16, 64)

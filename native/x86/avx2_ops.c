@@ -21,12 +21,16 @@ GWQ_INLINE void transpose8(__m256 r[8]) {
     }
 }
 
-void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, float (*out)[GWQ_PANEL]) {
+void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width,
+                    float (*out)[GWQ_PANEL]) {
     int64_t c = 0;
     for (; c + 8 <= width; c += 8)
         for (int t = 0; t < GWQ_PANEL; t += 8) {
             __m256 r[8];
-            for (int i = 0; i < 8; i++) r[i] = t + i < count ? _mm256_loadu_ps(x + (t + i) * stride + c) : _mm256_setzero_ps();
+            for (int i = 0; i < 8; i++) {
+                const float *from = x + (t + i) * stride + c;
+                r[i] = t + i < count ? _mm256_loadu_ps(from) : _mm256_setzero_ps();
+            }
             transpose8(r);
             for (int i = 0; i < 8; i++) _mm256_storeu_ps(&out[c + i][t], r[i]);
         }
@@ -52,24 +56,31 @@ void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, in
         float d = _mm_cvtss_f32(_mm_max_ss(m4, _mm_movehdup_ps(m4))) / 127;
         __m256 inverse = _mm256_set1_ps(d > 0 ? 1 / d : 0);
         __m256i n[8];
-        for (int i = 0; i < 8; i++) { /* as in scalar.c: NaN becomes 0, the clamp matters only when 1/d overflowed */
+        /* as in scalar_ops.c: NaN becomes 0, the clamp matters only when 1/d overflowed */
+        for (int i = 0; i < 8; i++) {
             __m256 f = _mm256_mul_ps(v[i], inverse);
             f = _mm256_and_ps(f, _mm256_cmp_ps(f, f, _CMP_ORD_Q));
             f = _mm256_max_ps(_mm256_min_ps(f, _mm256_set1_ps(127)), _mm256_set1_ps(-127));
             n[i] = _mm256_cvtps_epi32(f);
         }
-        for (int i = 0; i < 8; i += 4) { /* the packs work within 128 bits: put the dwords in order afterwards */
-            __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(n[i], n[i + 1]), _mm256_packs_epi32(n[i + 2], n[i + 3]));
+        /* the packs work within 128 bits: put the dwords in order afterwards */
+        for (int i = 0; i < 8; i += 4) {
+            __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(n[i], n[i + 1]),
+                                           _mm256_packs_epi32(n[i + 2], n[i + 3]));
             p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
             _mm256_storeu_si256((__m256i *)(q + 8 * i), p);
         }
         __m128i sum[2];
-        for (int i = 0; i < 2; i++) { /* 32 columns: of each 16, first and second column pairs of every quad */
-            __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(n[4 * i], n[4 * i + 1]), _mm256_add_epi32(n[4 * i + 2], n[4 * i + 3]));
-            sum[i] = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        /* 32 columns: of each 16, first and second column pairs of every quad */
+        for (int i = 0; i < 2; i++) {
+            __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(n[4 * i], n[4 * i + 1]),
+                                              _mm256_add_epi32(n[4 * i + 2], n[4 * i + 3]));
+            sum[i] = _mm_add_epi32(_mm256_castsi256_si128(pairs),
+                                   _mm256_extracti128_si256(pairs, 1));
         }
         __m128i packed = _mm_packs_epi32(sum[0], sum[1]);
-        _mm_storeu_si128((__m128i *)(bias + 8 * b), _mm_mullo_epi16(packed, _mm_set1_epi16(-ENTRY_BIAS)));
+        packed = _mm_mullo_epi16(packed, _mm_set1_epi16(-ENTRY_BIAS));
+        _mm_storeu_si128((__m128i *)(bias + 8 * b), packed);
         scale[b] = d;
     }
 }
@@ -80,8 +91,10 @@ static float dot(const float *a, const float *b, int64_t count) {
     int64_t i = 0;
     for (; i + 32 <= count; i += 32)
         for (int k = 0; k < 4; k++)
-            s[k] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), s[k]);
-    for (; i + 8 <= count; i += 8) s[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s[0]);
+            s[k] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k),
+                                   s[k]);
+    for (; i + 8 <= count; i += 8)
+        s[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s[0]);
     float sum = sum8(_mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3])));
     for (; i < count; i++) sum += a[i] * b[i];
     return sum;
@@ -92,19 +105,21 @@ void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t di
     for (int64_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
 }
 
-/* --- attention -------------------------------------------------------------------------------------------------- */
+/* --- attention -------------------------------------------------------------------------------- */
 
 void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out) {
     const __m256 most = _mm256_set1_ps(65504);
+    const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), most);
     int64_t i = 0;
-    for (; i + 8 <= count; i += 8) { /* min and max return their second operand when the first is NaN */
-        __m256 v = _mm256_min_ps(most, _mm256_max_ps(_mm256_sub_ps(_mm256_setzero_ps(), most), _mm256_loadu_ps(x + i)));
+    for (; i + 8 <= count; i += 8) { /* of a NaN, min and max return their second operand */
+        __m256 v = _mm256_min_ps(most, _mm256_max_ps(least, _mm256_loadu_ps(x + i)));
         _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
     }
     gwq_scalar.to_halves(x + i, count - i, out + i);
 }
 
-/* Numbers i .. i+7 of a cache (i % 8 == 0 if they have scales), or i alone, which has none; `type` is a constant */
+/* Numbers i .. i+7 of a cache (i % 8 == 0 if they have scales), or i alone, which has none; `type`
+ * is a constant */
 GWQ_INLINE __m256 cached8(const void *p, const int type, int64_t i) {
     if (type == GWQ_TYPE_F32) return _mm256_loadu_ps((const float *)p + i);
     if (type == GWQ_TYPE_F16) return half8((const uint8_t *)p + 2 * i);
@@ -117,23 +132,23 @@ GWQ_INLINE float cached1(const void *p, const int type, int64_t i) {
 }
 
 /* The scores of two keys, from number `at` on; dim is whole eights. */
-GWQ_INLINE void two_keys(const float *const q[GWQ_QUERIES], const void *k, const int type, int64_t at, int64_t stride, int64_t dim,
-                         float (*s)[GWQ_QUERIES]) {
+GWQ_INLINE void two_keys(const float *const q[GWQ_QUERIES], const void *k, const int type,
+                         int64_t at, int64_t stride, int64_t dim, float (*s)[GWQ_QUERIES]) {
     __m256 sum[2][GWQ_QUERIES];
     for (int i = 0; i < GWQ_QUERIES; i++) sum[0][i] = sum[1][i] = _mm256_setzero_ps();
     for (int64_t d = 0; d < dim; d += 8)
         for (int n = 0; n < 2; n++) {
             __m256 key = cached8(k, type, at + n * stride + d);
-            for (int i = 0; i < GWQ_QUERIES; i++) sum[n][i] = _mm256_fmadd_ps(key, _mm256_loadu_ps(q[i] + d), sum[n][i]);
+            for (int i = 0; i < GWQ_QUERIES; i++)
+                sum[n][i] = _mm256_fmadd_ps(key, _mm256_loadu_ps(q[i] + d), sum[n][i]);
         }
     for (int n = 0; n < 2; n++) {
-        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(sum[n][0], sum[n][1]), _mm256_hadd_ps(sum[n][2], sum[n][3]));
-        _mm_storeu_ps(s[n], _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+        _mm_storeu_ps(s[n], sums4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]));
     }
 }
 
-GWQ_INLINE void scores(const float *const q[GWQ_QUERIES], const void *k, const int type, int64_t stride, int keys, int64_t dim,
-                       float (*s)[GWQ_QUERIES]) {
+GWQ_INLINE void scores(const float *const q[GWQ_QUERIES], const void *k, const int type,
+                       int64_t stride, int keys, int64_t dim, float (*s)[GWQ_QUERIES]) {
     int64_t whole = dim & ~(int64_t)7;
     int n = 0;
     for (; n + 2 <= keys; n += 2) two_keys(q, k, type, n * stride, stride, whole, s + n);
@@ -144,18 +159,20 @@ GWQ_INLINE void scores(const float *const q[GWQ_QUERIES], const void *k, const i
     }
     for (n = 0; whole < dim && n < keys; n++)
         for (int i = 0; i < GWQ_QUERIES; i++)
-            for (int64_t d = whole; d < dim; d++) s[n][i] += q[i][d] * cached1(k, type, n * stride + d);
+            for (int64_t d = whole; d < dim; d++)
+                s[n][i] += q[i][d] * cached1(k, type, n * stride + d);
 }
 
-void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride, int keys, int64_t dim,
-                     float (*s)[GWQ_QUERIES]) {
+void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
+                     int keys, int64_t dim, float (*s)[GWQ_QUERIES]) {
     if (type == GWQ_TYPE_F32) scores(q, k, GWQ_TYPE_F32, stride, keys, dim, s);
     else if (type == GWQ_TYPE_F16) scores(q, k, GWQ_TYPE_F16, stride, keys, dim, s);
     else scores(q, k, GWQ_TYPE_Q8_0, stride, keys, dim, s);
 }
 
 /* out[i][0 .. 8*count-1] += sum of s[key][i] * v[key], count (constant) is 1 or 2 */
-GWQ_INLINE void mix_columns(const float (*s)[GWQ_QUERIES], const void *v, const int type, int64_t stride, int keys, const int count,
+GWQ_INLINE void mix_columns(const float (*s)[GWQ_QUERIES], const void *v, const int type,
+                            int64_t stride, int keys, const int count,
                             float *const out[GWQ_QUERIES], int64_t d) {
     __m256 sum[GWQ_QUERIES][2];
     for (int i = 0; i < GWQ_QUERIES; i++)
@@ -172,27 +189,31 @@ GWQ_INLINE void mix_columns(const float (*s)[GWQ_QUERIES], const void *v, const 
         for (int c = 0; c < count; c++) _mm256_storeu_ps(out[i] + d + 8 * c, sum[i][c]);
 }
 
-GWQ_INLINE void mix(const float (*s)[GWQ_QUERIES], const void *v, const int type, int64_t stride, int keys, int64_t dim,
-                    float *const out[GWQ_QUERIES]) {
+GWQ_INLINE void mix(const float (*s)[GWQ_QUERIES], const void *v, const int type, int64_t stride,
+                    int keys, int64_t dim, float *const out[GWQ_QUERIES]) {
     int64_t d = 0;
     for (; d + 16 <= dim; d += 16) mix_columns(s, v, type, stride, keys, 2, out, d);
-    if (d + 8 <= dim) mix_columns(s, v, type, stride, keys, 1, out, d), d += 8;
+    if (d + 8 <= dim) {
+        mix_columns(s, v, type, stride, keys, 1, out, d);
+        d += 8;
+    }
     for (; d < dim; d++)
         for (int i = 0; i < GWQ_QUERIES; i++)
             for (int n = 0; n < keys; n++) out[i][d] += s[n][i] * cached1(v, type, n * stride + d);
 }
 
-void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys, int64_t dim,
-                  float *const out[GWQ_QUERIES]) {
+void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
+                  int64_t dim, float *const out[GWQ_QUERIES]) {
     if (type == GWQ_TYPE_F32) mix(s, v, GWQ_TYPE_F32, stride, keys, dim, out);
     else if (type == GWQ_TYPE_F16) mix(s, v, GWQ_TYPE_F16, stride, keys, dim, out);
     else mix(s, v, GWQ_TYPE_Q8_0, stride, keys, dim, out);
 }
 
-/* --- memory roof ------------------------------------------------------------------------------------------------ */
+/* --- memory roof ------------------------------------------------------------------------------ */
 
 uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead) {
-    uint64_t part = bytes / (unsigned)streams & ~(uint64_t)63, i = part * (unsigned)streams, sum = 0, word;
+    const uint64_t part = bytes / (unsigned)streams & ~(uint64_t)63; /* of a stream */
+    uint64_t i = part * (unsigned)streams; /* the rest */
     __m256i a = _mm256_setzero_si256(), b = a;
     for (uint64_t at = 0; at < part; at += 64)
         for (int s = 0; s < streams; s++) {
@@ -201,6 +222,7 @@ uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, 
             a = _mm256_add_epi64(a, load(p));
             b = _mm256_add_epi64(b, load(p + 32));
         }
+    uint64_t sum = 0, word;
     for (; i + 8 <= bytes; i += 8) {
         memcpy(&word, data + i, 8);
         sum += word;

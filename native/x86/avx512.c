@@ -14,20 +14,24 @@ static int supported(void) {
 #ifdef GWQ_SIMDE
     return gwq_avx2.supported();
 #else
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && gwq_avx2.supported();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && gwq_avx2.supported();
 #endif
 }
 
-/* acc += products of four neighbouring biased entries and activations, per 32-bit lane. By assembler, because gcc 12
- * copies the accumulator before and after the intrinsic when it lives in an array. */
+/* acc += products of four neighbouring biased entries and activations, per 32-bit lane. By
+ * assembler, because gcc 12 copies the accumulator before and after the intrinsic when it lives in
+ * an array. */
 GWQ_INLINE void add_quads(__m512i *acc, __m512i entries, const int8_t *x) {
 #ifdef GWQ_SIMDE
     int32_t v;
     memcpy(&v, x, 4);
     *acc = _mm512_dpbusd_epi32(*acc, entries, _mm512_set1_epi32(v));
 #else
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(entries), "m"(*(const int8_t(*)[4])x));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(*acc)
+            : "v"(entries), "m"(*(const int8_t(*)[4])x));
 #endif
 }
 
@@ -73,12 +77,20 @@ GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
 /* What the bias of 16 columns takes from each 32-bit sum */
 GWQ_INLINE __m512i bias16(const int16_t *bias) { return _mm512_set1_epi32(bias[0] + bias[1]); }
 #else
-GWQ_INLINE __m512 half16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+GWQ_INLINE __m512 half16(const uint8_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 GWQ_INLINE __m512 floats16(__m512i v) { return _mm512_cvtepi32_ps(v); }
-GWQ_INLINE __m512i bytes16(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+GWQ_INLINE __m512i bytes16(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
 GWQ_INLINE __m512i widened(__m128i bytes) { return _mm512_cvtepi8_epi32(bytes); }
-GWQ_INLINE __m512 gather16(const float *x, __m512i index) { return _mm512_i32gather_ps(index, x, 4); }
-GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) { return _mm512_maskz_expand_ps(rows, _mm512_loadu_ps(p)); }
+GWQ_INLINE __m512 gather16(const float *x, __m512i index) {
+    return _mm512_i32gather_ps(index, x, 4);
+}
+GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
+    return _mm512_maskz_expand_ps(rows, _mm512_loadu_ps(p));
+}
 GWQ_INLINE __m512i bias16(const int16_t *bias) {
     int32_t v;
     memcpy(&v, bias, 4);
@@ -86,10 +98,10 @@ GWQ_INLINE __m512i bias16(const int16_t *bias) {
 }
 #endif
 
-/* --- one function per width turns a few lines into table entries --------------------------------------------------- */
+/* --- one function per width turns a few lines into table entries ------------------------------ */
 
-/* v[p]: 16 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads are two lines at 4
- * bits and one at 2 bits, 8 quads are three lines at 3 bits. */
+/* v[p]: 16 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads
+ * are two lines at 4 bits and one at 2 bits, 8 quads are three lines at 3 bits. */
 typedef void (*quads_fn)(__m512i table, const uint8_t *line, __m512i *v);
 enum { QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
 
@@ -100,7 +112,8 @@ GWQ_INLINE __m512i either(int mask, __m512i a, __m512i b) {
 
 /* Row r of the result: the row before r in its ring of 8. */
 GWQ_INLINE __m512i rows_before(__m512i v) {
-    return _mm512_permutexvar_epi32(_mm512_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6, 15, 8, 9, 10, 11, 12, 13, 14), v);
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6, 15, 8, 9, 10, 11, 12, 13, 14), v);
 }
 
 /* Entries of the windows in the low and in the high nibbles. */
@@ -116,12 +129,17 @@ GWQ_INLINE void quads4(__m512i table, const uint8_t *line, __m512i *v) {
 }
 
 GWQ_INLINE void quads3(__m512i table, const uint8_t *line, __m512i *v) {
-    __m512i a = _mm512_loadu_si512(line), b = _mm512_loadu_si512(line + 64), c = _mm512_loadu_si512(line + 128), before = rows_before(c);
+    __m512i a = _mm512_loadu_si512(line);
+    __m512i b = _mm512_loadu_si512(line + 64);
+    __m512i c = _mm512_loadu_si512(line + 128);
+    __m512i before = rows_before(c);
     look_up(table, either(0x77, a, _mm512_slli_epi16(rows_before(a), 1)), v, v + 1);
     look_up(table, either(0x77, b, _mm512_slli_epi16(rows_before(b), 1)), v + 2, v + 3);
     look_up(table, either(0x77, c, _mm512_slli_epi16(before, 1)), v + 4, v + 5);
-    /* the bits 3 of A, B and C are the codes of the last two quads; the neighbours' topmost are in C as they are wanted */
-    a = either(0x33, either(0x11, _mm512_srli_epi16(a, 3), _mm512_srli_epi16(b, 2)), _mm512_srli_epi16(c, 1));
+    /* the bits 3 of A, B and C are the codes of the last two quads; the neighbours' topmost are in
+     * C as they are wanted */
+    a = either(0x33, either(0x11, _mm512_srli_epi16(a, 3), _mm512_srli_epi16(b, 2)),
+               _mm512_srli_epi16(c, 1));
     look_up(table, either(0x77, a, before), v + 6, v + 7);
 }
 
@@ -135,7 +153,9 @@ GWQ_INLINE void quads2(__m512i table, const uint8_t *line, __m512i *v) {
 typedef void (*scales_fn)(const uint8_t *scale, __m128i s[4]);
 enum { SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
 
-GWQ_INLINE __m128i field(__m128i v, int shift, int mask) { return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8((char)mask)); }
+GWQ_INLINE __m128i field(__m128i v, int shift, int mask) {
+    return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8((char)mask));
+}
 
 GWQ_INLINE void scales4(const uint8_t *scale, __m128i s[4]) {
     const __m128i bias = _mm_set1_epi8(SCALE_BIAS);
@@ -150,8 +170,10 @@ GWQ_INLINE void scales4(const uint8_t *scale, __m128i s[4]) {
 
 GWQ_INLINE void scales2(const uint8_t *scale, __m128i s[4]) {
     const __m128i bias = _mm_set1_epi8(SCALE_BIAS);
-    __m128i low = _mm_loadu_si128((const __m128i *)scale), high = _mm_loadl_epi64((const __m128i *)(scale + 16));
-    high = field(_mm_unpacklo_epi64(_mm_slli_epi16(high, 2), _mm_srli_epi16(high, 2)), 0, 0x3c); /* rows 0 .. 7, 8 .. 15 */
+    __m128i low = _mm_loadu_si128((const __m128i *)scale);
+    __m128i high = _mm_loadl_epi64((const __m128i *)(scale + 16)); /* nibbles */
+    high = _mm_unpacklo_epi64(_mm_slli_epi16(high, 2), _mm_srli_epi16(high, 2));
+    high = field(high, 0, 0x3c);
     s[0] = _mm_sub_epi8(field(low, 0, 63), bias);
     s[1] = _mm_sub_epi8(_mm_or_si128(field(low, 6, 3), high), bias);
 }
@@ -161,8 +183,9 @@ GWQ_INLINE void add_rows(float scale, __m512 sum, float *y) {
     _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(y)));
 }
 
-GWQ_INLINE void block(int bits, int unit, quads_fn quads, int sub, scales_fn scales, const uint8_t *table, const uint8_t *scale,
-                      const uint8_t *line, const int8_t *q, float dx, const int16_t *bias, float *y) {
+GWQ_INLINE void block(int bits, int unit, quads_fn quads, int sub, scales_fn scales,
+                      const uint8_t *table, const uint8_t *scale, const uint8_t *line,
+                      const int8_t *q, float dx, const int16_t *bias, float *y) {
     const __m512i t = _mm512_loadu_si512(table);
     __m512i v[8], dot[2], sum = _mm512_setzero_si512();
     __m128i s[4];
@@ -170,10 +193,11 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, int sub, scales_fn sca
 #pragma GCC unroll 4
     for (int u = 0; u < GWQ_BLOCK / 4; u += sub) {
 #pragma GCC unroll 2
-        for (int k = 0; k < sub / 4; k++) { /* 16 columns at a time, so that a chain of additions stays short */
+        for (int k = 0; k < sub / 4; k++) { /* 16 columns: a chain of additions stays short */
             if ((u + 4 * k) % unit == 0) quads(t, line + 8 * bits * (u + 4 * k), v);
             dot[k] = bias16(bias + u / 2 + 2 * k);
-            for (int p = 0; p < 4; p++) add_quads(&dot[k], v[(u + 4 * k) % unit + p], q + 4 * (u + 4 * k + p));
+            for (int p = 0; p < 4; p++)
+                add_quads(&dot[k], v[(u + 4 * k) % unit + p], q + 4 * (u + 4 * k + p));
         }
         if (sub == 8) dot[0] = _mm512_add_epi32(dot[0], dot[1]);
         sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot[0], widened(s[u / sub])));
@@ -181,9 +205,12 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, int sub, scales_fn sca
     add_rows(dx, floats16(sum), y);
 }
 
-GWQ_INLINE __mmask16 rows_above(__m512i count, int level) { return _mm512_cmpgt_epi32_mask(count, _mm512_set1_epi32(level)); }
+GWQ_INLINE __mmask16 rows_above(__m512i count, int level) {
+    return _mm512_cmpgt_epi32_mask(count, _mm512_set1_epi32(level));
+}
 
-GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product, float *y) {
+GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product,
+                       float *y) {
     __m512i counts = bytes16(count);
     __m512 sum = _mm512_loadu_ps(y);
     const float *end = product + total;
@@ -200,15 +227,17 @@ GWQ_INLINE int total(const uint8_t *count) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
 }
 
-GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count, const float *x,
-                                float *product) {
+GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count,
+                                const float *x, float *product) {
     for (int k = 0; k < count; k += 16)
-        _mm512_storeu_ps(product + k, _mm512_mul_ps(half16(value + 2 * k), gather16(x, bytes16(column + k))));
+        _mm512_storeu_ps(product + k,
+                         _mm512_mul_ps(half16(value + 2 * k), gather16(x, bytes16(column + k))));
 }
 
-/* --- several tokens ----------------------------------------------------------------------------------------------- */
+/* --- several tokens --------------------------------------------------------------------------- */
 
-GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table, const uint8_t *line, gwq_entries entries) {
+GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table,
+                       const uint8_t *line, gwq_entries entries) {
     for (int u = 0; u < GWQ_BLOCK / 4; u += unit, line += 8 * bits * unit) {
         __m512i v[8];
         quads(_mm512_loadu_si512(table), line, v);
@@ -220,12 +249,14 @@ GWQ_INLINE void decode(int bits, int unit, quads_fn quads, const uint8_t *table,
 GWQ_INLINE void decode_scales(int sub, scales_fn f, const uint8_t *scale, gwq_scales scales) {
     __m128i s[4];
     f(scale, s);
-    for (int k = 0; k < GWQ_BLOCK / 4 / sub; k++) _mm512_storeu_ps((float *)scales[k], floats16(widened(s[k])));
+    for (int k = 0; k < GWQ_BLOCK / 4 / sub; k++)
+        _mm512_storeu_ps((float *)scales[k], floats16(widened(s[k])));
 }
 
 /* `count` (constant) tokens against nb decoded blocks */
-GWQ_INLINE void few_tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t,
-                           const int count, int64_t b, float (*acc)[GWQ_ROWS]) {
+GWQ_INLINE void few_tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb,
+                           const gwq_input *in, int64_t t, const int count, int64_t b,
+                           float (*acc)[GWQ_ROWS]) {
     for (int k = 0; k < nb; k++) {
         const int64_t at = t * in->blocks + b + k;
         const int8_t *q = in->q + at * GWQ_BLOCK;
@@ -236,61 +267,95 @@ GWQ_INLINE void few_tokens(int sub, const gwq_scales *scales, const gwq_entries 
         for (int u = 0; u < GWQ_BLOCK / 4; u += sub) {
             for (int i = 0; i < count; i++) {
                 dot[i] = bias16(bias + 8 * i * in->blocks + u / 2);
-                if (sub == 8) dot[i] = _mm512_add_epi32(dot[i], bias16(bias + 8 * i * in->blocks + u / 2 + 2));
+                if (sub == 8) {
+                    __m512i more = bias16(bias + 8 * i * in->blocks + u / 2 + 2);
+                    dot[i] = _mm512_add_epi32(dot[i], more);
+                }
             }
             for (int p = 0; p < sub; p++) {
                 __m512i v = _mm512_loadu_si512(entries[k][u + p]);
-                for (int i = 0; i < count; i++) add_quads(&dot[i], v, q + i * in->blocks * GWQ_BLOCK + 4 * (u + p));
+                for (int i = 0; i < count; i++)
+                    add_quads(&dot[i], v, q + i * in->blocks * GWQ_BLOCK + 4 * (u + p));
             }
             __m512 scale = _mm512_loadu_ps((const float *)scales[k][u / sub]);
-            for (int i = 0; i < count; i++) sum[i] = _mm512_fmadd_ps(scale, floats16(dot[i]), sum[i]);
+            for (int i = 0; i < count; i++)
+                sum[i] = _mm512_fmadd_ps(scale, floats16(dot[i]), sum[i]);
         }
         for (int i = 0; i < count; i++) add_rows(in->scale[at + i * in->blocks], sum[i], acc[i]);
     }
 }
 
-GWQ_INLINE void tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in, int64_t t, int count,
-                       int64_t b, float (*acc)[GWQ_ROWS]) {
+GWQ_INLINE void tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb,
+                       const gwq_input *in, int64_t t, int count, int64_t b,
+                       float (*acc)[GWQ_ROWS]) {
     int i = 0;
     for (; i + 8 <= count; i += 8) few_tokens(sub, scales, entries, nb, in, t + i, 8, b, acc + i);
-    if (count & 4) few_tokens(sub, scales, entries, nb, in, t + i, 4, b, acc + i), i += 4;
-    if (count & 2) few_tokens(sub, scales, entries, nb, in, t + i, 2, b, acc + i), i += 2;
+    if (count & 4) {
+        few_tokens(sub, scales, entries, nb, in, t + i, 4, b, acc + i);
+        i += 4;
+    }
+    if (count & 2) {
+        few_tokens(sub, scales, entries, nb, in, t + i, 2, b, acc + i);
+        i += 2;
+    }
     if (count & 1) few_tokens(sub, scales, entries, nb, in, t + i, 1, b, acc + i);
 }
 
 GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
-    for (int t = 0; t < count; t += 16)
-        _mm512_storeu_ps(sum + t, _mm512_fmadd_ps(_mm512_set1_ps(v), _mm512_loadu_ps(x + t), _mm512_loadu_ps(sum + t)));
+    for (int t = 0; t < count; t += 16) {
+        __m512 s = _mm512_loadu_ps(sum + t);
+        _mm512_storeu_ps(sum + t, _mm512_fmadd_ps(_mm512_set1_ps(v), _mm512_loadu_ps(x + t), s));
+    }
 }
 
-GWQ_INLINE unsigned above(const uint8_t *count, int level) { return rows_above(bytes16(count), level); }
+GWQ_INLINE unsigned above(const uint8_t *count, int level) {
+    return rows_above(bytes16(count), level);
+}
 
-#define TILE_TYPE(bits, streams, ahead)                                                                             \
-    GWQ_INLINE void block##bits(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q, float dx, \
-                                const int16_t *bias, float *y) {                                                    \
-        block(bits, QUADS##bits, quads##bits, SUB##bits, scales##bits, table, scale, line, q, dx, bias, y);         \
-    }                                                                                                               \
-    static void decode##bits(const uint8_t *table, const uint8_t *line, gwq_entries entries) {                      \
-        decode(bits, QUADS##bits, quads##bits, table, line, entries);                                               \
-    }                                                                                                               \
-    static void decode_scales##bits(const uint8_t *scale, gwq_scales scales) {                                      \
-        decode_scales(SUB##bits, scales##bits, scale, scales);                                                      \
-    }                                                                                                               \
-    static __attribute__((noinline)) void tokens##bits(const gwq_scales *scales, const gwq_entries *entries, int nb, \
-                                                       const gwq_input *in, int64_t t, int count, int64_t b,        \
-                                                       float (*acc)[GWQ_ROWS]) {                                    \
-        tokens(SUB##bits, scales, entries, nb, in, t, count, b, acc);                                               \
-    }                                                                                                               \
-    static const tile_ops ops##bits = {bits, streams, 0, ahead, 1, block##bits, multiply_values, expand, decode##bits, \
-                                       decode_scales##bits, tokens##bits, gwq_avx2_halves, total, above, spread};         \
-    static void matmul_gwq##bits(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in, float *y) { \
-        tile_matmul(&ops##bits, m, first, last, in, y);                                                             \
+/* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch */
+#define TILE_TYPE(N, COUNT, AHEAD)                                                              \
+    GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
+                             const int8_t *q, float dx, const int16_t *bias, float *y) {        \
+        block(N, QUADS##N, quads##N, SUB##N, scales##N, table, scale, line, q, dx, bias,        \
+              y);                                                                               \
+    }                                                                                           \
+    static void decode##N(const uint8_t *table, const uint8_t *line, gwq_entries entries) {     \
+        decode(N, QUADS##N, quads##N, table, line, entries);                                    \
+    }                                                                                           \
+    static void decode_scales##N(const uint8_t *scale, gwq_scales scales) {                     \
+        decode_scales(SUB##N, scales##N, scale, scales);                                        \
+    }                                                                                           \
+    static __attribute__((noinline)) void tokens##N(                                            \
+        const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in,      \
+        int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {                              \
+        tokens(SUB##N, scales, entries, nb, in, t, count, b, acc);                              \
+    }                                                                                           \
+    static const tile_ops ops##N = {                                                            \
+        .bits = N,                                                                              \
+        .streams = COUNT,                                                                       \
+        .apart = 0,                                                                             \
+        .ahead = AHEAD,                                                                         \
+        .unit = 1,                                                                              \
+        .block = block##N,                                                                      \
+        .multiply = multiply_values,                                                            \
+        .expand = expand,                                                                       \
+        .decode = decode##N,                                                                    \
+        .scales = decode_scales##N,                                                             \
+        .tokens = tokens##N,                                                                    \
+        .halves = gwq_avx2_halves,                                                              \
+        .total = total,                                                                         \
+        .above = above,                                                                         \
+        .spread = spread,                                                                       \
+    };                                                                                          \
+    static void matmul_gwq##N(const gwq_matrix *m, int64_t first, int64_t last,                 \
+                              const gwq_input *in, float *y) {                                  \
+        tile_matmul(&ops##N, m, first, last, in, y);                                            \
     }
 TILE_TYPE(2, STREAMS, 1024)
 TILE_TYPE(3, STREAMS, 1536)
 TILE_TYPE(4, STREAMS, 1536)
 
-/* Empty slots are AVX2's (gwq.c): there memory or plain float arithmetic is the limit. */
+/* Empty slots are AVX2's (dispatch.c): there memory or plain float arithmetic is the limit. */
 const gwq_kernels gwq_avx512 = {
     .isa = "avx512",
     .supported = supported,
