@@ -1,38 +1,21 @@
-"""Small files: read with a clear error, or written so that they are whole under their final name."""
+"""Small files: read with a clear error, written so that they are whole under their final name."""
+
+from __future__ import annotations
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from gwq_export.errors import GwqError
 
 
-def check_output(path, flag):
-    """Raises GwqError when `path` cannot become a file: before the long work, not after it."""
-    path = Path(path)
-    if path.is_dir():
-        raise GwqError(f"{flag} {path} is a folder: give the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise GwqError(
-            f"{flag} {path}: the folder {path.absolute().parent} does not exist; create it or choose another name"
-        )
+def read_text(path: str | os.PathLike[str], flag: str) -> str:
+    """The text of a UTF-8 file, of standard input for "-".
 
-
-def save(path, text, flag):
-    """Write text as UTF-8 under another name first. Raises GwqError."""
-    part = f"{path}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as f:
-            f.write(text)
-        os.replace(part, path)
-    except OSError as e:
-        raise GwqError(
-            f"{flag} {path}: cannot be written ({e.strerror or e}); free space or choose another name"
-        ) from None
-
-
-def read_text(path, flag):
+    flag: the command-line flag that named it, for the message. Raises GwqError.
+    """
     try:
         return (sys.stdin.buffer if path == "-" else open(path, "rb")).read().decode()
     except (OSError, UnicodeDecodeError) as e:
@@ -41,11 +24,11 @@ def read_text(path, flag):
         ) from None
 
 
-def as_json(value):
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file of a Hugging Face folder.
 
-
-def read_json(path, what):
+    what: its name in the message. Raises GwqError when it is missing or is not a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -59,8 +42,45 @@ def read_json(path, what):
         raise GwqError(f"{path}: {what} cannot be read ({e}); download the model again") from None
 
 
-def check_place(path):
-    """Raise GwqError when no file can have this path."""
+def as_json(value: object) -> bytes:
+    """The bytes of a JSON file: indented, in UTF-8, with a newline at its end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def save(path: str | os.PathLike[str], text: str, flag: str) -> None:
+    """Write `text` as UTF-8 into <path>.part, then give that file its name.
+
+    flag: the command-line flag that named `path`, for the message. Raises GwqError.
+    """
+    part = f"{path}.part"
+    try:
+        with open(part, "w", encoding="utf-8") as f:
+            f.write(text)
+        os.replace(part, path)
+    except OSError as e:
+        raise GwqError(
+            f"{flag} {path}: cannot be written ({e.strerror or e}); "
+            "free space or choose another name"
+        ) from None
+
+
+def check_output(path: str | os.PathLike[str], flag: str) -> None:
+    """Raise GwqError when `path` cannot become a file: before the long work, not after it.
+
+    flag: the command-line flag that named it, for the message.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise GwqError(f"{flag} {path} is a folder: give the name of a file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise GwqError(
+            f"{flag} {path}: the folder {folder} does not exist; create it or choose another name"
+        )
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raise GwqError when no model file can be written to `path`."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.lexists(path) and not os.path.isfile(path):
         raise GwqError(f"{path} is a folder or a device: choose another output name")

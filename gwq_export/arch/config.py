@@ -1,7 +1,11 @@
 """A model's hyperparameters, read from GGUF metadata and checked."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -10,42 +14,60 @@ from gwq_export.arch.rope import Rope
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 
+MAX_SIZE = 1 << 24  # of a model's dimensions, unless said otherwise
+MAX_COUNT = 65536  # of heads, blocks and experts, and the size of a head
+MAX_CONTEXT = 1 << 31
+
 
 @dataclass(frozen=True)
 class Config:
-    """Hyperparameters as the file's metadata gives them, with the architecture's own where it says
-    nothing.
+    """Hyperparameters as the file's metadata gives them.
+
+    Where it says nothing, those of the architecture.
     """
 
     arch: Arch
     layers: int
     dim: int
-    ffn: int  # width of a feed-forward layer
-    experts: int  # of a feed-forward layer, 0: it is a dense one
-    experts_used: int  # by a token
-    experts_normed: bool  # the weights of a token's experts add up to 1
-    expert_ffn: int  # width of an expert
+    # width of a feed-forward layer
+    ffn: int
+    # of a feed-forward layer, 0: it is a dense one
+    experts: int
+    # by a token
+    experts_used: int
+    # the weights of a token's experts add up to 1
+    experts_normed: bool
+    # width of an expert
+    expert_ffn: int
     heads: int
     kv_heads: int
     head_dim: int
     vocab: int
     ctx: int
+    # of the norms
     eps: float
+    # None: learned positions
     rope: Rope | None
-    rope_swa: Rope | None  # of blocks with a window
-    windows: tuple  # of each block, 0: none
-    parallel: bool  # attention and feed-forward read the same input
+    # of blocks with a window
+    rope_swa: Rope | None
+    # attention window of each block, 0: none
+    windows: tuple[int, ...]
+    # attention and feed-forward read the same input
+    parallel: bool
     attention_scale: float
-    attention_softcap: float  # 0: none, here and below
+    # 0: none, here and below
+    attention_softcap: float
     logit_softcap: float
-    logit_scale: float  # logits are divided by it
+    # logits are divided by it
+    logit_scale: float
     residual_scale: float
     embedding_scale: float
 
     @property
-    def dims(self):
+    def dims(self) -> dict[str, int]:
         """Sizes by the names of the architecture's tensor tables."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        q = self.heads * self.head_dim
+        kv = self.kv_heads * self.head_dim
         return {
             "dim": self.dim,
             "q": q,
@@ -61,127 +83,161 @@ class Config:
         }
 
 
-def read_config(reader):
-    """The Config of an open file.
+class File(Protocol):
+    """What `read_config` needs of a format.reader.Reader."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+
+class _Keys:
+    """The keys "<prefix>.*" of a file, checked as they are read."""
+
+    def __init__(self, file: File, prefix: str):
+        self.file = file
+        self.prefix = prefix
+
+    def refuse(self, key: str, value: object) -> NoReturn:
+        raise GwqError(
+            f"{self.file.path}: metadata key {self.prefix}.{key} is {value!r}, which cannot be; "
+            "export the model again"
+        )
+
+    def _checked(self, key: str, default: Any, low: float, high: float) -> Any:
+        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
+        is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            self.refuse(key, value)
+        return value
+
+    def integer(
+        self, key: str, default: int | None = None, low: int = 1, high: int = MAX_SIZE
+    ) -> int:
+        return int(self._checked(key, default, low, high))
+
+    def number(
+        self, key: str, default: float | None = None, low: float = 1e-6, high: float = 1e6
+    ) -> float:
+        return float(self._checked(key, default, low, high))
+
+    def flag(self, key: str) -> bool:
+        """True where the file says nothing."""
+        value = self.file.metadata.get(f"{self.prefix}.{key}", True)
+        if not isinstance(value, bool):
+            self.refuse(key, value)
+        return value
+
+
+def _label(name: object, mixture: bool) -> str:
+    return f"{name} with experts" if mixture else f"{name}"
+
+
+def read_config(reader: File) -> Config:
+    """The Config of an open file, a `format.reader.Reader`.
 
     Raises GwqError for what is missing, out of range or not computed by this runtime.
     """
-    meta = reader.metadata
-    name = meta.get("general.architecture")
-    mixture = isinstance(name, str) and bool(meta.get(f"{name}.expert_count"))
+    name = reader.metadata.get("general.architecture")
+    mixture = isinstance(name, str) and bool(reader.metadata.get(f"{name}.expert_count"))
     arch = ARCH_BY_GGUF.get((name, mixture)) if isinstance(name, str) else None
     if arch is None:
-        known = ", ".join(name + " with experts" * mixture for name, mixture in ARCH_BY_GGUF)
+        known = ", ".join(_label(*key) for key in ARCH_BY_GGUF)
         raise GwqError(
-            f"{reader.path}: architecture {name!r}{' with experts' * mixture} is not supported; supported: {known}"
+            f"{reader.path}: architecture {_label(repr(name), mixture)} is not supported; "
+            f"supported: {known}"
         )
-
-    def refuse(key, value):
-        raise GwqError(
-            f"{reader.path}: metadata key {name}.{key} is {value!r}, which cannot be; export the model again"
-        )
-
-    def get(key, default=None, low=1, high=1 << 24, kind=int):
-        value = meta.get(f"{name}.{key}", default)
-        if (
-            isinstance(value, (bool, str))
-            or not isinstance(value, (int, float, np.number))
-            or not low <= value <= high
-        ):
-            refuse(key, value)
-        return kind(value)
-
-    def number(key, default, low=1e-6, high=1e6):
-        return get(key, default, low, high, float)
-
-    def flag(key):
-        value = meta.get(f"{name}.{key}", True)
-        if not isinstance(value, bool):
-            refuse(key, value)
-        return value
-
     embed = reader.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         raise GwqError(
             f"{reader.path}: no matrix token_embd.weight; this is not a language model file"
         )
-    heads, dim, layers = (
-        get("attention.head_count", high=65536),
-        get("embedding_length"),
-        get("block_count", high=65536),
-    )
-    kv_heads, head = (
-        get("attention.head_count_kv", heads, high=65536),
-        get("attention.key_length", dim // heads, high=65536),
-    )
-    ctx = get("context_length", high=1 << 31)
-    if heads % kv_heads or get("attention.value_length", head, high=65536) != head:
+
+    keys = _Keys(reader, arch.gguf)
+    heads = keys.integer("attention.head_count", high=MAX_COUNT)
+    dim = keys.integer("embedding_length")
+    layers = keys.integer("block_count", high=MAX_COUNT)
+    kv_heads = keys.integer("attention.head_count_kv", heads, high=MAX_COUNT)
+    head_dim = keys.integer("attention.key_length", dim // heads, high=MAX_COUNT)
+    ctx = keys.integer("context_length", high=MAX_CONTEXT)
+    value_dim = keys.integer("attention.value_length", head_dim, high=MAX_COUNT)
+    if heads % kv_heads or value_dim != head_dim:
         raise GwqError(
-            f"{reader.path}: head counts or sizes that this runtime does not compute; export the model again"
+            f"{reader.path}: head counts or sizes that this runtime does not compute; "
+            "export the model again"
         )
-    window, every = (
-        get("attention.sliding_window", 0, 0, 1 << 31),
-        get("attention.sliding_window_pattern", arch.full_every, 0),
-    )
-    experts, ffn = get("expert_count", 0, 0, 65536), get("feed_forward_length")
-    parallel, normed = flag("use_parallel_residual"), flag("expert_weights_norm")
-    rope, rope_swa = _ropes(reader, arch, head, ctx, get, number) if arch.rope else (None, None)
+    window = keys.integer("attention.sliding_window", 0, 0, MAX_CONTEXT)
+    full_every = keys.integer("attention.sliding_window_pattern", arch.full_every, 0)
+    experts = keys.integer("expert_count", 0, 0, MAX_COUNT)
+    ffn = keys.integer("feed_forward_length")
+    parallel = keys.flag("use_parallel_residual")
+    normed = keys.flag("expert_weights_norm")
+    rope, rope_swa = _ropes(keys, arch, head_dim, ctx) if arch.rope else (None, None)
+    norm_kind = "" if arch.layer_norm else "rms_"
+    usual_scale = (dim // heads if layers == arch.wide_queries else head_dim) ** -0.5
     return Config(
         arch=arch,
         layers=layers,
         dim=dim,
         ffn=ffn,
         experts=experts,
-        experts_used=get("expert_used_count", None, 1, experts) if experts else 0,
+        experts_used=keys.integer("expert_used_count", None, 1, experts) if experts else 0,
         experts_normed=normed,
-        expert_ffn=get("expert_feed_forward_length", ffn),
+        expert_ffn=keys.integer("expert_feed_forward_length", ffn),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=head,
+        head_dim=head_dim,
         vocab=embed.shape[0],
         ctx=ctx,
-        eps=number(f"attention.layer_norm_{'' if arch.layer_norm else 'rms_'}epsilon", None, 0, 1),
+        eps=keys.number(f"attention.layer_norm_{norm_kind}epsilon", None, 0, 1),
         rope=rope,
         rope_swa=rope_swa,
-        windows=tuple(window if arch.sliding(i, every) else 0 for i in range(layers)),
+        windows=tuple(window if arch.sliding(i, full_every) else 0 for i in range(layers)),
         parallel=arch.parallel and parallel,
-        attention_scale=number("attention.scale", 0, 0)
-        or (dim // heads if layers == arch.wide_queries else head) ** -0.5,
-        attention_softcap=number("attn_logit_softcapping", 0, 0),
-        logit_softcap=number("final_logit_softcapping", 0, 0),
-        logit_scale=number("logit_scale", 1),
-        residual_scale=number("residual_scale", 1),
-        embedding_scale=number("embedding_scale", dim**0.5 if arch.scaled_embedding else 1),
+        attention_scale=keys.number("attention.scale", 0, 0) or usual_scale,
+        attention_softcap=keys.number("attn_logit_softcapping", 0, 0),
+        logit_softcap=keys.number("final_logit_softcapping", 0, 0),
+        logit_scale=keys.number("logit_scale", 1),
+        residual_scale=keys.number("residual_scale", 1),
+        embedding_scale=keys.number("embedding_scale", dim**0.5 if arch.scaled_embedding else 1),
     )
 
 
-def _ropes(reader, arch, head, ctx, get, number):
-    """Rope of blocks without a window and with one: these scale nothing where the architecture
-    gives them their own base.
+def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]:
+    """Rope of blocks without a window, and of blocks with one.
+
+    The latter scale nothing where the architecture gives them a base frequency of their own.
     """
-    scaling = reader.metadata.get(f"{arch.gguf}.rope.scaling.type", "none")
+    path = keys.file.path
+    scaling = keys.file.metadata.get(f"{arch.gguf}.rope.scaling.type", "none")
     if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn", "longrope"):
-        raise GwqError(f"{reader.path}: rope scaling {scaling!r} is not supported by this version")
-    rotated, base = (
-        get("rope.dimension_count", head, 2, head),
-        number("rope.freq_base", 10000.0, 1.1, 1e12),
-    )
+        raise GwqError(f"{path}: rope scaling {scaling!r} is not supported by this version")
+    rotated = keys.integer("rope.dimension_count", head_dim, 2, head_dim)
+    base = keys.number("rope.freq_base", 10000.0, 1.1, 1e12)
     if rotated % 2:
         raise GwqError(
-            f"{reader.path}: {rotated} rotated values of a head cannot be; export the model again"
+            f"{path}: {rotated} rotated values of a head cannot be; export the model again"
         )
-    swa = Rope(
-        rotated, number("rope.freq_base_swa", arch.defaults.get(arch.swa_base, base), 1.1, 1e12)
-    )
-    original, factor = get("rope.scaling.original_context_length", ctx, high=1 << 31), 1.0
+    usual_swa_base = arch.defaults.get(arch.swa_base, base)
+    swa = Rope(rotated, keys.number("rope.freq_base_swa", usual_swa_base, 1.1, 1e12))
+    original = keys.integer("rope.scaling.original_context_length", ctx, high=MAX_CONTEXT)
+    factor = 1.0
     if scaling in ("linear", "yarn"):
-        factor = number("rope.scaling.factor", 1.0, 1e-3)
-    amplitude, yarn = number("rope.scaling.attn_factor", 1.0), scaling == "yarn"
-    if yarn and factor > 1:
+        factor = keys.number("rope.scaling.factor", 1.0, 1e-3)
+    amplitude = keys.number("rope.scaling.attn_factor", 1.0)
+    if scaling == "yarn" and factor > 1:
         amplitude *= 0.1 * math.log(factor) + 1
-    fast, slow = (
-        number("rope.scaling.yarn_beta_fast", 32.0),
-        number("rope.scaling.yarn_beta_slow", 1.0),
+    rope = Rope(
+        rotated,
+        base,
+        factor,
+        original,
+        yarn=scaling == "yarn",
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        amplitude=amplitude,
     )
-    rope = Rope(rotated, base, factor, original, yarn, fast, slow, amplitude)
     return rope, swa if arch.swa_base else rope

@@ -1,13 +1,13 @@
-"""Gemma 2 and 3: norms around both halves of a block, windows in turn with full attention."""
+"""Gemma 2 and 3: norms around attention and feed-forward; windows alternate with full attention."""
 
 from dataclasses import replace
 
-from gwq_export.arch.parts import ATTENTION, ATTENTION_OUTPUT, FFN, norm
+from gwq_export.arch.parts import ATTENTION, ATTENTION_OUTPUT, FFN, Rows, TensorRow, norm
 from gwq_export.arch.spec import OFF, Arch
 
 
-def _block(*qk_norms):
-    """Norms before and after both halves; checkpoints have their weights less one."""
+def _block(*qk_norms: TensorRow) -> Rows:
+    """A block. Checkpoints store the weights of its norms less one."""
     return (
         norm("attn_norm", "input_layernorm", plus=1.0),
         *ATTENTION,

@@ -1,65 +1,86 @@
-"""From a checkpoint's layout of a weight to the file's; calibration statistics and outliers move
-with their weights.
+"""From a checkpoint's layout of a weight to the file's, and back.
+
+Calibration statistics and outliers move with their weights.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from gwq_export.arch.parts import TensorRow
+from gwq_export.arch.spec import Arch
+
 
 @dataclass(frozen=True)
 class Arrangement:
-    """transposed: the checkpoint has (columns, rows). split, swap: rows are seen as (a, b, c) and
-    two of these axes change places. plus: is added to every value. One without any changes nothing.
-    """
+    """How a weight of the checkpoint becomes that of the file; by default it stays as it is."""
 
+    # the checkpoint has (columns, rows)
     transposed: bool = False
-    split: tuple = ()
-    swap: tuple = ()
+    # rows are seen as an array of this shape, (a, b, c), ...
+    split: tuple[int, ...] = ()
+    # ... of which these two axes change places
+    swap: tuple[int, ...] = ()
+    # is added to every value
     plus: float = 0.0
 
-    def _place(self, array):
-        array = np.ascontiguousarray(array.T) if self.transposed and array.ndim == 2 else array
-        return (
-            array.reshape(*self.split, -1).swapaxes(*self.swap).reshape(array.shape)
-            if self.split
-            else array
-        )
+    def _place(self, array: np.ndarray) -> np.ndarray:
+        if self.transposed and array.ndim == 2:
+            array = np.ascontiguousarray(array.T)
+        if self.split:
+            swapped = array.reshape(*self.split, -1).swapaxes(*self.swap)
+            array = swapped.reshape(array.shape)
+        return array
 
-    def weight(self, array):
-        """A weight (rows, columns) or vector (rows,) as the file has it, float32."""
+    def weight(self, array: np.ndarray) -> np.ndarray:
+        """A float32 weight (rows, columns) or vector (rows,) as the file has it."""
         array = self._place(array)
         return array + np.float32(self.plus) if self.plus else array
 
-    def inverse(self, array):
+    def inverse(self, array: np.ndarray) -> np.ndarray:
         """What `weight` was given, from what it made of it."""
-        array = array - np.float32(self.plus) if self.plus else array
+        if self.plus:
+            array = array - np.float32(self.plus)
         if self.split:
             split = list(self.split)
             a, b = self.swap
             split[a], split[b] = split[b], split[a]
             array = array.reshape(*split, -1).swapaxes(a, b).reshape(array.shape)
-        return np.ascontiguousarray(array.T) if self.transposed and array.ndim == 2 else array
+        if self.transposed and array.ndim == 2:
+            array = np.ascontiguousarray(array.T)
+        return array
 
-    def statistics(self, found):
-        """Calibration statistics of the weight (`totals.STATISTICS`, "rows", "hessian"): the
-        Hessian is of its columns.
+    def statistics(self, statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Calibration statistics of the weight, {name: array}, as the file has it.
+
+        The Hessian, (columns, columns), does not depend on the order of rows.
         """
-        return {s: a if s == "hessian" else self._place(a) for s, a in found.items()}
+        return {
+            name: array if name == "hessian" else self._place(array)
+            for name, array in statistics.items()
+        }
 
 
-def arrangement(row, arch, dims, heads):
+def arrangement(
+    row: TensorRow, arch: Arch, dims: Mapping[str, int], heads: Mapping[str, int]
+) -> Arrangement:
     """The Arrangement of a row of the architecture's tables.
 
     dims: sizes by their names there; heads: {"heads", "kv_heads"}.
     """
-    rows, split, swap = dims[row.shape[0]], (), ()
-    if (
-        row.heads and arch.rope == "pairs"
-    ):  # halves of a head turn together in transformers, neighbours in llama.cpp
+    rows = dims[row.shape[0]]
+    split: tuple[int, ...] = ()
+    swap: tuple[int, ...] = ()
+    if row.heads and arch.rope == "pairs":
+        # dimensions i and i + head / 2 turn together in transformers, 2i and 2i + 1 in llama.cpp
         count = heads[row.heads]
-        split, swap = (count, 2, rows // count // 2), (1, 2)
+        split = (count, 2, rows // count // 2)
+        swap = (1, 2)
     elif row.interleaved:
         count = heads["heads"]
-        split, swap = (count, row.interleaved, rows // count // row.interleaved), (0, 1)
+        split = (count, row.interleaved, rows // count // row.interleaved)
+        swap = (0, 1)
     return Arrangement(row.transposed, split, swap, row.plus)

@@ -3,7 +3,7 @@
 from gwq_export.arch.parts import ATTENTION, ATTENTION_OUTPUT, FFN, norm
 from gwq_export.arch.spec import LLAMA_ROPES, OFF, Arch
 
-OLMO2_BLOCK = (  # no norm before, one after; Q and K are normed whole
+OLMO2_BLOCK = (  # norms after attention and feed-forward, none before; Q and K are normed whole
     *ATTENTION,
     norm("attn_q_norm", "self_attn.q_norm", "q"),
     norm("attn_k_norm", "self_attn.k_norm", "kv"),

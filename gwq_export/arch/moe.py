@@ -1,32 +1,22 @@
 """Mixtures of experts on Llama's block: Mixtral and Qwen3-MoE."""
 
-from gwq_export.arch.parts import FFN, LLAMA_BLOCK, TensorRow
+from gwq_export.arch.parts import FFN, LLAMA_BLOCK, Rows, TensorRow
 from gwq_export.arch.spec import LLAMA_ROPES, SILU, Arch
 
-EXPERTS = (
-    TensorRow(
-        "ffn_gate_inp.weight", "mlp.gate.weight", ("experts", "dim")
-    ),  # the router, which stays float32
-    TensorRow(
-        "ffn_gate_exps.weight",
-        "mlp.experts.{}.gate_proj.weight",
-        ("experts", "expert_ffn", "dim"),
-        linear=True,
-    ),
-    TensorRow(
-        "ffn_up_exps.weight",
-        "mlp.experts.{}.up_proj.weight",
-        ("experts", "expert_ffn", "dim"),
-        linear=True,
-    ),
-    TensorRow(
-        "ffn_down_exps.weight",
-        "mlp.experts.{}.down_proj.weight",
-        ("experts", "dim", "expert_ffn"),
-        linear=True,
-    ),
+
+def _expert(gguf: str, hf: str, rows: str, cols: str) -> TensorRow:
+    """A matrix of every expert."""
+    return TensorRow(gguf, hf, ("experts", rows, cols), linear=True)
+
+
+EXPERTS: Rows = (
+    # the router, which stays float32
+    TensorRow("ffn_gate_inp.weight", "mlp.gate.weight", ("experts", "dim")),
+    _expert("ffn_gate_exps.weight", "mlp.experts.{}.gate_proj.weight", "expert_ffn", "dim"),
+    _expert("ffn_up_exps.weight", "mlp.experts.{}.up_proj.weight", "expert_ffn", "dim"),
+    _expert("ffn_down_exps.weight", "mlp.experts.{}.down_proj.weight", "dim", "expert_ffn"),
 )
-EXPERTS_BLOCK = tuple(row for row in LLAMA_BLOCK if row not in FFN) + EXPERTS
+EXPERTS_BLOCK: Rows = tuple(row for row in LLAMA_BLOCK if row not in FFN) + EXPERTS
 ARCHS = {  # Hugging Face class name -> row
     "MixtralForCausalLM": Arch(
         "llama",

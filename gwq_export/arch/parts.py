@@ -1,70 +1,109 @@
-"""Tensor tables: which tensors a decoder block has, their GGUF and Hugging Face names, and how
-their rows are rearranged.
-"""
+"""Tensor tables: the tensors of a decoder block, their GGUF and Hugging Face names and layouts."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of a decoder block, and how its rows in the file follow from those of the
-    checkpoint.
-    """
+    """One tensor of a model, and how its rows in the file follow from those of the checkpoint."""
 
-    gguf: str  # name after "blk.N."
-    hf: str  # name after "<layers>.N."; with {} for an expert's number
-    # names of Source.dims, as in the file (rows, columns): dim, q (heads x head), kv (kv_heads x
-    # head), ffn, head ...
-    shape: tuple
-    linear: bool = False  # a matrix that is calibrated and quantized
-    heads: str = ""  # "heads" or "kv_heads": rows are permuted head by head where rope turns pairs
-    interleaved: int = (
-        0  # rows lie as (heads, interleaved, head) and go to (interleaved, heads, head)
-    )
-    transposed: bool = False  # the checkpoint has (columns, rows)
-    plus: float = 0.0  # is added to every value
+    # name in the file, of a block's tensor after "blk.N."
+    gguf: str
+    # name in the checkpoint, of a block's tensor after "<layers>.N."; {} is an expert's number
+    hf: str
+    # sizes in the file (rows, columns), by their names in Source.dims: dim, q (heads x head),
+    # kv (kv_heads x head), ffn, head ...
+    shape: tuple[str, ...]
+    # a matrix that is calibrated and quantized
+    linear: bool = False
+    # "heads" or "kv_heads": rows are permuted head by head where rope turns pairs
+    heads: str = ""
+    # rows lie as (heads, interleaved, head) and go to (interleaved, heads, head)
+    interleaved: int = 0
+    # the checkpoint has (columns, rows)
+    transposed: bool = False
+    # is added to every value
+    plus: float = 0.0
+    # some models of the architecture do not have it
     optional: bool = False
-    expert: int | None = None  # which matrix of a tensor (experts, rows, columns)
+    # which matrix of a tensor (experts, rows, columns) it is, None for a whole tensor
+    expert: int | None = None
 
-    def of_expert(self, j):
+    def of_expert(self, j: int) -> TensorRow:
         """The row of expert j's matrix."""
         return replace(self, hf=self.hf.format(j), expert=j)
 
 
-def norm(gguf, hf, dim="dim", plus=0.0, optional=False):
+Rows = tuple[TensorRow, ...]
+
+
+def norm(
+    gguf: str, hf: str, dim: str = "dim", plus: float = 0.0, optional: bool = False
+) -> TensorRow:
+    """The weight of an RMSNorm over `dim` values."""
     return TensorRow(f"{gguf}.weight", f"{hf}.weight", (dim,), plus=plus, optional=optional)
 
 
-def layer_norm(gguf, hf):
-    return tuple(
-        TensorRow(f"{gguf}.{part}", f"{hf}.{part}", ("dim",)) for part in ("weight", "bias")
-    )
-
-
-def linear(gguf, hf, rows, cols, bias=True, **arranged):
-    weight = TensorRow(f"{gguf}.weight", f"{hf}.weight", (rows, cols), linear=True, **arranged)
-    arranged.pop("transposed", None)
+def layer_norm(gguf: str, hf: str) -> Rows:
+    """Weight and bias of a LayerNorm."""
     return (
-        (weight, TensorRow(f"{gguf}.bias", f"{hf}.bias", (rows,), optional=True, **arranged))
-        if bias
-        else (weight,)
+        TensorRow(f"{gguf}.weight", f"{hf}.weight", ("dim",)),
+        TensorRow(f"{gguf}.bias", f"{hf}.bias", ("dim",)),
     )
 
 
-ATTENTION = (
+def linear(
+    gguf: str,
+    hf: str,
+    rows: str,
+    cols: str,
+    bias: bool = True,
+    heads: str = "",
+    interleaved: int = 0,
+    transposed: bool = False,
+) -> Rows:
+    """Weight (rows, cols) of a linear layer and, unless `bias` is false, its optional bias.
+
+    The other arguments are fields of TensorRow.
+    """
+    weight = TensorRow(
+        f"{gguf}.weight",
+        f"{hf}.weight",
+        (rows, cols),
+        linear=True,
+        heads=heads,
+        interleaved=interleaved,
+        transposed=transposed,
+    )
+    if not bias:
+        return (weight,)
+    return (
+        weight,
+        TensorRow(
+            f"{gguf}.bias",
+            f"{hf}.bias",
+            (rows,),
+            optional=True,
+            heads=heads,
+            interleaved=interleaved,
+        ),
+    )
+
+
+ATTENTION: Rows = (
     *linear("attn_q", "self_attn.q_proj", "q", "dim", heads="heads"),
     *linear("attn_k", "self_attn.k_proj", "kv", "dim", heads="kv_heads"),
     *linear("attn_v", "self_attn.v_proj", "kv", "dim"),
 )
-ATTENTION_OUTPUT = linear("attn_output", "self_attn.o_proj", "dim", "q")
-FFN = (
+ATTENTION_OUTPUT: Rows = linear("attn_output", "self_attn.o_proj", "dim", "q")
+FFN: Rows = (
     *linear("ffn_gate", "mlp.gate_proj", "ffn", "dim"),
     *linear("ffn_up", "mlp.up_proj", "ffn", "dim"),
     *linear("ffn_down", "mlp.down_proj", "dim", "ffn"),
 )
-
-
-LLAMA_BLOCK = (
+LLAMA_BLOCK: Rows = (
     norm("attn_norm", "input_layernorm"),
     *ATTENTION,
     norm("attn_q_norm", "self_attn.q_norm", "head", optional=True),

@@ -5,5 +5,5 @@ from gwq_export.arch.spec import Arch
 
 # Hugging Face class name -> row. The order decides which class a GGUF file becomes again.
 ARCHS: dict[str, Arch] = llama.ARCHS | moe.ARCHS | phi.ARCHS | gemma.ARCHS | gpt.ARCHS
-# What a file says, its name and whether it has experts -> row
+# What a file says: general.architecture and whether it has experts -> row
 ARCH_BY_GGUF: dict[tuple[str, bool], Arch] = {(a.gguf, bool(a.experts)): a for a in ARCHS.values()}

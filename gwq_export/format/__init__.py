@@ -8,7 +8,9 @@ Modules import only those listed above them:
     header
     layout
     bridge
+    tensor
     reader
+    header_bytes
     writer
     foreign
 """

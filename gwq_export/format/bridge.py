@@ -1,24 +1,31 @@
-"""Bridge files: a ordinary GGUF file whose FP16 deltas lie behind its last tensor, where stock readers
-do not look (docs/bridge.md).
+"""Bridge files: an ordinary GGUF file with FP16 deltas behind its last tensor (docs/bridge.md).
+
+Readers that know ggml types only do not look there.
 """
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from gwq_export.errors import GwqError
 
 VERSION = 1
-VERSION_KEY, OFFSET_KEY, SIZE_KEY, SHA256_KEY = (
-    f"gwq.bridge.{key}" for key in ("version", "offset", "size", "sha256")
-)
+VERSION_KEY = "gwq.bridge.version"
+OFFSET_KEY = "gwq.bridge.offset"  # of the deltas in the file
+SIZE_KEY = "gwq.bridge.size"  # in bytes
+SHA256_KEY = "gwq.bridge.sha256"  # of these bytes, in hexadecimal
 WITHOUT = "or go without them (gwq-run, gwq-eval and gwq-info take --base)"
 _GET = f"get the file that gwq-export wrote, {WITHOUT}"
 
 
-def keys(size):
-    """The keys that lead to the deltas; offset and checksum are put in once they are known, and
-    take as many bytes then.
+def keys(size: int) -> dict[str, Any]:
+    """The keys that lead to the deltas. size: bytes of these.
+
+    Offset and checksum are placeholders that take as many bytes as the values put in later.
     """
     return {
         VERSION_KEY: np.uint32(VERSION),
@@ -28,19 +35,19 @@ def keys(size):
     }
 
 
-def deltas(values, buffer, end):
-    """(offset, the part of the file that holds the deltas). Raises GwqError unless it is whole and
-    in its place.
+def deltas(values: Mapping[str, Any], buffer: memoryview, end: int) -> tuple[int, memoryview]:
+    """(offset, the part of the file that holds the deltas).
 
     values: the file's metadata; buffer: the file; end: where its last tensor ends, padding
-    included.
+    included. Raises GwqError unless the deltas are whole and in their place.
     """
-    version, offset, size, sha256 = (
-        values.get(key) for key in (VERSION_KEY, OFFSET_KEY, SIZE_KEY, SHA256_KEY)
-    )
+    version = values.get(VERSION_KEY)
+    offset = values.get(OFFSET_KEY)
+    size = values.get(SIZE_KEY)
     if type(version) is not int or version != VERSION:
         raise GwqError(
-            f"its deltas have version {version!r:.20} and this gwq-export reads version {VERSION}: use a newer one, {WITHOUT}"
+            f"its deltas have version {version!r:.20} and this gwq-export reads version {VERSION}: "
+            f"use a newer one, {WITHOUT}"
         )
     if type(offset) is not int or type(size) is not int or offset != end or len(buffer) <= offset:
         raise GwqError(
@@ -52,6 +59,6 @@ def deltas(values, buffer, end):
         )
     if len(buffer) > offset + size:
         raise GwqError(f"{len(buffer) - offset - size} unknown bytes follow its deltas: {_GET}")
-    if hashlib.sha256(buffer[offset:]).hexdigest() != sha256:
+    if hashlib.sha256(buffer[offset:]).hexdigest() != values.get(SHA256_KEY):
         raise GwqError(f"its deltas are damaged, their checksum differs: {_GET}")
     return offset, buffer[offset:]

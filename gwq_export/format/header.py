@@ -1,18 +1,25 @@
 """The header of a GGUF file: metadata values and tensor descriptors, and how they are read."""
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from gwq_export.errors import AGAIN, GwqError, about
-from gwq_export.format.types import TYPES, TYPES_BY_ID
+from gwq_export.format.types import TYPES, TYPES_BY_ID, TensorType
 
-MAGIC, VERSION = b"GGUF", 3
-MAX_NAME, MAX_DIMS = 64, 4
-STRING, ARRAY = 8, 9  # ids of metadata values; the others are numbers:
+MAGIC = b"GGUF"
+VERSION = 3
+MAX_NAME = 64  # bytes of a tensor's name
+MAX_DIMS = 4
+
+# ids of metadata values: a string, an array, and numbers by their struct and numpy codes
+STRING, ARRAY, BOOL = 8, 9, 7
 NUMBERS = {
     0: "B",
     1: "b",
@@ -21,30 +28,39 @@ NUMBERS = {
     4: "I",
     5: "i",
     6: "f",
-    7: "?",
+    BOOL: "?",
     10: "Q",
     11: "q",
     12: "d",
-}  # struct and numpy codes
+}
 SCALARS = {id: struct.Struct("<" + code) for id, code in NUMBERS.items()}
 ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
 U32, U64 = SCALARS[4], SCALARS[10]
+
 # ggml types that this package does not read, by id: for the message only
-GGML_NAMES = "3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k 16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s"
-GGML_NAMES += " 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64 29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0"
-GGML_NAMES = dict(entry.split(":") for entry in GGML_NAMES.split())
+_GGML_NAMES = """
+    3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k
+    16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64
+    29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0
+"""
+GGML_NAMES: dict[str, str] = {
+    id: name for id, name in (entry.split(":") for entry in _GGML_NAMES.split())
+}
+
+Description = tuple[str, TensorType, tuple[int, ...]]  # (name, type, shape) of a tensor
 
 
-class Metadata(Mapping):
+class Metadata(Mapping[str, Any]):
     """Key -> str, bool, int, float, numpy array (n,) or list of str.
 
-    Arrays are decoded at their first use.
+    Arrays are decoded at their first use, which raises GwqError for strings that are not UTF-8.
     """
 
-    def __init__(self, values, path):
-        self._values, self._path = values, path
+    def __init__(self, values: dict[str, Any], path: str):
+        self._values = values
+        self._path = path
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         value = self._values[key]
         if isinstance(value, _Array):
             with about(self._path):
@@ -54,10 +70,10 @@ class Metadata(Mapping):
                     raise GwqError(f"a string of {key} is not UTF-8: {AGAIN}") from None
         return value
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._values)
 
 
@@ -69,49 +85,60 @@ class _Array:
     count: int
     buffer: memoryview
 
-    def decode(self):
+    def decode(self) -> np.ndarray | list[str]:
         if self.id != STRING:
-            return np.frombuffer(
-                self.buffer, "B" if self.id == 7 else "<" + NUMBERS[self.id]
-            ).astype(NUMBERS[self.id])
-        data, at, out = bytes(self.buffer), 0, []
+            stored = "B" if self.id == BOOL else "<" + NUMBERS[self.id]
+            return np.frombuffer(self.buffer, stored).astype(NUMBERS[self.id])
+        data = bytes(self.buffer)
+        strings = []
+        at = 0
         for _ in range(self.count):
             end = at + 8 + U64.unpack_from(data, at)[0]
-            out.append(data[at + 8 : end].decode())
+            strings.append(data[at + 8 : end].decode())
             at = end
-        return out
+        return strings
 
 
 class Cursor:
-    """Reads the header. Past the end of the file: struct.error, OverflowError or GwqError."""
+    """Reads a header; `at` is the next byte.
 
-    def __init__(self, buffer):
-        self.buffer, self.at = buffer, 0
+    Its methods raise struct.error, OverflowError or GwqError past the end of the file, GwqError for
+    what no GGUF file holds.
+    """
 
-    def number(self, code):
+    def __init__(self, buffer: memoryview):
+        self.buffer = buffer
+        self.at = 0
+
+    def number(self, code: struct.Struct) -> Any:
+        """The next number."""
         self.at += code.size
         return code.unpack_from(self.buffer, self.at - code.size)[0]
 
-    def bytes(self, n, what):
+    def bytes(self, n: int, what: str) -> memoryview:
+        """The next n bytes. what: their name in the message."""
         if n > len(self.buffer) - self.at:
             raise GwqError(f"{what} is longer than the file: {AGAIN}")
         self.at += n
         return self.buffer[self.at - n : self.at]
 
-    def string(self, what):
+    def string(self, what: str) -> str:
+        """The next string. what: its name in the message."""
         try:
             return str(self.bytes(self.number(U64), what), "utf-8")
         except UnicodeDecodeError:
             raise GwqError(f"{what} is not UTF-8: {AGAIN}") from None
 
-    def value(self, key):
+    def value(self, key: str) -> Any:
+        """The next metadata value, type id first; arrays as _Array."""
         id = self.number(U32)
         if id == STRING:
             return self.string(f"the value of {key}")
         if id in SCALARS:
             return self.number(SCALARS[id])
         if id == ARRAY:
-            id, count = self.number(U32), self.number(U64)
+            id = self.number(U32)
+            count = self.number(U64)
             if id in SCALARS:
                 return _Array(id, count, self.bytes(count * SCALARS[id].size, f"the array {key}"))
             if id == STRING and count <= (len(self.buffer) - self.at) // 8:
@@ -123,9 +150,9 @@ class Cursor:
             f"the value of {key} has a type ({id}) or a length that no GGUF file has: {AGAIN}"
         )
 
-    def keys(self, count):
-        """{key: value}"""
-        values = {}
+    def keys(self, count: int) -> dict[str, Any]:
+        """{key: value} of the metadata."""
+        values: dict[str, Any] = {}
         for i in range(count):
             key = self.string(f"the name of key {i}")
             if key in values:
@@ -133,14 +160,22 @@ class Cursor:
             values[key] = self.value(key)
         return values
 
-    def descriptors(self, count, other_type):
-        """[(name, type, shape)], [offset in the data section]"""
-        tensors, offsets, names = [], [], set()
+    def descriptors(
+        self, count: int, other_type: Callable[[int], TensorType | None]
+    ) -> tuple[list[Description], list[int]]:
+        """The tensors, and the offset of each in the data section.
+
+        other_type: type id -> the TensorType of one that is not in TYPES, or None.
+        """
+        tensors: list[Description] = []
+        offsets: list[int] = []
+        names: set[str] = set()
         for i in range(count):
             name = self.string(f"the name of tensor {i}")
             if name in names or not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
                 raise GwqError(
-                    f"tensor name {name[:MAX_NAME]!r} is used twice or is not 1 to {MAX_NAME} printable bytes: {AGAIN}"
+                    f"tensor name {name[:MAX_NAME]!r} is used twice "
+                    f"or is not 1 to {MAX_NAME} printable bytes: {AGAIN}"
                 )
             names.add(name)
             dims = self.number(U32)
@@ -152,13 +187,11 @@ class Cursor:
             id = self.number(U32)
             type = TYPES_BY_ID.get(id) or other_type(id)
             if type is None:
-                which = (
-                    f"ggml type {GGML_NAMES[str(id)]} ({id})"
-                    if str(id) in GGML_NAMES
-                    else f"unknown type {id}"
-                )
+                ggml_name = GGML_NAMES.get(str(id))
+                which = f"ggml type {ggml_name} ({id})" if ggml_name else f"unknown type {id}"
                 raise GwqError(
-                    f"tensor {name} has {which}: use a file with types of {', '.join(TYPES)}, or a newer gwq-export"
+                    f"tensor {name} has {which}: "
+                    f"use a file with types of {', '.join(TYPES)}, or a newer gwq-export"
                 )
             tensors.append((name, type, shape))
             offsets.append(self.number(U64))

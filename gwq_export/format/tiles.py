@@ -1,8 +1,13 @@
 """The bytes of a tile tensor: a numpy encoder and decoder that are the specification.
 
 Every kernel must decode to the same float32 bits as `dequantize` here. `gwq_format.h` draws the
-layout.
+layout; the names below are its own: line j of a block, byte 4 * row + i of a line, v(p), A, B, C,
+s0, s1, ... Leading dimensions, written "..." here, are row groups and blocks.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,161 +23,210 @@ from gwq_export.format.types import (
     SCALE_BIAS,
     TABLE,
     TILE_BLOCKS,
+    TensorType,
     padded_rows,
 )
 
-# --- codes of a block <-> its lines: (..., 16 rows, 64 columns) uint8 <-> (..., lines, 16, 4) uint8 --------------------
+Outliers = tuple[np.ndarray, np.ndarray]  # a side-table: (records uint8, offsets int32)
+
+# --- codes of a block <-> its lines ---------------------------------------------------------------
+# packing:   uint8 (..., 16 rows, 64 columns) -> (..., lines, 16 rows, 4)
+# unpacking: uint8 (..., lines, 16 rows, 4) -> (..., 16 rows, and axes that make up 64 columns)
 
 
-def _pack_gwq4(codes):
-    c = codes.reshape(*codes.shape[:-1], 8, 2, 4)  # (..., 16, j, half, i)
-    return np.moveaxis(c[..., 0, :] | c[..., 1, :] << 4, -3, -2)
+def _pack_gwq4(codes: np.ndarray) -> np.ndarray:
+    """line j: low nibble = column 8j+i, high nibble = column 8j+4+i"""
+    c = codes.reshape(*codes.shape[:-1], 8, 2, 4)  # (..., row, j, nibble, i)
+    line = c[..., 0, :] | c[..., 1, :] << 4  # (..., row, j, i)
+    return np.moveaxis(line, -3, -2)
 
 
-def _unpack_gwq4(lines):
-    v = np.moveaxis(lines, -3, -2)  # (..., 16, j, i)
-    return np.stack([v & 15, v >> 4], axis=-2)
+def _unpack_gwq4(lines: np.ndarray) -> np.ndarray:
+    line = np.moveaxis(lines, -3, -2)  # (..., row, j, i)
+    return np.stack([line & 15, line >> 4], axis=-2)
 
 
-def _pack_gwq2(codes):
-    c = codes.reshape(*codes.shape[:-1], 4, 4, 4)  # (..., 16, j, p, i)
-    return np.moveaxis(
-        c[..., 0, :] | c[..., 1, :] << 2 | c[..., 2, :] << 4 | c[..., 3, :] << 6, -3, -2
-    )
+def _pack_gwq2(codes: np.ndarray) -> np.ndarray:
+    """line j: bits 2p,2p+1 = column 16j+4p+i, p = 0..3"""
+    c = codes.reshape(*codes.shape[:-1], 4, 4, 4)  # (..., row, j, p, i)
+    line = c[..., 0, :] | c[..., 1, :] << 2 | c[..., 2, :] << 4 | c[..., 3, :] << 6
+    return np.moveaxis(line, -3, -2)
 
 
-def _unpack_gwq2(lines):
-    v = np.moveaxis(lines, -3, -2)
-    return np.stack([v >> s & 3 for s in (0, 2, 4, 6)], axis=-2)
+def _unpack_gwq2(lines: np.ndarray) -> np.ndarray:
+    line = np.moveaxis(lines, -3, -2)  # (..., row, j, i)
+    return np.stack([line >> 2 * p & 3 for p in range(4)], axis=-2)
 
 
-def _pack_gwq3(codes):
-    c = codes.reshape(*codes.shape[:-1], 2, 8, 4)  # (..., 16, j, p, i)
-    v = [np.moveaxis(c[..., p, :], -3, -2) for p in range(8)]  # each (..., j, 16, i)
-    out = [
+def _pack_gwq3(codes: np.ndarray) -> np.ndarray:
+    """2 x 3 lines A B C, with v(p) = column 32j+4p+i, p = 0..7:
+
+    A = v0 | v1 << 4 | bit 0 of v6 << 3 | bit 0 of v7 << 7
+    B = v2 | v3 << 4 | bit 1 of v6 << 3 | bit 1 of v7 << 7
+    C = v4 | v5 << 4 | bit 2 of v6 << 3 | bit 2 of v7 << 7
+    """
+    c = codes.reshape(*codes.shape[:-1], 2, 8, 4)  # (..., row, j, p, i)
+    v = [np.moveaxis(c[..., p, :], -3, -2) for p in range(8)]  # each (..., j, row, i)
+    abc = [
         v[2 * k] | v[2 * k + 1] << 4 | (v[6] >> k & 1) << 3 | (v[7] >> k & 1) << 7 for k in range(3)
     ]
-    out = np.stack(out, axis=-3)  # (..., j, 3, 16, i)
-    return out.reshape(*out.shape[:-4], 6, ROWS, 4)
+    lines = np.stack(abc, axis=-3)  # (..., j, 3, row, i)
+    return lines.reshape(*lines.shape[:-4], 6, ROWS, 4)
 
 
-def _unpack_gwq3(lines):
-    lines = lines.reshape(*lines.shape[:-3], 2, 3, ROWS, 4)
-    abc = [np.moveaxis(lines[..., k, :, :], -3, -2) for k in range(3)]  # each (..., 16, j, i)
-    v = [part >> s & 7 for part in abc for s in (0, 4)]
-    v += [sum((part >> s & 1) << k for k, part in enumerate(abc)) for s in (3, 7)]
+def _unpack_gwq3(lines: np.ndarray) -> np.ndarray:
+    lines = lines.reshape(*lines.shape[:-3], 2, 3, ROWS, 4)  # (..., j, 3, row, i)
+    a, b, c = (np.moveaxis(lines[..., k, :, :], -3, -2) for k in range(3))  # each (..., row, j, i)
+    v = [line >> shift & 7 for line in (a, b, c) for shift in (0, 4)]
+    v += [a >> s & 1 | (b >> s & 1) << 1 | (c >> s & 1) << 2 for s in (3, 7)]
     return np.stack(v, axis=-2)
 
 
-_LINES = {
+_Coder = Callable[[np.ndarray], np.ndarray]
+_LINES: dict[str, tuple[_Coder, _Coder]] = {
     "gwq2": (_pack_gwq2, _unpack_gwq2),
     "gwq3": (_pack_gwq3, _unpack_gwq3),
     "gwq4": (_pack_gwq4, _unpack_gwq4),
 }
 
 
-# --- biased scales of a block <-> its bytes: (..., 16, 64 / sub) uint8 <-> (..., bytes) uint8 -------------------------
+# --- biased scales of a block <-> its bytes -------------------------------------------------------
+# uint8 (..., 16 rows, scales of a row) <-> uint8 (..., bytes)
 
 
-def _pack_scales(u):
-    if u.shape[-1] == 4:
-        return np.concatenate(
-            [u[..., k] | (u[..., 3] >> 2 * k & 3) << 6 for k in range(3)], axis=-1
-        )
-    high = u[..., 1] >> 2
-    return np.concatenate(
-        [u[..., 0] | (u[..., 1] & 3) << 6, high[..., :8] | high[..., 8:] << 4], axis=-1
-    )
+def _pack_4_scales(s: np.ndarray) -> np.ndarray:
+    """byte 16k+r = s(k) | (s3 >> 2k & 3) << 6, k = 0..2"""
+    s3 = s[..., 3]
+    return np.concatenate([s[..., k] | (s3 >> 2 * k & 3) << 6 for k in range(3)], axis=-1)
 
 
-def _unpack_scales(data, count):
-    if count == 4:
-        part = [data[..., 16 * k : 16 * k + 16] for k in range(3)]
-        return np.stack(
-            [*(p & 63 for p in part), sum(p >> 6 << 2 * k for k, p in enumerate(part))], axis=-1
-        )
-    low, high = data[..., :16], np.concatenate([data[..., 16:] & 15, data[..., 16:] >> 4], axis=-1)
+def _unpack_4_scales(data: np.ndarray) -> np.ndarray:
+    a, b, c = (data[..., 16 * k : 16 * k + 16] for k in range(3))  # each (..., row)
+    s3 = a >> 6 | b >> 6 << 2 | c >> 6 << 4
+    return np.stack([a & 63, b & 63, c & 63, s3], axis=-1)
+
+
+def _pack_2_scales(s: np.ndarray) -> np.ndarray:
+    """byte r = s0 | (s1 & 3) << 6; byte 16+q: low nibble = s1 >> 2 of row q, high = of row q+8"""
+    low = s[..., 0] | (s[..., 1] & 3) << 6
+    high = s[..., 1] >> 2
+    return np.concatenate([low, high[..., :8] | high[..., 8:] << 4], axis=-1)
+
+
+def _unpack_2_scales(data: np.ndarray) -> np.ndarray:
+    low = data[..., :16]
+    high = np.concatenate([data[..., 16:] & 15, data[..., 16:] >> 4], axis=-1)
     return np.stack([low & 63, low >> 6 | high << 2], axis=-1)
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------------
+_SCALES: dict[int, tuple[_Coder, _Coder]] = {  # by the scales of a row of a block
+    2: (_pack_2_scales, _unpack_2_scales),
+    4: (_pack_4_scales, _unpack_4_scales),
+}
 
 
-def _tile_runs(blocks):
-    """(first block, tiles, blocks per tile) of the full tiles of a row group and of its last,
-    narrower one.
-    """
-    full = blocks // TILE_BLOCKS * TILE_BLOCKS
-    return [
-        r
-        for r in ((0, full // TILE_BLOCKS, TILE_BLOCKS), (full, 1, blocks - full))
-        if r[1] and r[2]
-    ]
+# --- tensors --------------------------------------------------------------------------------------
 
 
-def pack_tiles(type, table, row_scales, scales, codes):
+def _tile_runs(blocks: int) -> list[tuple[int, int, int]]:
+    """(first block, tiles, blocks per tile) of a row group's full tiles, and of a narrower last."""
+    full, rest = divmod(blocks, TILE_BLOCKS)
+    runs = [(0, full, TILE_BLOCKS), (full * TILE_BLOCKS, 1, rest)]
+    return [run for run in runs if run[1] and run[2]]
+
+
+def pack_tiles(
+    type: TensorType,
+    table: np.ndarray,
+    row_scales: np.ndarray,
+    scales: np.ndarray,
+    codes: np.ndarray,
+) -> np.ndarray:
     """Lay out a tile tensor; returns uint8 (nbytes,).
 
     table (16,) int8 in -32 .. 31; row_scales (rows,) float16; scales (padded rows, sub-blocks) int8
-    in -32 .. 31; codes (padded rows, padded columns) uint8 in 0 .. 2^bits-1: rows up to a multiple
-    of 16, columns of 64, as a padded row may be a real one's neighbour.
+    in -32 .. 31; codes (padded rows, padded columns) uint8 in 0 .. 2^bits-1. Rows are padded to a
+    multiple of 16, as a padded row may be a real one's neighbour, columns to a multiple of 64.
     """
-    rows, groups, blocks = len(row_scales), codes.shape[0] // ROWS, codes.shape[1] // BLOCK
+    rows = len(row_scales)
+    groups = codes.shape[0] // ROWS
+    blocks = codes.shape[1] // BLOCK
+    pack_lines, _ = _LINES[type.name]
+    pack_scales, _ = _SCALES[BLOCK // type.sub]
+
     head = np.zeros(type.head_bytes(rows), np.uint8)
     head[:TABLE] = np.asarray(table, np.int8).view(np.uint8)
     head[TABLE : TABLE + 2 * rows] = np.ascontiguousarray(row_scales, np.float16).view(np.uint8)
-    lines = codes.reshape(groups, ROWS, blocks, BLOCK).swapaxes(1, 2)  # (groups, blocks, 16, 64)
-    lines = _LINES[type.name][0](lines).reshape(groups, blocks, -1)
+
+    by_block = codes.reshape(groups, ROWS, blocks, BLOCK).swapaxes(1, 2)
+    lines = pack_lines(by_block).reshape(groups, blocks, -1)
     biased = (scales.astype(np.int16) + SCALE_BIAS).astype(np.uint8)
-    u = _pack_scales(biased.reshape(groups, ROWS, blocks, BLOCK // type.sub).swapaxes(1, 2))
-    out = []
-    for first, tiles, nb in _tile_runs(blocks):
-        part = slice(first, first + tiles * nb)
-        tile = [a[:, part].reshape(groups, tiles, -1) for a in (u, lines)]
-        out.append(np.concatenate(tile, -1).reshape(groups, -1))
-    return np.concatenate([head, np.concatenate(out, axis=1).reshape(-1)])
+    scale_bytes = pack_scales(biased.reshape(groups, ROWS, blocks, -1).swapaxes(1, 2))
+    runs = []
+    for first, tiles, width in _tile_runs(blocks):
+        run = slice(first, first + tiles * width)
+        parts = [a[:, run].reshape(groups, tiles, -1) for a in (scale_bytes, lines)]
+        runs.append(np.concatenate(parts, -1).reshape(groups, -1))
+    return np.concatenate([head, np.concatenate(runs, axis=1).reshape(-1)])
 
 
-def unpack_tiles(type, data, rows, cols):
-    """Inverse of `pack_tiles`:
+def unpack_tiles(
+    type: TensorType, data: np.ndarray, rows: int, cols: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Inverse of `pack_tiles`: (table, row_scales, scales, codes), the last two with padding."""
+    groups = padded_rows(rows) // ROWS
+    blocks = -(-cols // BLOCK)
+    count = BLOCK // type.sub  # scales of a row of a block
+    _, unpack_lines = _LINES[type.name]
+    _, unpack_scales = _SCALES[count]
 
-    (table, row_scales, scales, codes), the last two with their padding.
-    """
-    groups, blocks = padded_rows(rows) // ROWS, -(-cols // BLOCK)
-    data, count = np.ascontiguousarray(data, np.uint8), BLOCK // type.sub
+    data = np.ascontiguousarray(data, np.uint8)
     table = data[:TABLE].view(np.int8)
     row_scales = data[TABLE : TABLE + 2 * groups * ROWS].view(np.float16)[:rows]
     data = data[type.head_bytes(rows) :].reshape(groups, -1)
-    scales, codes = (
-        np.empty((groups, blocks, ROWS, count), np.int8),
-        np.empty((groups, blocks, ROWS, BLOCK), np.uint8),
-    )
-    at, width = 0, type.unit_bytes - 64 * type.lines  # bytes of a block's scales
-    for first, tiles, nb in _tile_runs(blocks):
-        size, part = tiles * nb * type.unit_bytes, slice(first, first + tiles * nb)
+
+    scales = np.empty((groups, blocks, ROWS, count), np.int8)
+    codes = np.empty((groups, blocks, ROWS, BLOCK), np.uint8)
+    scale_bytes = type.unit_bytes - 64 * type.lines  # of a block
+    at = 0
+    for first, tiles, width in _tile_runs(blocks):
+        size = tiles * width * type.unit_bytes
         tile = data[:, at : at + size].reshape(groups, tiles, -1)
         at += size
-        biased = _unpack_scales(tile[..., : nb * width].reshape(groups, tiles * nb, width), count)
-        scales[:, part] = biased.astype(np.int16) - SCALE_BIAS
-        lines = tile[..., nb * width :].reshape(groups, tiles * nb, type.lines, ROWS, 4)
-        codes[:, part] = _LINES[type.name][1](lines).reshape(groups, tiles * nb, ROWS, BLOCK)
-    scales = scales.swapaxes(1, 2).reshape(groups * ROWS, blocks * count)
-    return table, row_scales, scales, codes.swapaxes(1, 2).reshape(groups * ROWS, blocks * BLOCK)
+        run = slice(first, first + tiles * width)
+        split = width * scale_bytes
+        biased = unpack_scales(tile[..., :split].reshape(groups, tiles * width, scale_bytes))
+        scales[:, run] = biased.astype(np.int16) - SCALE_BIAS
+        lines = tile[..., split:].reshape(groups, tiles * width, type.lines, ROWS, 4)
+        codes[:, run] = unpack_lines(lines).reshape(groups, tiles * width, ROWS, BLOCK)
+    return (
+        table,
+        row_scales,
+        scales.swapaxes(1, 2).reshape(groups * ROWS, blocks * count),
+        codes.swapaxes(1, 2).reshape(groups * ROWS, blocks * BLOCK),
+    )
 
 
-def windows(type, codes):
-    """What indexes the table: each code with its neighbour's bits above it; codes (padded rows,
-    columns) uint8.
+def windows(type: TensorType, codes: np.ndarray) -> np.ndarray:
+    """What indexes the table: each code with bits of its neighbour's code above it.
+
+    window = code | (neighbour >> (bits - history)) << bits
+
+    codes: uint8 (padded rows, columns). The neighbour is the row before in a ring of RING rows.
     """
     if not type.history:
         return codes
     ring = codes.reshape(-1, RING, codes.shape[-1])
-    before = np.roll(ring, 1, axis=1).reshape(codes.shape)
-    return codes | before >> (type.bits - type.history) << type.bits
+    neighbour = np.roll(ring, 1, axis=1).reshape(codes.shape)
+    return codes | neighbour >> (type.bits - type.history) << type.bits
 
 
-def check_tiles(type, data, shape, outliers=None):
-    """Raise GwqError unless every row scale and outlier is finite, table entries are in range and
+def check_tiles(
+    type: TensorType, data: np.ndarray, shape: tuple[int, int], outliers: Outliers | None = None
+) -> None:
+    """Check the bytes of a tile tensor, and those of its side-table.
+
+    Raises GwqError unless every row scale and outlier is finite, table entries are in range and
     padding is zero.
     """
     rows, cols = shape
@@ -188,18 +242,20 @@ def check_tiles(type, data, shape, outliers=None):
         check_outliers(outliers, shape)
 
 
-def check_outliers(outliers, shape):
+def check_outliers(outliers: Outliers, shape: tuple[int, int]) -> None:
     """Raise GwqError unless the side-table is sound and every outlier is finite."""
     _, _, value = unpack_outliers(*outliers, shape)
     if not np.isfinite(value).all():
         raise GwqError("an outlier is not finite; the file is damaged, export it again")
 
 
-def dequantize(type, data, shape, outliers=None):
-    """float32 (rows, cols) of a tensor: the value every kernel must reproduce to the bit.
+def dequantize(
+    type: TensorType, data: np.ndarray, shape: tuple[int, int], outliers: Outliers | None = None
+) -> np.ndarray:
+    """float32 (rows, cols) of a matrix: the values that every kernel must reproduce to the bit.
 
-    data: its bytes (uint8); outliers: None or (records uint8, offsets int32). Raises GwqError for a
-    bad side-table.
+    data: its bytes (uint8); outliers: its side-table, which is added with one rounding. Raises
+    GwqError for a damaged side-table.
     """
     rows, cols = shape
     if type.bits:
@@ -212,9 +268,9 @@ def dequantize(type, data, shape, outliers=None):
     return out
 
 
-def _dequantize_tiles(type, data, rows, cols):
+def _dequantize_tiles(type: TensorType, data: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """row_scale * (scale * table[window]), the product in the brackets exact in float32."""
     table, row_scales, scales, codes = unpack_tiles(type, data, rows, cols)
     entry = table[windows(type, codes)][:rows, :cols].astype(np.float32)
-    return row_scales.astype(np.float32)[:, None] * (
-        np.repeat(scales, type.sub, axis=1)[:rows, :cols] * entry
-    )
+    scale = np.repeat(scales, type.sub, axis=1)[:rows, :cols]
+    return row_scales.astype(np.float32)[:, None] * (scale * entry)

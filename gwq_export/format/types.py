@@ -1,6 +1,9 @@
 """Tensor types and their sizes, read from the C headers."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,14 +16,18 @@ HEADERS = ("gwq_format.h", "gwq.h")
 BUILD_COMMAND = "python native/build.py"
 
 
-def _read_headers(folder):
-    """C declarations of both headers, without what cffi cannot parse (directives, the C++ wrapper)."""
+def _read_headers(folder: Path) -> str:
+    """C declarations of both headers, without what cffi cannot parse.
+
+    That is preprocessor directives and the wrapper for C++.
+    """
     text = ""
     for name in HEADERS:
-        path = Path(folder, name)
+        path = folder / name
         if not path.exists():
             raise GwqError(
-                f"{path} is missing: build the native library with `{BUILD_COMMAND}` or reinstall gwq-export"
+                f"{path} is missing: build the native library with `{BUILD_COMMAND}` "
+                "or reinstall gwq-export"
             )
         text += path.read_text()
     text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S)
@@ -29,18 +36,23 @@ def _read_headers(folder):
 
 ffi = cffi.FFI()
 ffi.cdef(_read_headers(Path(__file__).parents[1] / "native"))
-_enum = ffi.typeof("enum gwq_type").relements  # {"GWQ_TYPE_F32": 0, ...}
-_geometry = ffi.typeof("enum gwq_geometry").relements
-FORMAT_VERSION = _geometry["GWQ_FORMAT_VERSION"]
-ROWS, RING, BLOCK, TILE, TILE_BLOCKS = (
-    _geometry[f"GWQ_{k}"] for k in ("ROWS", "RING", "BLOCK", "TILE", "TILE_BLOCKS")
-)
-TABLE = ffi.sizeof("struct gwq_head")  # entries, and bytes
-WINDOW_BITS = 4
-SCALE_BITS, SCALE_BIAS = 6, 32
-ENTRY_MIN, ENTRY_MAX = -32, 31
-# What the codes of ggml types stand for in which each 32 columns have one FP16 scale
-LEVELS = {
+_TYPE_IDS = ffi.typeof("enum gwq_type").relements  # {"GWQ_TYPE_F32": 0, ...}
+_GEOMETRY = ffi.typeof("enum gwq_geometry").relements
+
+FORMAT_VERSION: int = _GEOMETRY["GWQ_FORMAT_VERSION"]
+ROWS: int = _GEOMETRY["GWQ_ROWS"]  # of a row group
+RING: int = _GEOMETRY["GWQ_RING"]  # rows that are each other's neighbours
+BLOCK: int = _GEOMETRY["GWQ_BLOCK"]  # columns
+TILE: int = _GEOMETRY["GWQ_TILE"]  # columns of a full tile
+TILE_BLOCKS: int = _GEOMETRY["GWQ_TILE_BLOCKS"]  # blocks of a full tile
+TABLE: int = ffi.sizeof("struct gwq_head")  # entries of a tensor's table, and its bytes
+WINDOW_BITS = 4  # a window indexes the table: 2^4 entries
+SCALE_BITS = 6  # of a sub-block's scale
+SCALE_BIAS = 32  # is added to a scale in the file
+ENTRY_MIN, ENTRY_MAX = -32, 31  # of the table
+
+# ggml types in which each 32 columns share one FP16 scale: what their codes 0 .. 15 stand for
+LEVELS: dict[str, tuple[int, ...]] = {
     "q4_0": tuple(range(-8, 8)),
     "iq4_nl": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
 }
@@ -48,102 +60,107 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class TensorType:
-    """A tensor type: `unit` columns take `unit_bytes` bytes, in one row of a ggml type, in the 16
-    rows of a group of a tile type.
+    """A tensor type, and how many bytes a tensor of it takes.
 
-    Tile types also have the `bits` of a code, the bits of `history` that a neighbour adds to its
-    window, and `sub`, the columns that share a scale; ggml types have zeros there. ggml types of
-    codes have the `levels` these stand for.
+    `unit` columns take `unit_bytes` bytes: in one row for a ggml type, in the 16 rows of a row
+    group for a tile type (one of this package's, which are laid out in tiles). Fields that a kind
+    of type lacks are zero or empty.
     """
 
     name: str
-    id: int
-    unit: int
+    id: int  # in the tensor's descriptor in a GGUF file
+    unit: int  # columns
     unit_bytes: int
-    bits: int = 0
-    history: int = 0
-    sub: int = 0
-    levels: tuple = ()
+    bits: int = 0  # tile types: of a code
+    history: int = 0  # tile types: bits of the neighbour's code in a window
+    sub: int = 0  # tile types: columns that share a scale
+    levels: tuple[int, ...] = ()  # ggml types with codes: what each code stands for
 
     @property
-    def lines(self):
-        """64-byte lines per block of 16 rows x 64 columns."""
+    def lines(self) -> int:
+        """64-byte lines per block of 16 rows x 64 columns: 16 * 64 * bits / 8 / 64."""
         return 2 * self.bits
 
-    def head_bytes(self, rows):
+    def head_bytes(self, rows: int) -> int:
         """Bytes before the tiles: table and row scales, up to a multiple of 64."""
         return -(-(TABLE + 2 * padded_rows(rows)) // 64) * 64
 
-    def nbytes(self, rows, cols):
+    def nbytes(self, rows: int, cols: int) -> int:
         """Bytes of a (rows, cols) tensor.
 
         Raises GwqError when a ggml type cannot hold that width.
         """
         if self.bits:
-            return (
-                self.head_bytes(rows)
-                + padded_rows(rows) // ROWS * -(-cols // BLOCK) * self.unit_bytes
-            )
+            groups = padded_rows(rows) // ROWS
+            blocks = -(-cols // BLOCK)
+            return self.head_bytes(rows) + groups * blocks * self.unit_bytes
         if cols % self.unit:
             raise GwqError(
-                f"type {self.name} needs a width that is a multiple of {self.unit}, got {cols}: choose f16"
+                f"type {self.name} needs a width that is a multiple of {self.unit}, "
+                f"got {cols}: choose f16"
             )
         return rows * (cols // self.unit) * self.unit_bytes
 
-    def size(self, shape):
+    def size(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor of one dimension or more. Raises GwqError like `nbytes`."""
         count, rows, cols = matrices(shape)
         return count * self.nbytes(rows, cols)
 
 
-def matrices(shape):
-    """(count, rows, cols) of a tensor's shape: a vector is one row; dimensions before the last two
-    count matrices (experts).
+def matrices(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(count, rows, cols) of the matrices that a tensor of this shape consists of.
+
+    A vector is one row; dimensions before the last two count matrices (experts).
     """
     return prod(shape[:-2]), (1, *shape)[-2], shape[-1]
 
 
-def padded_rows(rows):
-    """Rows of whole row groups."""
+def padded_rows(rows: int) -> int:
+    """`rows` rounded up to whole row groups."""
     return -(-rows // ROWS) * ROWS
 
 
-def _tile_type(name):
-    parts = dict(ffi.typeof(f"struct {name}_tile").fields)
-    bits, scales = parts["line"].type.length // (2 * TILE_BLOCKS), parts["scale"].type.item.length
-    sub = BLOCK * ROWS * SCALE_BITS // 8 // scales
-    block = ffi.sizeof(f"struct {name}_tile") // TILE_BLOCKS
+def _ggml_type(name: str, unit: int, unit_bytes: int, levels: tuple[int, ...] = ()) -> TensorType:
+    return TensorType(name, _TYPE_IDS[f"GWQ_TYPE_{name.upper()}"], unit, unit_bytes, levels=levels)
+
+
+def _tile_type(name: str) -> TensorType:
+    """The type whose full tile is `struct <name>_tile`: its arrays say how wide codes are."""
+    tile = ffi.typeof(f"struct {name}_tile")
+    parts = dict(tile.fields)
+    bits = parts["line"].type.length // (2 * TILE_BLOCKS)  # a block has 2 * bits lines
+    scale_bytes = parts["scale"].type.item.length  # of a block: ROWS * BLOCK / sub scales
     return TensorType(
-        name, _enum[f"GWQ_TYPE_{name.upper()}"], BLOCK, block, bits, WINDOW_BITS - bits, sub
+        name,
+        _TYPE_IDS[f"GWQ_TYPE_{name.upper()}"],
+        unit=BLOCK,
+        unit_bytes=ffi.sizeof(tile) // TILE_BLOCKS,
+        bits=bits,
+        history=WINDOW_BITS - bits,
+        sub=BLOCK * ROWS * SCALE_BITS // 8 // scale_bytes,
     )
 
 
-TYPES = {
-    t.name: t
-    for t in [
-        TensorType("f32", _enum["GWQ_TYPE_F32"], 1, 4),
-        TensorType("f16", _enum["GWQ_TYPE_F16"], 1, 2),
-        TensorType("bf16", _enum["GWQ_TYPE_BF16"], 1, 2),
-        TensorType("q8_0", _enum["GWQ_TYPE_Q8_0"], 32, ffi.sizeof("struct q8_0_block")),
-        *(
-            TensorType(
-                name, _enum[f"GWQ_TYPE_{name.upper()}"], 32, ffi.sizeof("struct q4_block"), levels=v
-            )
-            for name, v in LEVELS.items()
-        ),
-        TensorType("i8", _enum["GWQ_TYPE_I8"], 1, 1),
-        TensorType("i32", _enum["GWQ_TYPE_I32"], 1, 4),
-        *(
-            _tile_type(name[9:].lower())
-            for name in sorted(_enum)
-            if name.startswith("GWQ_TYPE_GWQ")
-        ),
-    ]
-}
-TYPES_BY_ID = {t.id: t for t in TYPES.values()}
+_TILE_NAMES = sorted(
+    id.removeprefix("GWQ_TYPE_").lower() for id in _TYPE_IDS if id.startswith("GWQ_TYPE_GWQ")
+)
+_Q4_BYTES = ffi.sizeof("struct q4_block")
+_ALL = (
+    _ggml_type("f32", 1, 4),
+    _ggml_type("f16", 1, 2),
+    _ggml_type("bf16", 1, 2),
+    _ggml_type("q8_0", 32, ffi.sizeof("struct q8_0_block")),
+    _ggml_type("q4_0", 32, _Q4_BYTES, LEVELS["q4_0"]),
+    _ggml_type("iq4_nl", 32, _Q4_BYTES, LEVELS["iq4_nl"]),
+    _ggml_type("i8", 1, 1),
+    _ggml_type("i32", 1, 4),
+    *map(_tile_type, _TILE_NAMES),
+)
+TYPES: dict[str, TensorType] = {type.name: type for type in _ALL}
+TYPES_BY_ID: dict[int, TensorType] = {type.id: type for type in _ALL}
 
 
-def tensor_type(name):
+def tensor_type(name: str) -> TensorType:
     """The TensorType called `name` (any case), or GwqError with the names there are."""
     try:
         return TYPES[name.lower()]

@@ -202,7 +202,7 @@ def test_companions_must_fit(tmp_path, small, monkeypatch, change):
     with pytest.raises(GwqError):  # the writer refuses what the reader would
         Writer(tmp_path / "b.gguf", {}, tensors)
     with monkeypatch.context() as m:
-        m.setattr("gwq_export.format.writer.outlier_counts", lambda tensors: {})
+        m.setattr("gwq_export.format.header_bytes.outlier_counts", lambda tensors: {})
         with Writer(tmp_path / "b.gguf", {VERSION_KEY: FORMAT_VERSION}, tensors) as w:
             for name, type, shape in tensors:
                 w.write(name, bytes(type.nbytes(int(np.prod(shape[:-1])), shape[-1])))
