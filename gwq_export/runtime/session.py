@@ -82,9 +82,9 @@ class Session:
             rope: [t.ptr + start * (rope.rotated // 2) for t in tables]
             for rope, tables in self.ropes.items()
         }
-        ops.embed(w.embed, ids, x)
+        ops.embed(w.embed.struct, c.dim, ids, x)
         if w.positions:
-            ops.embed(w.positions, np.arange(start, start + n, dtype=np.int32), h)
+            ops.embed(w.positions.struct, c.dim, np.arange(start, start + n, dtype=np.int32), h)
             ops.add(x, h, n, c.dim)
         if c.embedding_scale != 1:
             ops.scale(x, n, c.dim, c.embedding_scale)
