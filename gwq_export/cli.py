@@ -1,45 +1,55 @@
 """The entry points of the commands.
 
-Also `python -m gwq_export.cli export|run|eval|bench|info ...`.
+    python -m gwq_export.cli export|run|eval|bench|info ...
+
+does the same as gwq-export, gwq-run, ...
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from gwq_export.commands.console import run_command
 
+# name of the command -> module of gwq_export.commands
 COMMANDS = {
     "export": "export",
     "run": "run",
     "eval": "evaluate",
     "bench": "bench",
     "info": "info",
-}  # name -> module of commands/
+}
 
 
-def main(command, argv=None):
-    """Run one command; returns the exit status."""
+def main(command: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. argv: None for sys.argv."""
     module = import_module(f"gwq_export.commands.{COMMANDS[command]}")
     return run_command(f"gwq-{command}", module.parser, module.command, argv)
 
 
-def export():
+def export() -> NoReturn:
+    """gwq-export."""
     sys.exit(main("export"))
 
 
-def run():
+def run() -> NoReturn:
+    """gwq-run."""
     sys.exit(main("run"))
 
 
-def evaluate():
+def evaluate() -> NoReturn:
+    """gwq-eval."""
     sys.exit(main("eval"))
 
 
-def bench():
+def bench() -> NoReturn:
+    """gwq-bench."""
     sys.exit(main("bench"))
 
 
-def info():
+def info() -> NoReturn:
+    """gwq-info."""
     sys.exit(main("info"))
 
 

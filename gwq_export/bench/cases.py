@@ -1,43 +1,47 @@
-"""The table of kernels that `gwq-bench --kernels` times: operation, type, shape, tokens, outliers;
-and random data for them.
+"""The kernels that `gwq-bench --kernels` times, as one table, and random data for them.
 
-The kernel tests take their types from here.
+A case is an operation, a type, a shape, a number of tokens and a share of outliers. The kernel
+tests take their types from here.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.format.outliers import pack_outliers
-from gwq_export.format.types import ENTRY_MAX, LEVELS, TABLE, TYPES
+from gwq_export.format.types import ENTRY_MAX, LEVELS, TABLE, TYPES, TensorType
 from gwq_export.native.library import F32, lib, pointer
 from gwq_export.native.matrix import Linear, Matrix
-from gwq_export.native.ops import CACHE
+from gwq_export.native.ops import CACHE, Ops
 
 MATRIX_TYPES = [t for t in TYPES if t not in ("i8", "i32")]
 TILE_TYPES = [t for t in MATRIX_TYPES if TYPES[t].bits]
-SHAPES = [
-    (2048, 2048),
-    (4096, 11008),
-]  # outputs x inputs: of a model of 1 and of 7 billion parameters
+# outputs x inputs, as in models of 1 and of 7 billion parameters
+SHAPES = [(2048, 2048), (4096, 11008)]
 OUTLIERS = (0.0, 0.01)
 GEMM_TOKENS = (8, 128)
-HEAD, GROUP = 128, 4  # attention: width of a head, query heads that share a key head
+HEAD = 128  # attention: width of a head
+GROUP = 4  # attention: query heads that share a key head
+
+# calls that each work on data of their own; bytes that one of them reads; its operations
+Built: TypeAlias = tuple[list[Callable[[], Any]], int, int]
 
 
 @dataclass(frozen=True)
 class Case:
-    """shape (rows, columns): of the matrix; of K and of V (positions, key heads x width); else of x
-    (tokens, width).
-    """
+    """One row of the table."""
 
-    op: str
-    type: str
-    shape: tuple
+    op: str  # key of OPS
+    type: str  # of the matrix or of the KV cache; f32 for other operations
+    # of the matrix (rows, columns); of K and of V (positions, key heads x width of a head); else of
+    # the activations (tokens, width)
+    shape: tuple[int, int]
     tokens: int
-    outliers: float = 0.0
+    outliers: float = 0.0  # share of the weights in the side-table
 
 
 CASES = [
@@ -60,38 +64,45 @@ CASES = [
 ]
 
 
-def select(ops=None, types=None, shapes=None):
-    """The cases whose op, type and shape ("4096x11008") are among those given;
+def select(
+    ops: Sequence[str] | None = None,
+    types: Sequence[str] | None = None,
+    shapes: Sequence[str] | None = None,
+) -> list[Case]:
+    """The cases whose op, type and shape ("4096x11008") are among those given; None: all.
 
-    None: all. Raises GwqError for unknown ones.
+    Raises GwqError for unknown ones, and when nothing is left.
     """
-    chosen = CASES
-    for flag, wanted, of in (
+    choices: list[tuple[str, Sequence[str] | None, Callable[[Case], str]]] = [
         ("--ops", ops, lambda c: c.op),
         ("--types", types, lambda c: c.type),
         ("--shapes", shapes, lambda c: "x".join(map(str, c.shape))),
-    ):
-        there = dict.fromkeys(map(of, CASES))
-        for name in wanted or ():
-            if name not in there:
-                raise GwqError(f"{flag} {name}: choose from {', '.join(there)}")
-        chosen = [c for c in chosen if wanted is None or of(c) in wanted]
+    ]
+    chosen = CASES
+    for flag, wanted, value in choices:
+        if wanted is None:
+            continue
+        known = dict.fromkeys(map(value, CASES))
+        for name in wanted:
+            if name not in known:
+                raise GwqError(f"{flag} {name}: choose from {', '.join(known)}")
+        chosen = [c for c in chosen if value(c) in wanted]
     if not chosen:
         raise GwqError("--ops, --types and --shapes leave nothing to measure: give fewer of them")
     return chosen
 
 
-def random_bytes(type, shape, outliers, rng):
-    """(data, side-table or None) of a matrix: random bytes with finite scales, about `outliers` of
-    its weights in the table.
+def random_bytes(
+    type: TensorType, shape: tuple[int, int], outliers: float, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Random data of a matrix: (uint8 bytes with finite scales, side-table or None).
+
+    outliers: about which share of the weights is in the side-table.
     """
     rows, cols = shape
     data = rng.integers(0, 256, type.nbytes(rows, cols), np.uint8)
-    fields = {
-        "f32": data[3::4],
-        "f16": data[1::2],
-        "bf16": data[1::2],
-    }  # with the exponent's top bit
+    # by type: the bytes that hold the top bits of the exponents of numbers or scales
+    fields = {"f32": data[3::4], "f16": data[1::2], "bf16": data[1::2]}
     fields |= dict.fromkeys(("q8_0", *LEVELS), data[1 :: type.unit_bytes])
     if type.bits:
         data[:TABLE] &= ENTRY_MAX
@@ -106,74 +117,98 @@ def random_bytes(type, shape, outliers, rng):
     return data, table
 
 
-def random_matrix(type, shape, outliers, rng):
+def random_matrix(
+    type: TensorType, shape: tuple[int, int], outliers: float, rng: np.random.Generator
+) -> Matrix:
     """A Matrix of `random_bytes`: for speed only."""
     return Matrix("random", type, shape, *random_bytes(type, shape, outliers, rng))
 
 
 @functools.lru_cache(maxsize=1)  # the cases of one matrix follow one another
-def _matrices(type, shape, outliers, working_set):
+def _matrices(type: str, shape: tuple[int, int], outliers: float, working_set: int) -> list[Matrix]:
     """Copies of a random matrix, more than `working_set` bytes of them."""
     matrix = random_matrix(TYPES[type], shape, outliers, np.random.default_rng(0))
     return [matrix, *(matrix.copy() for _ in range(working_set // matrix.nbytes))]
 
 
-def _uniform(rng, *shape):
+def _uniform(rng: np.random.Generator, *shape: int) -> F32:
+    """Numbers in [-0.5, 0.5)."""
     return F32(rng.random(shape, np.float32) - 0.5)
 
 
-def _copies(make, nbytes, working_set):
+def _copies(
+    make: Callable[[], Callable[[], Any]], nbytes: int, working_set: int
+) -> list[Callable[[], Any]]:
+    """As many calls by `make`, on `nbytes` of data each, as exceed `working_set` bytes together."""
     return [make() for _ in range(working_set // nbytes + 1)]
 
 
-def matmul(case, ops, rng, working_set):
-    x, y = _uniform(rng, case.tokens, case.shape[1]), F32((case.tokens, case.shape[0]))
-    linears = [Linear([m]) for m in _matrices(case.type, case.shape, case.outliers, working_set)]
-    calls = [lambda linear=linear: linear(ops, x.ptr, case.tokens, y.ptr) for linear in linears]
-    return calls, linears[0].matrices[0].nbytes, 2 * case.tokens * case.shape[0] * case.shape[1]
+def matmul(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """One matrix times `tokens` vectors."""
+    rows, cols = case.shape
+    x = _uniform(rng, case.tokens, cols)
+    y = F32((case.tokens, rows))
+    matrices = _matrices(case.type, case.shape, case.outliers, working_set)
+    linears = [Linear([m]) for m in matrices]
+
+    def call_of(linear: Linear) -> Callable[[], Any]:
+        return lambda: linear(ops, x.ptr, case.tokens, y.ptr)
+
+    return list(map(call_of, linears)), matrices[0].nbytes, 2 * case.tokens * rows * cols
 
 
-def attention(case, ops, rng, working_set):
-    (positions, width), n = case.shape, case.tokens
-    kv_heads, start = width // HEAD, positions - n
+def attention(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """The last `tokens` queries over a KV cache of `positions`."""
+    positions, width = case.shape
+    n = case.tokens
+    start = positions - n
+    kv_heads = width // HEAD
     heads = kv_heads * GROUP
-    q, out = _uniform(rng, n, heads * HEAD), F32((n, heads * HEAD))
+    q = _uniform(rng, n, heads * HEAD)
+    out = F32((n, heads * HEAD))
+    type = TYPES[case.type]
+    nbytes = 2 * type.nbytes(positions, width)  # of K and V
 
-    def make():
-        k, v = (np.empty(nbytes // 2, np.uint8) for _ in range(2))
-        kp, vp = pointer(k, "void *"), pointer(v, "void *")
+    def make() -> Callable[[], Any]:
+        k = np.empty(nbytes // 2, np.uint8)
+        v = np.empty(nbytes // 2, np.uint8)
+        kp = pointer(k, "void *")
+        vp = pointer(v, "void *")
         for part in (kp, vp):
             x = _uniform(rng, positions, width)
             ops.cache(x.ptr, positions * width, type.id, part, 0)
-        return lambda keep=(k, v): ops.attention(
-            q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
-        )
 
-    type = TYPES[case.type]
-    nbytes = 2 * type.nbytes(positions, width)
-    return (
-        _copies(make, nbytes, working_set),
-        nbytes,
-        4 * heads * HEAD * (n * start + n * (n + 1) // 2),
-    )
+        def call(keep: tuple[np.ndarray, np.ndarray] = (k, v)) -> None:  # keeps them alive
+            ops.attention(
+                q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
+            )
+
+        return call
+
+    # a query and a key, and a weight and a value: 2 operations per number of the head each
+    flops = 4 * heads * HEAD * (n * start + n * (n + 1) // 2)
+    return _copies(make, nbytes, working_set), nbytes, flops
 
 
-def rmsnorm(case, ops, rng, working_set):
+def rmsnorm(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """RMSNorm in place."""
     weight = F32(np.ones(case.shape[1]))
 
-    def make():
+    def make() -> Callable[[], Any]:
         x = _uniform(rng, *case.shape)
         return lambda: ops.rmsnorm(x.ptr, weight.ptr, 1e-5, *case.shape, x.ptr)
 
     return _in_place(make, case, working_set, reads=1, flops=4)
 
 
-def rope(case, ops, rng, working_set):
+def rope(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """Rotary positions of whole heads, in place."""
     n, width = case.shape
     angle = rng.random((n, HEAD // 2))
-    cos, sin = F32(np.cos(angle)), F32(np.sin(angle))
+    cos = F32(np.cos(angle))
+    sin = F32(np.sin(angle))
 
-    def make():
+    def make() -> Callable[[], Any]:
         x = _uniform(rng, *case.shape)
         return lambda: ops.rope(
             x.ptr, cos.ptr, sin.ptr, n, width // HEAD, HEAD, HEAD, lib().GWQ_ROPE_PAIRS
@@ -182,29 +217,39 @@ def rope(case, ops, rng, working_set):
     return _in_place(make, case, working_set, reads=1, flops=3)
 
 
-def activate(case, ops, rng, working_set):
-    def make():
+def activate(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """SiLU of the gate times up, in place."""
+
+    def make() -> Callable[[], Any]:
         gate = _uniform(rng, *case.shape)
-        up = F32(1 + np.exp(-gate.array))  # the gate stays what it is, however often it is computed
+        # silu(gate) * (1 + exp(-gate)) = gate, so that it stays the same however often it is run
+        up = F32(1 + np.exp(-gate.array))
         return lambda: ops.activate(gate.ptr, up.ptr, *case.shape, lib().GWQ_SILU)
 
     return _in_place(make, case, working_set, reads=2, flops=5)
 
 
-def add(case, ops, rng, working_set):
-    def make():
-        x, y = _uniform(rng, *case.shape), _uniform(rng, *case.shape)
+def add(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """Sum of two arrays, in place."""
+
+    def make() -> Callable[[], Any]:
+        x = _uniform(rng, *case.shape)
+        y = _uniform(rng, *case.shape)
         return lambda: ops.add(x.ptr, y.ptr, *case.shape)
 
     return _in_place(make, case, working_set, reads=2, flops=1)
 
 
-def _in_place(make, case, working_set, reads, flops):
-    """An op on `reads` float32 arrays of the case's shape that overwrites the first, with `flops`
-    for each number.
+def _in_place(
+    make: Callable[[], Callable[[], Any]], case: Case, working_set: int, reads: int, flops: int
+) -> Built:
+    """An op on `reads` float32 arrays of the case's shape that overwrites the first of them.
+
+    flops: operations for each number.
     """
     numbers = case.shape[0] * case.shape[1]
-    return _copies(make, 4 * reads * numbers, working_set), 4 * reads * numbers, flops * numbers
+    nbytes = 4 * reads * numbers
+    return _copies(make, nbytes, working_set), nbytes, flops * numbers
 
 
 OPS = {
@@ -218,9 +263,10 @@ OPS = {
 }
 
 
-def build(case, ops, working_set):
-    """(calls, nbytes, flops): functions that compute the case with `ops`, each on data of its own;
-    bytes that one call has to read, and its operations. The data of all calls are more than
-    `working_set` bytes.
+def build(case: Case, ops: Ops, working_set: int) -> Built:
+    """(calls, nbytes, flops): functions that compute the case with `ops`, each on its own data.
+
+    nbytes: that one call has to read; flops: operations of one call. The data of all calls together
+    are more than `working_set` bytes.
     """
     return OPS[case.op](case, ops, np.random.default_rng(0), working_set)

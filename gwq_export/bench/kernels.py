@@ -2,57 +2,66 @@
 
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
+from typing import Any
 
-from gwq_export.bench.cases import CASES, build
+from gwq_export.bench.cases import CASES, Case, build
 from gwq_export.bench.roof import WORKING_SET, Beside, Roofs
 from gwq_export.machine import cpu_name, default_threads
 from gwq_export.native.library import Pool, isa
 from gwq_export.native.ops import Ops
 
-LEAST = 0.02  # seconds of one sample, if a single call does not take longer
+SAMPLE_SECONDS = 0.02  # a sample repeats its call until it has taken this long
 
 
-def sample(calls):
-    """Seconds per call of the next calls, as many as fill LEAST."""
-    start, count = time.perf_counter(), 0
-    while count == 0 or time.perf_counter() - start < LEAST:
+def sample(calls: Iterator[Callable[[], Any]]) -> float:
+    """Seconds per call of the next calls, as many as fill SAMPLE_SECONDS but at least one."""
+    start = time.perf_counter()
+    count = 0
+    while count == 0 or time.perf_counter() - start < SAMPLE_SECONDS:
         next(calls)()
         count += 1
     return (time.perf_counter() - start) / count
 
 
 def kernel_rows(
-    cases=CASES,
-    threads=(None,),
-    repeats=5,
-    working_set=WORKING_SET,
-    progress=lambda phase, done, total: None,
-):
-    """Rows, and those of the roof (`Roofs.rows`).
+    cases: Sequence[Case] = CASES,
+    threads: Sequence[int | None] = (None,),
+    repeats: int = 5,
+    working_set: int = WORKING_SET,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Time kernels; returns their rows, and those of the roof (`Roofs.rows`).
 
     Row: {"op", "type", "shape" (rows, columns), "outliers", "tokens", "isa", "threads", "ns"
     (median of a call), "gbps", "roof_gbps", "of_roof", "gflops", "gweights" (matrices: 1e9 weights
-    per second and token; else None), "samples_ns", "cpu_info"}. Calls go round data of
-    `working_set` bytes, and the roof is read between samples, so that caches hold nothing of use.
+    per second and token; else None), "samples_ns", "cpu_info"}.
+
+    threads: counts to try, None: all CPUs. Calls go round data of `working_set` bytes, and the roof
+    is read between samples, so that caches hold nothing of use.
     """
     counts = [t or default_threads() for t in threads]
-    roofs, rows, ops = Roofs(working_set), [], {t: Ops(Pool(t)) for t in counts}
+    roofs = Roofs(working_set)
+    ops = {t: Ops(Pool(t)) for t in counts}
+    rows: list[dict[str, Any]] = []
     for case in cases:
         for t in counts:
             roof = roofs[t]
-            calls, nbytes, flops = build(case, ops[t], working_set)
-            calls, found = cycle(calls), Beside(nbytes)
+            built, nbytes, flops = build(case, ops[t], working_set)
+            calls = cycle(built)
+            beside = Beside(nbytes)
             next(calls)()
             before = roof.now()
             for _ in range(repeats):
-                seconds, after = sample(calls), roof.now()
-                found.add(seconds, before, after)
+                seconds = sample(calls)
+                after = roof.now()
+                beside.add(seconds, before, after)
                 before = after
-            median = statistics.median(found.seconds)
-            weights = (
-                case.shape[0] * case.shape[1] * case.tokens if case.op in ("gemv", "gemm") else None
-            )
+            median = statistics.median(beside.seconds)
+            weights = None
+            if case.op in ("gemv", "gemm"):
+                weights = case.shape[0] * case.shape[1] * case.tokens
             rows.append(
                 {
                     "op": case.op,
@@ -63,10 +72,10 @@ def kernel_rows(
                     "isa": isa(),
                     "threads": t,
                     "ns": int(median * 1e9),
-                    **found.row(),
+                    **beside.row(),
                     "gflops": flops / median / 1e9,
                     "gweights": weights and weights / median / 1e9,
-                    "samples_ns": [int(s * 1e9) for s in found.seconds],
+                    "samples_ns": [int(s * 1e9) for s in beside.seconds],
                     "cpu_info": cpu_name(),
                 }
             )

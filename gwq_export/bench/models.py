@@ -1,5 +1,4 @@
-"""Rows of whole files: tokens per second of prompt and decoding, load time, memory, share of the
-memory roof.
+"""Rows of whole files: tokens per second of prompt and decoding, load time, memory, memory roof.
 
 Every file runs in a process of its own (`contender`). Several files, and the memory roof, are timed
 in alternation: roof, first file, roof, second file, ..., roof, first file, ... so that ratios come
@@ -7,87 +6,103 @@ from neighbours in time.
 """
 
 import statistics
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
 from gwq_export.bench import contender
 from gwq_export.bench.roof import Beside, Roofs
 from gwq_export.errors import GwqError
-from gwq_export.format.reader import Reader
+from gwq_export.format.reader import Reader, Tensor
 from gwq_export.machine import cpu_name, default_threads
 
 
-def decode_bytes(reader):
-    """Bytes of weights read for one token: every matrix and side-table, of the embedding only a row
-    (unless it is the head too), and of the experts as many as a token uses.
+def decode_bytes(reader: Reader) -> int:
+    """Bytes of weights read for one token.
+
+    Every matrix and side-table counts; of the embedding only a row is read, next to nothing, unless
+    it is the head too; of the experts as many as a token uses.
     """
     arch = reader.metadata.get("general.architecture")
-    used, experts = (
-        reader.metadata.get(f"{arch}.{key}", 1) for key in ("expert_used_count", "expert_count")
-    )
-    read = lambda t: t.nbytes * used // experts if "_exps." in t.name else t.nbytes  # noqa: E731
+    used = reader.metadata.get(f"{arch}.expert_used_count", 1)
+    experts = reader.metadata.get(f"{arch}.expert_count", 1)
     untied = "output.weight" in reader.tensors
-    looked_up = ["position_embd.weight"] + [
-        name for name in reader.tensors if untied and name.startswith("token_embd.")
-    ]
-    return sum(
-        read(t)
-        for t in reader.tensors.values()
-        if (len(t.shape) > 1 or t.companion) and t.name not in looked_up
-    )
+
+    def read(t: Tensor) -> int:
+        if t.name == "position_embd.weight" or (untied and t.name.startswith("token_embd.")):
+            return 0  # one row
+        if len(t.shape) == 1 and not t.companion:
+            return 0  # norms and biases
+        return t.nbytes * used // experts if "_exps." in t.name else t.nbytes
+
+    return sum(map(read, reader.tensors.values()))
 
 
-def model_type(reader):
-    """ "llama gwq4" or the like: architecture and the type that holds most of the weights."""
-    size = {}
+def model_type(reader: Reader) -> str:
+    """Architecture and the type that holds most of the weights, such as "llama gwq4"."""
+    weights: dict[str, int] = {}
     for t in reader.tensors.values():
-        size[t.type.name] = size.get(t.type.name, 0) + (0 if t.companion else int(np.prod(t.shape)))
-    return f"{reader.metadata.get('general.architecture')} {max(size, key=size.get)}"
+        count = 0 if t.companion else int(np.prod(t.shape))
+        weights[t.type.name] = weights.get(t.type.name, 0) + count
+    largest = max(weights, key=lambda name: weights[name])
+    return f"{reader.metadata.get('general.architecture')} {largest}"
 
 
-def _readers(path, against, ctx):
-    """[(reader, engines)] of the file and of those to compare with. Raises GwqError."""
+def _readers(
+    path: str | PathLike[str], against: Sequence[str | PathLike[str]], ctx: int
+) -> list[tuple[Reader, list[str]]]:
+    """[(reader, engines)] of the file and of those to compare it with. Raises GwqError."""
     files = [(Reader(path), ["gwq"])]
     for reader in map(contender.open_file, against):
         files.append((reader, contender.engines(reader)))
     for reader, _ in files:
-        limit = reader.metadata.get(
-            f"{reader.metadata.get('general.architecture')}.context_length", ctx
-        )
+        arch = reader.metadata.get("general.architecture")
+        limit = reader.metadata.get(f"{arch}.context_length", ctx)
         if ctx > limit:
             raise GwqError(
-                f"{reader.path}: -p and -n need a context of {ctx} and the model's is {limit}; use smaller numbers"
+                f"{reader.path}: -p and -n need a context of {ctx} and the model's is {limit}; "
+                "use smaller numbers"
             )
     return files
 
 
-def _quartiles(values):
+def _quartiles(values: list[float]) -> list[float]:
+    """[median, lower quartile, upper quartile]"""
     return [float(q) for q in np.quantile(values, [0.5, 0.25, 0.75])]
 
 
 class _Test:
     """The runs of one contender in one test: `tokens` in a prompt (gen False) or decoded."""
 
-    def __init__(self, c, tokens, gen):
-        self.c, self.tokens, self.gen = c, tokens, gen
+    def __init__(self, c: contender.Contender, tokens: int, gen: bool) -> None:
+        self.c = c
+        self.tokens = tokens
+        self.gen = gen
         self.beside = Beside(decode_bytes(c.reader) * (tokens if gen else 1))
 
-    def run(self, tokens=None):
-        """Seconds."""
-        tokens = tokens or self.tokens
-        return self.c.run(0, tokens)[1] if self.gen else self.c.run(tokens, 0)[0]
+    def run(self) -> float:
+        """Run the test once; returns seconds."""
+        if self.gen:
+            return self.c.run(0, self.tokens)[1]
+        return self.c.run(self.tokens, 0)[0]
 
-    def row(self, first, threads):
-        """first: the _Test of the file that others are compared with."""
-        reader, facts, samples = self.c.reader, self.c.facts, self.beside.seconds
+    def row(self, first: "_Test", threads: int) -> dict[str, Any]:
+        """The row of the runs so far.
+
+        first: the _Test of the file that others are compared with.
+        """
+        reader = self.c.reader
+        facts = self.c.facts
+        samples = self.beside.seconds
         speed = [self.tokens / s for s in samples]
-        ratio = [None] * 3
+        ratio: list[float | None] = [None] * 3
         if first is not self:
-            ratio = _quartiles(
-                [other / own for other, own in zip(samples, first.beside.seconds, strict=True)]
-            )
+            pairs = zip(samples, first.beside.seconds, strict=True)
+            ratio = [*_quartiles([here / there for here, there in pairs])]
         read = self.beside.row()
         return {
             "build_commit": facts["version"],
@@ -132,27 +147,30 @@ class _Test:
 
 
 def model_rows(
-    path,
-    prompt=512,
-    gen=128,
-    threads=(None,),
-    repeats=5,
-    against=(),
-    progress=lambda phase, done, total: None,
-):
-    """Rows, and those of the roof (`Roofs.rows`). Raises GwqError.
+    path: str | PathLike[str],
+    prompt: int = 512,
+    gen: int = 128,
+    threads: Sequence[int | None] = (None,),
+    repeats: int = 5,
+    against: Sequence[str | PathLike[str]] = (),
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Time a file; returns rows, and those of the roof (`Roofs.rows`). Raises GwqError.
 
-    Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out) at each thread count, of `path` and of
-    every file in `against` on every engine that runs it: llama-bench's names, and medians of bytes,
-    memory and time. "times_as_fast": how many times as fast as the row's the first file is, run by
-    neighbouring run: median and quartiles; None for itself.
+    Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out) at each thread count (None: all CPUs),
+    of `path` and of every file in `against` on every engine that runs it: llama-bench's names, and
+    medians of bytes, memory and time. "times_as_fast": how many times as fast as the row's file the
+    first file is, run by neighbouring run: median and quartiles; None for itself.
     """
-    tests = [(tokens, g) for tokens, g in ((prompt, False), (gen, True)) if tokens]
+    tests = [(tokens, decoded) for tokens, decoded in ((prompt, False), (gen, True)) if tokens]
     if not tests or repeats < 1 or min(prompt, gen) < 0:
         raise GwqError("nothing to measure: give -p or -n a positive number, and -r at least 1")
     ctx = max(prompt, gen + 1)
-    files, roofs, rows = _readers(path, against, ctx), Roofs(), []
-    done, total = 0, len(tests) * len(threads) * repeats
+    files = _readers(path, against, ctx)
+    roofs = Roofs()
+    rows = []
+    done = 0
+    total = len(tests) * len(threads) * repeats
     for t in (t or default_threads() for t in threads):
         roof = roofs[t]
         with ExitStack() as stack:
@@ -164,17 +182,18 @@ def model_rows(
                 for c in contender.start(reader, names, t, ctx):
                     stack.callback(c.close)
                     contenders.append(c)
-            for tokens, g in tests:
-                runs = [_Test(c, tokens, g) for c in contenders]
-                for run in runs:
-                    run.run()
+            for tokens, decoded in tests:
+                timed = [_Test(c, tokens, decoded) for c in contenders]
+                for test in timed:
+                    test.run()  # the first run warms caches
                 before = roof.now()
                 for _ in range(repeats):
-                    for run in runs:
-                        seconds, after = run.run(), roof.now()
-                        run.beside.add(seconds, before, after)
+                    for test in timed:
+                        seconds = test.run()
+                        after = roof.now()
+                        test.beside.add(seconds, before, after)
                         before = after
                     done += 1
                     progress("bench", done, total)
-                rows += [run.row(runs[0], t) for run in runs]
+                rows += [test.row(timed[0], t) for test in timed]
     return rows, roofs.rows()

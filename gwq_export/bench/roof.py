@@ -1,13 +1,14 @@
-"""The memory roof: what the machine can read, whatever is computed from it.
+"""The memory roof: how fast the machine can read memory, whatever is computed from it.
 
 Which way of reading is fastest depends on the CPU, so several numbers of streams and prefetch
-distances are tried. How fast it is depends on the moment, where other processes share the memory,
-so the best ways are timed again right before and after whatever is compared to them, and shares are
-taken from such neighbours.
+distances are tried. How fast it is depends on the moment, where other processes share the memory.
+So the best ways are timed again right before and right after whatever is compared with them, and
+each run's share of the roof is taken from these two neighbours.
 """
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
@@ -24,25 +25,28 @@ BEST = 3  # ways of reading that stand for the table afterwards
 class Roof:
     """Read rates, GB/s, of `threads` threads over `buffer` by (streams, distance)."""
 
-    def __init__(self, threads, buffer):
-        self.pool, self.buffer = Pool(threads), buffer
-        self.rates = {(streams, ahead): [] for streams in STREAMS for ahead in DISTANCES}
+    def __init__(self, threads: int, buffer: np.ndarray) -> None:
+        self.pool = Pool(threads)
+        self.buffer = buffer
+        self.rates: dict[tuple[int, int], list[float]] = {
+            (streams, ahead): [] for streams in STREAMS for ahead in DISTANCES
+        }
         for _ in range(ROUNDS):
             for way in self.rates:
                 self._read(way)
         self.best = sorted(self.rates, key=lambda way: statistics.median(self.rates[way]))[-BEST:]
 
-    def _read(self, way):
+    def _read(self, way: tuple[int, int]) -> float:
         start = time.perf_counter()
         read_roof(self.pool, self.buffer, *way)
         self.rates[way].append(self.buffer.nbytes / (time.perf_counter() - start) / 1e9)
         return self.rates[way][-1]
 
-    def now(self):
+    def now(self) -> float:
         """The best rate at this moment, GB/s."""
         return max(self._read(way) for way in self.best)
 
-    def rows(self):
+    def rows(self) -> list[dict[str, Any]]:
         """[{"threads", "streams", "ahead" (bytes), "gbps" (median)}] of the whole table."""
         return [
             {
@@ -56,43 +60,48 @@ class Roof:
 
 
 class Roofs:
-    """One Roof for each number of threads, made when asked for."""
+    """One Roof for each number of threads, made when asked for.
 
-    def __init__(self, nbytes=None):
-        self.buffer, self._made = (
-            np.ones(nbytes or WORKING_SET, np.uint8),
-            {},
-        )  # ones: pages must be there
+    nbytes: of the buffer that is read; None: WORKING_SET.
+    """
 
-    def __getitem__(self, threads):
+    def __init__(self, nbytes: int | None = None) -> None:
+        # ones, not zeros: the system gives pages only when they are written
+        self.buffer = np.ones(nbytes or WORKING_SET, np.uint8)
+        self._made: dict[int, Roof] = {}
+
+    def __getitem__(self, threads: int) -> Roof:
         if threads not in self._made:
             self._made[threads] = Roof(threads, self.buffer)
         return self._made[threads]
 
-    def rows(self):
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all Roofs made so far."""
         return [row for roof in self._made.values() for row in roof.rows()]
 
 
 class Beside:
-    """Samples of something with the roof before and after each: what one run of it reads is
-    `nbytes`.
+    """Timed runs of something, each with the roof before and after it.
+
+    nbytes: that one run reads.
     """
 
-    def __init__(self, nbytes):
-        self.nbytes, self.seconds, self.limits = nbytes, [], []
+    def __init__(self, nbytes: float) -> None:
+        self.nbytes = nbytes
+        self.seconds: list[float] = []
+        self.limits: list[float] = []
 
-    def add(self, seconds, before, after):
+    def add(self, seconds: float, before: float, after: float) -> None:
         """One run, and the roof (GB/s) right before and right after it."""
         self.seconds.append(seconds)
         self.limits.append((before + after) / 2)
 
-    def row(self):
-        """Medians: "gbps", "roof_gbps", and "of_roof" of the runs' own shares."""
+    def row(self) -> dict[str, float]:
+        """Medians: "gbps", "roof_gbps", and "of_roof", the runs' shares of their own roofs."""
         rates = [self.nbytes / s / 1e9 for s in self.seconds]
+        shares = [rate / limit for rate, limit in zip(rates, self.limits, strict=True)]
         return {
             "gbps": statistics.median(rates),
             "roof_gbps": statistics.median(self.limits),
-            "of_roof": statistics.median(
-                r / limit for r, limit in zip(rates, self.limits, strict=True)
-            ),
+            "of_roof": statistics.median(shares),
         }

@@ -3,116 +3,94 @@
 import csv
 import io
 import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+Row: TypeAlias = dict[str, Any]  # of `kernels.kernel_rows`, `models.model_rows` or `Roofs.rows`
 
 
-def table(head, body):
-    return "\n".join(
-        "| " + " | ".join(map(str, line)) + " |" for line in [head, ["---"] * len(head), *body]
-    )
+def table(head: Sequence[Any], body: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def test_name(r):
-    """ "pp512" or "tg128", as llama-bench calls them."""
+def test_name(r: Row) -> str:
+    """The name that llama-bench gives a test: "pp512" or "tg128"."""
     return f"pp{r['n_prompt']}" if r["n_prompt"] else f"tg{r['n_gen']}"
 
 
-def ratio(r):
-    return (
-        f"{r['times_as_fast']:.2f} ({r['times_as_fast_q1']:.2f}-{r['times_as_fast_q3']:.2f})"
-        if r["times_as_fast"]
-        else ""
-    )
+def ratio(r: Row) -> str:
+    """How many times as fast the first file is: median and quartiles; "" for itself."""
+    if not r["times_as_fast"]:
+        return ""
+    return f"{r['times_as_fast']:.2f} ({r['times_as_fast_q1']:.2f}-{r['times_as_fast_q3']:.2f})"
 
 
-def kernels(rows):
-    head = [
-        "op",
-        "type",
-        "rows x columns",
-        "tokens",
-        "outliers",
-        "isa",
-        "threads",
-        "us",
-        "GB/s",
-        "roof GB/s",
-        "of roof",
-        "GFLOP/s",
-        "Gweights/s",
-    ]
-    body = [
-        [
-            r["op"],
-            r["type"],
-            f"{r['shape'][0]}x{r['shape'][1]}",
-            r["tokens"],
-            f"{r['outliers']:.1%}",
-            r["isa"],
-            r["threads"],
-            f"{r['ns'] / 1e3:.0f}",
-            f"{r['gbps']:.1f}",
-            f"{r['roof_gbps']:.1f}",
-            f"{r['of_roof']:.0%}",
-            f"{r['gflops']:.1f}",
-            f"{r['gweights']:.1f}" if r["gweights"] else "",
-        ]
-        for r in rows
-    ]
-    return table(head, body)
+def _columns(columns: dict[str, Callable[[Row], Any]], rows: Sequence[Row]) -> str:
+    return table(list(columns), [[cell(r) for cell in columns.values()] for r in rows])
 
 
-def models(rows):
-    """llama-bench's columns and ours; the last one only where files are compared."""
-    head = [
-        "model",
-        "size",
-        "params",
-        "backend",
-        "threads",
-        "test",
-        "t/s",
-        "GB/s",
-        "of roof",
-        "load ms",
-        "first token ms",
-        "peak MiB",
-    ]
-    body = [
-        [
-            r["model_type"],
-            f"{r['model_size'] / 2**20:.2f} MiB",
-            f"{r['model_n_params'] / 1e6:.2f} M",
-            r["backends"],
-            r["n_threads"],
-            test_name(r),
-            f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
-            f"{r['gbps']:.1f}" if r["gbps"] else "",
-            f"{r['of_roof']:.0%}" if r["of_roof"] else "",
-            f"{r['load_ns'] / 1e6:.0f}",
-            f"{r['first_token_ns'] / 1e6:.0f}",
-            f"{r['peak_bytes'] / 2**20:.0f}",
-        ]
-        for r in rows
-    ]
-    if any(r["times_as_fast"] for r in rows):
-        head.append("first file, times as fast (quartiles)")
-        for line, r in zip(body, rows, strict=True):
-            line.append(ratio(r))
-    return table(head, body)
+# column -> its cell, of a row of `kernels.kernel_rows`
+KERNEL_COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "op": lambda r: r["op"],
+    "type": lambda r: r["type"],
+    "rows x columns": lambda r: f"{r['shape'][0]}x{r['shape'][1]}",
+    "tokens": lambda r: r["tokens"],
+    "outliers": lambda r: f"{r['outliers']:.1%}",
+    "isa": lambda r: r["isa"],
+    "threads": lambda r: r["threads"],
+    "us": lambda r: f"{r['ns'] / 1e3:.0f}",
+    "GB/s": lambda r: f"{r['gbps']:.1f}",
+    "roof GB/s": lambda r: f"{r['roof_gbps']:.1f}",
+    "of roof": lambda r: f"{r['of_roof']:.0%}",
+    "GFLOP/s": lambda r: f"{r['gflops']:.1f}",
+    "Gweights/s": lambda r: f"{r['gweights']:.1f}" if r["gweights"] else "",
+}
+# column -> its cell, of a row of `models.model_rows`: llama-bench's columns, then ours
+MODEL_COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "model": lambda r: r["model_type"],
+    "size": lambda r: f"{r['model_size'] / 2**20:.2f} MiB",
+    "params": lambda r: f"{r['model_n_params'] / 1e6:.2f} M",
+    "backend": lambda r: r["backends"],
+    "threads": lambda r: r["n_threads"],
+    "test": test_name,
+    "t/s": lambda r: f"{r['avg_ts']:.2f} ± {r['stddev_ts']:.2f}",
+    "GB/s": lambda r: f"{r['gbps']:.1f}" if r["gbps"] else "",
+    "of roof": lambda r: f"{r['of_roof']:.0%}" if r["of_roof"] else "",
+    "load ms": lambda r: f"{r['load_ns'] / 1e6:.0f}",
+    "first token ms": lambda r: f"{r['first_token_ns'] / 1e6:.0f}",
+    "peak MiB": lambda r: f"{r['peak_bytes'] / 2**20:.0f}",
+}
+COMPARED_COLUMNS = {"first file, times as fast (quartiles)": ratio}  # where files are compared
 
 
-def roof(cells):
-    """A line for each thread count and distance, a column for each number of streams; medians in
-    GB/s.
+def kernels(rows: Sequence[Row]) -> str:
+    """Rows of kernels as Markdown."""
+    return _columns(KERNEL_COLUMNS, rows)
+
+
+def models(rows: Sequence[Row]) -> str:
+    """Rows of files as Markdown."""
+    compared = any(r["times_as_fast"] for r in rows)
+    return _columns(MODEL_COLUMNS | COMPARED_COLUMNS if compared else MODEL_COLUMNS, rows)
+
+
+def roof(cells: Sequence[Row]) -> str:
+    """Rates of reading, GB/s, as Markdown.
+
+    A line for each thread count and prefetch distance, a column for each number of streams.
     """
-    streams, lines = list(dict.fromkeys(c["streams"] for c in cells)), {}
+    streams = dict.fromkeys(c["streams"] for c in cells)
+    names = ["1 stream" if s == 1 else f"{s} streams" for s in streams]
+    lines: dict[tuple[int, int], list[str]] = {}
     for c in cells:
         lines.setdefault((c["threads"], c["ahead"]), []).append(f"{c['gbps']:.1f}")
-    head = ["threads", "prefetch bytes ahead", *(f"{s} stream{'s' * (s > 1)}" for s in streams)]
+    head = ["threads", "prefetch bytes ahead", *names]
     return table(head, [[*key, *rates] for key, rates in lines.items()])
 
 
-def _csv(rows):
+def _csv(rows: Sequence[Row], cells: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -120,7 +98,15 @@ def _csv(rows):
     return out.getvalue().rstrip("\n")
 
 
-def _markdown(rows, cells):
+def _json(rows: Sequence[Row], cells: Sequence[Row]) -> str:
+    return json.dumps(rows, indent=2)
+
+
+def _json_lines(rows: Sequence[Row], cells: Sequence[Row]) -> str:
+    return "\n".join(json.dumps(row) for row in rows)
+
+
+def _markdown(rows: Sequence[Row], cells: Sequence[Row]) -> str:
     text = kernels(rows) if "op" in rows[0] else models(rows)
     note = (
         "of roof: share of what the machine could read at that moment (above 100 %: from the cache)"
@@ -128,9 +114,10 @@ def _markdown(rows, cells):
     return f"{text}\n\n{rows[0]['cpu_info']}; {note}\n\nThe memory roof, GB/s:\n\n{roof(cells)}"
 
 
-FORMATS = {
+# format -> function of (rows, rows of the roof)
+FORMATS: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
     "md": _markdown,
-    "json": lambda rows, cells: json.dumps(rows, indent=2),
-    "jsonl": lambda rows, cells: "\n".join(json.dumps(row) for row in rows),
-    "csv": lambda rows, cells: _csv(rows),
+    "json": _json,
+    "jsonl": _json_lines,
+    "csv": _csv,
 }

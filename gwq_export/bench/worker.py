@@ -1,9 +1,10 @@
-"""One engine with one file in a process of its own: python -m gwq_export.bench.worker ENGINE FILE
-THREADS CTX
+"""One engine with one file in a process of its own.
+
+    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB
 
 Commands come as lines of JSON on stdin, {"prompt": n, "gen": n}: a prompt of n tokens in an empty
 context, then n tokens decoded greedily, one by one. Answers go to stdout: {"prompt_ns", "gen_ns"},
-what the engine measured itself. The first line is {"load_ns", "first_token_ns", "peak_bytes",
+as the engine measures them itself. The first line is {"load_ns", "first_token_ns", "peak_bytes",
 "backend", "version", "cache_type", "batch"} or {"error"}. stderr is the engine's own log.
 """
 
@@ -12,35 +13,54 @@ import importlib
 import json
 import os
 import random
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from gwq_export.errors import GwqError
 from gwq_export.machine import peak_rss
 from gwq_export.version import __version__
 
 FIRST_TOKENS = 8  # decoded before memory is looked at
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+class Engine(Protocol):
+    """What every engine has once it has opened a file."""
+
+    module: str  # imported before the time of loading begins
+    backend: str
+    version: str
+    cache_type: str  # of the KV cache
+    batch: tuple[int, int]  # n_batch and n_ubatch, as llama.cpp calls them
+
+    def __init__(self, path: str, threads: int, ctx: int) -> None: ...
+
+    def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
+        """Nanoseconds of a prompt (token ids) in an empty context, and of `gen` steps after it."""
+        ...
 
 
 class Gwq:
     """The runtime of this package."""
 
-    module, version = "gwq_export.runtime.model", __version__
+    module = "gwq_export.runtime.model"
+    version = __version__
 
-    def __init__(self, path, threads, ctx):
+    def __init__(self, path: str, threads: int, ctx: int) -> None:
         from gwq_export.native.library import isa
         from gwq_export.runtime.model import Model
         from gwq_export.runtime.session import BATCH
 
         self.session = Model(path, threads=threads).session(ctx)
-        self.backend, self.batch, self.cache_type = (
-            f"gwq-{isa()}",
-            (BATCH, BATCH),
-            self.session.cache_type.name,
-        )
+        self.backend = f"gwq-{isa()}"
+        self.batch = (BATCH, BATCH)
+        self.cache_type = self.session.cache_type.name
 
-    def run(self, prompt, gen):
-        """Nanoseconds of the prompt (token ids) and of `gen` steps."""
+    def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
+        """See `Engine.run`."""
         self.session.rewind()
         start = time.perf_counter_ns()
         logits = self.session.forward(prompt)
@@ -51,65 +71,80 @@ class Gwq:
 
 
 class LlamaCpp:
-    """llama.cpp as PyPI's xllamacpp has it: its server, in this process. repack: may it
-    rearrange weights in memory.
-    """
+    """llama.cpp's server as PyPI's xllamacpp has it, in this process."""
 
-    module, backend, cache_type, repack = "xllamacpp", "llama.cpp", "f16", True
+    module = "xllamacpp"
+    backend = "llama.cpp"
+    cache_type = "f16"
+    repack = True  # whether it may rearrange weights in memory
 
-    def __init__(self, path, threads, ctx):
+    def __init__(self, path: str, threads: int, ctx: int) -> None:
         import xllamacpp
 
         self.version = f"xllamacpp {xllamacpp.__version__}"
         p = xllamacpp.CommonParams()
-        p.model.path, p.n_ctx, p.n_parallel, p.n_gpu_layers = (
-            path,
-            ctx + 1,
-            1,
-            0,
-        )  # its server wants room for a token after the prompt
+        p.model.path = path
+        p.n_ctx = ctx + 1  # the server wants room for a token after the prompt
+        p.n_parallel = 1
+        p.n_gpu_layers = 0
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
         p.warmup = p.fit_params = False
-        p.cache_ram_mib, p.no_extra_bufts = 0, not self.repack
-        p.verbosity = 4  # tells whether it repacks
-        self.batch = p.n_batch, p.n_ubatch
+        p.cache_ram_mib = 0
+        p.no_extra_bufts = not self.repack
+        p.verbosity = 4  # says whether it repacks
+        self.batch = (p.n_batch, p.n_ubatch)
         try:
             self.server = xllamacpp.Server(p)
         except RuntimeError as e:
             raise GwqError(f"{path}: llama.cpp cannot load it ({e})") from None
 
-    def run(self, prompt, gen):
+    def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
+        """See `Engine.run`. Raises GwqError when llama.cpp computed something else."""
         request = {
             "prompt": prompt,
-            "n_predict": gen + 1,
+            "n_predict": gen + 1,  # the first token is the prompt's
             "temperature": 0,
             "samplers": [],
             "ignore_eos": True,
             "cache_prompt": False,
         }
         answer = self.server.handle_completions(request)
+        timings = answer.get("timings")
         if (
-            "timings" not in answer
-            or answer["timings"]["predicted_n"] != gen + 1
-            or answer["timings"]["prompt_n"] != len(prompt)
+            timings is None
+            or timings["predicted_n"] != gen + 1
+            or timings["prompt_n"] != len(prompt)
         ):
             raise GwqError(
                 f"llama.cpp did not compute what it was asked to: {json.dumps(answer)[:300]}"
             )
-        return int(answer["timings"]["prompt_ms"] * 1e6), int(
-            answer["timings"]["predicted_ms"] * 1e6
-        )  # the first token is the prompt's
+        return int(timings["prompt_ms"] * 1e6), int(timings["predicted_ms"] * 1e6)
 
 
 class LlamaCppAsStored(LlamaCpp):
-    backend, repack = "llama.cpp, no repack", False
+    """llama.cpp that computes with the weights as they lie in the file."""
+
+    backend = "llama.cpp, no repack"
+    repack = False
 
 
-ENGINES = {"gwq": Gwq, "llama.cpp": LlamaCpp, "llama.cpp, no repack": LlamaCppAsStored}
+ENGINES: dict[str, type[Engine]] = {
+    "gwq": Gwq,
+    "llama.cpp": LlamaCpp,
+    "llama.cpp, no repack": LlamaCppAsStored,
+}
 
 
-def serve(engine, path, threads, ctx, vocab, commands, send):
-    """Open the file, send what it took, and answer every line of `commands`."""
+def serve(
+    engine: str,
+    path: str,
+    threads: int,
+    ctx: int,
+    vocab: int,
+    commands: Iterable[str],
+    send: Callable[[dict[str, Any]], None],
+) -> None:
+    """Open the file, send what that took, and answer every line of `commands`."""
     ids = random.Random(0).choices(range(vocab), k=ctx)
     importlib.import_module(ENGINES[engine].module)
     start = time.perf_counter_ns()
@@ -135,15 +170,15 @@ def serve(engine, path, threads, ctx, vocab, commands, send):
         send({"prompt_ns": prompt_ns, "gen_ns": gen_ns})
 
 
-def main():
+def main() -> None:
+    """Serve one engine, as the command line says."""
     engine, path, threads, ctx, vocab = sys.argv[1:]
-    ctypes.CDLL(None).prctl(
-        1, 9
-    )  # PR_SET_PDEATHSIG, SIGKILL: a stopped process must not outlive its parent
+    # a stopped process must not outlive its parent
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # engines print
+    os.dup2(2, 1)  # what engines print goes to the log
 
-    def send(answer):
+    def send(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=out)
 
     try:

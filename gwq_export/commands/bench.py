@@ -1,10 +1,14 @@
 """gwq-bench: tokens/s and GB/s against the memory roof, and against other files and llama.cpp."""
 
-from gwq_export.commands.console import make_parser, thread_counts
+import argparse
+from typing import Any
+
+from gwq_export.commands.console import Parser, Progress, make_parser, thread_counts
 from gwq_export.errors import GwqError
 
 
-def parser():
+def parser() -> Parser:
+    """Arguments of gwq-bench."""
     p = make_parser(
         "gwq-bench",
         "Tokens per second of a GGUF file, or GB/s of the kernels, against the memory roof.",
@@ -57,7 +61,8 @@ def parser():
     return p
 
 
-def command(args, progress):
+def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Run gwq-bench; returns what --json prints."""
     from gwq_export.bench import cases, kernels, models, tables
 
     if bool(args.file) == args.kernels:

@@ -13,17 +13,23 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from gwq_export.errors import GwqError
 from gwq_export.version import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def make_parser(prog, text):
+def make_parser(prog: str, text: str) -> Parser:
+    """A parser with the options that all commands have; text: what the command does."""
     p = Parser(prog=prog, description=text)
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     p.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
@@ -31,47 +37,58 @@ def make_parser(prog, text):
 
 
 class Progress:
-    """Reports on stderr, by phase, with the time that is left of it. style: one of STYLES."""
+    """Reports progress on stderr, phase by phase, with the time that is left of the phase.
+
+    check: called at every report; may raise. style: one of STYLES.
+    """
 
     STYLES = ("bar", "jsonl", "none")
 
-    def __init__(self, check, style="bar"):
-        self.phase = self.bar = None
-        self.check, self.style = check, style
+    def __init__(self, check: Callable[[], None], style: str = "bar") -> None:
+        self.check = check
+        self.style = style
+        self.phase: str | None = None
+        self.bar: Any = None  # tqdm's
 
-    def __call__(self, phase, done, total):
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Report that `done` of `total` steps of the phase are finished."""
         self.check()
         if self.style != "none":
             getattr(self, f"_{self.style}")(phase, done, total)
 
-    def _bar(self, phase, done, total):
+    def _bar(self, phase: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
         if phase != self.phase:
             self.close()
-            every = (
-                0.1 if sys.stderr.isatty() else 10
-            )  # seconds between updates: a log file wants few
-            options = {
-                "file": sys.stderr,
-                "mininterval": every,
-                "unit_scale": True,
-                "unit": "",
-                "leave": False,
-                "initial": done,
-            }
-            self.phase, self.bar = phase, tqdm(total=total, desc=phase, **options)
+            self.phase = phase
+            self.bar = tqdm(
+                total=total,
+                desc=phase,
+                file=sys.stderr,
+                # seconds between updates: a log file wants few
+                mininterval=0.1 if sys.stderr.isatty() else 10,
+                unit_scale=True,
+                unit="",
+                leave=False,
+                initial=done,
+            )
         self.bar.total = total
         self.bar.update(done - self.bar.n)
 
-    def _jsonl(self, phase, done, total):
-        """seconds: of this phase so far; eta: seconds that are left of it, null before there is
+    def _jsonl(self, phase: str, done: int, total: int) -> None:
+        """Print a line of JSON.
+
+        seconds: of this phase so far; eta: seconds that are left of it, null before there is
         anything to tell it from.
         """
         now = time.monotonic()
         if phase != self.phase:
-            self.phase, self.start, self.first = phase, now, done
-        seconds, made = now - self.start, done - self.first
+            self.phase = phase
+            self.start = now
+            self.first = done
+        seconds = now - self.start
+        made = done - self.first
         eta = round(seconds * (total - done) / made, 3) if made > 0 else None
         line = {
             "phase": phase,
@@ -82,13 +99,16 @@ class Progress:
         }
         print(json.dumps(line), file=sys.stderr, flush=True)
 
-    def close(self):
+    def close(self) -> None:
+        """End the phase."""
         if self.bar is not None:
             self.bar.close()
-        self.phase = self.bar = None
+        self.phase = None
+        self.bar = None
 
 
-def add_base(p):
+def add_base(p: Parser) -> None:
+    """Add the flag --base."""
     p.add_argument(
         "--base",
         action="store_true",
@@ -96,7 +116,8 @@ def add_base(p):
     )
 
 
-def thread_counts(text):
+def thread_counts(text: str) -> list[int]:
+    """Argument type: thread counts from 1 to 256, separated by commas."""
     try:
         values = [int(t) for t in text.split(",")]
     except ValueError:
@@ -106,78 +127,83 @@ def thread_counts(text):
     return values
 
 
-def size(n):
+def size(n: float) -> str:
+    """Bytes as MiB or GiB."""
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
 
 
 class _Interrupt:
     """Ctrl-C as a KeyboardInterrupt that nothing can swallow for good.
 
-    C code in which it strikes may turn it into an error of its own (torch's storage code does) or
-    drop it; so what was asked for is remembered, looked up at the next progress report, and
-    outranks whatever exception comes of it.
+    Where it strikes inside C code, that code may turn it into an error of its own (torch's storage
+    code does) or drop it. So the request is remembered: the next progress report raises it again,
+    and it outranks whatever exception comes of it.
     """
 
     asked = False
 
-    def __enter__(self):
-        try:
-            ignored = (
-                signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-            )  # a background job, or a caller's own
-            self._before = None if ignored else signal.signal(signal.SIGINT, self._strike)
-        except ValueError:  # not the main thread
-            self._before = None
+    def __enter__(self) -> "_Interrupt":
+        self._before: Any = None
+        # leave a background job's SIG_IGN, or a caller's own handler, in its place
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # outside the main thread signals cannot be handled
+            with contextlib.suppress(ValueError):
+                self._before = signal.signal(signal.SIGINT, self._strike)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def _strike(self, *_):
+    def _strike(self, *_: object) -> None:
         self.asked = True
         raise KeyboardInterrupt
 
-    def check(self):
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
         if self.asked:
             raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def ctrl_c_asks():
-    """In this block the first Ctrl-C only makes the function it gives return True; a second one
-    strikes as it did before.
+def ctrl_c_asks() -> Iterator[Callable[[], bool]]:
+    """In this block the first Ctrl-C only makes the function that is yielded return True.
+
+    A second one strikes as it did before.
     """
-    asked, before = [], signal.getsignal(signal.SIGINT)
+    asked = False
+    before = signal.getsignal(signal.SIGINT)
 
-    def strike(*args):
-        if asked:
+    def strike(*args: Any) -> None:
+        nonlocal asked
+        if asked and callable(before):
             before(*args)
-        asked.append(True)
+        asked = True
 
+    replaced = False
+    if callable(before):  # not where it is ignored, as in a background job
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, strike)
+            replaced = True
     try:
-        replaced = callable(before) and signal.signal(
-            signal.SIGINT, strike
-        )  # not where it is ignored, as in a background job
-    except ValueError:  # not the main thread
-        replaced = False
-    try:
-        yield lambda: bool(asked)
+        yield lambda: asked
     finally:
         if replaced:
             signal.signal(signal.SIGINT, before)
 
 
-def run_command(prog, parser, command, argv=None):
-    """Parse `argv`, run `command(args, progress) -> dict`, print it if asked to; returns the exit
-    status.
-    """
+def run_command(
+    prog: str,
+    parser: Callable[[], argparse.ArgumentParser],
+    command: Callable[[argparse.Namespace, Progress], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `argv`, run `command` and print its result with --json; returns the exit status."""
     logging.basicConfig(stream=sys.stderr, format=f"{prog}: %(message)s", level=logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal that cannot show a character shows a question mark
+            # a terminal that cannot show a character shows a question mark
+            stream.reconfigure(errors="replace")
     with _Interrupt() as interrupt:
         progress = Progress(interrupt.check)
         try:
@@ -194,36 +220,40 @@ def run_command(prog, parser, command, argv=None):
             return 0
         except (KeyboardInterrupt, Exception) as e:
             progress.close()
-            if getattr(e, "result", None) and args.json:
-                print(json.dumps(e.result, default=_plain))
+            partial = getattr(e, "result", None)  # what was made and measured all the same
+            if partial and args.json:
+                print(json.dumps(partial, default=_plain))
             sys.stdout.flush()
-            status, message = (130, "interrupted") if interrupt.asked else _verdict(e)
+            status, message = _verdict(e)
+            if interrupt.asked:
+                status, message = 130, "interrupted"
             if status == 1:
                 traceback.print_exc()
             print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
             return status
 
 
-def _verdict(e):
+def _verdict(e: BaseException) -> tuple[int, str]:
     """An exception -> (exit status, the line to print)."""
     if isinstance(e, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(e, GwqError):
         return 2, f"error: {e}"
     if isinstance(e, MemoryError):
-        return (
-            2,
-            "error: not enough memory: close other programs, or use fewer --samples or a smaller --ctx",
+        return 2, (
+            "error: not enough memory: "
+            "close other programs, or use fewer --samples or a smaller --ctx"
         )
     if isinstance(e, OSError):  # no space, no permission, a name too long, ...
-        return (
-            2,
-            f"error: {e.strerror or e}: {e.filename or 'output'}; check the path, its permissions and the free space",
+        return 2, (
+            f"error: {e.strerror or e}: {e.filename or 'output'}; "
+            "check the path, its permissions and the free space"
         )
     return 1, "internal error, please report it with the lines above"
 
 
-def _plain(value):
-    return (
-        value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else list(value)
-    )
+def _plain(value: Any) -> Any:
+    """What JSON has in the place of a numpy scalar or array, a tuple or the like."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        return value.item()
+    return list(value)

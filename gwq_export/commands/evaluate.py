@@ -1,11 +1,15 @@
 """gwq-eval: perplexity, KL divergence, zero-shot tasks."""
 
-from gwq_export.commands.console import add_base, make_parser
+import argparse
+from typing import Any
+
+from gwq_export.commands.console import Parser, Progress, add_base, make_parser
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 
 
-def parser():
+def parser() -> Parser:
+    """Arguments of gwq-eval."""
     p = make_parser(
         "gwq-eval",
         "Perplexity of a text, zero-shot tasks, and how far both are from a reference model.",
@@ -20,7 +24,8 @@ def parser():
     )
     p.add_argument(
         "--protocol",
-        help="llama.cpp (default): second half of every window scored; window: all of it, like papers do",
+        help="llama.cpp (default): second half of every window scored; "
+        "window: all of it, like papers do",
     )
     p.add_argument(
         "--ctx",
@@ -48,7 +53,8 @@ def parser():
     return p
 
 
-def command(args, progress):
+def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Run gwq-eval; returns what --json prints."""
     from gwq_export.evaluation import perplexity, predictors, tasks
 
     if args.text is None and not args.task:
@@ -67,8 +73,8 @@ def command(args, progress):
     ]
     model = predictors.load(args.file, args.threads, args.base)
     against = args.against and predictors.reference_logits(args.against, model, args.threads)
-    result = {"bytes": model.weights.reader.nbytes}
-    if args.text is not None:
+    result: dict[str, Any] = {"bytes": model.weights.reader.nbytes}
+    if text is not None:
         result |= perplexity.evaluate(
             model, text, args.ctx, against, progress, args.protocol or "llama.cpp"
         )
@@ -82,24 +88,30 @@ def command(args, progress):
     return result
 
 
-def _print_text(r):
+def _print_text(r: dict[str, Any]) -> None:
     print(
-        f"perplexity {r['ppl']:.4f} ± {r['ppl_error']:.4f} ({r['tokens']} tokens scored by {r['protocol']}, windows of {r['ctx']})"
+        f"perplexity {r['ppl']:.4f} ± {r['ppl_error']:.4f} "
+        f"({r['tokens']} tokens scored by {r['protocol']}, windows of {r['ctx']})"
     )
     if "kld_mean" in r:
         print(
-            f"  {r['ppl_ratio']:.4f} ± {r['ppl_ratio_error']:.4f} times the reference's {r['ppl_against']:.4f}"
+            f"  {r['ppl_ratio']:.4f} ± {r['ppl_ratio_error']:.4f} "
+            f"times the reference's {r['ppl_against']:.4f}"
         )
         print(
-            f"  KL divergence {r['kld_mean']:.6f} ± {r['kld_error']:.6f}, median {r['kld_median']:.6f}, 99 % {r['kld_p99']:.4f}"
+            f"  KL divergence {r['kld_mean']:.6f} ± {r['kld_error']:.6f}, "
+            f"median {r['kld_median']:.6f}, 99 % {r['kld_p99']:.4f}"
         )
         print(f"  same top token {r['top1_agreement']:.2%} ± {r['top1_error']:.2%}")
 
 
-def _print_task(r):
-    norm = f", by length {r['acc_norm']:.2%} ± {r['acc_norm_error']:.2%}" if "acc_norm" in r else ""
+def _print_task(r: dict[str, Any]) -> None:
+    norm = ""
+    if "acc_norm" in r:
+        norm = f", by length {r['acc_norm']:.2%} ± {r['acc_norm_error']:.2%}"
     print(f"{r['task']}: accuracy {r['acc']:.2%} ± {r['acc_error']:.2%}{norm} ({r['n']} items)")
     if "agreement" in r:
         print(
-            f"  the reference {r['acc_against']:.2%}; same answer as it {r['agreement']:.2%} ± {r['agreement_error']:.2%}"
+            f"  the reference {r['acc_against']:.2%}; "
+            f"same answer as it {r['agreement']:.2%} ± {r['agreement_error']:.2%}"
         )

@@ -1,12 +1,18 @@
 """gwq-info: what is in a file."""
 
+import argparse
 import math
+from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import add_base, make_parser, size
+from gwq_export.commands.console import Parser, Progress, add_base, make_parser, size
 from gwq_export.errors import GwqError
 
+if TYPE_CHECKING:
+    from gwq_export.format.reader import Reader
 
-def parser():
+
+def parser() -> Parser:
+    """Arguments of gwq-info."""
     p = make_parser("gwq-info", "What is in a GGUF file.")
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
@@ -26,7 +32,8 @@ def parser():
     return p
 
 
-def command(args, progress):
+def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Run gwq-info; returns what --json prints."""
     from gwq_export.files import check_output, save
     from gwq_export.format.reader import Reader
 
@@ -38,53 +45,10 @@ def command(args, progress):
     reader = Reader(args.file, base=args.base)
     if args.check:
         reader.check()
-    tensors = [
-        {
-            "name": t.name,
-            "type": t.type.name,
-            "shape": list(t.shape),
-            "bytes": t.nbytes,
-            "outliers": t.outlier_count,
-        }
-        for t in reader.tensors.values()
-    ]
-    main = [t for t in reader.tensors.values() if not t.companion]
-    params = sum(math.prod(t.shape) for t in main)
-    tensor_bytes = sum(t["bytes"] for t in tensors)
-    header = sum(-(-n // reader.alignment) * reader.alignment for _, n in reader.headers)
-    result = {
-        "arch": reader.metadata.get("general.architecture"),
-        "params": params,
-        "bytes": reader.nbytes,
-        "bpw": 8 * reader.nbytes / max(params, 1),
-        "header_bytes": header,
-        "tensor_bytes": tensor_bytes,
-        "alignment_bytes": reader.nbytes - header - tensor_bytes,
-        "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")},
-        "tensors": tensors,
-    }
+    result = _facts(reader)
     if args.check:
         result["check"] = "ok"
-    print(
-        f"{args.file}: {result['arch']}, {params / 1e6:.2f} M parameters, {size(reader.nbytes)}, {result['bpw']:.3f} bits per weight"
-    )
-    for key, value in result["gwq"].items():
-        print(f"  {key} = {value}")
-    width = max((len(t["name"]) for t in tensors), default=0)
-    for t in tensors:
-        kept = (
-            f"  {t['outliers']} outliers ({t['outliers'] / math.prod(t['shape']):.2%})"
-            if t["outliers"]
-            else ""
-        )
-        print(
-            f"  {t['name']:{width}}  {t['type']:5}  {'x'.join(map(str, t['shape'])):>13}  {t['bytes']:>12} bytes{kept}"
-        )
-    print(
-        f"  header {header} + tensors {tensor_bytes} + alignment {result['alignment_bytes']} = {reader.nbytes} bytes"
-    )
-    if args.check:
-        print("  check: ok")
+    _print_facts(args.file, result)
     if args.report:
         from gwq_export.report.facts import gather
         from gwq_export.report.page import page
@@ -99,3 +63,55 @@ def command(args, progress):
         progress.close()
         print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])}")
     return result
+
+
+def _facts(reader: "Reader") -> dict[str, Any]:
+    """What --json prints of an open file."""
+    tensors = [
+        {
+            "name": t.name,
+            "type": t.type.name,
+            "shape": list(t.shape),
+            "bytes": t.nbytes,
+            "outliers": t.outlier_count,
+        }
+        for t in reader.tensors.values()
+    ]
+    params = sum(math.prod(t.shape) for t in reader.tensors.values() if not t.companion)
+    tensor_bytes = sum(t.nbytes for t in reader.tensors.values())
+    # every header ends on the alignment
+    header = sum(-(-n // reader.alignment) * reader.alignment for _, n in reader.headers)
+    return {
+        "arch": reader.metadata.get("general.architecture"),
+        "params": params,
+        "bytes": reader.nbytes,
+        "bpw": 8 * reader.nbytes / max(params, 1),
+        "header_bytes": header,
+        "tensor_bytes": tensor_bytes,
+        "alignment_bytes": reader.nbytes - header - tensor_bytes,
+        "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")},
+        "tensors": tensors,
+    }
+
+
+def _print_facts(path: str, facts: dict[str, Any]) -> None:
+    tensors = facts["tensors"]
+    print(
+        f"{path}: {facts['arch']}, {facts['params'] / 1e6:.2f} M parameters, "
+        f"{size(facts['bytes'])}, {facts['bpw']:.3f} bits per weight"
+    )
+    for key, value in facts["gwq"].items():
+        print(f"  {key} = {value}")
+    width = max((len(t["name"]) for t in tensors), default=0)
+    for t in tensors:
+        shape = "x".join(map(str, t["shape"]))
+        kept = ""
+        if t["outliers"]:
+            kept = f"  {t['outliers']} outliers ({t['outliers'] / math.prod(t['shape']):.2%})"
+        print(f"  {t['name']:{width}}  {t['type']:5}  {shape:>13}  {t['bytes']:>12} bytes{kept}")
+    print(
+        f"  header {facts['header_bytes']} + tensors {facts['tensor_bytes']} "
+        f"+ alignment {facts['alignment_bytes']} = {facts['bytes']} bytes"
+    )
+    if "check" in facts:
+        print("  check: ok")

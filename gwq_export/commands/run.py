@@ -1,20 +1,31 @@
 """gwq-run: generate text, or chat."""
 
+import argparse
 import logging
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import add_base, ctrl_c_asks, make_parser
+from gwq_export.commands.console import Parser, Progress, add_base, ctrl_c_asks, make_parser
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 
+if TYPE_CHECKING:
+    from gwq_export.runtime.chat import Chat
+
 log = logging.getLogger("gwq_export")
-HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer, /help shows this"
+HELP = (
+    "/clear forgets the conversation, /exit or Ctrl-D leaves, "
+    "Ctrl-C stops an answer, /help shows this"
+)
 
 
-def parser():
+def parser() -> Parser:
+    """Arguments of gwq-run."""
     p = make_parser(
         "gwq-run",
-        "Generate text from a GGUF file, or chat with it: on a terminal without a prompt, or with -i.",
+        "Generate text from a GGUF file, or chat with it: "
+        "on a terminal without a prompt, or with -i.",
     )
     p.add_argument("file", metavar="FILE.gguf")
     p.add_argument("-p", "--prompt", help="the prompt; - reads it from standard input")
@@ -75,7 +86,8 @@ def parser():
     return p
 
 
-def command(args, progress):
+def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Run gwq-run; returns what --json prints."""
     from gwq_export.format.reader import Reader
     from gwq_export.runtime.chat import Chat
     from gwq_export.runtime.model import Model
@@ -85,44 +97,47 @@ def command(args, progress):
     chatting = args.chat or (prompt is None and sys.stdin.isatty())
     if prompt is None and not chatting:
         raise GwqError(
-            "there is no prompt: give one with -p TEXT, -f FILE or -p - (standard input), or chat with -i"
+            "there is no prompt: give one with -p TEXT, -f FILE or -p - (standard input), "
+            "or chat with -i"
         )
     if prompt == "":
         raise GwqError("the prompt is empty: give some text with -p")
-    penalty = {"repeat_penalty": args.repeat_penalty, "repeat_last_n": args.repeat_last_n}
-    sampling = Sampling(args.temp, args.top_k, args.top_p, args.min_p, args.seed, **penalty)
-    StopStrings(args.stop)  # before the model is opened
-    model = Model(
-        Reader(args.file, base=args.base), args.device, args.threads, args.ctx, args.cache_type
+    sampling = Sampling(
+        args.temp,
+        args.top_k,
+        args.top_p,
+        args.min_p,
+        args.seed,
+        repeat_penalty=args.repeat_penalty,
+        repeat_last_n=args.repeat_last_n,
     )
+    StopStrings(args.stop)  # raises for an empty one, before the model is opened
+    reader = Reader(args.file, base=args.base)
+    model = Model(reader, args.device, args.threads, args.ctx, args.cache_type)
     if chatting:
-        return _converse(
-            Chat(
-                model, args.system, sampling, -1 if args.n is None else args.n, args.stop, args.raw
-            ),
-            prompt,
-        )
+        n = -1 if args.n is None else args.n
+        return _converse(Chat(model, args.system, sampling, n, args.stop, args.raw), prompt)
+    assert prompt is not None
+    messages: str | list[dict[str, str]] = prompt
     if args.system:
         if args.raw:
             raise GwqError("--system needs the chat template: leave out --raw")
-        prompt = [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
-    stats, text = {}, []
-    for piece in model.stream(
-        prompt, 128 if args.n is None else args.n, sampling, not args.raw, stats, args.stop
-    ):
-        text.append(piece)
-        print(piece, end="", flush=True)
+        messages = [{"role": "system", "content": args.system}, {"role": "user", "content": prompt}]
+    n = 128 if args.n is None else args.n
+    stats: dict[str, Any] = {}
+    text = _print_pieces(model.stream(messages, n, sampling, not args.raw, stats, args.stop))
     print()
-    _say_if_full(stats, model)
+    _say_if_full(stats, model.ctx)
     print(
-        f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; generated {stats['tokens']}, "
-        f"{stats['decode_tps']:.1f} t/s; stopped by {stats['stop']}]",
+        f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; "
+        f"generated {stats['tokens']}, {stats['decode_tps']:.1f} t/s; "
+        f"stopped by {stats['stop']}]",
         file=sys.stderr,
     )
-    return {"text": "".join(text)} | stats
+    return {"text": text} | stats
 
 
-def _prompt(args):
+def _prompt(args: argparse.Namespace) -> str | None:
     """The text of -p or -f without the newline that ends a file; None if neither is given."""
     if args.prompt is not None and args.prompt_file is not None:
         raise GwqError("both -p and -f give a prompt: use one of them")
@@ -131,13 +146,22 @@ def _prompt(args):
     return read_text("-", "-p").removesuffix("\n") if args.prompt == "-" else args.prompt
 
 
-def _say_if_full(stats, model):
+def _print_pieces(pieces: Iterator[str]) -> str:
+    """Print text as it comes; returns all of it."""
+    text = []
+    for piece in pieces:
+        text.append(piece)
+        print(piece, end="", flush=True)
+    return "".join(text)
+
+
+def _say_if_full(stats: dict[str, Any], ctx: int) -> None:
     if stats["stop"] == "context":
-        log.warning("stopped: the context of %d tokens is full", model.ctx)
+        log.warning("stopped: the context of %d tokens is full", ctx)
 
 
-def _lines(first):
-    """What the user types, without a prompt where it comes from a pipe."""
+def _lines(first: str | None) -> Iterator[str]:
+    """What the user types, after the line `first`; without a prompt sign where it is a pipe."""
     if first is not None:
         yield first
     if hasattr(sys.stdin, "reconfigure"):
@@ -155,11 +179,19 @@ def _lines(first):
             return
 
 
-def _converse(chat, first):
-    """The dialogue; returns what --json prints: the last answer with its figures, all tokens
-    generated, the number of turns.
+def _converse(chat: "Chat", first: str | None) -> dict[str, Any]:
+    """The dialogue; first: the first message, if there is one already.
+
+    Returns what --json prints: the last answer with its figures, all tokens generated, the number
+    of turns.
     """
-    result = {"text": "", "tokens": 0, "prompt_tps": 0.0, "decode_tps": 0.0, "turns": 0}
+    result: dict[str, Any] = {
+        "text": "",
+        "tokens": 0,
+        "prompt_tps": 0.0,
+        "decode_tps": 0.0,
+        "turns": 0,
+    }
     if chat.raw:
         log.warning("no chat template: every line continues the text as it is")
     print(HELP, file=sys.stderr)
@@ -178,12 +210,10 @@ def _converse(chat, first):
             case other if other.startswith("/") and other[1:].isalpha():
                 print(f"there is no {other}: {HELP}", file=sys.stderr)
                 continue
-        stats, text = {}, []
+        stats: dict[str, Any] = {}
         try:
             with ctrl_c_asks() as halt:
-                for piece in chat.reply(line, stats, halt):
-                    text.append(piece)
-                    print(piece, end="", flush=True)
+                text = _print_pieces(chat.reply(line, stats, halt))
         except GwqError as e:
             print(f"error: {e}", file=sys.stderr)
             continue
@@ -193,9 +223,9 @@ def _converse(chat, first):
                 "the context was full: the oldest turns (%d) were dropped before this answer",
                 stats["dropped"],
             )
-        _say_if_full(stats, chat.model)
+        _say_if_full(stats, chat.model.ctx)
         result |= stats | {
-            "text": "".join(text),
+            "text": text,
             "tokens": result["tokens"] + stats["tokens"],
             "turns": result["turns"] + 1,
         }

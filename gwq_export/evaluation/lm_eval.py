@@ -1,13 +1,16 @@
 """lm-evaluation-harness on a GGUF file: the model "gwq" for its registry (extra: lm-eval).
 
-    python -m gwq_export.evaluation.lm_eval run --model gwq --model_args path=model.gguf --tasks
-    piqa,arc_easy
+    python -m gwq_export.evaluation.lm_eval run --model gwq \\
+        --model_args path=model.gguf --tasks piqa,arc_easy
 
-takes the arguments of `lm-eval`; in Python, import this module and pass model="gwq" to
+takes the arguments of `lm-eval`. In Python, import this module and pass model="gwq" to
 `lm_eval.simple_evaluate`.
 """
 
 import sys
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
 
 from gwq_export.errors import GwqError
 from gwq_export.evaluation.predictors import load, runtime_logits
@@ -20,7 +23,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ImportError as e:
-    missing = e.name.partition(".")[0]
+    missing = (e.name or "lm_eval").partition(".")[0]
     message = f'lm-evaluation-harness needs {missing}: pip install "gwq-export[lm-eval]"'
     if __name__ == "__main__":
         print(f"gwq_export.evaluation.lm_eval: error: {message}", file=sys.stderr)
@@ -32,39 +35,45 @@ except ImportError as e:
 class GwqLM(LM):
     """Any GGUF file of a supported architecture, on the CPU, one request at a time.
 
-    path: of the file; threads: int or None (all CPUs); max_gen_toks: tokens at most where a task
-    does not say. batch_size, max_batch_size and device are what the harness passes to every model;
-    they change nothing.
+    path: of the file. threads: int, or None for all CPUs. max_gen_toks: tokens at most where a task
+    does not say. The harness passes batch_size, max_batch_size and device to every model; here they
+    change nothing.
     """
 
     def __init__(
         self,
-        path,
-        threads=None,
-        max_gen_toks=256,
-        batch_size=None,
-        max_batch_size=None,
-        device=None,
-    ):
+        path: str | PathLike[str],
+        threads: int | None = None,
+        max_gen_toks: int = 256,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        device: Any = None,
+    ) -> None:
         super().__init__()
-        self.path, self.max_gen_toks = str(path), int(max_gen_toks)
+        self.path = str(path)
+        self.max_gen_toks = int(max_gen_toks)
         self.model = load(path, threads)
         self.predictor = runtime_logits(self.model)
 
-    def loglikelihood(self, requests, disable_tqdm=False):
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         """[(log-likelihood of the continuation in nats, is it what greedy decoding gives)]"""
         out = []
         for request in tqdm(requests, desc="loglikelihood", disable=disable_tqdm):
-            head, tail = encode_pair(self.model.tokenizer, *request.args, special=True)
+            context, continuation = request.args
+            head, tail = encode_pair(self.model.tokenizer, context, continuation, special=True)
             total, likeliest = score(self.predictor, head, tail)
             out.append((total, likeliest.tolist() == tail))
         return out
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        """[log-likelihood of a whole text in nats], in windows of the context without overlap of
-        what is scored.
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """[log-likelihood of a whole text in nats], in windows of the model's context.
+
+        No token is scored twice.
         """
-        tok, out = self.model.tokenizer, []
+        tok = self.model.tokenizer
+        out = []
         for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
             ids = tok.encode(request.args[0], bos=False)
             start = tok.eos if tok.bos is None else tok.bos
@@ -76,8 +85,8 @@ class GwqLM(LM):
             )
         return out
 
-    def generate_until(self, requests, disable_tqdm=False):
-        """[text up to the first of the request's stop strings, a stop token or the limit of tokens]"""
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """[text up to the request's first stop string, a stop token or the limit of tokens]"""
         out = []
         for request in tqdm(requests, desc="generate_until", disable=disable_tqdm):
             context, options = request.args
@@ -92,28 +101,30 @@ class GwqLM(LM):
             out.append(_until(self.model.stream(prompt, n, sampling), stops))
         return out
 
-    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The prompt of messages, by the file's chat template."""
         return self.model.tokenizer.chat(chat_history, add_generation_prompt)
 
-    def chat_template(self, chat_template=False):
+    def chat_template(self, chat_template: bool | str = False) -> str:
         """The file's chat template, for the harness's records."""
         return self.model.tokenizer.chat_template or ""
 
     @property
-    def tokenizer_name(self):
+    def tokenizer_name(self) -> str:
         """What the harness's cache tells tokenizers apart by."""
         return self.path
 
 
-def _until(pieces, stops):
-    """The joined pieces up to the first stop string."""
+def _until(pieces: Iterable[str], stops: list[str]) -> str:
+    """The joined pieces up to the first stop string; empty stop strings are ignored."""
     text = ""
     for piece in pieces:
         text += piece
-        found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
-        if found:
-            return text[: min(found)]
+        starts = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
+        if starts:
+            return text[: min(starts)]
     return text
 
 

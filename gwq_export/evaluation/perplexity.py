@@ -1,24 +1,28 @@
 """Perplexity of a text, and KL divergence and top-1 agreement with a reference model.
 
-The text is tokenized once and cut into windows of `ctx` tokens without overlap (the tail is
-dropped). What is scored is the protocol's; figures compare within one protocol only, and not with
-sliding-window figures:
+The text is tokenized once and cut into evaluation windows of `ctx` tokens without overlap; the tail
+is dropped. The protocol says what is scored. Figures compare within one protocol only, and not with
+those of sliding windows:
 
-llama.cpp   what llama-perplexity prints: windows of 512, whose first token is replaced by BOS where the tokenizer adds
-            one; the second half is scored, from the prediction of token ctx/2 + 1 on
-window      what papers on quantization print: windows of 2048, every prediction in them is scored; BOS, where there is
-            one, starts the text. For WikiText-2 they join the rows of the data set with two newlines: give it that text
+llama.cpp   what llama-perplexity prints: windows of 512 tokens, the first of which is replaced by
+            BOS where the tokenizer adds one. The second half is scored, from the prediction of
+            token ctx/2 + 1 on.
+window      what papers on quantization print: windows of 2048 tokens, every prediction is scored;
+            BOS, where there is one, starts the text. For WikiText-2 the papers join the rows of the
+            data set with two newlines: give it that text.
 """
 
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.evaluation.predictors import runtime_logits
+from gwq_export.evaluation.predictors import Predictor, runtime_logits
+from gwq_export.runtime.model import Model, Tokenizer
 
 log = logging.getLogger("gwq_export")
 STEP = 64  # rows of logits that are turned into float64 at once
@@ -29,13 +33,14 @@ class Protocol:
     """How a text is tokenized, and what of a window is scored."""
 
     ctx: int  # tokens per window unless asked for
-    skipped: Callable  # ctx -> how many predictions at the start of a window are not scored
+    # ctx -> how many predictions at the start of a window are not scored
+    skipped: Callable[[int], int]
     # every window starts with BOS in place of its first token, where the tokenizer adds one
     bos: bool
-    # names of special tokens in the text are read as such, like transformers' tokenizers do
+    # names of special tokens in the text are read as such, as transformers' tokenizers do
     special: bool
 
-    def scored(self, ctx):
+    def scored(self, ctx: int) -> int:
         """How many predictions of a window are scored: the last ones of ctx - 1."""
         return ctx - 1 - self.skipped(ctx)
 
@@ -47,15 +52,21 @@ PROTOCOLS = {
 QUANTILES = {"kld_median": 0.5, "kld_p90": 0.9, "kld_p99": 0.99, "kld_max": 1.0}
 
 
-def windows(tokenizer, text, ctx, protocol=PROTOCOLS["llama.cpp"]):
-    """int32 (windows, ctx). Raises GwqError for a text shorter than one window."""
+def windows(
+    tokenizer: Tokenizer, text: str, ctx: int, protocol: Protocol = PROTOCOLS["llama.cpp"]
+) -> np.ndarray:
+    """Cut a text into windows of token ids, int32 (windows, ctx).
+
+    Raises GwqError for a text shorter than one window.
+    """
     if ctx < 4:
         raise GwqError(f"--ctx {ctx}: give at least 4")
     ids = np.asarray(tokenizer.encode(text, special=protocol.special), np.int32)
     count = len(ids) // ctx
     if not count:
         raise GwqError(
-            f"the text has {len(ids)} tokens, fewer than one window of {ctx}: give a longer text or a smaller --ctx"
+            f"the text has {len(ids)} tokens, fewer than one window of {ctx}: "
+            "give a longer text or a smaller --ctx"
         )
     out = ids[: count * ctx].reshape(count, ctx).copy()
     if protocol.bos and tokenizer.add_bos:
@@ -63,58 +74,64 @@ def windows(tokenizer, text, ctx, protocol=PROTOCOLS["llama.cpp"]):
     return out
 
 
-def log_softmax(logits):
-    """float64, over the last axis."""
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of logits over the last axis, float64."""
     x = logits.astype(np.float64)
     x -= x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def mean_error(values):
+def mean_error(values: np.ndarray) -> tuple[float, float]:
     """(mean, its standard error) of independent values (n,)."""
     return values.mean(), values.std() / math.sqrt(len(values))
 
 
-def _finite(logp, whose):
+def _finite(logp: np.ndarray, whose: str) -> np.ndarray:
     if not np.isfinite(logp).all():
         raise GwqError(f"{whose} logits are not finite: the file is damaged, or the model was")
     return logp
 
 
-def _score(logits, targets, reference):
-    """One row per prediction: nll and, with reference logits, nll by the reference, KL divergence
-    (nats), same top token.
+def _score(logits: np.ndarray, targets: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
+    """Score predictions: logits float32 (n, vocab) of the token ids `targets` (n,).
 
-    logits and reference: float32 (n, vocab), reference None or at least as wide; targets: ids (n,).
-    Returns float64 (1 or 4, n).
+    reference: None, or the reference model's logits, at least as wide. Returns float64 (1, n), the
+    negative log-likelihood in nats, or (4, n) with the reference: also its negative log-likelihood,
+    the KL divergence in nats, and 1 where both have the same likeliest token.
     """
     columns = []
     for first in range(0, len(logits), STEP):
         part = slice(first, first + STEP)
-        logp, at = (
-            _finite(log_softmax(logits[part]), "the model's"),
-            (np.arange(len(targets[part])), targets[part]),
-        )
+        logp = _finite(log_softmax(logits[part]), "the model's")
+        at = np.arange(len(targets[part])), targets[part]
         rows = [-logp[at]]
         if reference is not None:
+            # columns beyond ours are padding of the reference's vocabulary
             logq = _finite(
                 log_softmax(reference[part, : logits.shape[1]]), "--against: the reference model's"
             )
-            kld, same = (np.exp(logq) * (logq - logp)).sum(-1), logp.argmax(-1) == logq.argmax(-1)
+            # KL(q || p) = sum q (log q - log p), q: the reference
+            kld = (np.exp(logq) * (logq - logp)).sum(-1)
+            same = logp.argmax(-1) == logq.argmax(-1)
             rows += [-logq[at], kld, same]
         columns.append(np.array(rows))
     return np.concatenate(columns, axis=1)
 
 
-def _scores(mine, against, window, scored):
-    """`_score` of a window's last `scored` predictions, by Predictors (against may be None)."""
-    targets, columns, at = window[-scored:], [], 0
-    other = against and against.logits(window[:-1], scored)
+def _scores(
+    mine: Predictor, against: Predictor | None, window: np.ndarray, scored: int
+) -> np.ndarray:
+    """`_score` of the last `scored` predictions of a window (ctx,) of token ids."""
+    targets = window[-scored:]
+    references = against and against.logits(window[:-1], scored)
+    columns = []
+    at = 0
     for logits in mine.logits(window[:-1], scored):
-        reference = next(other) if against else None
-        if against and reference.shape[1] < logits.shape[1]:
+        reference = next(references) if references else None
+        if reference is not None and reference.shape[1] < logits.shape[1]:
             raise GwqError(
-                f"--against: vocabularies differ ({reference.shape[1]} and {logits.shape[1]} tokens)"
+                "--against: vocabularies differ "
+                f"({reference.shape[1]} and {logits.shape[1]} tokens)"
             )
         columns.append(_score(logits, targets[at : at + len(logits)], reference))
         at += len(logits)
@@ -122,40 +139,46 @@ def _scores(mine, against, window, scored):
 
 
 def evaluate(
-    model,
-    text,
-    ctx=None,
-    against=None,
-    progress=lambda phase, done, total: None,
-    protocol="llama.cpp",
-):
-    """Score `text`; returns {"ppl", "ppl_error", "nll", "tokens", "ctx", "windows", "protocol"},
-    nll in nats per token.
+    model: Model,
+    text: str,
+    ctx: int | None = None,
+    against: Predictor | None = None,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    protocol: str = "llama.cpp",
+) -> dict[str, Any]:
+    """Score `text`; returns ppl, ppl_error, nll (nats per token), tokens, ctx, windows, protocol.
 
     ctx: tokens per window (None: the protocol's), cut to the models' contexts. against: a Predictor
     of the reference model; adds kld_mean, kld_error, kld_median, kld_p90, kld_p99, kld_max (KL
     divergence of this model from the reference, nats), top1_agreement and top1_error (share of
     tokens), ppl_against, and ppl_ratio and ppl_ratio_error (ppl / ppl_against). Errors are standard
-    errors over tokens, that of the ratio from the differences token by token. Raises GwqError.
+    errors over tokens; that of the ratio comes from the differences token by token. Raises
+    GwqError.
     """
     if protocol not in PROTOCOLS:
         raise GwqError(f"--protocol {protocol}: choose one of {', '.join(PROTOCOLS)}")
-    name, protocol = protocol, PROTOCOLS[protocol]
-    ctx, limit = (
-        protocol.ctx if ctx is None else ctx,
-        min(model.config.ctx, against.ctx if against else model.config.ctx),
-    )
+    rules = PROTOCOLS[protocol]
+    ctx = rules.ctx if ctx is None else ctx
+    limit = min(model.config.ctx, against.ctx if against else model.config.ctx)
     if ctx > limit:
         log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, limit)
         ctx = limit
-    rows = windows(model.tokenizer, text, ctx, protocol)
-    return score(runtime_logits(model), rows, protocol.scored(ctx), against, progress) | {
-        "protocol": name
-    }
+    rows = windows(model.tokenizer, text, ctx, rules)
+    scores = score(runtime_logits(model), rows, rules.scored(ctx), against, progress)
+    return scores | {"protocol": protocol}
 
 
-def score(mine, rows, scored, against=None, progress=lambda phase, done, total: None):
-    """What `evaluate` returns, of the last `scored` predictions of windows (n, ctx), by Predictors."""
+def score(
+    mine: Predictor,
+    rows: np.ndarray,
+    scored: int,
+    against: Predictor | None = None,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> dict[str, Any]:
+    """Score the last `scored` predictions of windows (n, ctx) of token ids by Predictors.
+
+    Returns what `evaluate` does, without protocol.
+    """
     scores = []
     for i, window in enumerate(rows):
         scores.append(_scores(mine, against, window, scored))
@@ -173,7 +196,8 @@ def score(mine, rows, scored, against=None, progress=lambda phase, done, total: 
     }
     if against:
         nll_against, kld, same = others
-        (kld_mean, kld_error), (top1, top1_error) = mean_error(kld), mean_error(same)
+        kld_mean, kld_error = mean_error(kld)
+        top1, top1_error = mean_error(same)
         difference, difference_error = mean_error(nll - nll_against)
         ratio = math.exp(min(difference, 700))
         out |= {

@@ -6,74 +6,72 @@ at once, so that long windows over large vocabularies fit in memory. With `reuse
 compute again what the ids share with those of the call before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.format.foreign import open_any
 from gwq_export.runtime.model import Model
-from gwq_export.runtime.session import BATCH
+from gwq_export.runtime.session import BATCH, Session
 
 
-def load(path, threads=None, base=False):
-    """A `gwq_export.runtime.model.Model` over any GGUF file of a supported architecture.
+def load(path: str | PathLike[str], threads: int | None = None, base: bool = False) -> Model:
+    """Open any GGUF file of a supported architecture, with a KV cache of float32.
 
-    base: as for `gwq_export.load`. Raises GwqError.
+    threads, base: as for `gwq_export.load`. Raises GwqError.
     """
     return Model(open_any(path, base), threads=threads, cache="f32")
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """ctx: how many ids `logits` takes at most. Not for several threads at once."""
+    """A model that gives logits. Not for several threads at once."""
 
-    ctx: int
-    logits: Callable
+    ctx: int  # how many ids `logits` takes at most
+    logits: Callable[..., Iterator[np.ndarray]]
 
 
-def _batches(start, n, keep):
-    """(first, last, how many of them are kept) of positions start ..
+def _batches(start: int, n: int, keep: int) -> Iterator[tuple[int, int, int]]:
+    """Cut positions start .. n - 1 into batches: (first, last, kept).
 
-    n, the last `keep` of which are kept.
+    kept: how many of the batch are among the last `keep` of all n.
     """
     for first in range(start, n, BATCH):
         last = min(n, first + BATCH)
         yield first, last, max(0, min(last - first, last - (n - keep)))
 
 
-def runtime_logits(model):
+def runtime_logits(model: Model) -> Predictor:
     """A Predictor by our runtime; model: what `gwq_export.load` returns."""
-    session, held = None, []  # the ids whose keys and values are in the session
+    session: Session | None = None
 
-    def logits(ids, keep, reuse=False):
-        nonlocal session, held
+    def logits(
+        ids: Sequence[int] | np.ndarray, keep: int, reuse: bool = False
+    ) -> Iterator[np.ndarray]:
+        nonlocal session
         ids = [int(i) for i in ids]
         if session is None or session.ctx < len(ids):
-            session, held = model.session(len(ids)), []
-        shared = (
-            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, held, strict=False)))
-            if reuse
-            else 0
-        )
-        start, held = min(shared, len(ids) - keep), []
-        session.rewind(start)
+            session = model.session(len(ids))
+        if not reuse:
+            session.rewind()
+        start = session.reuse(ids, keep)
         for first, last, kept in _batches(start, len(ids), keep):
             out = session.forward(ids[first:last], keep=kept)
             if kept:
                 yield out
-        held = ids
 
     return Predictor(model.ctx, logits)
 
 
-def transformers_logits(folder):
+def transformers_logits(folder: str | PathLike[str]) -> Predictor:
     """A Predictor by transformers in float32, from a Hugging Face folder.
 
-    Raises GwqError without the export extra.
+    Raises GwqError without the export extra, or when transformers cannot load the folder.
     """
     try:
         import torch
@@ -92,12 +90,14 @@ def transformers_logits(folder):
     return module_logits(reference)
 
 
-def module_logits(model):
-    """A Predictor by a transformers model in memory."""
+def module_logits(model: Any) -> Predictor:
+    """A Predictor by a transformers model in memory (a torch module with `config`)."""
     import torch
 
     @torch.no_grad()
-    def logits(ids, keep, reuse=False):
+    def logits(
+        ids: Sequence[int] | np.ndarray, keep: int, reuse: bool = False
+    ) -> Iterator[np.ndarray]:
         out = model(input_ids=torch.as_tensor(np.asarray(ids, np.int64))[None]).logits[0, -keep:]
         at = 0
         for _, _, kept in _batches(0, len(ids), keep):
@@ -108,9 +108,12 @@ def module_logits(model):
     return Predictor(getattr(model.config, "max_position_embeddings", None) or 1 << 31, logits)
 
 
-def reference_logits(path, model, threads=None):
-    """A Predictor for --against: a Hugging Face folder or any GGUF file with the vocabulary of
-    `model`. Raises GwqError.
+def reference_logits(
+    path: str | PathLike[str], model: Model, threads: int | None = None
+) -> Predictor:
+    """A Predictor for --against: a Hugging Face folder, or any GGUF file.
+
+    Raises GwqError when the file cannot be read or its vocabulary is not that of `model`.
     """
     if Path(path).is_dir():
         return transformers_logits(path)
@@ -118,6 +121,7 @@ def reference_logits(path, model, threads=None):
     ours, theirs = (m.weights.reader.metadata["tokenizer.ggml.tokens"] for m in (model, reference))
     if any(a != b for a, b in zip(ours, theirs, strict=False)):
         raise GwqError(
-            f"--against {path}: its vocabulary is another one: give an unquantized file of the same model"
+            f"--against {path}: its vocabulary is another one: "
+            "give an unquantized file of the same model"
         )
     return runtime_logits(reference)

@@ -2,6 +2,6 @@
 
 Modules import only those listed above them:
     library
-    matrix
     ops
+    matrix
 """

@@ -1,8 +1,8 @@
-"""Opens libgwq, owns matrices and the thread pool, and turns status codes into sentences.
+"""Opens libgwq, turns its status codes into sentences, and owns the thread pools.
 
-Arrays are C-contiguous numpy float32; `F32` keeps an array and its C pointer together, because
-making a pointer costs as much as a small op. The library never keeps a pointer, so the owners here
-keep everything alive.
+Arrays are C-contiguous numpy float32. `F32` keeps an array and its C pointer together, because
+making a pointer costs as much as a small operation. The library never keeps a pointer it was given,
+so the Python objects here have to keep the memory alive.
 """
 
 import functools
@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from gwq_export.errors import GwqError
 from gwq_export.format.types import BUILD_COMMAND, HEADERS, ffi
 from gwq_export.machine import default_threads
 
+Pointer: TypeAlias = Any  # a C pointer or array of cffi's, which has no types of its own
+
 NULL = ffi.NULL
+MAX_THREADS = 256
 _FOLDER = Path(__file__).parent
 _opening = threading.Lock()
 _DAMAGED = "the file is damaged, export it again"
-# gwq_status -> sentence, for what a file can cause; anything else is a fault of ours
+# gwq_status -> sentence, for what a file can cause; any other status is a fault of this package
 _SENTENCES = {
     "GWQ_E_TYPE": "not a matrix type this runtime computes with",
     "GWQ_E_SHAPE": "its shape is out of range",
@@ -38,14 +42,17 @@ _SENTENCES = {
 }
 
 
-def lib():
-    """The native library, with the instruction set of $GWQ_ISA or the best one. Raises GwqError."""
+def lib() -> Any:
+    """The native library, with the instruction set of $GWQ_ISA or else the best one.
+
+    Raises GwqError when it is missing, was built from other headers, or lacks that instruction set.
+    """
     with _opening:
         return _open()
 
 
 @functools.cache
-def _open():
+def _open() -> Any:
     path = _FOLDER / "libgwq.so"
     if not path.exists():
         raise GwqError(
@@ -55,10 +62,8 @@ def _open():
         library = ffi.dlopen(str(path))
     except OSError as e:
         raise GwqError(f"{path} cannot be opened ({e}): build it with `{BUILD_COMMAND}`") from None
-    headers = hashlib.sha256(
-        b"".join((_FOLDER / name).read_bytes() for name in HEADERS)
-    ).hexdigest()
-    if ffi.string(library.gwq_abi()).decode() != headers:
+    headers = b"".join((_FOLDER / name).read_bytes() for name in HEADERS)
+    if ffi.string(library.gwq_abi()).decode() != hashlib.sha256(headers).hexdigest():
         raise GwqError(
             f"{path} was built from other headers: build it again with `{BUILD_COMMAND}`"
         )
@@ -70,21 +75,28 @@ def _open():
     return library
 
 
-def isas(library=None):
-    """Names of the instruction sets this machine supports, best last."""
-    library, names = library or lib(), []
+def isas(library: Any = None) -> list[str]:
+    """Names of the instruction sets this machine supports, best last.
+
+    library: the opened libgwq; None opens it.
+    """
+    library = library or lib()
+    names: list[str] = []
     while (name := library.gwq_isa_name(len(names))) != ffi.NULL:
         names.append(ffi.string(name).decode())
     return [name for i, name in enumerate(names) if library.gwq_isa_supported(i)]
 
 
-def isa():
+def isa() -> str:
     """Name of the instruction set in use."""
     return ffi.string(lib().gwq_isa()).decode()
 
 
-def check(status, what="native call"):
-    """Raise GwqError (a file's fault) or RuntimeError (ours) unless status is GWQ_OK."""
+def check(status: int, what: str = "native call") -> None:
+    """Raise unless status is GWQ_OK: GwqError for a file's fault, RuntimeError for one of ours.
+
+    what: what was computed; begins the sentence.
+    """
     if status:
         name = ffi.typeof("enum gwq_status").elements.get(status, str(status))
         if name in _SENTENCES:
@@ -92,20 +104,24 @@ def check(status, what="native call"):
         raise RuntimeError(f"{what}: {name}")
 
 
-def pointer(array, kind="float *"):
-    """C pointer to a numpy array's data; the caller keeps the array alive."""
+def pointer(array: np.ndarray, kind: str = "float *") -> Pointer:
+    """C pointer of type `kind` to a numpy array's data; the caller keeps the array alive."""
     return ffi.cast(kind, array.ctypes.data)
 
 
-def view(ptr, shape):
+def view(ptr: Pointer, shape: tuple[int, ...]) -> np.ndarray:
     """float32 array of `shape` over the memory at a float pointer, which the caller keeps alive."""
     return np.frombuffer(ffi.buffer(ptr, 4 * math.prod(shape)), np.float32).reshape(shape)
 
 
 class F32:
-    """A float32 array and its pointer."""
+    """A float32 array and its pointer.
 
-    def __init__(self, shape_or_array):
+    shape_or_array: a shape (or length) for zeros, or an array, which is copied only if it is not
+    C-contiguous float32 already.
+    """
+
+    def __init__(self, shape_or_array: int | tuple[int, ...] | np.ndarray) -> None:
         if isinstance(shape_or_array, np.ndarray):
             self.array = np.ascontiguousarray(shape_or_array, np.float32)
         else:
@@ -114,31 +130,35 @@ class F32:
 
 
 class Pool:
-    """Threads for the ops below; usable from several Python threads at once (a call holds it until
-    it is done).
+    """The threads that the native operations run on.
+
+    Several Python threads may use one Pool at once: a call holds it until it is done.
+
+    threads: 1 to 256; None takes one for each CPU. Raises GwqError.
     """
 
-    def __init__(self, threads=None):
+    def __init__(self, threads: int | None = None) -> None:
         threads = default_threads() if threads is None else threads
-        if not 1 <= threads <= 256:
-            raise GwqError(f"--threads {threads}: give a number from 1 to 256")
+        if not 1 <= threads <= MAX_THREADS:
+            raise GwqError(f"--threads {threads}: give a number from 1 to {MAX_THREADS}")
         self.threads = threads
         self.start()
         _pools.add(self)
 
-    def start(self):
+    def start(self) -> None:
+        """Start the threads. Raises GwqError when the system gives none."""
         out = ffi.new("gwq_pool **")
         check(lib().gwq_pool_new(self.threads, out), "thread pool")
         self.ptr = ffi.gc(out[0], lib().gwq_pool_free)
 
 
-_pools = weakref.WeakSet()
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-def _restart_pools():
-    """In the child of a fork: threads do not survive it, so every pool gets new ones."""
+def _restart_pools() -> None:
+    """Give every pool new threads in the child of a fork, where the parent's do not exist."""
     for pool in _pools:
-        pool.ptr = ffi.gc(pool.ptr, None)  # its threads are gone: joining them would wait for ever
+        pool.ptr = ffi.gc(pool.ptr, None)  # joining threads that are gone would wait for ever
         pool.start()
 
 

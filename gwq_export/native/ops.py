@@ -1,36 +1,47 @@
-"""The native operations of a forward pass, bound to a thread pool."""
+"""The native operations of a forward pass, bound to a thread pool.
+
+`x`, `out` and the like are float pointers; a shape after a name is that of the floats it points to.
+gwq.h declares the C functions.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from gwq_export.format.types import ROWS, ffi
-from gwq_export.native.library import F32, check, lib, pointer
+from gwq_export.native.library import F32, Pointer, Pool, check, lib, pointer
 
 CACHE = ("f16", "q8_0", "f32")  # types that the numbers of a KV cache may have
+MAX_MATRICES = 4  # of one matmul
 
 
 class Ops:
-    """The native ops bound to a pool, with work buffers of their own: use one Ops per Python
-    thread.
+    """The native operations with work buffers of their own: use one Ops per Python thread.
 
     Small models spend as long in these few lines as in the kernels, so they look up and allocate
-    little.
+    little. Every method raises as `native.library.check` does.
     """
 
-    def __init__(self, pool):
-        self.lib, self.pool = lib(), pool
-        self._scratch, self._scratch_ptr, self._need = np.empty(0, np.uint8), ffi.NULL, {}
-        self._outputs = [
-            ffi.new("float *[]", count) for count in range(1, 5)
-        ]  # by number of matrices
-        self._group, self._work = F32((ROWS, 1)), F32(0)
+    def __init__(self, pool: Pool) -> None:
+        self.lib = lib()
+        self.pool = pool
+        self._scratch = np.empty(0, np.uint8)
+        self._scratch_ptr = ffi.NULL
+        self._need: dict[tuple[int, int], int] = {}  # (n, cols) -> bytes of scratch
+        self._outputs = [ffi.new("float *[]", count + 1) for count in range(MAX_MATRICES)]
+        self._group = F32((ROWS, 1))
+        self._work = F32(0)
 
-    def work(self, count):
+    def work(self, count: int) -> Pointer:
         """Pointer to `count` floats that the next call may overwrite."""
         if self._work.array.size < count:
             self._work = F32(count)
         return self._work.ptr
 
-    def matmul(self, m, count, x, n, ys, cols):
+    def matmul(
+        self, m: Pointer, count: int, x: Pointer, n: int, ys: Sequence[Pointer], cols: int
+    ) -> None:
+        """ys[i] (n, rows of m[i]) = x (n, cols) @ m[i].T, for `count` gwq_matrix pointers m."""
         need = self._need.get((n, cols))
         if need is None:
             need = self._need[n, cols] = self.lib.gwq_scratch_bytes(n, cols)
@@ -45,28 +56,68 @@ class Ops:
         ):
             check(s, "matmul")
 
-    def embed(self, matrix, ids, out):
-        """Rows ids (n,) int32 of a matrix into out (n, cols)."""
-        if self._group.array.shape[1] != matrix.cols:
-            self._group = F32((ROWS, matrix.cols))
+    def embed(self, matrix: Pointer, cols: int, ids: np.ndarray, out: Pointer) -> None:
+        """out (n, cols) = rows ids (n,) int32 of a gwq_matrix of `cols` columns."""
+        if self._group.array.shape[1] != cols:
+            self._group = F32((ROWS, cols))
         if s := self.lib.gwq_embed(
-            matrix.struct, pointer(ids, "int32_t *"), len(ids), self._group.ptr, out
+            matrix, pointer(ids, "int32_t *"), len(ids), self._group.ptr, out
         ):
             check(s, "embedding")
 
-    def rmsnorm(self, x, weight, eps, n, dim, out):
+    def rmsnorm(
+        self, x: Pointer, weight: Pointer, eps: float, n: int, dim: int, out: Pointer
+    ) -> None:
+        """out (n, dim) = x / sqrt(mean(x^2) + eps) * weight (dim); out may be x."""
         if s := self.lib.gwq_rmsnorm(self.pool.ptr, x, weight, eps, n, dim, out):
             check(s, "rmsnorm")
 
-    def layernorm(self, x, weight, bias, eps, n, dim, out):
+    def layernorm(
+        self, x: Pointer, weight: Pointer, bias: Pointer, eps: float, n: int, dim: int, out: Pointer
+    ) -> None:
+        """out (n, dim) = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; out may be x."""
         if s := self.lib.gwq_layernorm(self.pool.ptr, x, weight, bias, eps, n, dim, out):
             check(s, "layernorm")
 
-    def rope(self, x, cos, sin, n, heads, dim, rotated, style):
+    def rope(
+        self,
+        x: Pointer,
+        cos: Pointer,
+        sin: Pointer,
+        n: int,
+        heads: int,
+        dim: int,
+        rotated: int,
+        style: int,
+    ) -> None:
+        """Turn the first `rotated` values of every head of x (n, heads, dim) in place.
+
+        cos, sin: (n, rotated / 2), of the tokens' positions. style: GWQ_ROPE_PAIRS or _HALVES.
+        """
         if s := self.lib.gwq_rope(self.pool.ptr, x, cos, sin, n, heads, dim, rotated, style):
             check(s, "rope")
 
-    def attention(self, q, k, v, type, n, start, heads, kv_heads, dim, scale, softcap, window, out):
+    def attention(
+        self,
+        q: Pointer,
+        k: Pointer,
+        v: Pointer,
+        type: int,
+        n: int,
+        start: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        scale: float,
+        softcap: float,
+        window: int,
+        out: Pointer,
+    ) -> None:
+        """Causal attention of n queries q (n, heads, dim) at positions start .. start + n - 1.
+
+        k, v: (start + n, kv_heads, dim) of a KV cache whose numbers have the type with the id
+        `type`. softcap, window: 0 for none. out: (n, heads, dim).
+        """
         if s := self.lib.gwq_attention(
             self.pool.ptr,
             q,
@@ -85,33 +136,50 @@ class Ops:
         ):
             check(s, "attention")
 
-    def activate(self, x, up, n, dim, activation):
+    def activate(self, x: Pointer, up: Pointer, n: int, dim: int, activation: int) -> None:
+        """x (n, dim) = activation(x) * up (n, dim); up may be NULL with GWQ_GELU and _GELU_TANH."""
         if s := self.lib.gwq_activate(self.pool.ptr, x, up, n, dim, activation):
             check(s, "activation")
 
-    def cache(self, x, count, type, cache, first):
+    def cache(self, x: Pointer, count: int, type: int, cache: Pointer, first: int) -> None:
+        """Write x (count,) as the numbers from `first` on of a cache of the type id `type`."""
         if s := self.lib.gwq_cache(x, count, type, cache, first):
             check(s, "cache")
 
-    def softcap(self, x, n, dim, cap):
+    def softcap(self, x: Pointer, n: int, dim: int, cap: float) -> None:
+        """x (n, dim) = cap * tanh(x / cap)."""
         if s := self.lib.gwq_softcap(self.pool.ptr, x, n, dim, cap):
             check(s, "softcap")
 
-    def scale(self, x, n, dim, scale):
+    def scale(self, x: Pointer, n: int, dim: int, scale: float) -> None:
+        """x (n, dim) *= scale."""
         if s := self.lib.gwq_scale(x, n, dim, scale):
             check(s, "scale")
 
-    def add(self, x, y, n, dim, scale=1.0, broadcast=False):
+    def add(
+        self,
+        x: Pointer,
+        y: Pointer,
+        n: int,
+        dim: int,
+        scale: float = 1.0,
+        broadcast: bool = False,
+    ) -> None:
+        """x (n, dim) += scale * y; y is (n, dim), or (dim,) for every row with `broadcast`."""
         if s := self.lib.gwq_add(x, y, n, dim, scale, broadcast):
             check(s, "add")
 
-    def copy(self, x, stride, n, dim, out):
+    def copy(self, x: Pointer, stride: int, n: int, dim: int, out: Pointer) -> None:
+        """out (n, dim) = n runs of `dim` floats that begin `stride` floats apart in x."""
         if s := self.lib.gwq_copy(x, stride, n, dim, out):
             check(s, "copy")
 
 
-def read_roof(pool, array, streams, ahead):
-    """Read `array` once; returns nothing, the caller takes the time."""
+def read_roof(pool: Pool, array: np.ndarray, streams: int, ahead: int) -> None:
+    """Read `array` once, to be timed by the caller.
+
+    streams: 1 to 8, how many places each thread reads at once; ahead: bytes prefetched, 0: none.
+    """
     out = ffi.new("uint64_t *")
     check(
         lib().gwq_read(pool.ptr, pointer(array, "void *"), array.nbytes, streams, ahead, out),

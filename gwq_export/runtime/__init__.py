@@ -4,6 +4,7 @@ Modules import only those listed above them:
     layers
     moe
     weights
+    kv_cache
     session
     sampling
     model

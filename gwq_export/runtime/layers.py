@@ -1,27 +1,39 @@
-"""The parts of a decoder block, each a few calls of native operations."""
+"""The parts of a decoder block, each a few calls of native operations.
+
+Activations are float pointers: "x (n, dim)" stands for n tokens in rows of dim floats.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from gwq_export.arch.rope import Rope
-from gwq_export.native.library import NULL
-from gwq_export.native.matrix import Linear
+from gwq_export.native.library import F32, NULL, Pointer
+from gwq_export.native.matrix import Linear, Split
+from gwq_export.native.ops import Ops
+
+# (ops, x, n, out) -> pointer to the result, which is `out` or x itself
+Normalize: TypeAlias = Callable[[Ops, Pointer, int, Pointer], Pointer]
+# (ops, x, n, gate, up, out): x (n, dim) -> out (n, dim); gate, up (n, ffn): work space
+FeedForwardLayer: TypeAlias = Callable[[Ops, Pointer, int, Pointer, Pointer, Pointer], Any]
 
 
 class Norm:
-    """RMSNorm, or LayerNorm with a bias, of x (n, repeat, size of the weight)."""
+    """RMSNorm, or LayerNorm where there is a bias.
 
-    def __init__(self, weight, bias, eps, repeat=1):
-        self.weight, self.bias, self.eps, self.size, self.repeat = (
-            weight,
-            bias,
-            eps,
-            weight.array.size,
-            repeat,
-        )
+    weight, bias: (size,). eps: added to the mean square (variance). repeat: how many vectors of
+    that size a token has, such as its heads.
+    """
 
-    def __call__(self, ops, x, n, out):
-        """Pointer to the result, which is `out`; out may be x."""
+    def __init__(self, weight: F32, bias: F32 | None, eps: float, repeat: int = 1) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.eps = eps
+        self.size = weight.array.size
+        self.repeat = repeat
+
+    def __call__(self, ops: Ops, x: Pointer, n: int, out: Pointer) -> Pointer:
+        """Normalize x (n, repeat, size) into out, which may be x; returns out."""
         if self.bias:
             ops.layernorm(
                 x, self.weight.ptr, self.bias.ptr, self.eps, n * self.repeat, self.size, out
@@ -31,22 +43,28 @@ class Norm:
         return out
 
 
-def unchanged(ops, x, n, out):
-    """In the place of a Norm that the architecture does not have: the result is x itself."""
+def unchanged(ops: Ops, x: Pointer, n: int, out: Pointer) -> Pointer:
+    """Stand in for a Norm that the architecture does not have: the result is x itself."""
     return x
 
 
 class FeedForward:
-    """down(activation(gate) * up), or down(activation(up)) without a gate.
+    """A dense feed-forward layer: down(activation(gate) * up), or down(activation(up)) ungated.
 
-    inputs: makes (gate, up) or (up,).
+    inputs: makes gate and up (n, ffn) of x if `gated`, else only up. activation: enum
+    gwq_activation.
     """
 
-    def __init__(self, inputs, gated, down, activation):
-        self.inputs, self.gated, self.down, self.activation = inputs, gated, down, activation
+    def __init__(self, inputs: Linear | Split, gated: bool, down: Linear, activation: int) -> None:
+        self.inputs = inputs
+        self.gated = gated
+        self.down = down
+        self.activation = activation
 
-    def __call__(self, ops, x, n, gate, up, out):
-        """x (n, dim) to out (n, dim); gate and up (n, ffn) are work space."""
+    def __call__(
+        self, ops: Ops, x: Pointer, n: int, gate: Pointer, up: Pointer, out: Pointer
+    ) -> None:
+        """x (n, dim) to out (n, dim), which may be x; gate and up (n, ffn) are work space."""
         self.inputs(ops, x, n, *((gate, up) if self.gated else (gate,)))
         ops.activate(gate, up if self.gated else NULL, n, self.down.cols, self.activation)
         self.down(ops, gate, n, out)
@@ -56,14 +74,14 @@ class FeedForward:
 class Layer:
     """One decoder block."""
 
-    attn_norm: Callable
-    qkv: Callable
-    q_norm: Callable
-    k_norm: Callable
+    attn_norm: Normalize
+    qkv: Linear | Split
+    q_norm: Normalize
+    k_norm: Normalize
     attn_output: Linear
-    attn_post_norm: Callable
-    ffn_norm: Callable
-    ffn: Callable
-    ffn_post_norm: Callable
+    attn_post_norm: Normalize
+    ffn_norm: Normalize
+    ffn: FeedForwardLayer
+    ffn_post_norm: Normalize
     window: int  # how many positions attention sees, 0: all
     rope: Rope | None

@@ -2,11 +2,15 @@
 
 import logging
 import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import cached_property
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
 from gwq_export.errors import GwqError
+from gwq_export.format.reader import Reader
 from gwq_export.runtime.sampling import Sampling, StopStrings
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
@@ -16,13 +20,21 @@ log = logging.getLogger("gwq_export")
 
 
 class Model:
-    """A GGUF file (path or open Reader) ready for inference.
+    """A GGUF file ready for inference. Its methods may be called from several threads at once.
 
-    Methods may be called from several threads at once. Raises GwqError.
+    file: a path or an open Reader. device: "cpu". threads: None for all CPUs. ctx: positions of a
+    context, at most and by default the model's. cache: type of KV caches, as for
+    `gwq_export.runtime.weights.Weights`. Raises GwqError.
     """
 
-    def __init__(self, file, device="cpu", threads=None, ctx=None, cache=None):
-        """cache: as for `gwq_export.runtime.weights.Weights`."""
+    def __init__(
+        self,
+        file: str | PathLike[str] | Reader,
+        device: str = "cpu",
+        threads: int | None = None,
+        ctx: int | None = None,
+        cache: str | None = None,
+    ) -> None:
         if device != "cpu":
             raise GwqError(
                 f"--device {device}: this version runs on the CPU only; use --device cpu"
@@ -38,49 +50,57 @@ class Model:
         self.ctx = min(ctx or self.config.ctx, self.config.ctx)
 
     @cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer, built when it is first asked for."""
         return Tokenizer(self.weights.reader.metadata)
 
-    def session(self, ctx=None):
-        """A fresh KV cache for `ctx` positions, at most the model's."""
+    def session(self, ctx: int | None = None) -> Session:
+        """A fresh KV cache for `ctx` positions, at most and by default the model's."""
         return Session(self.weights, min(ctx or self.ctx, self.ctx))
 
-    def logits(self, tokens):
-        """float32 (n, vocab): next-token logits after each of the n token ids. Keeps no state."""
+    def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Next-token logits after each of n token ids, float32 (n, vocab). Keeps no state."""
         return self.session(len(tokens)).forward(tokens, keep=len(tokens))
 
-    def prompt_ids(self, prompt, chat=False):
-        """Token ids of a prompt: text, or a list of {"role", "content"} messages; chat wraps text
-        as one user message.
+    def prompt_ids(self, prompt: str | Sequence[dict[str, str]], chat: bool = False) -> list[int]:
+        """Token ids of a prompt: a text, or a list of {"role", "content"} messages.
+
+        chat: wrap a text in the chat template, if there is one, as a single user message.
         """
         tok = self.tokenizer
-        if isinstance(prompt, str) and not (chat and tok.chat_template):
-            return tok.encode(prompt)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return tok.encode(tok.chat(messages), bos=False)
+        if isinstance(prompt, str):
+            if not (chat and tok.chat_template):
+                return tok.encode(prompt)
+            prompt = [{"role": "user", "content": prompt}]
+        return tok.encode(tok.chat(prompt), bos=False)
 
     def tokens(
         self,
-        session,
-        ids,
-        n=128,
-        sampling=None,
-        stop_ids=(),
-        before=(),
-        stats=None,
-        halt=lambda: False,
-    ):
-        """Compute `ids` after what the session holds, then yield new token ids until a stop id (not
-        yielded), n of them (n < 0: no limit), a full context, or until halt() is true. Makes no use
-        of the tokenizer.
+        session: Session,
+        ids: Sequence[int],
+        n: int = 128,
+        sampling: Sampling | None = None,
+        stop_ids: Collection[int] = (),
+        before: Sequence[int] = (),
+        stats: dict[str, Any] | None = None,
+        halt: Callable[[], bool] = lambda: False,
+    ) -> Generator[int, None, None]:
+        """Compute `ids` after what the session holds, then yield new token ids.
+
+        Ends at a stop id (which is not yielded), after n tokens (n < 0: no limit), when the context
+        is full, or when halt() is true. Does not use the tokenizer.
 
         before: the ids that the session holds, for the repeat penalty. stats: as in `stream`.
         """
-        sampling, stats = sampling or Sampling(), {} if stats is None else stats
-        rng, seen = np.random.default_rng(sampling.seed), [*before, *ids]
-        limit = session.ctx - session.pos - len(ids)
-        stop, made, start = "length" if 0 <= n <= limit else "context", 0, time.perf_counter()
-        limit = min(n, limit) if n >= 0 else limit
+        sampling = sampling or Sampling()
+        stats = {} if stats is None else stats
+        rng = np.random.default_rng(sampling.seed)
+        seen = [*before, *ids]
+        room = session.ctx - session.pos - len(ids)
+        stop = "length" if 0 <= n <= room else "context"
+        limit = min(n, room) if n >= 0 else room
+        made = 0
+        start = time.perf_counter()
         prefilled = start
         try:
             for first in range(0, len(ids) if limit else 0, BATCH):
@@ -110,37 +130,47 @@ class Model:
                 "decode_tps": (made - 1) / (now - prefilled) if made > 1 else 0.0,
             }
 
-    def stream(self, prompt, n=128, sampling=None, chat=False, stats=None, stop=()):
-        """Yield pieces of text until a stop token, a stop string, n tokens (n < 0: no limit) or the
-        end of the context.
+    def stream(
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        n: int = 128,
+        sampling: Sampling | None = None,
+        chat: bool = False,
+        stats: dict[str, Any] | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yield pieces of text that continue a prompt: a text, messages, or token ids.
 
-        prompt: text, messages, or a list of token ids. stop: strings that end the text and are not
-        part of it. stats: a dict that receives prompt_tokens, tokens, prompt_tps, decode_tps and
+        Ends at a stop token, at one of the strings `stop` (which is not part of the text), after n
+        tokens (n < 0: no limit) or at the end of the context. chat: as in `prompt_ids`. stats: a
+        dict that receives prompt_tokens, tokens, prompt_tps and decode_tps (tokens per second), and
         stop ("token", "string", "length", "context" or "halt").
         """
         stats = {} if stats is None else stats
-        is_ids = not isinstance(prompt, str) and all(
-            isinstance(i, (int, np.integer)) for i in prompt
-        )
-        ids = list(prompt) if is_ids else self.prompt_ids(prompt, chat)
+        ids = self._ids(prompt, chat)
         if not ids:
             raise GwqError("the prompt is empty: give some text with -p")
         if len(ids) >= self.ctx:
             raise GwqError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: shorten it or use a larger --ctx"
+                f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: "
+                "shorten it or use a larger --ctx"
             )
         session = self.session(self.ctx if n < 0 else len(ids) + n)
-        yield from self.text(
-            self.tokens(session, ids, n, sampling, self.tokenizer.stop_ids, stats=stats),
-            stop,
-            stats,
-        )
+        tokens = self.tokens(session, ids, n, sampling, self.tokenizer.stop_ids, stats=stats)
+        yield from self.text(tokens, stop, stats)
 
-    def text(self, tokens, stop=(), stats=None):
-        """Yield the text of token ids (a generator of `tokens`) in pieces, up to the first of the
-        strings `stop`.
+    def text(
+        self,
+        tokens: Generator[int, None, None],
+        stop: Sequence[str] = (),
+        stats: dict[str, Any] | None = None,
+    ) -> Iterator[str]:
+        """Yield the text of token ids, as `tokens` yields them, in pieces.
+
+        Ends, and closes the generator, at the first of the strings `stop`.
         """
-        text, stops = self.tokenizer.stream(), StopStrings(stop)
+        text = self.tokenizer.stream()
+        stops = StopStrings(stop)
         for token in tokens:
             if piece := stops.feed(text.feed(token)):
                 yield piece
@@ -155,22 +185,26 @@ class Model:
 
     def generate(
         self,
-        prompt,
-        n=128,
-        temp=0.0,
-        top_k=40,
-        top_p=0.95,
-        min_p=0.0,
-        seed=None,
-        chat=False,
-        stop=(),
-        **penalty,
-    ):
-        """The continuation of a prompt as one string; see `stream` and `Sampling`; penalty:
-        repeat_penalty, repeat_last_n.
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        n: int = 128,
+        temp: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        chat: bool = False,
+        stop: Sequence[str] = (),
+        **penalty: Any,
+    ) -> str:
+        """The continuation of a prompt as one string; see `stream` and `Sampling`.
+
+        penalty: repeat_penalty, repeat_last_n.
         """
-        return "".join(
-            self.stream(
-                prompt, n, Sampling(temp, top_k, top_p, min_p, seed, **penalty), chat, stop=stop
-            )
-        )
+        sampling = Sampling(temp, top_k, top_p, min_p, seed, **penalty)
+        return "".join(self.stream(prompt, n, sampling, chat, stop=stop))
+
+    def _ids(self, prompt: Any, chat: bool) -> list[int]:
+        """Token ids of what `stream` takes as a prompt."""
+        if not isinstance(prompt, str) and all(isinstance(i, (int, np.integer)) for i in prompt):
+            return list(prompt)
+        return self.prompt_ids(prompt, chat)

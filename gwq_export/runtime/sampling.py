@@ -1,5 +1,6 @@
 """How the next token is picked from logits, and how a text ends before a stop string."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,12 @@ from gwq_export.errors import GwqError
 
 @dataclass(frozen=True)
 class Sampling:
-    """temp 0 is greedy; top_k 0, top_p 1, min_p 0 and repeat_penalty 1 switch their filter off.
-    Raises GwqError for impossible values.
+    """How to pick a token: temp 0 is greedy.
 
-    repeat_penalty: what was among the last repeat_last_n tokens (-1: all), prompt included, has its
-    logit divided by it if positive, else multiplied (Keskar et al., arXiv 1909.05858).
+    top_k 0, top_p 1, min_p 0 and repeat_penalty 1 each switch their filter off. The logit of every
+    token among the last repeat_last_n (-1: all, prompt included) is divided by repeat_penalty if it
+    is positive and multiplied by it otherwise (Keskar et al., arXiv 1909.05858). Raises GwqError
+    for impossible values.
     """
 
     temp: float = 0.0
@@ -24,28 +26,32 @@ class Sampling:
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (
             self.temp >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
         ):
             raise GwqError(
-                "sampling: temp and top_k must not be negative, top_p lies in (0, 1], min_p in [0, 1]"
+                "sampling: temp and top_k must not be negative, "
+                "top_p lies in (0, 1], min_p in [0, 1]"
             )
         if not (0 < self.repeat_penalty < np.inf and self.repeat_last_n >= -1):
             raise GwqError(
-                "sampling: repeat_penalty must be above 0, repeat_last_n -1 (the whole text) or more"
+                "sampling: repeat_penalty must be above 0, "
+                "repeat_last_n -1 (the whole text) or more"
             )
         if self.seed is not None and self.seed < 0:
             raise GwqError(f"--seed {self.seed}: give a number from 0")
 
-    def pick(self, logits, rng, before=()):
-        """A token id from logits (vocab,), after the ids `before`.
+    def pick(self, logits: np.ndarray, rng: np.random.Generator, before: Sequence[int] = ()) -> int:
+        """Pick a token id by logits (vocab,) float32.
 
-        Raises GwqError when they are not finite.
+        before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
+        finite.
         """
         if not np.isfinite(logits).all():
             raise GwqError(
-                "the model's logits are not finite: the file is damaged (see gwq-info --check), or the model was"
+                "the model's logits are not finite: "
+                "the file is damaged (see gwq-info --check), or the model was"
             )
         if self.repeat_penalty != 1 and self.repeat_last_n and len(before):
             recent = np.unique(before if self.repeat_last_n < 0 else before[-self.repeat_last_n :])
@@ -55,45 +61,53 @@ class Sampling:
             )
         if self.temp == 0:
             return int(logits.argmax())
+        # p: probabilities of the top_k likeliest ids, descending
         order = np.argsort(-logits, kind="stable")
         order = order[: self.top_k or None]
         p = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / self.temp)
         p /= p.sum()
+        # top_p: an id stays while those before it sum to less than top_p; the first always stays
         keep = (np.cumsum(p) - p < self.top_p) & (p >= self.min_p * p[0])
         p = np.where(keep, p, 0)
         return int(rng.choice(order, p=p / p.sum()))
 
 
 class StopStrings:
-    """Text in, text out up to the first of `strings`; what may be the start of one is held back.
-    Raises GwqError for an empty one.
+    """Passes text on, piece by piece, up to the first of `strings`.
+
+    The end of a piece that may be the start of a stop string waits for what follows. found: whether
+    the text has ended. Raises GwqError for an empty stop string.
     """
 
-    def __init__(self, strings=()):
+    def __init__(self, strings: Sequence[str] = ()) -> None:
         if not all(strings):
             raise GwqError("a stop string is empty: give some text with --stop")
-        self.strings, self._held, self.found = tuple(strings), "", False
+        self.strings = tuple(strings)
+        self.found = False
+        self._waiting = ""
 
-    def feed(self, piece):
-        """What is certain to lie before any stop string; sets `found`."""
-        text = self._held + piece
-        ends = [at for at in map(text.find, self.strings) if at >= 0]
-        if ends:
-            self._held, self.found = "", True
-            return text[: min(ends)]
-        longest = max(map(len, self.strings), default=0)
-        keep = next(
-            (
-                n
-                for n in range(min(longest - 1, len(text)), 0, -1)
-                if any(s.startswith(text[-n:]) for s in self.strings)
-            ),
-            0,
-        )
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+    def feed(self, piece: str) -> str:
+        """Take the next piece; returns what certainly lies before any stop string. Sets `found`."""
+        text = self._waiting + piece
+        starts = [at for at in map(text.find, self.strings) if at >= 0]
+        if starts:
+            self._waiting = ""
+            self.found = True
+            return text[: min(starts)]
+        certain = len(text) - self._unfinished(text)
+        self._waiting = text[certain:]
+        return text[:certain]
 
-    def flush(self):
-        """What was held back, at the end of the text."""
-        text, self._held = self._held, ""
+    def flush(self) -> str:
+        """What still waited, at the end of the text."""
+        text = self._waiting
+        self._waiting = ""
         return text
+
+    def _unfinished(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop string begins with."""
+        longest = max(map(len, self.strings), default=0)
+        for n in range(min(longest - 1, len(text)), 0, -1):
+            if any(s.startswith(text[-n:]) for s in self.strings):
+                return n
+        return 0

@@ -1,10 +1,14 @@
-"""A KV cache and one forward function of native operations, for every architecture."""
+"""One forward function of native operations, for every architecture, over a KV cache."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.native.library import F32, pointer
 from gwq_export.native.ops import Ops
+from gwq_export.runtime.kv_cache import KVCache
+from gwq_export.runtime.weights import Weights
 
 BATCH = 512  # tokens of a prompt computed at once
 
@@ -12,134 +16,147 @@ BATCH = 512  # tokens of a prompt computed at once
 class Session:
     """A KV cache for up to `ctx` positions over shared Weights. One Python thread at a time."""
 
-    def __init__(self, weights, ctx):
-        c = self.config = weights.config
-        self.weights, self.ctx, self.pos, self.ops = weights, ctx, 0, Ops(weights.pool)
-        self.q, self.kv = c.dims["q"], c.dims["kv"]
+    def __init__(self, weights: Weights, ctx: int) -> None:
+        c = weights.config
+        self.config = c
+        self.weights = weights
+        self.ctx = ctx
+        self.ops = Ops(weights.pool)
         self.cache_type = weights.cache_type
-        # K and V of every position; pages not used yet cost nothing
-        self._cache = np.zeros((c.layers, 2, ctx, self.cache_type.nbytes(1, self.kv)), np.uint8)
-        self.cache = [[pointer(part, "void *") for part in layer] for layer in self._cache]
-        self.ropes = weights.rope_tables(ctx)
-        self._n = 0
-        wide, ffn = max(c.dim, self.q), c.expert_ffn if c.experts else c.ffn
-        self._sizes = {
+        self._kv_width = c.dims["kv"]
+        self._cache = KVCache(c.layers, ctx, self._kv_width, weights.cache_type)
+        self._ropes = weights.rope_tables(ctx)
+        wide = max(c.dim, c.dims["q"])  # h and q hold activations of either width
+        ffn = c.expert_ffn if c.experts else c.ffn
+        self._widths = {
             "x": c.dim,
             "h": wide,
             "q": wide,
-            "k": self.kv,
-            "v": self.kv,
+            "k": self._kv_width,
+            "v": self._kv_width,
             "gate": ffn,
             "up": ffn,
         }
+        self._tokens = 0  # that the work buffers have room for
         self._grow(1)
 
-    def _grow(self, n):
-        """Work buffers for n tokens at once."""
-        if n > self._n:
-            self._n = n
-            self.buffers = {name: F32((n, size)) for name, size in self._sizes.items()}
+    @property
+    def pos(self) -> int:
+        """How many positions the cache holds."""
+        return self._cache.pos
 
-    def forward(self, tokens, keep=1):
-        """Run tokens (ints) after what the cache holds; float32 logits (keep, vocab) of the last
-        `keep` of them.
+    def rewind(self, pos: int = 0) -> None:
+        """Forget everything from position `pos` on."""
+        self._cache.rewind(pos)
 
-        Raises GwqError when the context is full or an id is out of range.
+    def reuse(self, ids: Sequence[int] | np.ndarray, keep: int = 1) -> int:
+        """Rewind to the longest prefix of `ids` that the cache holds; returns its length.
+
+        keep: at least so many of the last ids are left to be computed, for their logits.
+        """
+        return self._cache.reuse(ids, keep)
+
+    def forward(self, tokens: Sequence[int] | np.ndarray, keep: int = 1) -> np.ndarray:
+        """Run token ids (n,) after what the cache holds.
+
+        Returns float32 logits (keep, vocab) of the last `keep` of them. Raises GwqError when the
+        context is full or an id is out of range.
         """
         ids = np.asarray(tokens)
         n = len(ids) if ids.ndim == 1 else 0
         if not n or self.pos + n > self.ctx:
             raise GwqError(
-                f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: use a larger --ctx or a shorter text"
+                f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: "
+                "use a larger --ctx or a shorter text"
             )
         if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.config.vocab:
             raise GwqError(
-                f"a token id is not an integer in 0..{self.config.vocab - 1}: the tokenizer does not belong to this model"
+                f"a token id is not an integer in 0..{self.config.vocab - 1}: "
+                "the tokenizer does not belong to this model"
             )
         ids = np.ascontiguousarray(ids, np.int32)
         out = np.empty((keep, self.config.vocab), np.float32)
+        skipped = n - keep  # tokens at the start whose logits nobody wants
         for first in range(0, n, BATCH):
             last = min(n, first + BATCH)
-            wanted = max(first, n - keep)  # the first token of this batch whose logits are kept
-            self._forward(ids[first:last], out[wanted - (n - keep) : max(0, last - (n - keep))])
+            self._forward(
+                ids[first:last], out[max(first, skipped) - skipped : max(0, last - skipped)]
+            )
         return out
 
-    def _forward(self, ids, out):
-        """One batch: ids (n,) int32; out (m, vocab) takes the logits of the last m of them, m may
-        be 0.
-        """
-        n, start, c, w, ops, type = (
-            len(ids),
-            self.pos,
-            self.config,
-            self.weights,
-            self.ops,
-            self.cache_type.id,
-        )
+    def _forward(self, ids: np.ndarray, out: np.ndarray) -> None:
+        """Run one batch: ids (n,) int32; out (m, vocab) takes the logits of the last m, 0 to n."""
+        c = self.config
+        w = self.weights
+        ops = self.ops
+        cache = self._cache
+        type = cache.type.id
+        n = len(ids)
+        start = cache.pos
+        first = start * self._kv_width  # the batch's first number in K and V of a layer
+        numbers = n * self._kv_width
+        heads = (c.heads, c.kv_heads, c.head_dim)
+        scores = (c.attention_scale, c.attention_softcap)
         self._grow(n)
-        x, h, q, k, v, gate, up = (self.buffers[name].ptr for name in self._sizes)
+        x, h, q, k, v, gate, up = (self._buffers[name].ptr for name in self._widths)
+        # cos and sin (n, rotated / 2) from position `start` on
         ropes = {
-            rope: [t.ptr + start * (rope.rotated // 2) for t in tables]
-            for rope, tables in self.ropes.items()
+            rope: [table.ptr + start * (rope.rotated // 2) for table in tables]
+            for rope, tables in self._ropes.items()
         }
-        ops.embed(w.embed, ids, x)
+
+        # x (n, dim) = embedding of the ids (+ learned positions) (* scale)
+        ops.embed(w.embed.struct, c.dim, ids, x)
         if w.positions:
-            ops.embed(w.positions, np.arange(start, start + n, dtype=np.int32), h)
+            positions = np.arange(start, start + n, dtype=np.int32)
+            ops.embed(w.positions.struct, c.dim, positions, h)
             ops.add(x, h, n, c.dim)
         if c.embedding_scale != 1:
             ops.scale(x, n, c.dim, c.embedding_scale)
-        for layer, (keys, values) in zip(w.layers, self.cache, strict=True):
+
+        for layer, (keys, values) in zip(w.layers, cache.layers, strict=True):
+            # q (n, heads, head_dim), k and v (n, kv_heads, head_dim) of h (n, dim) = norm(x)
             layer.qkv(ops, layer.attn_norm(ops, x, n, h), n, q, k, v)
             layer.q_norm(ops, q, n, q)
             layer.k_norm(ops, k, n, k)
+            # turn Q and K by their positions
             if layer.rope:
-                ops.rope(
-                    q, *ropes[layer.rope], n, c.heads, c.head_dim, layer.rope.rotated, w.rope_style
-                )
-                ops.rope(
-                    k,
-                    *ropes[layer.rope],
-                    n,
-                    c.kv_heads,
-                    c.head_dim,
-                    layer.rope.rotated,
-                    w.rope_style,
-                )
-            ops.cache(k, n * self.kv, type, keys, start * self.kv)
-            ops.cache(v, n * self.kv, type, values, start * self.kv)
-            ops.attention(
-                q,
-                keys,
-                values,
-                type,
-                n,
-                start,
-                c.heads,
-                c.kv_heads,
-                c.head_dim,
-                c.attention_scale,
-                c.attention_softcap,
-                layer.window,
-                h,
-            )
-            layer.attn_output(ops, h, n, q)  # q is free now
+                cos, sin = ropes[layer.rope]
+                rotated = layer.rope.rotated
+                ops.rope(q, cos, sin, n, c.heads, c.head_dim, rotated, w.rope_style)
+                ops.rope(k, cos, sin, n, c.kv_heads, c.head_dim, rotated, w.rope_style)
+            # keys and values (start + n, kv_heads, head_dim) get those of the batch
+            ops.cache(k, numbers, type, keys, first)
+            ops.cache(v, numbers, type, values, first)
+            # h (n, heads, head_dim) = softmax(scale * q @ keys) @ values
+            ops.attention(q, keys, values, type, n, start, *heads, *scores, layer.window, h)
+            # q (n, dim) = output of attention; the queries are not needed any more
+            layer.attn_output(ops, h, n, q)
             layer.attn_post_norm(ops, q, n, q)
+            # x += attention; parallel blocks feed both halves with the same x and add afterwards
             if not c.parallel:
                 ops.add(x, q, n, c.dim, c.residual_scale)
+            # h (n, dim) = feed-forward layer of norm(x)
             layer.ffn(ops, layer.ffn_norm(ops, x, n, h), n, gate, up, h)
             layer.ffn_post_norm(ops, h, n, h)
             if c.parallel:
                 ops.add(x, q, n, c.dim, c.residual_scale)
+            # x += feed-forward
             ops.add(x, h, n, c.dim, c.residual_scale)
-        self.pos += n
+        cache.append(ids)
+
+        # out (rows, vocab) = head(norm(the last rows of x)) (/ scale) (capped)
         if rows := len(out):
-            last, logits = w.norm(ops, x + (n - rows) * c.dim, rows, h), pointer(out)
+            last = w.norm(ops, x + (n - rows) * c.dim, rows, h)
+            logits = pointer(out)
             if c.logit_scale != 1:
                 ops.scale(last, rows, c.dim, 1 / c.logit_scale)
             w.head(ops, last, rows, logits)
             if c.logit_softcap:
                 ops.softcap(logits, rows, c.vocab, c.logit_softcap)
 
-    def rewind(self, pos=0):
-        """Forget everything from position `pos` on."""
-        self.pos = min(pos, self.pos)
+    def _grow(self, n: int) -> None:
+        """Make work buffers, float32 (n, width), for n tokens at once."""
+        if n > self._tokens:
+            self._tokens = n
+            self._buffers = {name: F32((n, width)) for name, width in self._widths.items()}

@@ -1,44 +1,142 @@
 """The tensors of an open file as layers, checked against the model's config."""
 
-from gwq_export.arch.config import read_config
+from collections.abc import Sequence
+from os import PathLike
+
+from gwq_export.arch.config import Config, read_config
+from gwq_export.arch.parts import TensorRow
+from gwq_export.arch.rope import Rope
 from gwq_export.errors import GwqError
-from gwq_export.format.reader import Reader
+from gwq_export.format.reader import Reader, Tensor
 from gwq_export.format.types import TYPES
 from gwq_export.native.library import F32, Pool, lib
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.native.ops import CACHE
-from gwq_export.runtime.layers import FeedForward, Layer, Norm, unchanged
+from gwq_export.runtime.layers import (
+    FeedForward,
+    FeedForwardLayer,
+    Layer,
+    Norm,
+    Normalize,
+    unchanged,
+)
 from gwq_export.runtime.moe import Experts
 
 
-class Weights:
-    """All tensors of a model, checked against its config.
+class _Table:
+    """The tensors of one table of the architecture, such as those of block i.
 
-    Raises GwqError. Safe to share between threads.
+    rows: of the table. prefix: what comes before a row's name in the file. Names of matrices and
+    vectors are whole ("attn_q.weight"); `linear`, `split` and `norm` take them without ".weight".
     """
 
-    def __init__(self, file, threads=None, cache=None):
-        """file: a path, or a Reader that is open.
+    def __init__(
+        self, reader: Reader, config: Config, rows: Sequence[TensorRow], prefix: str = ""
+    ) -> None:
+        self.reader = reader
+        self.rows = {row.gguf: row for row in rows}
+        self.prefix = prefix
+        self.dims = config.dims
+        self.eps = config.eps
 
-        cache: type of KV caches (native.CACHE); None: f16, or f32 beside float32 matrices.
-        """
+    def shape(self, name: str) -> tuple[int, ...]:
+        """What the config says that the tensor's shape is."""
+        return tuple(self.dims[d] for d in self.rows[name].shape)
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> list[Matrix]:
+        """Those of a tensor: one, or one for each expert."""
+        tensor = self._required(name, shape)
+        return [Matrix(t.name, t.type, t.shape, t.data, t.outliers) for t in tensor.matrices()]
+
+    def matrix(self, name: str) -> Matrix:
+        """The one of a tensor that has no experts."""
+        return self.matrices(name, self.shape(name))[0]
+
+    def vector(self, name: str, size: int) -> F32:
+        """All values of a tensor (size,)."""
+        return F32(self._required(name, (size,)).dequantize())
+
+    def optional_vector(self, name: str, size: int) -> F32 | None:
+        """All values of a tensor (size,), or None if the file lacks it."""
+        tensor = self._find(name, (size,))
+        return None if tensor is None else F32(tensor.dequantize())
+
+    def linear(self, *names: str) -> Linear:
+        """Matrices that share an input, with the biases that the file has."""
+        matrices = [self.matrix(f"{name}.weight") for name in names]
+        biases = [
+            self.optional_vector(f"{name}.bias", m.rows)
+            for name, m in zip(names, matrices, strict=True)
+        ]
+        return Linear(matrices, biases)
+
+    def split(self, name: str, *widths: int) -> Split:
+        """One matrix in the place of several, which have `widths` outputs."""
+        matrix = self.matrix(f"{name}.weight")
+        return Split(matrix, widths, self.optional_vector(f"{name}.bias", matrix.rows))
+
+    def norm(self, name: str, width: int) -> Normalize:
+        """The norm of activations (n, width); `unchanged` where there is none."""
+        row = self.rows.get(f"{name}.weight")
+        if row is None:
+            return unchanged
+        size = self.dims[row.shape[0]]
+        find = self.optional_vector if row.optional else self.vector
+        weight = find(row.gguf, size)
+        if weight is None:
+            return unchanged
+        bias = self.vector(f"{name}.bias", size) if f"{name}.bias" in self.rows else None
+        return Norm(weight, bias, self.eps, width // size)
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        name = self.prefix + name
+        tensor = self.reader.tensors.get(name)
+        if tensor is not None and tensor.shape != shape:
+            raise GwqError(
+                f"{self.reader.path}: tensor {name} has shape {tensor.shape}, expected {shape}; "
+                "export the model again"
+            )
+        return tensor
+
+    def _required(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._find(name, shape)
+        if tensor is None:
+            raise GwqError(
+                f"{self.reader.path}: tensor {self.prefix}{name} is missing; export the model again"
+            )
+        return tensor
+
+
+class Weights:
+    """All tensors of a model, checked against its config. Safe to share between threads.
+
+    file: a path, or an open Reader. threads: of the pool, None: all CPUs. cache: type of the KV
+    caches, one of `native.ops.CACHE`; None: f16, or f32 beside float32 matrices. Raises GwqError.
+    """
+
+    def __init__(
+        self,
+        file: str | PathLike[str] | Reader,
+        threads: int | None = None,
+        cache: str | None = None,
+    ) -> None:
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
-        lib()
+        lib()  # a missing library is said before a wrong number of threads
         self.pool = Pool(threads)
-        outer = {row.gguf: row for row in (*c.arch.first, *c.arch.last)}
-        self.embed = self._matrix("token_embd.weight", (c.vocab, c.dim))
-        self.positions = "position_embd.weight" in outer and self._matrix(
-            "position_embd.weight", (c.ctx, c.dim)
-        )
-        self.norm = self._norm(outer, "", "output_norm", c.dim)
-        tied = "output.weight" not in self.reader.tensors
-        self.head = Linear(
-            [self.embed if tied else self._matrix("output.weight", (c.vocab, c.dim))]
-        )
+        outer = _Table(self.reader, c, (*c.arch.first, *c.arch.last))
+        self.embed = outer.matrix("token_embd.weight")
+        self.positions: Matrix | None = None
+        if "position_embd.weight" in outer.rows:
+            self.positions = outer.matrix("position_embd.weight")
+        self.norm = outer.norm("output_norm", c.dim)
+        head = self.embed
+        if "output.weight" in self.reader.tensors:
+            (head,) = outer.matrices("output.weight", (c.vocab, c.dim))
+        self.head = Linear([head])
         self.layers = [self._layer(i) for i in range(c.layers)]
-        # FP16 halves what attention reads; beside float32 matrices it would be the coarsest number
-        # of all
+        # FP16 halves what attention reads; beside float32 matrices it would be the least precise
+        # number of all
         exact = all(t.type.name == "f32" for t in self.reader.tensors.values())
         if cache not in (None, *CACHE):
             raise GwqError(
@@ -47,133 +145,87 @@ class Weights:
         self.cache_type = TYPES[cache or ("f32" if exact else "f16")]
         if c.head_dim % self.cache_type.unit:
             raise GwqError(
-                f"a KV cache of type {cache} needs heads of whole {self.cache_type.unit}s, not {c.head_dim}: choose f16"
+                f"a KV cache of type {cache} needs heads of whole {self.cache_type.unit}s, "
+                f"not {c.head_dim}: choose f16"
             )
         self.rope_style = lib().GWQ_ROPE_PAIRS if c.arch.rope == "pairs" else lib().GWQ_ROPE_HALVES
         pairs = c.rope.rotated // 2 if c.rope else 0
-        names = ("rope_freqs", "rope_factors_short", "rope_factors_long")
-        freqs, short, long = (
-            self._vector(f"{name}.weight", pairs, optional=True) for name in names
-        )
-        self._divisors = {
-            False: short or freqs,
-            True: long or freqs,
-        }  # of the frequencies, by whether the context is a long one
+        freqs = outer.optional_vector("rope_freqs.weight", pairs)
+        short = outer.optional_vector("rope_factors_short.weight", pairs)
+        long = outer.optional_vector("rope_factors_long.weight", pairs)
+        # divisors of the frequencies (rotated / 2), in contexts up to the original one and longer
+        self._short_divisors = short or freqs
+        self._long_divisors = long or freqs
 
-    def _layer(self, i):
-        c, rows, at = self.config, {row.gguf: row for row in self.config.arch.block}, f"blk.{i}."
-        dims = c.dims
+    def rope_tables(self, positions: int) -> dict[Rope, tuple[F32, F32]]:
+        """{rope: (cos, sin)}, float32 (positions, rotated / 2) each, of all ropes of the layers.
 
-        def norm(name, width=c.dim):
-            return self._norm(rows, at, name, width)
+        positions: of the whole context; how long it is may decide on the frequencies.
+        """
+        c = self.config
+        tables = {}
+        for rope in {layer.rope for layer in self.layers if layer.rope}:
+            divisors = None
+            if rope == c.rope:
+                longer = positions > rope.original
+                divisors = self._long_divisors if longer else self._short_divisors
+            cos, sin = rope.table(positions, divisors.array if divisors else None)
+            tables[rope] = F32(cos), F32(sin)
+        return tables
 
-        def linear(*names):
-            shapes = [tuple(dims[d] for d in rows[f"{name}.weight"].shape) for name in names]
-            matrices = [
-                self._matrix(f"{at}{name}.weight", shape)
-                for name, shape in zip(names, shapes, strict=True)
-            ]
-            return matrices, [
-                self._vector(f"{at}{name}.bias", s[0], optional=True)
-                for name, s in zip(names, shapes, strict=True)
-            ]
-
-        def split(name, *widths):
-            (matrix,), (bias,) = linear(name)
-            return Split(matrix, widths, bias)
-
-        if "attn_qkv.weight" in rows:
-            qkv = split("attn_qkv", dims["q"], dims["kv"], dims["kv"])
+    def _layer(self, i: int) -> Layer:
+        c = self.config
+        table = _Table(self.reader, c, c.arch.block, f"blk.{i}.")
+        q, kv = c.dims["q"], c.dims["kv"]
+        qkv: Linear | Split
+        if "attn_qkv.weight" in table.rows:
+            qkv = table.split("attn_qkv", q, kv, kv)
         else:
-            qkv = Linear(*linear("attn_q", "attn_k", "attn_v"))
-        activation = getattr(lib(), f"GWQ_{c.arch.activation.upper()}")
-        if c.experts:
-            shapes = {
-                name: tuple(dims[d] for d in rows[name].shape) for name in rows if "_exps" in name
-            }
-            gate, up, down = (self._matrices(at + name, shape) for name, shape in shapes.items())
-            inputs, outputs = (
-                [Linear(pair) for pair in zip(gate, up, strict=True)],
-                [Linear([m]) for m in down],
-            )
-            ffn = Experts(
-                Linear(*linear("ffn_gate_inp")),
-                inputs,
-                outputs,
-                c.experts_used,
-                c.experts_normed,
-                activation,
-            )
-        else:
-            fused = rows["ffn_up.weight"].shape[0] == "gate_up"
-            gated = fused or "ffn_gate.weight" in rows
-            if fused:
-                inputs = split("ffn_up", c.ffn, c.ffn)
-            else:
-                inputs = (
-                    Linear(*linear("ffn_gate", "ffn_up")) if gated else Linear(*linear("ffn_up"))
-                )
-            ffn = FeedForward(inputs, gated, Linear(*linear("ffn_down")), activation)
+            qkv = table.linear("attn_q", "attn_k", "attn_v")
+        ffn = self._experts(table) if c.experts else self._feed_forward(table)
+        rope = None
+        if c.arch.turned(i):
+            rope = c.rope_swa if c.windows[i] else c.rope
         return Layer(
-            attn_norm=norm("attn_norm"),
+            attn_norm=table.norm("attn_norm", c.dim),
             qkv=qkv,
-            q_norm=norm("attn_q_norm", dims["q"]),
-            k_norm=norm("attn_k_norm", dims["kv"]),
-            attn_output=Linear(*linear("attn_output")),
-            attn_post_norm=norm("post_attention_norm"),
-            ffn_norm=norm("ffn_norm"),
+            q_norm=table.norm("attn_q_norm", q),
+            k_norm=table.norm("attn_k_norm", kv),
+            attn_output=table.linear("attn_output"),
+            attn_post_norm=table.norm("post_attention_norm", c.dim),
+            ffn_norm=table.norm("ffn_norm", c.dim),
             ffn=ffn,
-            ffn_post_norm=norm("post_ffw_norm"),
+            ffn_post_norm=table.norm("post_ffw_norm", c.dim),
             window=c.windows[i],
-            rope=(c.rope_swa if c.windows[i] else c.rope) if c.arch.turned(i) else None,
+            rope=rope,
         )
 
-    def _tensor(self, name, shape, optional=False):
-        tensor = self.reader.tensors.get(name)
-        if tensor is None:
-            if optional:
-                return None
-            raise GwqError(f"{self.reader.path}: tensor {name} is missing; export the model again")
-        if tensor.shape != shape:
-            raise GwqError(
-                f"{self.reader.path}: tensor {name} has shape {tensor.shape}, expected {shape}; export the model again"
-            )
-        return tensor
+    def _activation(self) -> int:
+        """The architecture's, of enum gwq_activation."""
+        return getattr(lib(), f"GWQ_{self.config.arch.activation.upper()}")
 
-    def _vector(self, name, size, optional=False):
-        tensor = self._tensor(name, (size,), optional)
-        return tensor and F32(tensor.dequantize())
+    def _experts(self, table: _Table) -> FeedForwardLayer:
+        c = self.config
+        names = [name for name in table.rows if "_exps" in name]  # gate, up, down
+        gate, up, down = (table.matrices(name, table.shape(name)) for name in names)
+        return Experts(
+            table.linear("ffn_gate_inp"),
+            [Linear(pair) for pair in zip(gate, up, strict=True)],
+            [Linear([matrix]) for matrix in down],
+            c.experts_used,
+            c.experts_normed,
+            self._activation(),
+        )
 
-    def _matrix(self, name, shape):
-        return self._matrices(name, shape)[0]
-
-    def _matrices(self, name, shape):
-        """Those of a tensor: one, or one for each expert."""
-        return [
-            Matrix(t.name, t.type, t.shape, t.data, t.outliers)
-            for t in self._tensor(name, shape).matrices()
-        ]
-
-    def _norm(self, rows, at, name, width):
-        """The norm `at`+name of activations of this width; rows: {name: row} of the table that may
-        have it.
-        """
-        row = rows.get(f"{name}.weight")
-        size = row and self.config.dims[row.shape[0]]
-        weight = row and self._vector(f"{at}{name}.weight", size, row.optional)
-        if not weight:
-            return unchanged
-        bias = f"{name}.bias" in rows and self._vector(f"{at}{name}.bias", size)
-        return Norm(weight, bias, self.config.eps, width // size)
-
-    def rope_tables(self, positions):
-        """{Rope: (cos, sin)}, float32 (positions, rotated / 2) each, for a context of so many
-        positions.
-        """
-        c, found = self.config, {}
-        for rope in {layer.rope for layer in self.layers} - {None}:
-            divisors = self._divisors[positions > rope.original] if rope == c.rope else None
-            found[rope] = tuple(
-                F32(t) for t in rope.table(positions, divisors.array if divisors else None)
-            )
-        return found
+    def _feed_forward(self, table: _Table) -> FeedForwardLayer:
+        width = self.config.ffn
+        fused = table.rows["ffn_up.weight"].shape[0] == "gate_up"
+        gated = fused or "ffn_gate.weight" in table.rows
+        inputs: Linear | Split
+        if fused:
+            inputs = table.split("ffn_up", width, width)
+        elif gated:
+            inputs = table.linear("ffn_gate", "ffn_up")
+        else:
+            inputs = table.linear("ffn_up")
+        return FeedForward(inputs, gated, table.linear("ffn_down"), self._activation())
