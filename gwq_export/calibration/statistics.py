@@ -1,153 +1,222 @@
-"""Statistics of gradients, summed up over samples."""
+"""Statistics of gradients and inputs, summed over calibration samples.
+
+Two families, both per matrix W (rows, cols) with input x and output z = W x at every token:
+
+**Per weight** (STATISTICS): an array of the weight's shape, the mean over samples of a function of
+the sample's gradient. Only some rules that choose outliers read them.
+
+**Factors of the Fisher information** (FACTORS), which everything else reads. With L the loss in
+nats, summed over the tokens of a sample, and g = dL/dz at a token:
+
+    H = mean over tokens of x x^T        "hessian", (cols, cols)
+    s = mean over tokens of g^2          "rows", (rows,), elementwise
+
+An error E of the matrix changes z by E x, and the loss, to second order, by half of the error's
+quadratic form under the loss's second derivative:
+
+    loss(W + E) - loss(W)  =  1/2 sum_ij,kl  E_ij F_ij,kl E_kl         nats per token
+
+There is no linear term: labels sampled from the model's own predictions have a mean gradient of
+zero, and for them F is the Fisher information, the mean of g_i x_j g_k x_l over tokens. The same
+form with the same 1/2 is the KL divergence between the predictions before and after, so that one
+number predicts both. F has (rows cols)^2 entries. The Kronecker-factored approximation (K-FAC,
+arXiv 1503.05671) takes g and x as independent and different tokens as uncorrelated, which makes F
+the product of mean(g g^T) and H; of the first factor only the diagonal s is kept, so that rows of
+the matrix do not interact:
+
+    predicted loss  =  1/2 sum_i s_i E_i H E_i^T,     E_i row i of E
+
+Labels from the text instead of the model give the empirical Fisher information.
+
+Conventions:
+
+- Autograd differentiates the *mean* loss of a sample over its `length` = ctx - 1 predicted tokens,
+  so its gradients are g / length. Their squares times length^2 / tokens, summed over all `tokens` =
+  samples x ctx tokens, are the mean of g^2.
+- An expert sees some of the tokens. Its H is the mean over the tokens routed to it, its s is the
+  mean over *all* tokens (zero where it was not asked), so that the product s_i H is still its part
+  of the loss per token.
+- "columns" (COLUMNS), (cols,): the mean over tokens of |g|^2 x^2, the diagonal of the Fisher
+  information summed over a column's weights, without the assumption that g and x are independent.
+  Only the decoder's matrices have it, not embedding and head.
+"""
+
+from __future__ import annotations
 
 import functools
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import torch
 
 from gwq_export.compute.linalg import add_gram, mirror
 
-# per weight: name -> how a sample's gradient g is accumulated; the mean over samples is kept
-STATISTICS = {
+# name -> what is taken of a sample's gradient g; the mean over samples is kept
+STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "abs": lambda g: g.abs(),
     "mean": lambda g: g,
     "square": lambda g: g * g,
 }
-# Per matrix, x its input and z its output at a token: "hessian" (cols, cols) is the mean over
-# tokens of x x^T, "rows" (rows,) that of (dL/dz)^2 with L the loss summed over a sample's tokens.
-# To second order an error E of the matrix then adds sum(rows * diag(E hessian E^T)) / 2 nats per
-# token to the loss, and as much KL divergence (a Kronecker-factored Fisher matrix, arXiv
-# 1503.05671). "columns" (cols,): the mean over tokens of |dL/dz|^2 x^2, the Fisher information of a
-# column's weights without assuming that x and dL/dz are independent. Of the decoder's matrices
-# only.
 FACTORS = ("hessian", "rows")
 COLUMNS = "columns"
-# An expert's Hessian is the mean over the tokens that were routed to it, its rows the mean over all
-# tokens, so that their product is its part of the loss.
-ENOUGH = 16  # tokens that say something of an expert; with fewer, every weight of it counts alike
+ENOUGH = 16  # tokens that say something about an expert; with fewer its weights all count alike
 
 
 class Tap(threading.local):
-    """Notes input x (tokens, cols) and output z (.., tokens, rows) of modules while they run, of
-    those that do, for every thread its own.
+    """Record the inputs and outputs of modules while they run, for every thread its own.
+
+    x: {name: input (tokens, cols), detached}; z: {name: output (.., tokens, rows), part of the
+    graph}; both of the modules that ran since the last `take`, such as the experts that a token
+    was routed to.
     """
 
-    _handles = ()
+    def __init__(self) -> None:
+        """Called anew in every thread that uses the object."""
+        self.x: dict[str, torch.Tensor] = {}
+        self.z: dict[str, torch.Tensor] = {}
+        self._handles: list[Any] = []
 
-    def __init__(self):
-        self.x, self.z = {}, {}
-
-    def attach(self, modules):
+    def attach(self, modules: Mapping[str, torch.nn.Module]) -> Tap:
+        """Begin to record {name: module}; returns the Tap itself."""
         self._handles = [
-            m.register_forward_hook(functools.partial(self._note, name))
-            for name, m in modules.items()
+            module.register_forward_hook(functools.partial(self._record, name))
+            for name, module in modules.items()
         ]
         return self
 
-    def _note(self, name, module, args, output):
-        self.x[name], self.z[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
+    def _record(
+        self, name: str, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor
+    ) -> None:
+        x = args[0].detach()
+        self.x[name] = x.reshape(-1, x.shape[-1])
+        self.z[name] = output
 
-    def take(self):
-        """({module: x}, {module: z}) of the run before, which are forgotten here."""
-        seen, self.x, self.z = (self.x, self.z), {}, {}
-        return seen
+    def take(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return (x, z) of this thread's last run and forget them here."""
+        x, z = self.x, self.z
+        self.x, self.z = {}, {}
+        return x, z
 
-    def remove(self):
+    def remove(self) -> None:
+        """Stop recording; call it in the thread that called `attach`."""
         for handle in self._handles:
             handle.remove()
 
 
 class Totals:
-    """Sums of statistics, by weight.
+    """Sums of the statistics of some matrices over the calibration samples.
 
-    Matrices that share an input share its Hessian. `reached`: tokens that each has seen.
+    Call `weight` and `factor` for every sample, then `finish`, then `take` for every matrix.
+    Matrices that have the same input, such as the query, key and value projections, share one
+    Hessian. reached: {name: tokens that the matrix has seen}.
     """
 
-    def __init__(self, statistics, tokens):
+    def __init__(self, statistics: Iterable[str], tokens: torch.Tensor) -> None:
+        """statistics: names of what is wanted; tokens: the ids of all samples (samples, ctx)."""
+        statistics = list(statistics)
         self.per_weight = [s for s in statistics if s in STATISTICS]
         self.factors = [s for s in statistics if s in (*FACTORS, COLUMNS)]
         self.by_output = [s for s in self.factors if s != "hessian"]  # need gradients of outputs
-        self.samples, self.tokens, self.length = len(tokens), tokens.numel(), tokens.shape[1] - 1
-        self.sums, self.shared, self.hessians, self.reached = {}, {}, {}, Counter()
+        self.samples = len(tokens)
+        self.tokens = tokens.numel()
+        self.length = tokens.shape[1] - 1  # predicted tokens of a sample
+        self.sums: dict[tuple[str, str], torch.Tensor] = {}  # (name, statistic) -> sum
+        self.shared: dict[str, str] = {}  # name -> name under which its Hessian is kept
+        self.hessians: dict[str, Any] = {}  # tensors, then arrays
+        self.reached: Counter[str] = Counter()
 
-    def _add(self, key, value):
+    def _add(self, name: str, statistic: str, value: torch.Tensor) -> None:
+        key = name, statistic
         if key in self.sums:
             self.sums[key] += value
         else:
             self.sums[key] = value
 
-    def weight(self, name, gradient):
-        """Per-weight statistics of one sample's gradient of the mean loss."""
-        for s in self.per_weight:
-            self._add((name, s), STATISTICS[s](gradient) / self.samples)
+    def weight(self, name: str, gradient: torch.Tensor) -> None:
+        """Add the per-weight statistics of one sample's gradient (rows, cols) of its mean loss."""
+        for statistic in self.per_weight:
+            self._add(name, statistic, STATISTICS[statistic](gradient) / self.samples)
 
-    def factor(self, inputs, gradients):
-        """Factors of one sample:
+    def factor(
+        self, inputs: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Add the factors of one sample.
 
-        {name: x (tokens, cols)} and {name: gradient of the mean loss (tokens, rows)}.
+        inputs: {name: x (tokens, cols)}; gradients: {name: gradient of the sample's mean loss with
+        respect to z (.., tokens, rows)}, read only where `by_output` names something.
         """
-        owner = {}
+        owners: dict[tuple[int, torch.Size], str] = {}
         for name, x in inputs.items():
-            first = owner.setdefault(
-                (x.data_ptr(), x.shape), name
-            )  # views of one tensor, all alive
-            self.shared[name] = first
+            # matrices with the same input hold views of one tensor; all of them are alive here, so
+            # that equal addresses mean equal tensors
+            owner = owners.setdefault((x.data_ptr(), x.shape), name)
+            self.shared[name] = owner
             self.reached[name] += len(x)
-            if first == name and "hessian" in self.factors:
+            if owner == name and "hessian" in self.factors:
                 if name not in self.hessians:
                     self.hessians[name] = x.new_zeros(2 * x.shape[1:])
                 add_gram(self.hessians[name], x)
-            g = gradients[name].reshape(len(x), -1) if self.by_output else None
-            if "rows" in self.factors:
-                self._add((name, "rows"), (g * g).sum(0) * (self.length**2 / self.tokens))
-            if COLUMNS in self.factors:
-                self._add(
-                    (name, COLUMNS), (g * g).sum(1) @ (x * x) * (self.length**2 / self.tokens)
-                )
+            if self.by_output:
+                g = gradients[name].reshape(len(x), -1)
+                self._add_by_output(name, x, g)
 
-    def finish(self):
-        """Make means of the sums of x x^T."""
+    def _add_by_output(self, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Add "rows" and "columns" of one sample: x (tokens, cols), g (tokens, rows)."""
+        scale = self.length**2 / self.tokens  # g is the gradient of a mean over `length` tokens
+        if "rows" in self.factors:
+            self._add(name, "rows", (g * g).sum(0) * scale)
+        if COLUMNS in self.factors:
+            self._add(name, COLUMNS, (g * g).sum(1) @ (x * x) * scale)
+
+    def finish(self) -> None:
+        """Turn the sums of x x^T into means over the tokens that each matrix has seen."""
         for name, hessian in self.hessians.items():
             mirror(hessian)
             hessian /= self.reached[name]
 
-    def take(self, name, weight):
-        """(weight, {statistic: array}) as numpy float32; once for every weight, in the order in
-        which they came.
+    def take(self, name: str, weight: torch.Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return (weight, {statistic: array}), float32, and forget the matrix.
+
+        Call it once for every matrix. Those that share a Hessian get the same array object, so
+        that it need not be factorized for each of them. An expert that fewer than ENOUGH tokens
+        reached gets statistics by which its weights all count alike.
         """
-        nothing = weight.new_zeros(1)
-        found = {
-            s: self.sums.pop((name, s), nothing).cpu().numpy()
+        zero = weight.new_zeros(1)  # of an expert that no token reached
+        statistics = {
+            s: self.sums.pop((name, s), zero).cpu().numpy()
             for s in (*self.per_weight, *self.by_output)
         }
         if "hessian" in self.factors:
-            found["hessian"] = (
-                self._hessian(name) if self.reached[name] else np.zeros((1, 1), np.float32)
-            )
+            reached = self.reached[name] > 0
+            statistics["hessian"] = self._hessian(name) if reached else np.zeros((1, 1), np.float32)
         if self.reached[name] < min(ENOUGH, self.tokens):
-            found = _of_magnitude(weight, found)
-        return weight.cpu().numpy(), found
+            statistics = _uninformed(weight, statistics)
+        return weight.cpu().numpy(), statistics
 
-    def _hessian(self, name):
+    def _hessian(self, name: str) -> np.ndarray:
+        """The Hessian as an array, one for all that share it; dropped with the last of them."""
         owner = self.shared.pop(name)
-        if not isinstance(self.hessians[owner], np.ndarray):  # one array for all that share it
+        if not isinstance(self.hessians[owner], np.ndarray):
             self.hessians[owner] = self.hessians[owner].cpu().numpy()
         return self.hessians[owner] if owner in self.shared.values() else self.hessians.pop(owner)
 
 
-def _of_magnitude(weight, found):
-    """Statistics by which every rule prefers large weights and every error counts alike: for an
-    expert that few tokens saw.
+def _uninformed(weight: torch.Tensor, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics of an expert that few tokens reached: nothing in them tells weights apart.
 
-    found: those of the tokens, or zeros. The means of factors are kept, that of the Hessian on its
-    diagonal, but far from the smallest float32, also as a product.
+    Rules that compare gradients prefer large weights, and errors of all weights cost the same: s is
+    constant and H a multiple of the identity. Their sizes are the means of what was measured, so
+    that the expert's predicted loss keeps its size beside the others', but not so small that a
+    product of the two underflows in float32.
     """
-    out = {s: STATISTICS[s](weight).cpu().numpy() for s in found if s in STATISTICS}
+    out = {s: STATISTICS[s](weight).cpu().numpy() for s in measured if s in STATISTICS}
     for factor, size in zip(("rows", COLUMNS), weight.shape, strict=True):
-        if factor in found:
-            out[factor] = np.full(size, max(found[factor].mean(), 1e-16), np.float32)
-    if "hessian" in found:
-        power = max(found["hessian"].diagonal().mean(), 1e-8)
-        out["hessian"] = np.eye(weight.shape[1], dtype=np.float32) * np.float32(power)
+        if factor in measured:
+            out[factor] = np.full(size, max(measured[factor].mean(), 1e-16), np.float32)
+    if "hessian" in measured:
+        mean = max(measured["hessian"].diagonal().mean(), 1e-8)
+        out["hessian"] = np.eye(weight.shape[1], dtype=np.float32) * np.float32(mean)
     return out

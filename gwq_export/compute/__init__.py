@@ -1,4 +1,4 @@
-"""Long work: several CPUs, and results that survive a kill.
+"""Long computations: on several CPUs, with results that survive a kill.
 
 Modules import only those listed above them:
     threads

@@ -1,98 +1,151 @@
-"""Work spread over the CPUs in such a way that results never depend, by a bit, on how many there
-are.
+"""Products and factorizations whose bits do not depend on the number of threads.
 
-Libraries split sums by their number of threads. Here every piece is computed by one thread, and
-what the pieces are follows from the sizes alone.
+BLAS and LAPACK split their sums by the number of threads, which changes the order of the additions
+and so the last bits. The functions here cut the result into pieces whose sizes follow from the
+shapes alone; each piece is computed by one thread (call them inside `threads.one_thread_each`),
+and the number of CPUs decides only how many pieces are computed at a time.
 """
+
+from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 
 from gwq_export.compute.threads import each
 from gwq_export.errors import GwqError
 
-COLUMNS = 512  # of a product in one piece
-PANEL = 256  # columns of a Cholesky factor at a time
+COLUMNS = 512  # columns of a product, or entries of a product with a vector, in one piece
+PANEL = 256  # columns of the panels of a Cholesky factor
 
 
-def pieces(count, step=COLUMNS):
-    """Slices of `step` that make up `count`."""
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
+def pieces(count: int, step: int = COLUMNS) -> list[slice]:
+    """Slices of `step` indices, the last one maybe shorter, that together cover range(count)."""
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-def add_product(out, a, b, scale=1.0):
-    """out (m, n) += scale a (m, k) @ b (k, n), all float32 numpy."""
-    out, a, b = map(torch.from_numpy, (out, a, b))
-    each(lambda part: out[:, part].addmm_(a, b[:, part], alpha=scale), pieces(b.shape[1]))
+def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> None:
+    """Add scale * a @ b to out, in place.
+
+    out (m, n), a (m, k) and b (k, n) are float32; `out` may be a view.
+    """
+    out_tensor = torch.from_numpy(out)
+    left = torch.from_numpy(a)
+    right = torch.from_numpy(b)
+
+    def add(part: slice) -> None:
+        out_tensor[:, part].addmm_(left, right[:, part], alpha=scale)
+
+    each(add, pieces(right.shape[1]))
 
 
-def product(a, b):
-    """a (m, k) @ b (k, n) or a (m, k) @ b (k,), float32 numpy."""
-    a, b = torch.from_numpy(a), torch.from_numpy(b)
-    if b.ndim == 1:
-        return torch.cat(each(lambda part: a[part] @ b, pieces(len(a)))).numpy()
-    out = torch.empty(len(a), b.shape[1])
-    each(lambda part: torch.mm(a, b[:, part], out=out[:, part]), pieces(b.shape[1]))
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a @ b, float32, for a (m, k) and b (k, n) or (k,), float32."""
+    left = torch.from_numpy(a)
+    right = torch.from_numpy(b)
+    if right.ndim == 1:
+        return torch.cat(each(lambda part: left[part] @ right, pieces(len(left)))).numpy()
+    out = torch.empty(len(left), right.shape[1])
+    each(lambda part: torch.mm(left, right[:, part], out=out[:, part]), pieces(right.shape[1]))
     return out.numpy()
 
 
-def plain_product(a, b):
-    """The same in one piece, for use within `each`."""
+def plain_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a @ b like `product`, but in one piece: for use in functions that `each` runs."""
     return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
-def add_gram(total, x):
-    """total (n, n) += x^T x for x (tokens, n), torch; the part above the diagonal, up to a piece
-    beyond it. See `mirror`.
+def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
+    """Add x^T x to total (n, n), in place, for x (tokens, n); both are tensors of one dtype.
+
+    Only the pieces on and right of the diagonal are computed, as the sum is symmetric; call
+    `mirror` once all terms are added.
     """
-    each(
-        lambda part: total[part, part.start :].addmm_(x[:, part].T, x[:, part.start :]),
-        pieces(len(total)),
-    )
+
+    def add(part: slice) -> None:
+        total[part, part.start :].addmm_(x[:, part].T, x[:, part.start :])
+
+    each(add, pieces(len(total)))
 
 
-def mirror(total):
-    """Copy what lies above the diagonal of total (n, n) below it, in place."""
+def mirror(total: torch.Tensor) -> None:
+    """Copy the pieces right of the diagonal of total (n, n) to below it, transposed, in place."""
     for part in pieces(len(total)):
         total[part.stop :, part] = total[part, part.stop :].T
 
 
-def cholesky_inverse(a):
-    """The inverse of L, lower triangular with L L^T = a (n, n), float64 numpy, in the place of `a`.
+def cholesky_inverse(a: np.ndarray) -> np.ndarray:
+    """Overwrite a (n, n) with L^-1, where L is lower triangular and L L^T = a, and return it.
 
-    Raises GwqError.
+    a: symmetric, positive definite, float64. Raises GwqError where a pivot is not positive, also
+    because of a NaN. Works on panels of PANEL columns, the blocked form of LAPACK's potrf (left
+    looking) followed by trtri.
     """
-    whole, a = a, torch.from_numpy(a)
-    parts = pieces(len(a), PANEL)
-    for j, part in enumerate(parts):  # by panels of columns, each from those before
-        below = [slice(rows.start, rows.stop) for rows in parts[j:]]
-        if j:
-            each(
-                lambda rows: a[rows, part].addmm_(
-                    a[rows, : part.start], a[part, : part.start].T, alpha=-1
-                ),
-                below,
-            )  # noqa: B023
-        corner, failed = torch.linalg.cholesky_ex(a[part, part])
+    matrix = torch.from_numpy(a)
+    panels = pieces(len(a), PANEL)
+    _factorize(matrix, panels)
+    _invert(matrix, panels)
+    return a
+
+
+def _factorize(a: torch.Tensor, panels: list[slice]) -> None:
+    """Overwrite a with its Cholesky factor L, panel by panel from the left, zeros on the right.
+
+    With P the rows of the panel, < P the columns before it and > P the rows below it, the blocks
+    of a = L L^T give for each panel
+
+        S            = A[>=P, P] - L[>=P, <P] L[P, <P]^T        (subtract what is known)
+        L[P, P]      = the Cholesky factor of S[P, P]
+        L[>P, P]     = S[>P, P] L[P, P]^-T                      (a triangular solve)
+    """
+    for j, panel in enumerate(panels):
+        if panel.start:
+            each(functools.partial(_subtract_known, a, panel), panels[j:])
+        corner, failed = torch.linalg.cholesky_ex(a[panel, panel])
         if failed:
             raise GwqError(
-                "the inputs of a matrix are not finite, or far out of proportion: is the model damaged?"
+                "the inputs of a matrix are not finite, or far out of proportion: "
+                "is the model damaged?"
             )
-        a[part, part] = corner
-        solve = functools.partial(torch.linalg.solve_triangular, corner.T, upper=True, left=False)
-        each(lambda rows: a[rows, part].copy_(solve(a[rows, part])), below[1:])  # noqa: B023
-        a[part, part.stop :] = 0
-    for j, part in reversed(list(enumerate(parts))):  # from the inverse of what lies right below
-        corner = torch.linalg.solve_triangular(
-            a[part, part], torch.eye(part.stop - part.start, dtype=a.dtype), upper=False
-        )
-        left = a[part.stop :, part] @ corner
-        each(
-            lambda rows: torch.mm(
-                a[rows, part.stop : rows.stop], left[: rows.stop - part.stop], out=a[rows, part]
-            ).neg_(),
-            parts[j + 1 :],
-        )  # noqa: B023
-        a[part, part] = corner
-    return whole
+        a[panel, panel] = corner
+        each(functools.partial(_solve_below, a, panel, corner), panels[j + 1 :])
+        a[panel, panel.stop :] = 0
+
+
+def _subtract_known(a: torch.Tensor, panel: slice, rows: slice) -> None:
+    """A[rows, P] -= L[rows, <P] L[P, <P]^T."""
+    known = slice(0, panel.start)
+    a[rows, panel].addmm_(a[rows, known], a[panel, known].T, alpha=-1)
+
+
+def _solve_below(a: torch.Tensor, panel: slice, corner: torch.Tensor, rows: slice) -> None:
+    """L[rows, P] = S[rows, P] corner^-T, with corner = L[P, P]."""
+    solved = torch.linalg.solve_triangular(corner.T, a[rows, panel], upper=True, left=False)
+    a[rows, panel].copy_(solved)
+
+
+def _invert(a: torch.Tensor, panels: list[slice]) -> None:
+    """Overwrite the lower triangular L in `a` with M = L^-1, panel by panel from the right.
+
+    The blocks of M L = I give for the columns of a panel P, from those right of it,
+
+        M[P, P]  = L[P, P]^-1
+        M[>P, P] = -M[>P, >P] L[>P, P] M[P, P]
+
+    Row r of M[>P, >P] has nothing right of the diagonal, so that a run of rows needs only the
+    columns up to its own last one.
+    """
+    for j, panel in reversed(list(enumerate(panels))):
+        identity = torch.eye(panel.stop - panel.start, dtype=a.dtype)
+        corner = torch.linalg.solve_triangular(a[panel, panel], identity, upper=False)
+        left = a[panel.stop :, panel] @ corner
+        each(functools.partial(_fill_below, a, panel, left), panels[j + 1 :])
+        a[panel, panel] = corner
+
+
+def _fill_below(a: torch.Tensor, panel: slice, left: torch.Tensor, rows: slice) -> None:
+    """M[rows, P] = -M[rows, >P] left, with left = L[>P, P] M[P, P]; `left` begins below P."""
+    right_of_panel = slice(panel.stop, rows.stop)
+    out = a[rows, panel]
+    torch.mm(a[rows, right_of_panel], left[: rows.stop - panel.stop], out=out).neg_()

@@ -1,9 +1,20 @@
-"""What an export has finished so far: in memory, or in a work folder from which the same command
-goes on after a kill.
+"""Results of an export that are finished: in memory, or in a work folder that survives a kill.
 
-In the folder every result is a file of its own. It is written under another name, flushed to the
-disk and renamed, so that a file that is there is whole; nothing else needs to be written down.
+A work folder guarantees four things:
+
+- A result that is there is complete. Each one is a file of its own, written under another name,
+  flushed to the disk and renamed; a kill or a power cut leaves at most files under that other name,
+  which the next run removes. Nothing else needs to be written down.
+- It belongs to one export. `export.json` says which model is exported and how; a folder of another
+  export, or one with files that are not an export's, is refused and not touched.
+- One process works in it at a time. The folder is locked while it is open, and the lock goes with
+  the process, however that ends.
+- A finished export leaves nothing behind. `clear` first renames `export.json` to `finished.json`,
+  then deletes the results; where a kill comes in between, the next run deletes the rest and begins
+  anew.
 """
+
+from __future__ import annotations
 
 import contextlib
 import copy
@@ -12,65 +23,82 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from gwq_export.errors import GwqError
 
-IDENTITY, DONE, RESULT, UNFINISHED = "export.json", "finished.json", ".gwqwork", ".unfinished"
+IDENTITY = "export.json"  # what is exported and how
+DONE = "finished.json"  # its name once the export is finished and results may be deleted
+RESULT = ".gwqwork"  # suffix of a result: arrays in numpy's .npy format, one after another
+UNFINISHED = ".unfinished"  # added to the name of a file that is being written
+
+Results = TypeVar("Results", bound="Memory")
 
 
 class Memory:
-    """Results by name, each a list of numpy arrays, for as long as this export runs."""
+    """Results by name, each a list of numpy arrays, kept for as long as this export runs."""
 
-    folder = None
+    folder: Path | None = None
 
-    def __init__(self):
-        self._held = {}
+    def __init__(self) -> None:
+        self._results: dict[str, list[np.ndarray]] = {}
 
-    def section(self, name):
-        """Another with names of its own."""
+    def section(self, name: str) -> Memory:
+        """Return results whose names do not collide with those here."""
         return Memory()
 
-    def put(self, name, *arrays):
-        self._held[name] = list(arrays)
+    def put(self, name: str, *arrays: np.ndarray) -> None:
+        """Keep a result that this run reads again."""
+        self._results[name] = list(arrays)
 
-    def save(self, name, *arrays):
-        """`put` what only a later run of the command would read: nothing here."""
+    def save(self, name: str, *arrays: np.ndarray) -> None:
+        """Keep a result that only a later run of the command reads: in memory, nothing to do."""
 
-    def get(self, name):
-        """The arrays of a result, or None."""
-        return self._held.get(name)
+    def get(self, name: str) -> list[np.ndarray] | None:
+        """Return the arrays of a result, or None where there is none."""
+        return self._results.get(name)
 
-    def __contains__(self, name):
-        return name in self._held
+    def __contains__(self, name: str) -> bool:
+        return name in self._results
 
-    def drop(self, name):
-        self._held.pop(name, None)
+    def drop(self, name: str) -> None:
+        """Forget a result, if there is one of that name."""
+        self._results.pop(name, None)
 
-    def clear(self):
-        """The export is finished."""
+    def clear(self) -> None:
+        """Delete what a later run would read, as the export is finished: in memory, nothing."""
 
-    def __enter__(self):
+    def __enter__(self: Results) -> Results:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
-        """Nothing is open."""
+    def close(self) -> None:
+        """Release the folder: in memory, nothing to do."""
 
 
 class Workdir(Memory):
-    """The same in a folder, for good. Use it as a context manager: the folder is locked as long.
+    """Results in a folder, from which the same command goes on after a kill.
 
-    identity: what the export is of and how, JSON; a folder that holds the work of another is
-    refused. Raises GwqError.
+    Use it as a context manager: the folder is locked while it is open.
     """
 
-    def __init__(self, folder, identity):
-        self.folder, self.prefix, self._lock = Path(folder), "", None
+    folder: Path
+
+    def __init__(self, folder: str | os.PathLike[str], identity: Any) -> None:
+        """Create or reopen `folder`, whose parent exists.
+
+        identity: what is exported and how, as JSON-like values. Raises GwqError where the folder
+        holds other work or other files, is in use, or cannot be written.
+        """
+        self.folder = Path(folder)
+        self.prefix = ""  # of the names of a section
+        self._lock = -1  # file descriptor of the locked folder, -1 while it is not open
         try:
             self.folder.mkdir(exist_ok=True)
             self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -79,23 +107,25 @@ class Workdir(Memory):
             self.close()
             if e.errno == errno.EWOULDBLOCK:
                 raise GwqError(
-                    f"--work-dir {folder} is in use by another export: wait for it, or give another folder"
+                    f"--work-dir {folder} is in use by another export: "
+                    "wait for it, or give another folder"
                 ) from None
-            raise self._sentence(e) from None
+            raise self._write_error(e) from None
         except BaseException:
             self.close()
             raise
 
-    def _claim(self, identity):
+    def _claim(self, identity: str) -> None:
+        """Lock the folder and make sure that it is empty or holds the work of this export."""
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        names = {p.name for p in self.folder.iterdir()}
-        if DONE in names:
+        names = {path.name for path in self.folder.iterdir()}
+        if DONE in names:  # killed while it deleted the results of a finished export
             self.clear()
         elif IDENTITY in names:
             if (self.folder / IDENTITY).read_bytes() != identity.encode():
                 raise GwqError(
-                    f"--work-dir {self.folder} holds the work of another export (see its {IDENTITY}): give an empty"
-                    " --work-dir or delete it"
+                    f"--work-dir {self.folder} holds the work of another export "
+                    f"(see its {IDENTITY}): give an empty --work-dir or delete it"
                 )
             for name in names:
                 if name.endswith(UNFINISHED):
@@ -103,18 +133,23 @@ class Workdir(Memory):
             return
         elif any(not name.endswith(UNFINISHED) for name in names):
             raise GwqError(
-                f"--work-dir {self.folder} holds files that are not an export's work: give an empty folder"
+                f"--work-dir {self.folder} holds files that are not an export's work: "
+                "give an empty folder"
             )
         self._write(IDENTITY, lambda file: file.write(identity.encode()))
 
-    def _sentence(self, e):
+    def _write_error(self, e: OSError) -> GwqError:
         return GwqError(
-            f"cannot write --work-dir {self.folder}: {e.strerror or e}; what is there is whole: free space and run the"
-            " same command again, or give another folder"
+            f"cannot write --work-dir {self.folder}: {e.strerror or e}; what is there is whole: "
+            "free space and run the same command again, or give another folder"
         )
 
-    def _write(self, name, write):
-        """A file that is there whole, and on the disk, or not at all."""
+    def _write(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Write a file that is on the disk completely, or not at all.
+
+        The data is flushed before the rename and the folder after it, so that neither a kill nor a
+        power cut can leave a part of a file under its name.
+        """
         unfinished = self.folder / (name + UNFINISHED)
         try:
             with open(unfinished, "wb") as file:
@@ -124,18 +159,21 @@ class Workdir(Memory):
             os.replace(unfinished, self.folder / name)
             os.fsync(self._lock)
         except OSError as e:
-            raise self._sentence(e) from None
+            raise self._write_error(e) from None
 
-    def section(self, name):
-        found = copy.copy(self)
-        found.prefix = f"{self.prefix}{name}."
-        return found
+    def section(self, name: str) -> Workdir:
+        """Return results in the same folder whose names begin with `name.`."""
+        section = copy.copy(self)
+        section.prefix = f"{self.prefix}{name}."
+        return section
 
-    def _path(self, name):
+    def _path(self, name: str) -> Path:
         return self.folder / (self.prefix + name + RESULT)
 
-    def put(self, name, *arrays):
-        def write(file):
+    def put(self, name: str, *arrays: np.ndarray) -> None:
+        """Write a result to the disk. Raises GwqError where that fails."""
+
+        def write(file: BinaryIO) -> None:
             for array in arrays:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
@@ -143,36 +181,42 @@ class Workdir(Memory):
 
     save = put
 
-    def get(self, name):
-        found = []
+    def get(self, name: str) -> list[np.ndarray] | None:
+        """Read the arrays of a result, or return None where there is none.
+
+        Raises GwqError for a file that cannot be read.
+        """
+        arrays = []
         try:
             with open(self._path(name), "rb") as file:
                 while file.peek(1):
-                    found.append(np.lib.format.read_array(file, allow_pickle=False))
+                    arrays.append(np.lib.format.read_array(file, allow_pickle=False))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
             raise GwqError(
                 f"--work-dir {self.folder}: {name} cannot be read ({e}): delete the folder"
             ) from None
-        return found
+        return arrays
 
-    def __contains__(self, name):
+    def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
-    def drop(self, name):
+    def drop(self, name: str) -> None:
+        """Delete the file of a result, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(name))
 
     @property
-    def nbytes(self):
-        """Bytes in use."""
-        return sum(p.stat().st_size for p in self.folder.iterdir())
+    def nbytes(self) -> int:
+        """Bytes of all files in the folder."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
 
-    def clear(self):
-        """Remove everything: the export is finished.
+    def clear(self) -> None:
+        """Delete all results and the identity, as the export is finished.
 
-        A kill in between is made good by the next run.
+        The rename comes first: from then on the folder holds nothing that a run would go on from,
+        and the next one completes the deletion if this is cut short.
         """
         if (self.folder / IDENTITY).exists():
             os.replace(self.folder / IDENTITY, self.folder / DONE)
@@ -182,21 +226,29 @@ class Workdir(Memory):
         with contextlib.suppress(FileNotFoundError):
             (self.folder / DONE).unlink()
 
-    def close(self):
-        if self._lock is not None:
+    def close(self) -> None:
+        """Unlock the folder; it may be opened again."""
+        if self._lock >= 0:
             os.close(self._lock)
-            self._lock = None
+            self._lock = -1
 
 
-def check_space(wanted):
-    """wanted: [(folder, bytes, what for)]. Raises GwqError when the disks have not so much free."""
-    disks = {}
-    for folder, nbytes, what in wanted:
-        disks.setdefault(os.stat(folder).st_dev, []).append((folder, nbytes, what))
-    for parts in disks.values():
-        needed, free = sum(n for _, n, _ in parts), shutil.disk_usage(parts[0][0]).free
+def check_space(wanted: Sequence[tuple[str | os.PathLike[str], int, str]]) -> None:
+    """Raise GwqError unless the disks have room for what is wanted.
+
+    wanted: (folder that exists, bytes, what takes them). Needs on one disk are added up.
+    """
+    by_disk: dict[int, list[tuple[str | os.PathLike[str], int, str]]] = {}
+    for need in wanted:
+        by_disk.setdefault(os.stat(need[0]).st_dev, []).append(need)
+    for needs in by_disk.values():
+        folder = needs[0][0]
+        needed = sum(nbytes for _, nbytes, _ in needs)
+        free = shutil.disk_usage(folder).free
         if needed > free:
-            names = " and ".join(what for *_, what in parts)
+            names = " and ".join(what for *_, what in needs)
+            verb = "needs" if len(needs) == 1 else "need"
             raise GwqError(
-                f"{names} need{'s' * (len(parts) == 1)} {needed} bytes and {free} are free: free space or choose another disk"
+                f"{names} {verb} {needed} bytes and {free} are free: "
+                "free space or choose another disk"
             )

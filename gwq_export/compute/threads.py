@@ -1,20 +1,31 @@
 """Work spread over the CPUs in such a way that no result depends on how many there are."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from gwq_export.machine import default_threads
 
-MOST = 2**27  # floats that the items at work may need together: 512 MiB
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST = 2**27  # floats that the items in progress may need together: 512 MiB
+BATCH = 8  # items of a batch at most
 
 
 @contextlib.contextmanager
-def one_thread_each():
-    """Torch's own functions use one thread as long as this lasts."""
+def one_thread_each() -> Iterator[None]:
+    """Limit torch's own functions to one thread inside the `with` block.
+
+    Torch splits long sums by its number of threads, so that their last bits depend on it.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -24,7 +35,7 @@ def one_thread_each():
 
 
 @functools.cache
-def _pool(threads):
+def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
@@ -32,20 +43,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def each(work, items, floats=1):
-    """[work(item) for item in items], several at a time: of `floats` numbers that each needs, as
-    many as MOST has room for, but one at least. `work` does not call `each`.
+def each(work: Callable[[Item], Result], items: Sequence[Item], floats: int = 1) -> list[Result]:
+    """Return `[work(item) for item in items]`, computed on several CPUs at a time.
+
+    floats: how many floats one item needs while it is worked on. As many items run at a time as
+    fit into MOST floats, but at least one. An exception of `work` is passed on. `work` must not
+    call `each` itself: the threads of the pool would wait for each other.
     """
-    threads, few = min(default_threads(), len(items)), max(1, MOST // floats)
-    if min(threads, few) < 2:
+    threads = min(default_threads(), len(items))
+    fit_in_memory = max(1, MOST // floats)
+    if min(threads, fit_in_memory) < 2:
         return [work(item) for item in items]
-    run, step = _pool(default_threads()).map, few if few < threads else len(items)
-    return [result for i in range(0, len(items), step) for result in run(work, items[i : i + step])]
+    pool = _pool(default_threads())
+    step = fit_in_memory if fit_in_memory < threads else len(items)
+    return [
+        result
+        for first in range(0, len(items), step)
+        for result in pool.map(work, items[first : first + step])
+    ]
 
 
-def batches(count):
-    """Ranges that make up `count`, of as many as run at a time, but not more than 8: they share the
-    memory.
+def batches(count: int) -> list[range]:
+    """Split `range(count)` into runs of as many items as are computed at a time.
+
+    A run has at most 8 items, because the results of a run are in memory together.
     """
-    step = min(default_threads(), 8)
-    return [range(count)[i : i + step] for i in range(0, count, step)]
+    step = min(default_threads(), BATCH)
+    return [range(count)[first : first + step] for first in range(0, count, step)]
