@@ -222,7 +222,9 @@ class _Tuner:
                 self._backward(walk, i, factors[i])
             self.progress("norms", *self._done(k, 2 * self.blocks - i))
         kept = [self.work.get(f"{k}.gradient.{i}") for i in range(self.blocks + 1)]
-        return kept[-1][1], np.concatenate([arrays[0] for arrays in kept if arrays], axis=1)
+        by_gains = [arrays[0] for arrays in kept if arrays]
+        _, kld = kept[-1] or ()
+        return kld, np.concatenate(by_gains, axis=1)
 
     def _done(self, k: int, blocks: int) -> tuple[int, int]:
         return 2 * k * self.blocks + blocks, (2 * STEPS + 1) * self.blocks

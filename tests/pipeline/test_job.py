@@ -1,0 +1,56 @@
+"""What an export knows before the first gradient."""
+
+import json
+
+import pytest
+
+import gwq_export
+from gwq_export import GwqError
+from gwq_export.compute.results import IDENTITY
+from gwq_export.pipeline.job import prepare
+from gwq_export.pipeline.options import ExportOptions
+
+SMALL = {"type": "gwq4", "samples": 1, "ctx": 16}
+
+
+def test_a_work_folder_of_another_version_is_refused(tmp_path, tiny, calib):
+    """Of an older layout, whose names of results are others, and of any other version."""
+    model, work, out = tiny("llama"), tmp_path / "work", tmp_path / "m.gguf"
+    identity = prepare(model, out, ExportOptions(calib=calib, **SMALL))._identity()
+    options, versions = identity["options"], identity["versions"]
+    flat = {k: v for k, v in identity.items() if k != "options"} | options
+    older = flat | {"versions": {k: v for k, v in versions.items() if k != "work folder"}}
+    newer = identity | {"versions": versions | {"work folder": versions["work folder"] + 1}}
+    work.mkdir()
+    for other in (older, newer):
+        text = json.dumps(other, indent=1, sort_keys=True, default=str)
+        (work / IDENTITY).write_text(text)
+        with pytest.raises(GwqError, match="holds the work of another export") as e:
+            gwq_export.export(model, out, work_dir=work, calib=calib, **SMALL)
+        assert "\n" not in str(e.value) and (work / IDENTITY).read_text() == text
+    (work / IDENTITY).write_text(json.dumps(identity, indent=1, sort_keys=True, default=str))
+    gwq_export.export(model, out, work_dir=work, calib=calib, **SMALL)
+    assert out.exists() and not list(work.iterdir())
+
+
+def test_options_are_checked_before_anything_is_read(tmp_path):
+    with pytest.raises(GwqError, match="--saliency wishes: choose one of"):
+        prepare("/no/such/model", tmp_path / "m.gguf", ExportOptions(saliency="wishes"))
+    with pytest.raises(GwqError, match="no such folder"):
+        prepare("/no/such/model", tmp_path / "m.gguf", ExportOptions())
+
+
+def test_the_context_is_cut_to_the_models(tmp_path, tiny, calib, caplog):
+    job = prepare(tiny("llama"), tmp_path / "m.gguf", ExportOptions(ctx=10**6, calib=calib))
+    assert job.options.ctx == 256 and job.calibration.tokens.shape[1] <= 256
+    assert "cut to 256" in caplog.text
+
+
+def test_the_layout_is_the_file(tmp_path, tiny, calib):
+    """Tensors, types and size as they were foretold."""
+    out = tmp_path / "m.gguf"
+    job = prepare(tiny("llama3-rope"), out, ExportOptions(calib=calib, **SMALL))
+    gwq_export.export(tiny("llama3-rope"), out, calib=calib, **SMALL)
+    tensors = gwq_export.open_gguf(out).tensors
+    assert [(t.name, t.type, t.shape) for t in tensors.values()] == job.layout()
+    assert job.file_bytes() == out.stat().st_size and "rope_freqs.weight" in tensors
