@@ -32,7 +32,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(roof, "ROUNDS", 1)
 
 
-# --- the roof -------------------------------------------------------------------------------------------------------
+# --- the roof ---
 
 
 def test_roof_tries_every_way_and_keeps_the_best(monkeypatch):
@@ -78,7 +78,7 @@ def test_roof_reads_with_the_library():
     )
 
 
-# --- kernels --------------------------------------------------------------------------------------------------------
+# --- kernels ---
 
 
 @pytest.mark.parametrize("name", MATRIX_TYPES)
@@ -201,7 +201,7 @@ def test_kernels_command(capsys, monkeypatch):
     )
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 @pytest.mark.parametrize("format", ["md", "json", "jsonl", "csv"])
@@ -372,7 +372,7 @@ def test_mistakes_with_files(capsys, exported, tmp_path):
         assert_one_line("bench", status, err, words)
 
 
-# --- llama.cpp ------------------------------------------------------------------------------------------------
+# --- llama.cpp ---
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +454,8 @@ def test_without_the_peer(capsys, monkeypatch, exported, stock_file):
         "bench",
         status,
         err,
-        'q4_0.gguf: this takes llama.cpp, which is not installed: pip install "gwq-export[interop]"',
+        "q4_0.gguf: this takes llama.cpp, which is not installed: "
+        'pip install "gwq-export[interop]"',
     )
 
 

@@ -1,4 +1,4 @@
-"""Perplexity protocols and the comparison with a reference, against transformers and plain numpy."""
+"""Perplexity protocols and the comparison with a reference, against transformers and numpy."""
 
 from types import SimpleNamespace
 

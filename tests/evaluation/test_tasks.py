@@ -1,4 +1,4 @@
-"""Zero-shot tasks: lines into requests, scores against transformers, and every mistake in one line."""
+"""Zero-shot tasks: lines into requests, scores against transformers, mistakes in one line."""
 
 import json
 

@@ -31,7 +31,7 @@ def test_sizes_are_those_of_the_header():
 
 
 def zeros(name, rows=16, blocks=1):
-    """table 0, 1, .. 15; row scales 1; scales 1; codes 0: the parts of a matrix to change by hand."""
+    """Parts of a matrix to change by hand: table 0, 1, .. 15; row scales 1; scales 1; codes 0."""
     t = TYPES[name]
     scales = np.ones((padded_rows(rows), blocks * BLOCK // t.sub), np.int8)
     return (

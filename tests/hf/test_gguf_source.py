@@ -228,7 +228,8 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
         (
             {"intermediate_size": 256},
             {},
-            r"tensor .*gate_proj.weight has shape \(200, 96\), but \(256, 96\) would fit the config",
+            r"tensor .*gate_proj.weight has shape \(200, 96\), "
+            r"but \(256, 96\) would fit the config",
         ),
         ({}, {"drop": [name]}, "layers.1.mlp.up_proj.weight is missing; give the whole file"),
         ({}, {"tensors": {name: narrow}}, "would fit the config"),

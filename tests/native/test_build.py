@@ -44,7 +44,16 @@ def package(tmp_path):
 
 
 def test_stale_and_missing_libraries_name_the_command(package):
-    load = "from gwq_export.native.library import lib\nfrom gwq_export import GwqError\ntry: lib()\nexcept GwqError as e: print(e)\nelse: print('ok')"
+    load = """
+from gwq_export import GwqError
+from gwq_export.native.library import lib
+try:
+    lib()
+except GwqError as e:
+    print(e)
+else:
+    print("ok")
+"""
     assert python(load, package).stdout == "ok\n"
     with open(package / "native/gwq.h", "a") as f:
         f.write("/* newer */\n")
@@ -207,7 +216,7 @@ def test_aarch64_under_emulation(tmp_path):
 
 
 def test_sanitizers_find_nothing(tmp_path):
-    """AddressSanitizer and UBSan over the same cases, on the best instruction set of this machine."""
+    """AddressSanitizer and UBSan over the same cases, on the best instruction set here."""
     binary = tmp_path / "check"
     cc = shutil.which("cc")
     flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS}".replace("-O3", "-O1").split()

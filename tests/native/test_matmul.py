@@ -113,7 +113,7 @@ def patterns(type_name):
     return PATTERNS if type_name in SPARSE_TYPES else PATTERNS[:1]
 
 
-# --- matrices -------------------------------------------------------------------------------------------------------
+# --- matrices ---
 
 
 @pytest.mark.parametrize("type_name", MATRIX_TYPES)

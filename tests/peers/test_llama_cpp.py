@@ -70,7 +70,7 @@ def test_experts_coded_under_the_curvature(exported, tmp_path, options):
 
 
 def test_llama_cpp_runs_the_base_of_a_bridge(exported):
-    """It takes no notice of the deltas, which would change more than its rounding of activations."""
+    """It ignores the deltas, which would change more than its rounding of activations does."""
     path, _ = exported(type="bridge", outliers=0.1)
     assert difference(path, base=True) < 0.15 < difference(path)
 
@@ -108,10 +108,14 @@ def test_tile_types_are_refused_by_name(exported):
 TOKENIZE = """
 import json, os, sys, urllib.request, xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = sys.argv[1], 64, 1, 1
+params.model.path = sys.argv[1]
+params.n_ctx = 64
+params.n_parallel = 1
+params.cpuparams.n_threads = 1
 server = xllamacpp.Server(params)
 body = json.dumps({"content": sys.argv[2], "add_special": False, "parse_special": False}).encode()
-request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
+header = {"Content-Type": "application/json"}
+request = urllib.request.Request(server.listening_address + "/tokenize", body, header)
 print(urllib.request.urlopen(request).read().decode(), flush=True)
 os._exit(0)
 """

@@ -14,12 +14,15 @@ TEXT = (DATA / "eval.txt").read_text()
 
 
 def test_without_the_extra():
-    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('gwq_export.evaluation.lm_eval', run_name='__main__')"
+    code = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; "
+        "runpy.run_module('gwq_export.evaluation.lm_eval', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert (
-        done.stderr
-        == 'gwq_export.evaluation.lm_eval: error: lm-evaluation-harness needs lm_eval: pip install "gwq-export[lm-eval]"\n'
+        done.stderr == "gwq_export.evaluation.lm_eval: error: lm-evaluation-harness needs lm_eval: "
+        'pip install "gwq-export[lm-eval]"\n'
     )
 
 
@@ -112,8 +115,10 @@ def test_the_evaluator_runs_it(ours, tmp_path):
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "own.yaml").write_text(
-        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'own.jsonl'}}}}}\ntest_split: test\n"
-        "output_type: multiple_choice\ndoc_to_text: '{{query}}'\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "task: own\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'own.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: '{{query}}'\ndoc_to_choice: choices\ndoc_to_target: gold\n"
         "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
     )
     found = lm_eval.simple_evaluate(

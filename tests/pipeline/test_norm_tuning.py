@@ -26,7 +26,7 @@ def kld(folder, path, windows):
 
 @pytest.fixture
 def both(exported):
-    """Paths of the bundled model at 2 bits, with tuned norms and without, and the former's result."""
+    """Paths of 2-bit files of the bundled model, norms tuned and not, and the former's result."""
     options = {"type": "gwq2", "samples": 8, "ctx": 128}
     (path, result), (plain, before) = exported(**options), exported(norms=False, **options)
     assert "norms_kld" not in before and before["bytes"] == result["bytes"]

@@ -77,7 +77,8 @@ def test_card(tiny, tmp_path):
     folder = tmp_path / "models--some-org--Some.Model" / "snapshots" / "0123"
     save_tiny(folder, "LlamaConfig")
     (folder / "README.md").write_text(
-        '---\nlicense: other\nlicense_name: "a: b"\nlanguage:\n- en\nbase_model: org/parent\n---\n# x\n'
+        '---\nlicense: other\nlicense_name: "a: b"\nlanguage:\n- en\n'
+        "base_model: org/parent\n---\n# x\n"
     )
     result = gwq_export.export(
         folder, tmp_path / "m.gguf", type="gwq3", verify=True, card=tmp_path / "README.md", **SMALL

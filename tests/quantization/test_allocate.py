@@ -44,7 +44,7 @@ def random_options(rng, matrices):
 
 
 def best_loss(options, budget):
-    """By scipy's mixed-integer solver: exactly one option of every matrix, bytes within the budget."""
+    """By scipy's mixed-integer solver: one option of every matrix, bytes within the budget."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     flat = [c for o in options for c in o]

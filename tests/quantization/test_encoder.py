@@ -72,7 +72,7 @@ def decoded(type, a):
     return a["row_scale"] * (np.repeat(a["scale"], type.sub, 0)[:columns] * entry)
 
 
-# --- gwq_encode -------------------------------------------------------------------------------------------------------
+# --- gwq_encode ---
 
 
 @each_type
@@ -198,7 +198,7 @@ def test_four_bits_take_the_nearest():
 
 @each_type
 def test_feedback_hands_the_error_on(type):
-    """As the same columns coded one by one, the error added to the later ones by hand, in float32."""
+    """As columns coded one by one, with the error added to later ones by hand, in float32."""
     for before in (False, True):
         arrays = everything(type, type.sub)
         if not before:
@@ -296,7 +296,7 @@ def test_values_that_are_not_finite_do_no_harm(type):
             )
 
 
-# --- encode -----------------------------------------------------------------------------------------------------------
+# --- encode ---
 
 
 def file_values(type, e, shape):

@@ -179,9 +179,12 @@ def browser(tmp_path, text, width):
         pytest.skip("no chromium here (apt-get install chromium)")
     path = tmp_path / "frame.html"
     path.write_text(
-        f'<iframe id="f" style="width:{width}px;height:700px;border:0" srcdoc="{html.escape(text)}"></iframe><p id="out"></p>'
-        "<script>f.onload = () => { const d = f.contentDocument; d.querySelectorAll('details').forEach(x => { x.open = true });"
-        "const e = d.documentElement; out.textContent = `${e.scrollWidth} ${e.clientWidth}` }</script>"
+        f'<iframe id="f" style="width:{width}px;height:700px;border:0" srcdoc="{html.escape(text)}">'
+        '</iframe><p id="out"></p>'
+        "<script>f.onload = () => { const d = f.contentDocument;"
+        "d.querySelectorAll('details').forEach(x => { x.open = true });"
+        "const e = d.documentElement;"
+        "out.textContent = `${e.scrollWidth} ${e.clientWidth}` }</script>"
     )
     flags = [
         "--headless",

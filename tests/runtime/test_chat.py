@@ -38,7 +38,7 @@ def model(path):
     return gwq_export.load(path, threads=1)
 
 
-# --- stop strings and sampling --------------------------------------------------------------------------------------
+# --- stop strings and sampling ---
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_token_ids_need_no_tokenizer(path, monkeypatch):
     )
 
 
-# --- conversations --------------------------------------------------------------------------------------------------
+# --- conversations ---
 
 
 def test_a_chat_computes_only_what_is_new(model):
@@ -225,7 +225,7 @@ def test_a_chat_without_roles_continues_the_text(model):
         Chat(model, system="x", raw=True)
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ---
 
 
 def run(capsys, path, *args):

@@ -56,7 +56,7 @@ def test_perplexity_equals_transformers(exported, type, tolerance):
 @pytest.mark.parametrize("folder", ["stories260K", "babyllama-tok361-1.0M"])
 @pytest.mark.parametrize("type, tolerance", [("f32", 1e-3), ("gwq4", 5e-3)])
 def test_perplexity_of_shared_models(shared, exported, folder, type, tolerance):
-    """Widths of 64, 128, 172 and 352: nothing here is a multiple of 256, everything is quantized."""
+    """Widths of 64, 128, 172 and 352: none is a multiple of 256, and everything is quantized."""
     source = shared / "models" / folder
     path, _ = exported(source, type=type)
     model, text = gwq_export.load(path), (shared / "text" / "exl3_tiny.utf8").read_text()[:20000]

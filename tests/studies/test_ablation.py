@@ -1,4 +1,4 @@
-"""tools/ablation: its tables and its plot, on the bundled model at the smallest extent."""
+"""studies/ablation: its tables and its plot, on the bundled model at the smallest extent."""
 
 import re
 from xml.etree import ElementTree
@@ -54,7 +54,7 @@ def test_the_page_has_its_parts(quick):
         "`random`",
         "`loss` (default)",
     ]
-    assert "3,145,728 weights" in page and "`tools/ablation --quick" in page
+    assert "3,145,728 weights" in page and "`studies/ablation --quick" in page
 
 
 def test_the_ladder_climbs(quick):

@@ -1,4 +1,4 @@
-"""tools/bench_synthetic.py: the files it makes and the page it writes."""
+"""studies/bench_synthetic: the files it makes and the page it writes."""
 
 import re
 
@@ -34,13 +34,13 @@ def test_which_type_a_stock_matrix_has():
         "output.weight",
         *(f"blk.{i}.{n}.weight" for i in range(8) for n in ("attn_q", "attn_v", "ffn_down")),
     ]
-    mixed = bench_synthetic.stock_types("q4_k_m", tensors, 8)
+    mixed = bench_synthetic.ggml_types("q4_k_m", tensors, 8)
     assert {n for n, t in mixed.items() if t == "q6_k"} == {
         "output.weight",
         *(f"blk.{i}.{n}.weight" for i in (0, 3, 6, 7) for n in ("attn_v", "ffn_down")),
     }
     assert set(mixed.values()) == {"q4_k", "q6_k"}
-    assert set(bench_synthetic.stock_types("q2_k", tensors[2:], 8).values()) == {"q2_k"}
+    assert set(bench_synthetic.ggml_types("q2_k", tensors[2:], 8).values()) == {"q2_k"}
 
 
 @pytest.mark.skipif(
@@ -50,7 +50,7 @@ def test_stock_files(exported, tmp_path):
     from gwq_export.format.foreign import open_any
 
     f16 = gwq_export.open_gguf(exported(type="f16")[0])
-    bench_synthetic.write_stock(f16, tmp_path / "q4_k_m.gguf", "q4_k_m")
+    bench_synthetic.write_ggml(f16, tmp_path / "q4_k_m.gguf", "q4_k_m")
     assert [p.name for p in tmp_path.iterdir()] == ["q4_k_m.gguf"]
     made = open_any(tmp_path / "q4_k_m.gguf")
     for name, t in f16.tensors.items():
@@ -134,7 +134,7 @@ def test_what_is_made_for_a_part(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(bench_synthetic.gwq_export, "open_gguf", lambda path: path)
     monkeypatch.setattr(bench_synthetic, "write_ours", lambda f16, out, name: made.append(name))
-    monkeypatch.setattr(bench_synthetic, "write_stock", lambda f16, out, name: made.append(name))
+    monkeypatch.setattr(bench_synthetic, "write_ggml", lambda f16, out, name: made.append(name))
     for name in ("f16", "q4_0"):
         (tmp_path / f"{name}.gguf").touch()
     bench_synthetic.prepare(tmp_path, ["gwq4-0"], lambda text: None)

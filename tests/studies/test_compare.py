@@ -1,4 +1,4 @@
-"""tools/compare as far as it needs no library of the peer: test_stock_types.py has the rest."""
+"""studies/compare without llama.cpp's library; tests/peers/test_ggml_types.py has the rest."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""tools/compare_formats: the proposal's kernels, from the history, beside the format's."""
+"""studies/compare_formats: the proposal's kernels, from the history, beside the format's."""
 
 import re
 import shutil

@@ -175,7 +175,7 @@ def unigram(merge=True, prefix="always", bytes=False, added=()):
 
 
 def gemma():
-    """Spaces become pieces' ▁ without a prefix, before a split at spaces that therefore finds none."""
+    """Spaces become ▁ without a prefix, before a split at spaces, which therefore finds none."""
     native = sentencepiece(prefix=False)
     native.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     return native

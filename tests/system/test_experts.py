@@ -35,7 +35,7 @@ from tests.support.paths import DATA
 IDS = np.random.default_rng(5).integers(3, 1024, 90)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def test_damage_of_any_expert_is_found(tmp_path):
@@ -100,12 +100,12 @@ def test_side_tables_of_experts_must_fit(tmp_path, records, offsets):
                 Writer(tmp_path / "m.gguf", {}, layout)
 
 
-# --- checkpoints and calibration ------------------------------------------------------------------------------------
+# --- checkpoints and calibration ---
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
 def test_experts_stored_as_one_tensor(tiny, tmp_path, name):
-    """Checkpoints with the fused parameters that transformers computes with hold the same weights."""
+    """Checkpoints with the fused parameters that transformers uses hold the same weights."""
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny(name) / file, tmp_path / file)
     fused = {n: p.contiguous() for n, p in original_model(tiny(name)).state_dict().items()}
@@ -264,7 +264,7 @@ def test_a_budget_gives_the_experts_of_a_layer_one_recipe(lonely, tmp_path):
     assert np.isfinite(gwq_export.load(tmp_path / "m.gguf").logits(IDS[:8])).all()
 
 
-# --- what else an export can be asked for -----------------------------------------------------------------------------
+# --- what else an export can be asked for ---
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def narrow(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe-plain"])
 def test_importance_of_experts(tiny, tmp_path, name):
-    """In llama.cpp's shapes: a row of sums for every expert, and how many tokens were routed to it."""
+    """In llama.cpp's shapes: a row of sums for every expert, and how many tokens it was given."""
     gguf = pytest.importorskip("gguf")
     source, tokens = (
         Source(tiny(name)),
@@ -429,7 +429,7 @@ def test_mixtures_that_cannot_be_are_refused(tiny, tmp_path, change, words):
         gwq_export.export(tmp_path, tmp_path / "m.gguf", type="f16")
 
 
-# --- runtime --------------------------------------------------------------------------------------------------------
+# --- runtime ---
 
 
 @pytest.mark.parametrize("normed", [True, False])

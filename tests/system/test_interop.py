@@ -31,7 +31,7 @@ needs_peer = pytest.mark.skipif(
 )
 
 
-# --- the types --------------------------------------------------------------------------------------------------------
+# --- the types ---
 
 
 def test_a_block_by_hand():
@@ -72,7 +72,7 @@ def test_what_cannot_be_held_is_refused():
         encode_ggml(TYPES["q4_0"], np.full((1, 32), 1e6, np.float32))
 
 
-# --- codes under the curvature ----------------------------------------------------------------------------------------
+# --- codes under the curvature ---
 
 
 @each_level_type
@@ -146,12 +146,12 @@ def test_corrections_take_most_of_what_they_can():
     assert found < 0.8 * before and found < restored and found < best_single
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 @pytest.fixture(scope="module")
 def kld():
-    """kld(path, base) -> KL divergence of the bundled model with the decoder that the file holds."""
+    """kld(path, base) -> KL divergence of the bundled model with the decoder of that file."""
     before, known = logits(original_model(REFERENCE), IDS), {}
 
     def measure(path, base=False):
@@ -169,7 +169,7 @@ def peer_kld(name, importance):
     from studies import compare
 
     original = original_model(REFERENCE)
-    model, _ = compare.stock_model(original, Source(REFERENCE), name, importance(original))
+    model, _ = compare.ggml_model(original, Source(REFERENCE), name, importance(original))
     return kl_divergence(logits(original, IDS), logits(model, IDS))
 
 
@@ -308,7 +308,7 @@ def test_deltas_that_are_not_whole_are_refused(linked, tmp_path, capsys):
 
 
 def test_a_hostile_tail(linked, tmp_path):
-    """Deltas whose checksum is right but that name a tensor of the base, or one that is not there."""
+    """Deltas with the right checksum that name a tensor of the base, or one that is not there."""
     import hashlib
 
     data, reader = linked.read_bytes(), gwq_export.open_gguf(linked)
@@ -371,7 +371,7 @@ def test_no_tile_type_in_a_stock_file(tiny, tmp_path):
     assert TINY["intermediate_size"] == 200 and not list(tmp_path.iterdir())
 
 
-# --- importance -------------------------------------------------------------------------------------------------------
+# --- importance ---
 
 
 def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_export_memory_is_that_of_one_block(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
 def test_peak_memory_is_this_process_alone():
-    """A process that a large one starts does not report the large one's memory, as ru_maxrss does."""
+    """A process that a large one starts does not report that one's memory, as ru_maxrss does."""
     ballast = np.ones(100_000_000)  # 800 MB
     code = "from gwq_export.pipeline.run import peak_rss; print(peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

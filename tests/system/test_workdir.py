@@ -149,7 +149,7 @@ def test_killed_between_any_two_steps_it_goes_on_to_the_same_bytes(tmp_path, tin
 
 
 def test_killed_between_embedding_and_head(tmp_path, tiny, calib, counted, monkeypatch):
-    """What was found for the first of the two stays, in the sensitivity pass and in the export itself."""
+    """What was found for the first stays, in the sensitivity pass and in the export itself."""
     options, write = CASES["budget"] | {"calib": calib}, Workdir._write
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options)
     tensors = len(counted)
@@ -175,9 +175,7 @@ def test_killed_between_embedding_and_head(tmp_path, tiny, calib, counted, monke
 
 
 def test_sigkill_at_30_random_moments(tmp_path, tiny, calib):
-    """Real kills of real processes, in every phase; tests/system/victims.py compares files, results and
-    work done.
-    """
+    """Real kills of real processes, in every phase; victims.py compares files, results and work."""
     cases = [options | {"calib": str(calib)} for options in CASES.values()]
     command = [
         sys.executable,
@@ -318,7 +316,8 @@ def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
         m.setattr(os, "fsync", full)
         with pytest.raises(
             GwqError,
-            match=r"cannot write --work-dir .*No space left on device; .*run the same command again",
+            match=r"cannot write --work-dir .*No space left on device; "
+            r".*run the same command again",
         ):
             gwq_export.export(tiny("llama"), out, **options)
     assert not out.exists() and len(list((tmp_path / "work").iterdir())) > 5

@@ -19,9 +19,10 @@ def chat(tmp_path):
 
 
 def test_chat_template(chat):
-    template = "{% for m in messages %}\n  {% if loop.first %}\n{{ bos_token }}{% endif %}\n<{{ m.role }}>{{ m['content'] }}"
-    template += (
-        "{{ eos_token }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}"
+    template = (
+        "{% for m in messages %}\n  {% if loop.first %}\n{{ bos_token }}{% endif %}\n"
+        "<{{ m.role }}>{{ m['content'] }}{{ eos_token }}\n{% endfor %}\n"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     assert chat(template) == "<|endoftext|><user>a<b<|endoftext|>\n<assistant>"
     assert chat(template, add_generation_prompt=False) == "<|endoftext|><user>a<b<|endoftext|>\n"
