@@ -303,7 +303,9 @@ def weight_space(path, names):
 
 def curves(lab, extent):
     """{series: [(bits, KL divergence, label)]} of the plot, calibration seed 0."""
-    budgeted, one_type, plain = [], [], []
+    budgeted = []
+    one_type = []
+    plain = []
     for bits in extent.budgets:
         if entries := allocated(lab, bits, extent)(0):
             row = lab.measure(entries, 0)

@@ -48,16 +48,11 @@ def test_roof_tries_every_way_and_keeps_the_best(monkeypatch):
     roofs = roof.Roofs()
     first = roofs[2]
     assert {(r["streams"], r["ahead"]): pytest.approx(r["gbps"]) for r in roofs.rows()} == speed
-    assert (
-        {r["threads"] for r in roofs.rows()} == {2}
-        and set(reads) == set(speed)
-        and roofs[2] is first
-    )
-    speed |= {
-        (8, 4096): 0.5,
-        (8, 2048): 40.0,
-        (1, 0): 99.0,
-    }  # what the machine does now; the last is none of the best
+    assert {r["threads"] for r in roofs.rows()} == {2}
+    assert set(reads) == set(speed)
+    assert roofs[2] is first
+    # what the machine does now; the last is none of the best
+    speed |= {(8, 4096): 0.5, (8, 2048): 40.0, (1, 0): 99.0}
     assert first.now() == pytest.approx(40)
 
 
@@ -65,11 +60,8 @@ def test_shares_are_taken_from_neighbours():
     beside = roof.Beside(nbytes=10e9)
     for seconds, before, after in [(1, 20, 20), (2, 9, 11), (1, 30, 10)]:
         beside.add(seconds, before, after)
-    assert beside.row() == {
-        "gbps": 10,
-        "roof_gbps": 20,
-        "of_roof": 0.5,
-    }  # 0.5, 0.5, 0.5: the machine's speed cancels
+    # 0.5, 0.5, 0.5: the machine's speed cancels
+    assert beside.row() == {"gbps": 10, "roof_gbps": 20, "of_roof": 0.5}
 
 
 def test_roof_reads_with_the_library():
@@ -88,10 +80,8 @@ def test_random_matrices_are_finite(name):
     )
     dense = m.dequantize(Pool(1))
     assert np.isfinite(dense).all() and len(np.unique(dense)) > 100
-    assert (
-        np.array_equal(m.copy().dequantize(Pool(1)), dense)
-        and m.copy().struct.data != m.struct.data
-    )
+    assert np.array_equal(m.copy().dequantize(Pool(1)), dense)
+    assert m.copy().struct.data != m.struct.data
 
 
 SMALL = [
@@ -132,10 +122,11 @@ def test_every_call_runs_its_op_on_data_of_its_own(case):
     for call_ in calls:
         call_()
     assert {name for name, _ in ops.seen} == {"matmul" if case.op.startswith("gem") else case.op}
+    # attention: its keys
     data = {
         args[0][0].data if name == "matmul" else args[name == "attention"]
         for name, args in ops.seen
-    }  # attention: its keys
+    }
     assert len(data) == len(calls)
     rows, cols = case.shape
     want = {
@@ -165,22 +156,15 @@ def test_kernel_rows():
     rows, cells = kernels.kernel_rows(SMALL[:3], [1, 2], 3, 1 << 20, lambda *a: ticks.append(a))
     assert [(r["op"], r["threads"]) for r in rows] == [(c.op, t) for c in SMALL[:3] for t in (1, 2)]
     for r in rows:
-        assert (
-            0 < r["ns"] == pytest.approx(statistics.median(r["samples_ns"]), abs=1)
-            and len(r["samples_ns"]) == 3
-        )
+        assert 0 < r["ns"] == pytest.approx(statistics.median(r["samples_ns"]), abs=1)
+        assert len(r["samples_ns"]) == 3
         assert r["gbps"] > 0 and r["roof_gbps"] > 0 and r["of_roof"] > 0 and r["gflops"] > 0
-    assert (
-        rows[0]["shape"] == [64, 256]
-        and rows[0]["outliers"] == 0.01
-        and rows[0]["gweights"] > 0
-        and rows[4]["gweights"] is None
-    )
-    assert len(cells) == 2 * len(roof.STREAMS) * len(roof.DISTANCES) and ticks[-1] == (
-        "kernels",
-        6,
-        6,
-    )
+    assert rows[0]["shape"] == [64, 256]
+    assert rows[0]["outliers"] == 0.01
+    assert rows[0]["gweights"] > 0
+    assert rows[4]["gweights"] is None
+    assert len(cells) == 2 * len(roof.STREAMS) * len(roof.DISTANCES)
+    assert ticks[-1] == ("kernels", 6, 6)
 
 
 def test_kernels_command(capsys, monkeypatch):
@@ -194,11 +178,9 @@ def test_kernels_command(capsys, monkeypatch):
     assert status == 0, err
     result = json.loads(out.splitlines()[-1])
     assert [(r["op"], r["type"]) for r in result["rows"]] == [("gemv", "gwq3"), ("add", "f32")]
-    assert (
-        "| gemv | gwq3 | 64x256 | 1 | 1.0% |" in out
-        and "| 1 | 4096 | " in out
-        and len(result["roof"]) == 25
-    )
+    assert "| gemv | gwq3 | 64x256 | 1 | 1.0% |" in out
+    assert "| 1 | 4096 | " in out
+    assert len(result["roof"]) == 25
 
 
 # --- files ---
@@ -218,29 +200,26 @@ def test_file(exported, capsys, format):
         (p, g, int(t)) for t in threads.split(",") for p, g in ((6, 0), (0, 2))
     ]
     row = rows[1]
-    assert len(row["samples_ts"]) == 2 and row["avg_ts"] == pytest.approx(
-        np.mean(row["samples_ts"])
-    )
+    assert len(row["samples_ts"]) == 2
+    assert row["avg_ts"] == pytest.approx(np.mean(row["samples_ts"]))
     assert row["avg_ts"] == pytest.approx(np.mean([2e9 / ns for ns in row["samples_ns"]]), rel=1e-4)
-    assert (
-        row["model_size"] == path.stat().st_size
-        and row["model_n_params"] == result["params"]
-        and row["model_type"] == "llama gwq4"
-    )
-    assert (
-        row["bytes_per_token"] == sum(t.nbytes for t in Reader(path).tensors.values()) - NORMS
-    )  # tied: the embedding is the head
+    assert row["model_size"] == path.stat().st_size
+    assert row["model_n_params"] == result["params"]
+    assert row["model_type"] == "llama gwq4"
+    # tied: the embedding is the head
+    assert row["bytes_per_token"] == sum(t.nbytes for t in Reader(path).tensors.values()) - NORMS
     assert row["gbps"] == pytest.approx(
         row["bytes_per_token"] * statistics.median(row["samples_ts"]) / 1e9, rel=1e-4
     )
-    assert (
-        row["of_roof"] > 0 and row["times_as_fast"] is None and row["backends"].startswith("gwq-")
-    )
+    assert row["of_roof"] > 0
+    assert row["times_as_fast"] is None
+    assert row["backends"].startswith("gwq-")
     assert 0 < row["load_ns"] < row["first_token_ns"] < 60e9 and 20e6 < row["peak_bytes"] < 1e9
     if format == "md":
-        assert (
-            "| test |" in text and "pp6" in text and "tg2" in text and "times as fast" not in text
-        )
+        assert "| test |" in text
+        assert "pp6" in text
+        assert "tg2" in text
+        assert "times as fast" not in text
     else:
         parse = {
             "json": json.loads,
@@ -288,14 +267,12 @@ def test_two_of_ours(exported, monkeypatch, capsys):
     )
     assert status == 0, err
     rows = json.loads(out.splitlines()[-1])["rows"]
-    assert [r["model_filename"] for r in rows] == [str(a), str(b), str(a)] and {
-        r["backends"][:4] for r in rows
-    } == {"gwq-"}
+    assert [r["model_filename"] for r in rows] == [str(a), str(b), str(a)]
+    assert {r["backends"][:4] for r in rows} == {"gwq-"}
     first, second, _ = rows
     ratios = [y / x for x, y in zip(first["samples_ns"], second["samples_ns"], strict=True)]
-    assert first["times_as_fast"] is None and second["times_as_fast"] == pytest.approx(
-        statistics.median(ratios), rel=1e-3
-    )
+    assert first["times_as_fast"] is None
+    assert second["times_as_fast"] == pytest.approx(statistics.median(ratios), rel=1e-3)
     assert (
         min(ratios) * 0.999
         < second["times_as_fast_q1"]
@@ -408,11 +385,9 @@ def test_against_llama_cpp(exported, stock_file, capsys):
         (str(f16), "gwq"),
         (str(f16), "llama.cpp"),
     ]
-    assert (
-        prompt[1]["model_type"] == "llama q4_0"
-        and prompt[1]["build_commit"].startswith("xllamacpp ")
-        and prompt[1]["type_k"] == "f16"
-    )
+    assert prompt[1]["model_type"] == "llama q4_0"
+    assert prompt[1]["build_commit"].startswith("xllamacpp ")
+    assert prompt[1]["type_k"] == "f16"
     for r in rows[1:]:
         assert 10 < r["avg_ts"] < 1e6 and r["load_ns"] > 0 and r["peak_bytes"] > 20e6
         assert (r["times_as_fast"] is None) == (r["model_filename"] == str(ours))

@@ -45,12 +45,10 @@ def test_export(small):
 def test_info(small, capsys):
     status, out, _ = call(capsys, "info", small[0], "--json", "--check")
     info = json.loads(out.splitlines()[-1])
-    assert (
-        status == 0
-        and info["check"] == "ok"
-        and info["arch"] == "llama"
-        and info["params"] == 5245184
-    )
+    assert status == 0
+    assert info["check"] == "ok"
+    assert info["arch"] == "llama"
+    assert info["params"] == 5245184
     assert (
         info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) + info["alignment_bytes"]
         == info["bytes"]
@@ -58,21 +56,18 @@ def test_info(small, capsys):
     )
     assert info["bpw"] == pytest.approx(small[1]["bpw"])
     linear = [t for t in info["tensors"] if t["type"] == "gwq4"]
-    assert len(linear) == 28 and sum(t["outliers"] for t in linear) == pytest.approx(
-        7864, abs=30
-    )  # 0.25 %
+    assert len(linear) == 28
+    assert sum(t["outliers"] for t in linear) == pytest.approx(7864, abs=30)  # 0.25 %
     assert set(linear[0]) == {"name", "type", "shape", "bytes", "outliers"}
 
 
 def test_run(small, capsys):
     status, out, err = call(capsys, "run", small[0], "-p", "The city", "-n", 8, "--raw", "--json")
     result = json.loads(out.splitlines()[-1])
-    assert (
-        status == 0
-        and result["tokens"] == 8
-        and result["decode_tps"] > 0
-        and result["prompt_tps"] > 0
-    )
+    assert status == 0
+    assert result["tokens"] == 8
+    assert result["decode_tps"] > 0
+    assert result["prompt_tps"] > 0
     assert out.startswith(result["text"]) and "t/s" in err
     done = command("run", small[0], "-p", "-", "-n", 8, "--raw", "--json", input="The city")
     assert json.loads(done.stdout.splitlines()[-1])["text"] == result["text"]
@@ -93,20 +88,11 @@ def test_eval(small, capsys, tmp_path):
         "--json",
     )
     folder = json.loads(out.splitlines()[-1])
-    assert status == 0 and set(folder) >= {
-        "ppl",
-        "nll",
-        "tokens",
-        "ctx",
-        "kld_mean",
-        "kld_p99",
-        "top1_agreement",
-    }
-    assert (
-        folder["ppl"] == pytest.approx(np.exp(folder["nll"]))
-        and 0 < folder["kld_mean"] < 0.2
-        and folder["top1_agreement"] > 0.7
-    )
+    assert status == 0
+    assert set(folder) >= {"ppl", "nll", "tokens", "ctx", "kld_mean", "kld_p99", "top1_agreement"}
+    assert folder["ppl"] == pytest.approx(np.exp(folder["nll"]))
+    assert 0 < folder["kld_mean"] < 0.2
+    assert folder["top1_agreement"] > 0.7
     _, out, _ = call(
         capsys,
         "eval",
@@ -120,11 +106,9 @@ def test_eval(small, capsys, tmp_path):
         "--json",
     )
     same = json.loads(out.splitlines()[-1])
-    assert (
-        same["kld_mean"] == pytest.approx(0, abs=1e-9)
-        and same["top1_agreement"] == 1
-        and same["ppl"] == folder["ppl"]
-    )
+    assert same["kld_mean"] == pytest.approx(0, abs=1e-9)
+    assert same["top1_agreement"] == 1
+    assert same["ppl"] == folder["ppl"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +182,9 @@ def first_gap(reader):
 
 def damaged(small, tmp_path, name):
     """A copy of the file with one thing wrong."""
-    data, reader, out = bytearray(small[0].read_bytes()), Reader(small[0]), tmp_path / "bad.gguf"
+    data = bytearray(small[0].read_bytes())
+    reader = Reader(small[0])
+    out = tmp_path / "bad.gguf"
     tensors = list(reader.tensors.values())
     table = next(t for t in tensors if t.name.endswith(".outliers") and sum(t.data[:16]) > 2)
     matrix = reader.tensors[table.name.removesuffix(".outliers")]
@@ -268,7 +254,8 @@ def test_check_reads_every_byte(small, capsys, tmp_path, name, words):
 
 
 def test_files_cut_in_every_section(small, capsys, tmp_path):
-    data, reader = small[0].read_bytes(), Reader(small[0])
+    data = small[0].read_bytes()
+    reader = Reader(small[0])
     first = min(t.offset for t in reader.tensors.values())
     cuts = {0, 3, 8, 20, 24, 100, first // 2, first - 70, first - 1, first, len(data) - 1}
     cuts |= {t.offset + t.nbytes // 2 for t in list(reader.tensors.values())[:6]}
@@ -407,9 +394,8 @@ def test_progress_as_json_lines(tmp_path, capsys, tiny):
     ]
     status, _, err = call(capsys, *arguments, "jsonl")
     lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert status == 0 and all(
-        set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines
-    )
+    assert status == 0
+    assert all(set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines)
     assert {line["phase"] for line in lines} == {
         "forward",
         "backward",

@@ -71,10 +71,7 @@ else:
 
 def test_only_the_api_is_exported():
     names = subprocess.run(
-        ["nm", "-D", "--defined-only", LIBRARY],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
     declared = set(
@@ -85,10 +82,7 @@ def test_only_the_api_is_exported():
 
 def test_the_library_never_prints_or_exits():
     undefined = subprocess.run(
-        ["nm", "-D", "--undefined-only", LIBRARY],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["nm", "-D", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     names = {line.split()[-1].split("@")[0] for line in undefined.splitlines()}
     assert not names & {
@@ -173,7 +167,9 @@ def run_case(binary, launcher, folder, case):
     """Bytes in, weights and products out: equal to numpy's decoder to the bit, products to
     rounding.
     """
-    n, shape, weight = 3, case.shape, case.full
+    n = 3
+    shape = case.shape
+    weight = case.full
     x = np.random.default_rng(0).normal(size=(n, shape[1])).astype(np.float32)
     files = [case.data, *(case.outliers or (np.empty(0, np.uint8), np.empty(0, np.int32))), x]
     for i, a in enumerate(files):
@@ -198,10 +194,8 @@ def run_case(binary, launcher, folder, case):
 
 
 def test_aarch64_under_emulation(tmp_path):
-    cc, qemu = (
-        shutil.which("aarch64-linux-gnu-gcc"),
-        shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64"),
-    )
+    cc = shutil.which("aarch64-linux-gnu-gcc")
+    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if not cc or not qemu:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-user-static")
     library = native_build.build(tmp_path / "lib", cc=cc)  # the shared library itself builds

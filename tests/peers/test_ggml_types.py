@@ -57,9 +57,8 @@ def test_the_gguf_package_decodes_the_same(name, importance):
     decoded = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(ggml.TYPES[name]))
     ours = ggml.fake_quantize(name, WEIGHT, importance)
     assert np.array_equal(ggml.dequantize(name, raw, 512), ours)
-    np.testing.assert_allclose(
-        decoded, ours, rtol=1e-6, atol=1e-6
-    )  # the order of two products may differ
+    # the order of two products may differ
+    np.testing.assert_allclose(decoded, ours, rtol=1e-6, atol=1e-6)
     if name == "q4_0":
         assert np.array_equal(decoded, ours)
 
@@ -92,7 +91,8 @@ def test_importance_is_the_mean_squared_input(tiny):
     import torch
 
     model = original_model(tiny("llama"))
-    tokens, block = torch.arange(48).reshape(2, 24), model.model.layers[0]
+    tokens = torch.arange(48).reshape(2, 24)
+    block = model.model.layers[0]
     found = ggml.importance(model, tokens)
     assert sorted(found) == sorted(
         n for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n
@@ -145,9 +145,8 @@ def test_a_real_stock_file_is_what_is_compared(exported, tmp_path, name):
     difference = [
         np.abs([values[t["id"]] - t["logprob"] for t in top]).max() for values in (expected, before)
     ]
-    assert difference[0] < 0.15 and difference[0] < difference[1] / 2, (
-        difference
-    )  # it rounds activations, we do not
+    assert difference[0] < 0.15, difference
+    assert difference[0] < difference[1] / 2, difference  # it rounds activations, we do not
 
 
 def test_our_file_and_stock_share_one_measure(exported):

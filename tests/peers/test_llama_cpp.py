@@ -79,25 +79,27 @@ def test_llama_cpp_itself_is_nearer_with_our_codes(exported):
     """KL divergence of what it computes from our Q4_0 files to the float32 model, over all tokens
     after 40 prompts.
     """
-    text, reference = (DATA / "eval.txt").read_text(), gwq_export.load(exported(type="f32")[0])
+    text = (DATA / "eval.txt").read_text()
+    reference = gwq_export.load(exported(type="f32")[0])
     ids = [int(i) for i in reference.tokenizer.encode(text[:20000])]
-    prompts, found = [ids[at : at + 48] for at in range(0, 40 * 48, 48)], {}
+    prompts = [ids[at : at + 48] for at in range(0, 40 * 48, 48)]
+    found = {}
     p = np.array([log_softmax(reference.logits(prompt)[-1]) for prompt in prompts])
     for name, options in (
         ("plain", {"type": "q4_0"}),
         ("ours", {"stock": "q4_0"}),
         ("bridge", {"type": "bridge", "outliers": 0.1}),
     ):
-        done, q = peer(exported(**options)[0], prompts, p.shape[1]), np.full(p.shape, np.nan)
+        done = peer(exported(**options)[0], prompts, p.shape[1])
+        q = np.full(p.shape, np.nan)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         for row, line in zip(q, lines, strict=True):
             for token in likeliest(line):
                 row[token["id"]] = token["logprob"]
         found[name] = (np.exp(p) * (p - q)).sum(1).mean()
     assert 0 < found["ours"] < 0.75 * found["plain"], found
-    assert found["bridge"] == pytest.approx(
-        found["ours"], rel=1e-6
-    )  # it runs the base, which is the same
+    # it runs the base, which is the same
+    assert found["bridge"] == pytest.approx(found["ours"], rel=1e-6)
 
 
 def test_tile_types_are_refused_by_name(exported):

@@ -67,10 +67,12 @@ def test_loglikelihood_rolling(ours, exported):
     """Longer than the context: every token is scored once, in windows."""
     from gwq_export.evaluation.lm_eval import GwqLM
 
-    short, tok = GwqLM(exported(type="f32")[0], threads=1), ours.model.tokenizer
+    short = GwqLM(exported(type="f32")[0], threads=1)
+    tok = ours.model.tokenizer
     short.model.ctx = 100
     ids = [tok.eos if tok.bos is None else tok.bos, *tok.encode(TEXT[:1500], bos=False)]
-    expected, scored = 0, len(ids) - 1
+    expected = 0
+    scored = len(ids) - 1
     assert scored > 250
     for first in range(1, len(ids), 100):
         last = min(first + 100, len(ids))
@@ -84,7 +86,8 @@ def test_loglikelihood_rolling(ours, exported):
 
 
 def test_generate_until(ours):
-    start, whole = "The city of", ours.model.generate("The city of", n=24)
+    start = "The city of"
+    whole = ours.model.generate("The city of", n=24)
     stop = whole[8:11]
     arguments = [
         (start, {"until": ["never", stop], "max_gen_toks": 24}),
@@ -127,7 +130,5 @@ def test_the_evaluator_runs_it(ours, tmp_path):
     expected = run(
         gwq_export.load(ours.path), parse((tmp_path / "own.jsonl").read_text(), "own"), "own"
     )
-    assert (
-        found["results"]["own"]["acc,none"] == expected["acc"]
-        and found["results"]["own"]["acc_norm,none"] == expected["acc_norm"]
-    )
+    assert found["results"]["own"]["acc,none"] == expected["acc"]
+    assert found["results"]["own"]["acc_norm,none"] == expected["acc_norm"]

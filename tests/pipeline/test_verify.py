@@ -41,11 +41,9 @@ def test_figures_are_those_of_transformers(verified):
     )
     found = result["verify"]
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-3)
-    assert (
-        found["windows"] == verify.WINDOWS
-        and found["kld_mean"] > 0
-        and found["speed"]["decode_tps"] > 0
-    )
+    assert found["windows"] == verify.WINDOWS
+    assert found["kld_mean"] > 0
+    assert found["speed"]["decode_tps"] > 0
 
 
 def held_out_windows(model, samples, ctx, seed=0):
@@ -57,10 +55,8 @@ def test_held_out_text_is_not_calibration_text(verified):
     tokenizer = gwq_export.load(verified[0]).tokenizer
     calibration = windows.draw_calibration(tokenizer, None, 40, 256, 5)
     held_out = windows.draw_held_out(tokenizer, None, None, calibration, 256, 5)
-    assert (
-        held_out.shape == (verify.WINDOWS, 256)
-        and len({w.tobytes() for w in held_out}) == verify.WINDOWS
-    )
+    assert held_out.shape == (verify.WINDOWS, 256)
+    assert len({w.tobytes() for w in held_out}) == verify.WINDOWS
     assert not {w.tobytes() for w in held_out} & {w.tobytes() for w in calibration.tokens.numpy()}
 
 
@@ -69,11 +65,9 @@ def test_errors_by_tensor(verified):
     float16 and stays so.
     """
     path, result = verified
-    rows, reader, source = (
-        {t["name"]: t for t in result["verify"]["tensors"]},
-        gwq_export.open_gguf(path),
-        Source(REFERENCE),
-    )
+    rows = {t["name"]: t for t in result["verify"]["tensors"]}
+    reader = gwq_export.open_gguf(path)
+    source = Source(REFERENCE)
     assert set(rows) == {t.name for t in reader.tensors.values() if not t.companion}
     assert rows["blk.1.ffn_up.weight"] == {
         "name": "blk.1.ffn_up.weight",
@@ -85,15 +79,10 @@ def test_errors_by_tensor(verified):
     error = np.linalg.norm(
         reader.tensors["blk.2.ffn_down.weight"].dequantize() - weight
     ) / np.linalg.norm(weight)
-    assert (
-        rows["blk.2.ffn_down.weight"]["weight_error"] == pytest.approx(error, rel=1e-4)
-        and error > 0.05
-    )
-    for name in (
-        "attn_q",
-        "attn_k",
-        "ffn_down",
-    ):  # permuted or not; error feedback makes outputs better than weights
+    assert rows["blk.2.ffn_down.weight"]["weight_error"] == pytest.approx(error, rel=1e-4)
+    assert error > 0.05
+    # permuted or not; error feedback makes outputs better than weights
+    for name in ("attn_q", "attn_k", "ffn_down"):
         row = rows[f"blk.2.{name}.weight"]
         assert 0.01 < row["output_error"] < row["weight_error"] < 0.4
 
@@ -172,9 +161,8 @@ def test_verify_text(tmp_path):
     found = gwq_export.export(
         REFERENCE, tmp_path / "m.gguf", type="f16", verify_text=tmp_path / "t.txt", ctx=64
     )["verify"]
-    assert found["kld_mean"] < 1e-4 and found["ppl"] == pytest.approx(
-        found["ppl_against"], rel=1e-2
-    )
+    assert found["kld_mean"] < 1e-4
+    assert found["ppl"] == pytest.approx(found["ppl_against"], rel=1e-2)
     for text, words in [
         (tmp_path / "none", "--verify-text .*cannot be read"),
         ("/dev/null", "is empty"),

@@ -35,10 +35,8 @@ def random_options(rng, matrices):
     out = []
     for _ in range(matrices):
         n = rng.integers(1, 9)
-        nbytes, loss = (
-            np.sort(rng.choice(1000, n, replace=False)) + 100,
-            -np.sort(-rng.exponential(size=n)),
-        )
+        nbytes = np.sort(rng.choice(1000, n, replace=False)) + 100
+        loss = -np.sort(-rng.exponential(size=n))
         out.append([Choice(None, int(b), float(x)) for b, x in zip(nbytes, loss, strict=True)])
     return out
 
@@ -73,13 +71,13 @@ def test_close_to_the_exact_optimum(seed, matrices, share):
     least, most = (sum(o[i].nbytes for o in options) for i in (0, -1))
     budget = int(least + share * (most - least)) - (seed % 7 == 0)
     shuffled = [[o[i] for i in rng.permutation(len(o))] for o in options]  # in any order
-    picked, best = allocate(shuffled, budget), best_loss(options, budget)
+    picked = allocate(shuffled, budget)
+    best = best_loss(options, budget)
     if picked is None:
         assert best is None
         return
-    assert sum(c.nbytes for c in picked) <= budget and all(
-        c in o for c, o in zip(picked, options, strict=True)
-    )
+    assert sum(c.nbytes for c in picked) <= budget
+    assert all(c in o for c, o in zip(picked, options, strict=True))
     loss = sum(c.loss for c in picked)
     # greedy along the hulls misses the optimum by at most one step of one matrix
     step = max((a.loss - b.loss for o in options for a, b in pairwise(hull(o))), default=0)
@@ -142,7 +140,8 @@ def test_every_budget_is_met(measured):
         ]
         return file_size({"general.name": "x"}, layout)
 
-    params, losses = sum(int(np.prod(e.shape)) for e in entries), []
+    params = sum(int(np.prod(e.shape)) for e in entries)
+    losses = []
     budgets = np.sort(np.random.default_rng(0).uniform(3.4, 9, 20)) * params / 8
     for budget in budgets.astype(int):
         chosen = fit(entries, offers, int(budget), size)
@@ -169,9 +168,8 @@ def test_offers_are_sound(measured):
             assert e.name not in offers
             continue
         found = frontier(offers[e.name])
-        assert len(found) > 3 and all(
-            a.nbytes < b.nbytes and a.loss > b.loss >= 0 for a, b in pairwise(found)
-        )
+        assert len(found) > 3
+        assert all(a.nbytes < b.nbytes and a.loss > b.loss >= 0 for a, b in pairwise(found))
         assert all(c.nbytes == file_bytes(e.name, e.shape, c.recipe) for c in found)
         assert {c.recipe.outliers for c in found} <= set(FRACTIONS)
 
@@ -193,9 +191,8 @@ def test_prediction_of_a_matrix():
     sample = Sample(weight, statistics)
     assert len(sample.rows) < 400
     for name, fraction in [("gwq4", 0.0), ("gwq3", 0.0025), ("gwq2", 0.01)]:
-        recipe = Recipe(
-            TYPES[name], fraction, sweeps=0
-        )  # a sweep takes some more off, how much depends on the model
+        # a sweep takes some more off, how much depends on the model
+        recipe = Recipe(TYPES[name], fraction, sweeps=0)
         parts = quantize(weight, statistics, recipe)
         side = (parts[1], parts[2].view(np.int32)) if fraction else None
         error = (dequantize(recipe.type, parts[0], weight.shape, side) - weight).astype(np.float64)
@@ -227,12 +224,14 @@ def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
         "rows": np.where(np.arange(1024) == 77, 0, 1).astype(np.float32),
     }
     weight[77, 5] = -largest
-    sample, recipe = Sample(weight, found), Recipe(TYPES["gwq4"])
+    sample = Sample(weight, found)
+    recipe = Recipe(TYPES["gwq4"])
     assert 77 not in sample.rows
-    offer = lambda: [
-        c.recipe.type.name
-        for c in choices(sample, recipe, lambda r: 1, ("gwq4", "q8_0", "f16"), (0.0,))
-    ]  # noqa: E731
+
+    def offer():
+        found = choices(sample, recipe, lambda r: 1, ("gwq4", "q8_0", "f16"), (0.0,))
+        return [c.recipe.type.name for c in found]
+
     if left:
         assert offer() == left
         for kind in left:  # which can be made
@@ -256,7 +255,8 @@ def test_a_budget_for_a_model_with_huge_weights(tmp_path, width):
         "num_hidden_layers": 1,
     }
     folder = save_tiny(tmp_path / "hf", "LlamaConfig", tie_word_embeddings=True, **settings)
-    tensors, name = load_file(folder / "model.safetensors"), "blk.0.ffn_down.weight"
+    tensors = load_file(folder / "model.safetensors")
+    name = "blk.0.ffn_down.weight"
     tensors["model.layers.0.mlp.down_proj.weight"][3, 4] = 1e5
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (tmp_path / "calib.txt").write_text(
@@ -303,7 +303,8 @@ def test_dry_run_and_budget_through_files(tmp_path):
     from gwq_export.evaluation.perplexity import evaluate
     from gwq_export.evaluation.predictors import transformers_logits
 
-    text, against = (DATA / "eval.txt").read_text()[:24000], transformers_logits(REFERENCE)
+    text = (DATA / "eval.txt").read_text()[:24000]
+    against = transformers_logits(REFERENCE)
     options = {"ctx": 256, "samples": 16}
 
     def measured(**more):
@@ -347,7 +348,8 @@ def test_prediction_for_a_model_that_is_too_sure(tmp_path):
         "predicted_loss"
     ]
     gwq_export.export(folder, tmp_path / "m.gguf", **options)
-    text, against = (DATA / "eval.txt").read_text()[:12000], transformers_logits(folder)
+    text = (DATA / "eval.txt").read_text()[:12000]
+    against = transformers_logits(folder)
     assert predicted == pytest.approx(
         evaluate(gwq_export.load(tmp_path / "m.gguf"), text, 256, against)["kld_mean"], rel=0.25
     )
@@ -357,7 +359,8 @@ def test_exports_say_how_few_tokens_there_were(tiny, tmp_path, monkeypatch):
     """The sensitivity pass and the export itself draw the Hessian of few tokens to the identity."""
     from gwq_export.quantization import curvature as encoder
 
-    seen, plain = [], encoder.Curvature.__init__
+    seen = []
+    plain = encoder.Curvature.__init__
 
     def note(self, hessian, tokens=None):
         seen.append(tokens)

@@ -24,7 +24,8 @@ def problem(type, columns=BLOCK, rings=16, seed=0, **more):
     """Arguments of gwq_encode by name: random weights in lanes (columns, 8, rings), their scales,
     and room for the results.
     """
-    rng, shape = np.random.default_rng(seed), (columns, RING, rings)
+    rng = np.random.default_rng(seed)
+    shape = (columns, RING, rings)
     table = np.array(TABLES["trellis"][type.name], np.float32)
     return {
         "table": table,
@@ -79,7 +80,8 @@ def decoded(type, a):
 @pytest.mark.parametrize("fit", [0, 1])
 def test_same_bits_everywhere(type, fit):
     """On every instruction set, with any number of threads."""
-    chosen, found = native.isa(), []
+    chosen = native.isa()
+    found = []
     for isa, threads in [*((i, 1) for i in native.isas()), (chosen, 2), (chosen, 5)]:
         for columns in (64, 37, 1):
             arrays = everything(type, columns, 40)
@@ -98,7 +100,8 @@ def test_memory_is_respected(type, fit):
     """No byte beyond any array, none of an argument changed, and every result is written."""
     for columns in (64, 33, 16, 7, 1):
         for arrays in (everything(type, columns, 8), problem(type, columns, 8)):
-            arrays["value"][:], arrays["code"][:] = np.nan, 255
+            arrays["value"][:] = np.nan
+            arrays["code"][:] = 255
             before = {k: a.copy() for k, a in arrays.items()}
             arrays = {k: guarded(a) for k, a in arrays.items()}
             assert call(type, arrays, fit) == 0
@@ -165,10 +168,8 @@ def test_three_bits_have_the_least_error(free):
     arrays = problem(type, 2, 8, seed=6)
     arrays["row_scale"] *= 50
     assert call(type, arrays, 0) == 0
-    mine, every = (
-        error(type, arrays, arrays["code"][None])[0],
-        np.repeat(arrays["code"][None], 8**4, 0),
-    )
+    mine = error(type, arrays, arrays["code"][None])[0]
+    every = np.repeat(arrays["code"][None], 8**4, 0)
     every[:, :, list(free)] = np.array(list(product(range(8), repeat=4)), np.uint8)[
         :, None, :, None
     ]
@@ -203,7 +204,8 @@ def test_feedback_hands_the_error_on(type):
         arrays = everything(type, type.sub)
         if not before:
             arrays["before"] = None
-        one, t = {k: a.copy() for k, a in arrays.items() if a is not None}, arrays["target"].copy()
+        one = {k: a.copy() for k, a in arrays.items() if a is not None}
+        t = arrays["target"].copy()
         assert call(type, arrays, 0) == 0
         for c in range(type.sub):
             column = {
@@ -213,9 +215,8 @@ def test_feedback_hands_the_error_on(type):
                 "target": t[c : c + 1].copy()
             }
             assert call(type, column, 0) == 0
-            assert np.array_equal(column["value"][0], arrays["value"][c]) and np.array_equal(
-                column["code"][0], arrays["code"][c]
-            )
+            assert np.array_equal(column["value"][0], arrays["value"][c])
+            assert np.array_equal(column["code"][0], arrays["code"][c])
             e = column["value"][0] - (one["before"][c] if before else t[c])
             t[c + 1 :] += e * one["feedback"][c, c + 1 :, None, None]
         assert np.array_equal(t, arrays["target"])
@@ -237,7 +238,8 @@ def test_fitted_scales_are_good(type):
     def loss(a):
         return error(type, a, a["code"][None])[0][counted].sum()
 
-    least, uniform = loss(arrays), []
+    least = loss(arrays)
+    uniform = []
     for scale in range(-32, 32):  # the same for all rows: only an upper bound of what can be had
         other = {k: a.copy() for k, a in arrays.items()}
         other["scale"][:] = scale
@@ -290,10 +292,8 @@ def test_values_that_are_not_finite_do_no_harm(type):
             arrays = everything(type, 32)
             arrays[name].reshape(-1)[::7] = bad
             assert call(type, arrays, 1) == 0
-            assert (
-                arrays["code"].max() < 1 << type.bits
-                and np.abs(arrays["scale"].astype(int)).max() <= 32
-            )
+            assert arrays["code"].max() < 1 << type.bits
+            assert np.abs(arrays["scale"].astype(int)).max() <= 32
 
 
 # --- encode ---
@@ -309,7 +309,8 @@ def test_each_step_lowers_the_output_error(type, table, monkeypatch):
     from gwq_export.quantization import encoder
 
     weight, h, rows = layer(96, 320)
-    curvature, entries = Curvature(h), TABLES[table][type.name]
+    curvature = Curvature(h)
+    entries = TABLES[table][type.name]
 
     def run(**options):
         return output_error(
@@ -326,10 +327,8 @@ def test_each_step_lowers_the_output_error(type, table, monkeypatch):
     fitted = [run(curvature=curvature, sweeps=sweeps) for sweeps in (0, 1, 2)]
     assert unfitted[0] < 0.8 * plain  # error feedback
     assert unfitted[1] < 0.99 * unfitted[0] and unfitted[2] <= unfitted[1]  # coordinate descent
-    assert (
-        all(a <= b * (1 + 1e-4) for a, b in zip(fitted, unfitted, strict=True))
-        and fitted[0] < unfitted[0]
-    )  # FP16 rounds row scales
+    assert all(a <= b * (1 + 1e-4) for a, b in zip(fitted, unfitted, strict=True))
+    assert fitted[0] < unfitted[0]  # FP16 rounds row scales
 
 
 @each_type
@@ -344,11 +343,10 @@ def test_the_bytes_hold_the_values(type, shape, held):
         {"curvature": Curvature(h), "feedback": False},
     ):
         e = encode(weight, type, TABLES["trellis"][type.name], outlier=outlier, **options)
-        got, rest = file_values(type, e, shape), ~outlier if held else slice(None)
-        assert e.values.shape == shape and e.codes.shape == (
-            padded_rows(shape[0]),
-            -(-shape[1] // BLOCK) * BLOCK,
-        )
+        got = file_values(type, e, shape)
+        rest = ~outlier if held else slice(None)
+        assert e.values.shape == shape
+        assert e.codes.shape == (padded_rows(shape[0]), -(-shape[1] // BLOCK) * BLOCK)
         assert np.allclose(got[rest], e.values[rest], rtol=1e-6, atol=1e-12)
         if held and not options:
             assert np.array_equal(e.values[outlier], weight[outlier])
@@ -387,13 +385,10 @@ def test_pool_and_lanes():
     )
     assert np.array_equal(a.codes, b.codes) and np.array_equal(a.values, b.values)
     lanes = to_lanes(weight)
-    assert lanes.shape == (192, RING, 24) and np.array_equal(
-        lanes[5, 3], np.r_[weight[3::8, 5], np.zeros(24 - 16, np.float32)]
-    )
-    assert (
-        np.array_equal(from_lanes(lanes, 130)[:130], weight)
-        and not from_lanes(lanes, 130)[130:].any()
-    )
+    assert lanes.shape == (192, RING, 24)
+    assert np.array_equal(lanes[5, 3], np.r_[weight[3::8, 5], np.zeros(24 - 16, np.float32)])
+    assert np.array_equal(from_lanes(lanes, 130)[:130], weight)
+    assert not from_lanes(lanes, 130)[130:].any()
 
 
 def test_curvature_factors_the_inverse():
@@ -401,10 +396,8 @@ def test_curvature_factors_the_inverse():
     c = Curvature(h)
     assert np.allclose(c.factor, np.triu(c.factor)) and c.matrix.shape == (128, 128)
     assert np.allclose(c.factor.T.astype(float) @ c.factor @ c.matrix, np.eye(128), atol=1e-3)
-    shared, found = (
-        Curvatures(),
-        [{"hessian": h}, {"hessian": h}, {"hessian": h.copy()}, {"rows": h}],
-    )
+    shared = Curvatures()
+    found = [{"hessian": h}, {"hessian": h}, {"hessian": h.copy()}, {"rows": h}]
     a, b, other, none = (shared.put(f) for f in found)
     assert a["hessian"] is b["hessian"] is not other["hessian"] and none is found[3]
     told = Curvatures(1000)
@@ -421,7 +414,8 @@ def test_few_tokens_are_not_taken_at_their_word():
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(128, 128)) * np.exp(rng.normal(size=128) / 2)
     few, many = rng.normal(size=(64, 128)) @ mix, rng.normal(size=(8000, 128)) @ mix
-    weight, found = rng.normal(size=(64, 128)).astype(np.float32), []
+    weight = rng.normal(size=(64, 128)).astype(np.float32)
+    found = []
     hessian = (few.T @ few / len(few)).astype(np.float32)
     for tokens in (None, len(few)):
         e = encode(

@@ -58,14 +58,16 @@ def model(path):
     ],
 )
 def test_stop_strings(text, strings, expected):
+    # how the text arrives
     for cuts in (
         range(1 << (len(text) - 1)) if len(text) < 8 else (0, 1, 0b1010101, (1 << len(text)) - 1)
-    ):  # how the text arrives
+    ):
         pieces = [""]
         for i, c in enumerate(text):
             pieces[-1] += c
             pieces += [""] * (cuts >> i & 1)
-        stops, out = StopStrings(strings), ""
+        stops = StopStrings(strings)
+        out = ""
         for piece in pieces:
             out += stops.feed(piece)
             assert expected.startswith(out)  # nothing of a stop string is ever printed
@@ -162,15 +164,14 @@ def test_token_ids_need_no_tokenizer(path, monkeypatch):
 
 
 def test_a_chat_computes_only_what_is_new(model):
-    chat, stats = Chat(model, system="Be brief.", n=12), {}
+    chat = Chat(model, system="Be brief.", n=12)
+    stats = {}
     for question in ("Hello there", "What is a city?", "Why?"):
         asked = [*chat.messages, {"role": "user", "content": question}]
         prompt = model.prompt_ids(asked)
         answer = "".join(chat.reply(question, stats))
-        assert answer == model.generate(asked, n=12) and chat.messages == [
-            *asked,
-            {"role": "assistant", "content": answer},
-        ]
+        assert answer == model.generate(asked, n=12)
+        assert chat.messages == [*asked, {"role": "assistant", "content": answer}]
         assert stats["context_tokens"] == len(prompt) + stats["tokens"]
         if len(asked) > 2:
             assert stats["prompt_tokens"] < len(prompt) / 2
@@ -183,7 +184,9 @@ def test_a_chat_computes_only_what_is_new(model):
 
 def test_a_chat_drops_its_oldest_turns(path):
     model = gwq_export.load(path, threads=1, ctx=96)
-    chat, stats, dropped = Chat(model, system="Be brief.", n=20), {}, 0
+    chat = Chat(model, system="Be brief.", n=20)
+    stats = {}
+    dropped = 0
     for turn in range(8):
         "".join(chat.reply(f"Question {turn}", stats))
         dropped += stats["dropped"]
@@ -191,9 +194,8 @@ def test_a_chat_drops_its_oldest_turns(path):
         assert [m["role"] for m in chat.messages[1:]] == ["user", "assistant"] * (
             len(chat.messages) // 2
         )
-    assert (
-        dropped == 8 - len(chat.messages) // 2 > 2 and chat.messages[-2]["content"] == "Question 7"
-    )
+    assert dropped == 8 - len(chat.messages) // 2 > 2
+    assert chat.messages[-2]["content"] == "Question 7"
     before = list(chat.messages)
     with pytest.raises(GwqError, match="context holds 96"):
         next(chat.reply("word " * 100))
@@ -205,7 +207,9 @@ def test_a_chat_drops_its_oldest_turns(path):
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_chat_can_be_halted(model, after):
-    chat, stats, said = Chat(model, n=12), {}, []
+    chat = Chat(model, n=12)
+    stats = {}
+    said = []
     said += chat.reply("Hello there", stats, halt=lambda: len(said) >= after) if not after else []
     for piece in chat.reply("Hello there", stats, halt=lambda: len(said) >= after):
         said.append(piece)
@@ -266,10 +270,8 @@ def test_sampling_is_reproducible(path, capsys):
 
 
 def test_full_contexts_are_said(path, capsys, caplog):
-    assert (
-        run(capsys, path, "-p", "The city", "--raw", "-n", 4, "--ctx", 16)["stop"] == "length"
-        and not caplog.text
-    )
+    assert run(capsys, path, "-p", "The city", "--raw", "-n", 4, "--ctx", 16)["stop"] == "length"
+    assert not caplog.text
     assert run(capsys, path, "-p", "The city", "--raw", "-n", -1, "--ctx", 16)["stop"] == "context"
     assert "context of 16 tokens is full" in caplog.text
 
@@ -294,7 +296,8 @@ def test_run_mistakes(path, capsys, monkeypatch, args, words):
 
 
 def test_options_reach_the_model(path, model, capsys):
-    plain, text = ["-p", "The city of", "--raw", "-n", 24], model.generate("The city of", n=24)
+    plain = ["-p", "The city of", "--raw", "-n", 24]
+    text = model.generate("The city of", n=24)
     cut = text[8:11]
     found = run(capsys, path, *plain, "--stop", cut)
     assert (found["text"], found["stop"]) == (text[: text.index(cut)], "string")
@@ -384,7 +387,8 @@ class Terminal:
         """Exit status after `keys`; typed again now and then: what comes while a terminal changes
         its mode can get lost.
         """
-        start, typed = time.monotonic(), 0
+        start = time.monotonic()
+        typed = 0
         while self.child.poll() is None and (now := time.monotonic() - start) < seconds:
             with contextlib.suppress(OSError):
                 if now >= 5 * typed:

@@ -17,10 +17,8 @@ def test_our_files(exported, tmp_path):
     for name, (type, outliers) in bench_synthetic.OURS.items():
         out = tmp_path / f"{name}.gguf"
         bench_synthetic.write_ours(f16, out, name)
-        made, real = (
-            gwq_export.open_gguf(out),
-            gwq_export.open_gguf(exported(type=type, outliers=outliers, tensor_type=(ends,))[0]),
-        )
+        made = gwq_export.open_gguf(out)
+        real = gwq_export.open_gguf(exported(type=type, outliers=outliers, tensor_type=(ends,))[0])
         made.check()
         assert {n: (t.type.name, t.shape) for n, t in made.tensors.items()} == {
             n: (t.type.name, t.shape) for n, t in real.tensors.items()
@@ -109,14 +107,14 @@ def test_the_page(monkeypatch, tmp_path):
         ]
     )
     page = (tmp_path / "page.md").read_text()
+    assert commands[0] == "gwq-bench gwq2.gguf --against q2_k.gguf -p 128 -n 32 -t 1,2 -r 7"
     assert (
-        commands[0] == "gwq-bench gwq2.gguf --against q2_k.gguf -p 128 -n 32 -t 1,2 -r 7"
-        and commands[-1]
+        commands[-1]
         == "gwq-bench --kernels --ops gemv,gemm --shapes 2048x2048,4096x11008 -t 1,2 -r 7"
     )
-    assert (
-        all(c in page for c in commands) and "table 1" in page and f"table {len(commands)}" in page
-    )
+    assert all(c in page for c in commands)
+    assert "table 1" in page
+    assert f"table {len(commands)}" in page
     assert "| ours | MiB | other | MiB | by | tg32, 1 thread | pp64, 2 threads |" in page
     assert (
         "| gwq2.gguf | 3 | q2_k.gguf | 3 | llama.cpp | 1.50 (1.25-1.75) | 0.50 (1.25-1.75) |"

@@ -6,14 +6,7 @@ import random
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import (
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gwq_export import GwqError
 from gwq_export.tokenizer.from_hf import PROBE as PROBE_FILE

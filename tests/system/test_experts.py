@@ -48,11 +48,12 @@ def test_damage_of_any_expert_is_found(tmp_path):
     offsets = tensors["gwq3.weight.outlier_offsets"]
     for at, new in (
         (last.offset + 3, b"\x20"),  # a table entry of 32
+        # of expert 2: too many
         (
             tensors["gwq3.weight.outliers"].offset
             + 2 * tensors["gwq3.weight.outliers"].nbytes // 3,
             b"\xff",
-        ),  # of expert 2: too many
+        ),
         (offsets.offset + offsets.nbytes - 4, b"\xff"),  # the end of expert 2's records
     ):
         raw = golden.read_bytes()
@@ -124,7 +125,9 @@ def whole_factors(folder, tokens):
 
     columns: sums over the tokens, the others are means.
     """
-    model, seen, found = original_model(folder), {}, {}
+    model = original_model(folder)
+    seen = {}
+    found = {}
 
     def note(name):
         def hook(module, args, output):
@@ -151,7 +154,8 @@ def whole_factors(folder, tokens):
                 for kind in ("gate", "up", "down")
             )
             x = hidden[token]
-            g, u = (x @ gate.T).requires_grad_(), (x @ up.T).requires_grad_()
+            g = (x @ gate.T).requires_grad_()
+            u = (x @ up.T).requires_grad_()
             inner = torch.nn.functional.silu(g) * u
             z = (inner @ down.T).requires_grad_()
             outer = share[token, slot, None] * upstream[token]
@@ -173,7 +177,8 @@ def whole_factors(folder, tokens):
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3moe-plain"])
 def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
-    source, seen = Source(tiny(name)), 0
+    source = Source(tiny(name))
+    seen = 0
     calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40))))
     expected = whole_factors(tiny(name), calibration.tokens)
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
@@ -183,10 +188,8 @@ def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
             assert calibration.reached[tensor] == tokens
             for got, value in zip((found["hessian"], found["rows"]), wanted, strict=True):
                 assert np.abs(got - value.numpy()).max() <= 5e-5 * value.abs().max().item(), tensor
-    assert (
-        seen == len(expected) == 3 * 4 * source.layers
-        and min(calibration.reached.values()) >= ENOUGH
-    )
+    assert seen == len(expected) == 3 * 4 * source.layers
+    assert min(calibration.reached.values()) >= ENOUGH
 
 
 @pytest.fixture(scope="module")
@@ -216,21 +219,20 @@ def lonely(tmp_path_factory):
 def test_an_expert_that_no_token_reaches(lonely, exported, options, caplog):
     path, _ = exported(lonely, **options)
     assert "2 of 10 experts met fewer than 16 calibration tokens" in caplog.text
-    assert (
-        all(f"model.layers.{i}.mlp.experts.0" in caplog.text for i in range(2))
-        and "experts.1" not in caplog.text
-    )
-    reader, source = gwq_export.open_gguf(path), Source(lonely)
+    assert all(f"model.layers.{i}.mlp.experts.0" in caplog.text for i in range(2))
+    assert "experts.1" not in caplog.text
+    reader = gwq_export.open_gguf(path)
+    source = Source(lonely)
     reader.check()
     names = {row.gguf: name for row, name in source.block(1).items() if row.expert == 0}
     assert len(names) == 3
     for gguf, hf in names.items():
-        held, weight = reader.tensors[f"blk.1.{gguf}"].matrices()[0], source.tensor(hf).numpy()
+        held = reader.tensors[f"blk.1.{gguf}"].matrices()[0]
+        weight = source.tensor(hf).numpy()
         row, col, _ = unpack_outliers(*held.outliers, held.shape)
         kept = np.abs(weight[row, col])
-        assert np.array_equal(
-            np.sort(kept), np.sort(np.abs(weight).reshape(-1))[-len(kept) :]
-        )  # outliers by magnitude
+        # outliers by magnitude
+        assert np.array_equal(np.sort(kept), np.sort(np.abs(weight).reshape(-1))[-len(kept) :])
         assert ((held.dequantize() - weight) ** 2).mean() < 0.05 * (weight**2).mean()
     assert (
         kl_divergence(
@@ -246,10 +248,8 @@ def test_a_budget_gives_the_experts_of_a_layer_one_recipe(lonely, tmp_path):
         lonely, tmp_path / "m.gguf", bpw=9.0, outliers=0.002, samples=1, ctx=64, tensor_type=ends
     )
     reader = gwq_export.open_gguf(tmp_path / "m.gguf")
-    assert (
-        0.98 * 9.0 < 8 * reader.nbytes / result["params"] <= 9.0
-        and reader.nbytes == result["bytes"]
-    )
+    assert 0.98 * 9.0 < 8 * reader.nbytes / result["params"] <= 9.0
+    assert reader.nbytes == result["bytes"]
     rows = {row["name"]: row for row in result["plan"]}
     assert len(reader.tensors["blk.1.ffn_up_exps.weight"].shape) == 3
     for name, row in rows.items():
@@ -286,15 +286,11 @@ def narrow(tmp_path_factory):
 def test_importance_of_experts(tiny, tmp_path, name):
     """In llama.cpp's shapes: a row of sums for every expert, and how many tokens it was given."""
     gguf = pytest.importorskip("gguf")
-    source, tokens = (
-        Source(tiny(name)),
-        torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40))),
-    )
+    source = Source(tiny(name))
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40)))
     write_imatrix(tmp_path / "im.gguf", source, Calibration(tokens), "text", "cpu", lambda *_: None)
-    found, expected = (
-        {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors},
-        whole_factors(tiny(name), tokens),
-    )
+    found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors}
+    expected = whole_factors(tiny(name), tokens)
     assert found["blk.0.attn_q.weight.counts"].tolist() == [[120]]
     for i in range(source.layers):
         for row, hf in source.block(i).items():
@@ -303,11 +299,9 @@ def test_importance_of_experts(tiny, tmp_path, name):
                     found[f"blk.{i}.{row.gguf}.{part}"] for part in ("in_sum2", "counts")
                 )
                 _, _, columns, seen = expected[hf]
-                assert (
-                    sums.shape == (4, len(columns))
-                    and counts.shape == (4, 1)
-                    and counts[row.expert] == seen >= ENOUGH
-                )
+                assert sums.shape == (4, len(columns))
+                assert counts.shape == (4, 1)
+                assert counts[row.expert] == seen >= ENOUGH
                 np.testing.assert_allclose(
                     sums[row.expert], columns + 1e-3 * columns.mean(), rtol=2e-3
                 )
@@ -341,20 +335,16 @@ def test_a_report_counts_the_outliers_of_every_expert(narrow, tmp_path):
     found = {t["name"]: t for t in gather(reader)["tensors"]}[tensor.name]
     places = [unpack_outliers(*m.outliers, m.shape) for m in tensor.matrices()]
     rows = np.concatenate([row + 96 * j for j, (row, *_) in enumerate(places)])
-    assert (
-        found["rows"] == np.bincount(rows // 12, minlength=32).tolist()
-        and sum(found["rows"]) == found["outliers"] == 4 * 61
-    )
+    assert found["rows"] == np.bincount(rows // 12, minlength=32).tolist()
+    assert sum(found["rows"]) == found["outliers"] == 4 * 61
     assert (
         found["columns"]
         == np.bincount(
             np.concatenate([column // 2 for _, column, _ in places]), minlength=32
         ).tolist()
     )
-    assert (
-        "blk.1.ffn_up_exps.weight" in (tmp_path / "r.html").read_text()
-        and "4 × 96 × 64" in (tmp_path / "r.html").read_text()
-    )
+    assert "blk.1.ffn_up_exps.weight" in (tmp_path / "r.html").read_text()
+    assert "4 × 96 × 64" in (tmp_path / "r.html").read_text()
     errors = {t["name"]: t for t in result["verify"]["tensors"]}
     assert 0 < errors[tensor.name]["weight_error"] < 0.5 and result["verify"]["kld_mean"] < 0.2
 
@@ -443,15 +433,15 @@ def test_routing_is_a_softmax_of_which_the_largest_are_kept(normed):
     got = np.zeros((50, 9), np.float32)
     np.put_along_axis(got, chosen, weights, axis=1)
     assert np.allclose(got, expected, atol=1e-6) and (np.diff(chosen) > 0).all()
-    assert route(np.zeros((1, 5), np.float32), 2, True)[0].tolist() == [
-        [0, 1]
-    ]  # equal scores: the lower experts
+    # equal scores: the lower experts
+    assert route(np.zeros((1, 5), np.float32), 2, True)[0].tolist() == [[0, 1]]
 
 
 def test_threads_and_batches_do_not_change_results(tiny, exported):
     path, _ = exported(tiny("qwen3moe"), type="f32")
     one, three = gwq_export.load(path, threads=1), gwq_export.load(path, threads=3)
-    expected, session = one.logits(IDS), three.session(len(IDS))
+    expected = one.logits(IDS)
+    session = three.session(len(IDS))
     assert np.array_equal(three.logits(IDS), expected)
     steps = np.concatenate([session.forward([i]) for i in IDS])
     assert np.abs(steps - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -459,7 +449,8 @@ def test_threads_and_batches_do_not_change_results(tiny, exported):
 
 def test_a_token_reads_the_experts_chosen_for_it_alone(tiny, exported):
     path, _ = exported(tiny("qwen3moe"), type="f32")
-    model, used = gwq_export.load(path), []
+    model = gwq_export.load(path)
+    used = []
 
     def noted(layer, j, linear):
         return lambda *args: (used.append((layer, j)), linear(*args))

@@ -98,11 +98,15 @@ def test_kernels_earn_their_place():
     """
     if len(native.isas()) < 2:
         pytest.skip("this machine has the scalar path only")
-    rng, shape = np.random.default_rng(0), (2048, 2048)
-    ops, x, y = Ops(Pool(1)), F32(rng.normal(size=(1, shape[1]))), F32((1, shape[0]))
+    rng = np.random.default_rng(0)
+    shape = (2048, 2048)
+    ops = Ops(Pool(1))
+    x = F32(rng.normal(size=(1, shape[1])))
+    y = F32((1, shape[0]))
     tiles = [Linear([random_matrix(TYPES["gwq4"], shape, 0.01, rng)]) for _ in range(24)]
     halves = [Linear([random_matrix(TYPES["f16"], shape, 0, rng)]) for _ in range(24)]  # 200 MB
-    lib, chosen = native.lib(), native.isa()
+    lib = native.lib()
+    chosen = native.isa()
     try:
         assert lib.gwq_isa_select(b"scalar") == 0
         scalar = seconds(tiles[:2], x, y, ops, 4) / 2

@@ -67,19 +67,16 @@ def test_chat_template_files(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     folder = save(tmp_path, byte_level(), tokenizer_config={"chat_template": named})
     keys = to_metadata(folder, 500)
-    assert (
-        keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
-    )
+    assert keys["tokenizer.chat_template"] == "D"
+    assert keys["tokenizer.chat_template.tool_use"] == "T"
     assert keys["tokenizer.chat_templates"] == ["tool_use"]
     (folder / "chat_template.jinja").write_text("J")
     (folder / "additional_chat_templates").mkdir()
     for name in ("tool_use", "rag"):
         (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
     keys = to_metadata(folder, 500)
-    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == [
-        "rag",
-        "tool_use",
-    ]
+    assert Tokenizer(keys).chat([]) == "J"
+    assert keys["tokenizer.chat_templates"] == ["rag", "tool_use"]
     assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == [
         "rag",
         "tool_use",

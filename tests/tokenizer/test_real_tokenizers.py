@@ -11,12 +11,7 @@ from gwq_export.tokenizer.build import JSON_KEY
 from gwq_export.tokenizer.from_hf import to_metadata
 from gwq_export.tokenizer.tokenizer import Tokenizer
 from tests.support.paths import SHARED
-from tests.support.tokenizers import (
-    NASTY,
-    fragments,
-    random_ids,
-    same,
-)
+from tests.support.tokenizers import NASTY, fragments, random_ids, same
 
 MODELS = [f"models/{m}" for m in ("stories260K", "babyllama-tok361-1.0M", "gwq-reference")]
 MODELS += [f"tokenizers/{t}" for t in ("gpt2", "pythia-neox", "qwen2.5", "llama2")]
@@ -108,10 +103,10 @@ def test_real_tokenizers(real):
     assert len(text.encode()) >= 250_000
     same(tok, native, NASTY)
     lines = text.splitlines(keepends=True)
-    ids, expected = tok.encode(text, bos=False), native.encode(text, add_special_tokens=False).ids
-    assert ids == expected and tok.decode(ids, True) == native.decode(
-        ids, skip_special_tokens=False
-    )
+    ids = tok.encode(text, bos=False)
+    expected = native.encode(text, add_special_tokens=False).ids
+    assert ids == expected
+    assert tok.decode(ids, True) == native.decode(ids, skip_special_tokens=False)
     same(tok, native, lines[-300:])
 
 
