@@ -1,6 +1,4 @@
-"""Mixture of experts: routing, three-dimensional tensors, calibration of every expert, and files of
-such models.
-"""
+"""Mixture of experts: three-dimensional tensors, and all that an export can be asked for."""
 
 import json
 import shutil
@@ -13,8 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.bench.models import decode_bytes
-from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.statistics import ENOUGH
 from gwq_export.calibration.text import Calibration
 from gwq_export.format.outliers import unpack_outliers
@@ -27,15 +23,11 @@ from gwq_export.pipeline.imatrix import write_imatrix
 from gwq_export.pipeline.sensitivity import OFFER
 from gwq_export.quantization.recipe import Recipe
 from gwq_export.report.facts import gather
-from gwq_export.runtime.moe import route
 from studies.oracle import dequantized_model, kl_divergence, logits, original_model, parameter
 from tests.support.models import save_tiny
 from tests.support.paths import DATA
 
 IDS = np.random.default_rng(5).integers(3, 1024, 90)
-
-
-# --- files ---
 
 
 def test_damage_of_any_expert_is_found(tmp_path):
@@ -101,24 +93,6 @@ def test_side_tables_of_experts_must_fit(tmp_path, records, offsets):
                 Writer(tmp_path / "m.gguf", {}, layout)
 
 
-# --- checkpoints and calibration ---
-
-
-@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
-def test_experts_stored_as_one_tensor(tiny, tmp_path, name):
-    """Checkpoints with the fused parameters that transformers uses hold the same weights."""
-    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tiny(name) / file, tmp_path / file)
-    fused = {n: p.contiguous() for n, p in original_model(tiny(name)).state_dict().items()}
-    assert any(n.endswith("experts.gate_up_proj") for n in fused)
-    save_file(fused, tmp_path / "model.safetensors")
-    separate, source = Source(tiny(name)), Source(tmp_path)
-    for i in range(source.layers):
-        assert source.block(i) == separate.block(i)
-        for hf in source.block(i).values():
-            assert torch.equal(source.tensor(hf), separate.tensor(hf)), hf
-
-
 def whole_factors(folder, tokens):
     """{matrix of an expert: (hessian, rows, columns, tokens)}: the experts computed again, from
     what transformers' routers say.
@@ -173,23 +147,6 @@ def whole_factors(folder, tokens):
                 )
                 found[f"{name}.{j}.{kind}_proj.weight"] = *factors, len(token)
     return found
-
-
-@pytest.mark.parametrize("name", ["mixtral", "qwen3moe-plain"])
-def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
-    source = Source(tiny(name))
-    seen = 0
-    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40))))
-    expected = whole_factors(tiny(name), calibration.tokens)
-    for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
-        if tensor in expected:
-            seen += 1
-            *wanted, _, tokens = expected[tensor]
-            assert calibration.reached[tensor] == tokens
-            for got, value in zip((found["hessian"], found["rows"]), wanted, strict=True):
-                assert np.abs(got - value.numpy()).max() <= 5e-5 * value.abs().max().item(), tensor
-    assert seen == len(expected) == 3 * 4 * source.layers
-    assert min(calibration.reached.values()) >= ENOUGH
 
 
 @pytest.fixture(scope="module")
@@ -262,9 +219,6 @@ def test_a_budget_gives_the_experts_of_a_layer_one_recipe(lonely, tmp_path):
         sum(row["loss"] or 0 for row in result["plan"])
     )
     assert np.isfinite(gwq_export.load(tmp_path / "m.gguf").logits(IDS[:8])).all()
-
-
-# --- what else an export can be asked for ---
 
 
 @pytest.fixture(scope="module")
@@ -417,67 +371,6 @@ def test_mixtures_that_cannot_be_are_refused(tiny, tmp_path, change, words):
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(GwqError, match=words):
         gwq_export.export(tmp_path, tmp_path / "m.gguf", type="f16")
-
-
-# --- runtime ---
-
-
-@pytest.mark.parametrize("normed", [True, False])
-def test_routing_is_a_softmax_of_which_the_largest_are_kept(normed):
-    scores = torch.randn(50, 9, generator=torch.Generator().manual_seed(1)) * 3
-    top, index = torch.softmax(scores, -1).topk(3)
-    expected = torch.zeros(50, 9).scatter(
-        1, index, top / top.sum(-1, keepdim=True) if normed else top
-    )
-    chosen, weights = route(scores.numpy(), 3, normed)
-    got = np.zeros((50, 9), np.float32)
-    np.put_along_axis(got, chosen, weights, axis=1)
-    assert np.allclose(got, expected, atol=1e-6) and (np.diff(chosen) > 0).all()
-    # equal scores: the lower experts
-    assert route(np.zeros((1, 5), np.float32), 2, True)[0].tolist() == [[0, 1]]
-
-
-def test_threads_and_batches_do_not_change_results(tiny, exported):
-    path, _ = exported(tiny("qwen3moe"), type="f32")
-    one, three = gwq_export.load(path, threads=1), gwq_export.load(path, threads=3)
-    expected = one.logits(IDS)
-    session = three.session(len(IDS))
-    assert np.array_equal(three.logits(IDS), expected)
-    steps = np.concatenate([session.forward([i]) for i in IDS])
-    assert np.abs(steps - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-def test_a_token_reads_the_experts_chosen_for_it_alone(tiny, exported):
-    path, _ = exported(tiny("qwen3moe"), type="f32")
-    model = gwq_export.load(path)
-    used = []
-
-    def noted(layer, j, linear):
-        return lambda *args: (used.append((layer, j)), linear(*args))
-
-    for layer in model.weights.layers:
-        layer.ffn.down = [noted(id(layer), j, linear) for j, linear in enumerate(layer.ffn.down)]
-    model.session(4).forward([17])
-    assert len(used) == len(set(used)) == 3 * len(model.weights.layers)
-    sizes = {
-        t.name: t.nbytes * (0.5 if "_exps" in t.name else 1)
-        for t in model.weights.reader.tensors.values()
-        if len(t.shape) > 1
-    }
-    del sizes["token_embd.weight"]
-    assert decode_bytes(model.weights.reader) == sum(sizes.values())  # three of six experts
-
-
-@pytest.mark.parametrize(
-    "key, value",
-    [("expert_count", 5), ("expert_used_count", 9), ("expert_feed_forward_length", 65)],
-)
-def test_files_whose_keys_do_not_fit_are_refused(tiny, exported, tmp_path, key, value):
-    raw = exported(tiny("qwen3moe"), type="f32")[0].read_bytes()
-    at = raw.index(f"qwen3moe.{key}".encode()) + len(f"qwen3moe.{key}") + 4
-    (tmp_path / "m.gguf").write_bytes(raw[:at] + value.to_bytes(4, "little") + raw[at + 4 :])
-    with pytest.raises(GwqError, match="export the model again"):
-        gwq_export.load(tmp_path / "m.gguf")
 
 
 def test_choices_of_an_entry_are_those_of_all_its_matrices():
