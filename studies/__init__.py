@@ -1,1 +1,24 @@
-"""Measurements behind docs/results, each one command: studies/NAME is a link to studies/run."""
+"""Measurements: what the documentation says of quality and speed, one command for each page.
+
+`studies/NAME` sets up the environment and runs the module of that name. These write what
+docs/results holds:
+
+    compare          ours beside ggml types and the paper's recipe at equal size: tables of
+                     quality.md and of docs/llama.cpp.md on stdout
+    measure          quality and speed through files and the runtime: tables of quality.md on stdout
+    bench_synthetic  speed beside llama.cpp on 1.1 billion weights: benchmarks.md, behind speed.md
+    ablation         what each part of the method is worth: ablation.md and ablation.svg
+    claims           what the paper's abstracts state, checked: claims.md
+    compare_formats  what the layout of the file costs: a table of docs/format.md on stdout
+
+These make models:
+
+    train_reference  trains the bundled model, or a larger one
+    synthetic        writes a Llama of random weights and any size
+
+The other modules are theirs: ablation_lab, ablation_tables, ablation_svg, claims_rows and
+block_cycles of one study each; oracle (transformers with a file's weights), ggml (llama.cpp's own
+quantizers), text_halves and paths of several.
+
+Studies import gwq_export, the build script's flags and each other, never tests or tools.
+"""

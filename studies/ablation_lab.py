@@ -1,4 +1,4 @@
-"""A model whose decoder linears are quantized by any recipes, and what becomes of its predictions."""
+"""A model whose decoder linears are quantized by any recipes, and how its predictions change."""
 
 import copy
 import json
@@ -31,6 +31,7 @@ from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 from gwq_export.tokenizer.from_hf import to_metadata
 from gwq_export.tokenizer.tokenizer import Tokenizer
+from studies import ggml
 from studies.oracle import checkpoint_weight, dequantized_model, original_model
 
 STATISTICS = ("abs", "hessian", "rows", "square")  # of calibrate, whatever a rule may ask for
@@ -61,29 +62,33 @@ class Mean:
 
 
 def mean(rows):
+    """The mean of rows, with the shortest time."""
     klds = [r.kld for r in rows]
-    error = float(np.std(klds, ddof=1)) / len(rows) ** 0.5 if len(rows) > 1 else None
-    bpw, ratio = np.mean([r.bpw for r in rows]), np.mean([r.ppl_ratio for r in rows])
-    return Mean(float(bpw), float(np.mean(klds)), error, float(ratio), min(r.seconds for r in rows))
+    return Mean(
+        bpw=float(np.mean([r.bpw for r in rows])),
+        kld=float(np.mean(klds)),
+        error=float(np.std(klds, ddof=1)) / len(rows) ** 0.5 if len(rows) > 1 else None,
+        ppl_ratio=float(np.mean([r.ppl_ratio for r in rows])),
+        seconds=min(r.seconds for r in rows),
+    )
 
 
 class Lab:
-    """One model. `seeds`: calibration seeds, each draws its own `samples` windows of the
-    calibration text.
+    """One model.
 
-    saved: None or a JSON-lines file of rows that were measured before, by the same code; new ones
-    are added to it.
+    count: evaluation windows. seeds: calibration seeds, each draws its own `samples` of the
+    calibration text. saved: None or a JSON-lines file of rows that were measured before, by the
+    same code; new ones are added to it.
     """
 
     def __init__(self, folder, calib, text, ctx=256, samples=64, count=16, seeds=3, saved=None):
-        self.name, self.calib, self.ctx, self.samples, self.seeds = (
-            Path(folder).name,
-            calib,
-            ctx,
-            samples,
-            range(seeds),
-        )
-        self.source, self.pool = Source(folder), Pool(1)
+        self.name = Path(folder).name
+        self.calib = calib
+        self.ctx = ctx
+        self.samples = samples
+        self.seeds = range(seeds)
+        self.source = Source(folder)
+        self.pool = Pool(1)
         if self.source.arch.experts:
             raise gwq_export.GwqError(
                 f"{folder}: the ablation knows no mixtures of experts: give a dense model"
@@ -94,7 +99,10 @@ class Lab:
         self.scored = PROTOCOLS["llama.cpp"].scored(ctx)
         self.original = original_model(folder)
         self.model = copy.deepcopy(self.original)
-        self._statistics, self._samples, self._choices = {}, {}, {}
+        self._statistics = {}
+        self._samples = {}
+        self._choices = {}
+        self._importance = {}
         before = [self._log_probabilities(self.original, row) for row in self.rows]
         self.reference = [(logp, logp.exp()) for logp, _ in before]
         self.nll = torch.cat([nll for _, nll in before]).mean().item()
@@ -110,10 +118,12 @@ class Lab:
         return [e for e in plan_tensors(self.source, replace(recipe, seed=seed)) if e.linear]
 
     def allocated(self, bpw, seed, fractions):
-        """The default preset's recipes under a budget for the decoder's linears, or None when it is
-        too small.
+        """The default preset's recipes under a budget for the decoder's linears.
+
+        None when the budget is too small.
         """
-        entries, budget = self.uniform(default("gwq4"), seed), int(bpw * self.weights / 8)
+        entries = self.uniform(default("gwq4"), seed)
+        budget = int(bpw * self.weights / 8)
         sizes = [partial(_size, e) for e in entries]
         key = seed, fractions
         if key not in self._choices:
@@ -124,10 +134,8 @@ class Lab:
         picked = allocate(self._choices[key], budget)
         if picked is None:
             return None
-        return [
-            replace(e, recipe=r)
-            for e, r in zip(entries, fill(self._choices[key], picked, sizes, budget), strict=True)
-        ]
+        recipes = fill(self._choices[key], picked, sizes, budget)
+        return [replace(e, recipe=r) for e, r in zip(entries, recipes, strict=True)]
 
     def _sample(self, entry, seed):
         key = entry.name, seed
@@ -153,15 +161,15 @@ class Lab:
                 f"{self.name}: calibrating, seed {seed}, {key[1]} x {self.ctx} tokens",
                 file=sys.stderr,
             )
-            calibration, out = self.tokens(*key), {}
-            entries, curvatures = (
-                {e.sources[0]: e for e in self.linear},
-                Curvatures(calibration.tokens.numel()),
-            )
+            calibration = self.tokens(*key)
+            entries = {e.sources[0]: e for e in self.linear}
+            curvatures = Curvatures(calibration.tokens.numel())
+            out = {}
             for name, weight, found in gradients(self.source, calibration, STATISTICS):
                 entry = entries[name]
                 found = entry.arrange.statistics(curvatures.put(found))
-                found["hessian"].factor  # noqa: B018  (computed here, so that no row's encoding is charged with it)
+                # computed here, so that no row's encoding is charged with it
+                found["hessian"].factor  # noqa: B018
                 out[entry.name] = entry.arrange.weight(weight), found
             self._statistics[key] = out
         return self._statistics[key]
@@ -171,52 +179,40 @@ class Lab:
 
         samples: for the gradients (None: all).
         """
-        known = repr(
-            [
-                (self.name, self.ctx, self.samples, len(self.rows), seed, samples),
-                *((e.name, e.recipe) for e in entries),
-            ]
-        )
+        setting = self.name, self.ctx, self.samples, len(self.rows), seed, samples
+        known = repr([setting, *((e.name, e.recipe) for e in entries)])
         key = sha256(known.encode()).hexdigest()[:24]
         if key not in self.known:
-            statistics, seconds = self.statistics(seed, samples), 0.0
+            statistics = self.statistics(seed, samples)
+            seconds = 0.0
             for e in entries:
                 start = time.perf_counter()
                 parts = quantize(*statistics[e.name], e.recipe, self.pool.ptr)
                 seconds += time.perf_counter() - start
                 side = (parts[1], parts[2].view(np.int32)) if len(parts) == 3 else None
                 self._put(e, dequantize(e.recipe.type, parts[0], e.shape, side))
-            self._keep(
-                key,
-                Row(
-                    8 * sum(e.stored_bytes for e in entries) / self.weights,
-                    *self._quality(self.model),
-                    seconds,
-                ),
-            )
+            bits = 8 * sum(e.stored_bytes for e in entries) / self.weights
+            self._keep(key, Row(bits, *self._quality(self.model), seconds))
         return self.known[key]
 
-    def measure_stock(self, name, seed=0):
-        """Row of llama.cpp's type `name` with the importance vector of the same calibration;
+    def measure_ggml(self, name, seed=0):
+        """Row of the ggml type `name` with the importance vector of the same calibration.
 
         None where its blocks do not fit.
         """
-        from studies import ggml
-
         if not all(ggml.fits(name, e.shape[1]) for e in self.linear):
             return None
         key = f"{self.name} {self.ctx} {self.samples} {len(self.rows)} {seed} {name}"
         if key not in self.known:
-            if not hasattr(self, "_importance"):
+            if not self._importance:
                 self._importance = ggml.importance(self.original, self.tokens(seed).tokens)
             start = time.perf_counter()
             for e in self.linear:
-                weight = self.original.get_parameter(e.sources[0]).detach().numpy()
-                self.model.get_parameter(e.sources[0]).data = torch.from_numpy(
-                    np.ascontiguousarray(
-                        ggml.fake_quantize(name, weight, self._importance[e.sources[0]])
-                    )
-                )
+                source = e.sources[0]
+                weight = self.original.get_parameter(source).detach().numpy()
+                decoded = ggml.fake_quantize(name, weight, self._importance[source])
+                decoded = torch.from_numpy(np.ascontiguousarray(decoded))
+                self.model.get_parameter(source).data = decoded
             bits = 8 * sum(ggml.nbytes(name, *e.shape) for e in self.linear) / self.weights
             self._keep(key, Row(bits, *self._quality(self.model), time.perf_counter() - start))
         return self.known[key]
@@ -230,9 +226,11 @@ class Lab:
         key = f"{self.name} {self.ctx} {self.samples} {len(self.rows)} {seed} {type} norms"
         if key not in self.known:
             times = []
-            note = lambda phase, done, total: (
-                times.append(time.perf_counter()) if phase in ("write", "norms") else None
-            )  # noqa: E731
+
+            def note(phase, done, total):
+                if phase in ("write", "norms"):
+                    times.append(time.perf_counter())
+
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.gguf"
                 gwq_export.export(
@@ -246,9 +244,8 @@ class Lab:
                     progress=note,
                 )
                 model = dequantized_model(self.source.folder, path, ends=False)
-            self._keep(
-                key, Row(untuned.bpw, *self._quality(model), untuned.seconds + times[-1] - times[0])
-            )
+            seconds = untuned.seconds + times[-1] - times[0]
+            self._keep(key, Row(untuned.bpw, *self._quality(model), seconds))
         return self.known[key]
 
     def over_seeds(self, make, samples=None):
@@ -256,12 +253,13 @@ class Lab:
         return mean([self.measure(make(seed), seed, samples) for seed in self.seeds])
 
     def of_file(self, **options):
-        """[KL divergence] of a real file: its decoded weights in transformers, the runtime with F32
-        ends, with those of an export.
+        """KL divergences of a real file by three ways to compute with it.
 
-        ends: embedding and output head.
+        These are its decoded weights in transformers, the runtime with embedding and output head in
+        F32, and the runtime with those of an export.
         """
-        reference, out = module_logits(self.original), []
+        reference = module_logits(self.original)
+        out = []
         with tempfile.TemporaryDirectory() as folder:
             for ends in (("token_embd=f32", "^output.weight=f32"), ()):
                 path = Path(folder) / "model.gguf"
@@ -276,9 +274,8 @@ class Lab:
                 )
                 models = [runtime_logits(gwq_export.load(path, threads=1))]
                 if ends:
-                    models.insert(
-                        0, module_logits(dequantized_model(self.source.folder, path, ends=False))
-                    )
+                    decoded = dequantized_model(self.source.folder, path, ends=False)
+                    models.insert(0, module_logits(decoded))
                 out += [score(m, self.rows, self.scored, reference)["kld_mean"] for m in models]
         return out
 
@@ -289,17 +286,15 @@ class Lab:
                 f.write(json.dumps([key, *astuple(row)]) + "\n")
 
     def _put(self, entry, values):
-        rows = {
-            hf: row for i in range(self.source.layers) for row, hf in self.source.block(i).items()
-        }
-        values = checkpoint_weight(values, self.source, rows[entry.sources[0]])
-        self.model.get_parameter(entry.sources[0]).data = torch.from_numpy(values)
+        source = entry.sources[0]
+        blocks = [self.source.block(i) for i in range(self.source.layers)]
+        rows = {hf: row for block in blocks for row, hf in block.items()}
+        values = checkpoint_weight(values, self.source, rows[source])
+        self.model.get_parameter(source).data = torch.from_numpy(values)
 
     @torch.no_grad()
     def _log_probabilities(self, model, row):
-        """(log probabilities (scored, vocab), loss of the tokens that came) of the last predictions
-        of a window.
-        """
+        """Of the last predictions of a window: log probabilities (scored, vocab) and losses."""
         ids = torch.as_tensor(row.astype(np.int64))
         hidden = model.base_model(input_ids=ids[None, :-1], use_cache=False)[0][0, -self.scored :]
         logp = torch.log_softmax(model.get_output_embeddings()(hidden), -1)
@@ -307,7 +302,8 @@ class Lab:
 
     def _quality(self, model):
         """(KL divergence, perplexity ratio) of a model."""
-        klds, nlls = [], []
+        klds = []
+        nlls = []
         for row, (logp, p) in zip(self.rows, self.reference, strict=True):
             logq, nll = self._log_probabilities(model, row)
             klds.append((p * (logp - logq)).sum(-1).double().numpy())
@@ -326,4 +322,5 @@ def default(type, **changes):
 
 
 def paper(type, **changes):
+    """The recipe of preset paper."""
     return Recipe(tensor_type(type), **PRESETS["paper"].recipe | changes)

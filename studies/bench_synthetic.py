@@ -1,11 +1,10 @@
-"""Speed against llama.cpp and the memory roof, on a Llama of 1.1 billion random weights; the whole
-of docs/benchmarks.md.
+"""Speed against llama.cpp and the memory roof, on a Llama of 1.1 billion random weights.
 
-    tools/bench_synthetic                                  make what is missing, measure, write
-    docs/benchmarks.md tools/bench_synthetic --prepare                        only make the model,
-    our exports and the stock files tools/bench_synthetic --only gwq3 --out -              one part,
-    on stdout tools/bench_synthetic --prefix 'taskset -c 0-3'        what every measuring command is
-    started with
+    studies/bench_synthetic                        make what is missing, measure, write
+                                                   docs/results/benchmarks.md
+    studies/bench_synthetic --prepare              only make the model, our files and ggml files
+    studies/bench_synthetic --only gwq3 --out -    one part, on stdout
+    studies/bench_synthetic --prefix 'taskset -c 0-3'    what every measuring command starts with
 
 Files (10 GB) stay in --folder, by default ~/.cache/gwq-export/bench. Values do not matter for
 speed: calibration is left out, and all matrices of one shape and type have the same bytes, each a
@@ -37,13 +36,14 @@ from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 from studies import ggml
 from studies.paths import RESULTS, ROOT
+from studies.synthetic import write_llama
 
-OURS = {
+OURS = {  # file -> (type, outliers)
     "gwq4": ("gwq4", 0.0025),
     "gwq4-0": ("gwq4", 0.0),
     "gwq3": ("gwq3", 0.0025),
     "gwq2": ("gwq2", 0.0025),
-}  # type, outliers
+}
 METHOD = {"saliency": "magnitude", "curvature": False}  # needs no gradients
 ENDS = "gwq4"  # embedding and output head of our files
 PARTS = {  # our file -> those of other types it is compared with
@@ -52,62 +52,69 @@ PARTS = {  # our file -> those of other types it is compared with
     "gwq3": ["q3_k", "iq3_s"],
     "gwq2": ["q2_k"],
 }
-
-
-NEEDS = {name: [name, *others] for name, others in PARTS.items()} | {
+NEEDS = {  # part -> its files
+    **{name: [name, *others] for name, others in PARTS.items()},
     "busy": ["gwq4"],
     "kernels": [],
-}  # part -> its files
+}
 KERNELS = ["--ops", "gemv,gemm", "--shapes", "2048x2048,4096x11008"]
 
 
-def stock_types(name, tensors, layers):
-    """{tensor: ggml type} of the matrices of a stock file.
+def ggml_types(name, tensors, layers):
+    """{tensor: ggml type} of the matrices of a ggml file.
 
     q4_k_m: as llama-quantize mixes it; else one type; the output head is q6_k.
     """
     types = {}
     for tensor in tensors:
         type = name.removesuffix("_m")
+        block = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", tensor)
         if tensor == "output.weight":
             type = "q6_k"
-        elif name == "q4_k_m" and (
-            block := re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", tensor)
-        ):
+        elif name == "q4_k_m" and block:
             i = int(block[1])
-            more = i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2
-            type = "q6_k" if more else type
+            eighth = layers // 8
+            if i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2:
+                type = "q6_k"
         types[tensor] = type
     return types
 
 
+def our_recipe(tensor, type, outliers):
+    """The Recipe of a tensor in a file of OURS."""
+    if len(tensor.shape) == 1:
+        return Recipe(TYPES["f32"], outliers=0)
+    if tensor.name in ("token_embd.weight", "output.weight"):
+        type = ENDS
+    return Recipe(TYPES[type], outliers=outliers, **METHOD)
+
+
 def write_ours(f16, out, name):
-    """A file of OURS, as `gwq-export --type TYPE --outliers N --tensor-type
-    'token_embd|^output\\.=gwq4'` makes it.
+    """Write a file of OURS.
+
+    It is as `gwq-export --type TYPE --outliers N --tensor-type 'token_embd|^output\\.=gwq4'` makes
+    it. f16: a Reader of the model's F16 export.
     """
-    (type, outliers), recipes, made = OURS[name], {}, {}
-    for t in f16.tensors.values():
-        ends = t.name in ("token_embd.weight", "output.weight")
-        name = "f32" if len(t.shape) == 1 else ENDS if ends else type
-        recipes[t.name] = Recipe(
-            TYPES[name], **({"outliers": 0} if name == "f32" else METHOD | {"outliers": outliers})
-        )
+    recipes = {t.name: our_recipe(t, *OURS[name]) for t in f16.tensors.values()}
     layout = [
-        (n, TYPES[k], shape)
+        (tensor, TYPES[type], shape)
         for t in f16.tensors.values()
-        for n, k, shape in recipes[t.name].tensors(t.name, t.shape)
+        for tensor, type, shape in recipes[t.name].tensors(t.name, t.shape)
     ]
+    made = {}
     with Writer(out, dict(f16.metadata), layout) as writer:
         for t in f16.tensors.values():
-            recipe, key = recipes[t.name], (recipes[t.name], t.shape)
+            recipe = recipes[t.name]
+            key = recipe, t.shape
             if key not in made:
                 made[key] = quantize(t.dequantize(), {}, recipe)
-            for (name, _, _), data in zip(recipe.tensors(t.name, t.shape), made[key], strict=True):
-                writer.write(name, data)
+            parts = recipe.tensors(t.name, t.shape)
+            for (tensor, _, _), data in zip(parts, made[key], strict=True):
+                writer.write(tensor, data)
 
 
-def write_stock(f16, out, name):
-    """A stock file; see `stock_types`."""
+def write_ggml(f16, out, name):
+    """Write a ggml file; see `ggml_types`. f16: a Reader of the model's F16 export."""
     made = {}
 
     def encode(type, weight, importance):
@@ -116,30 +123,26 @@ def write_stock(f16, out, name):
             made[key] = ggml.quantize(type, weight.astype("float32"), importance)
         return made[key]
 
-    types = stock_types(
-        name,
-        [t.name for t in f16.tensors.values() if len(t.shape) == 2],
-        f16.metadata["llama.block_count"],
-    )
+    matrices = [t.name for t in f16.tensors.values() if len(t.shape) == 2]
+    types = ggml_types(name, matrices, f16.metadata["llama.block_count"])
     ggml.write_gguf(f16.path, f"{out}.part", types, encode=encode)
     os.replace(f"{out}.part", out)
 
 
 def prepare(folder, wanted, say):
-    """Make what is missing in `folder` for the parts wanted: the model, its F16 export, our files,
-    stock files.
+    """Make what is missing in `folder` for the parts wanted.
+
+    That is the model, its F16 export, our files and ggml files. say: called with progress as text.
     """
-    model, f16 = folder / "model", folder / "f16.gguf"
+    f16 = folder / "f16.gguf"
     files = {name for part in wanted for name in NEEDS[part]}
     ours = [name for name in OURS if name in files]
     if ours and not f16.exists():
-        from studies.synthetic import write_llama
-
         say(f"making {f16}")
-        write_llama(model)
-        gwq_export.export(model, f16, type="f16")
+        write_llama(folder / "model")
+        gwq_export.export(folder / "model", f16, type="f16")
     others = sorted(files - {"f16", *OURS})
-    for names, write in ((ours, write_ours), (others, write_stock)):
+    for names, write in ((ours, write_ours), (others, write_ggml)):
         for name in names:
             out = folder / f"{name}.gguf"
             if not out.exists():
@@ -152,9 +155,8 @@ def measure(command, prefix, folder, say):
     say(shlex.join(command))
     start = [*prefix, sys.executable, "-m", "gwq_export.cli", "bench", *command[1:], "--json"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        start, capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": path}
-    )
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(start, capture_output=True, text=True, cwd=folder, env=env)
     if done.returncode:
         raise GwqError(f"{shlex.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     text, result = done.stdout.rstrip("\n").rsplit("\n", 1)
@@ -162,10 +164,12 @@ def measure(command, prefix, folder, say):
 
 
 def beside_busy(file, threads=2, rounds=7, gen=24):
-    """A sentence: the share of its speed that decoding keeps while another process computes without
-    end, in alternation.
+    """A sentence: the share of its speed that decoding keeps beside another process.
+
+    That one computes without end; runs with and without it alternate.
     """
-    engine, kept = Gwq(str(file), threads, gen + 1), []
+    engine = Gwq(str(file), threads, gen + 1)
+    kept = []
     for _ in range(rounds):
         idle = engine.run([1], gen)[1]
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
@@ -174,8 +178,9 @@ def beside_busy(file, threads=2, rounds=7, gen=24):
             other.kill()
     low, median, high = np.quantile(kept, (0.25, 0.5, 0.75))
     return (
-        f"Decoding {gen} tokens of {file.name} with {threads} threads, beside one other process in an endless loop, keeps "
-        f"{median:.2f} of its speed without it (quartiles {low:.2f}-{high:.2f}, {rounds} pairs of runs)."
+        f"Decoding {gen} tokens of {file.name} with {threads} threads, beside one other process in "
+        f"an endless loop, keeps {median:.2f} of its speed without it (quartiles "
+        f"{low:.2f}-{high:.2f}, {rounds} pairs of runs)."
     )
 
 
@@ -184,16 +189,20 @@ def section(command, text):
 
 
 def summary(results):
-    """How many times as fast our file is, in one table: a line per other file and engine, a column
-    per test and thread count.
+    """How many times as fast our file is, in one table.
+
+    A line per other file and engine, a column per test and thread count.
     """
-    columns, lines = {}, {}
+    columns = {}
+    lines = {}
     for result in results:
         ours = result["rows"][0]
         for r in result["rows"]:
             if r["times_as_fast"] is None:
                 continue
-            column = f"{tables.test_name(r)}, {r['n_threads']} thread{'s' * (r['n_threads'] > 1)}"
+            threads = r["n_threads"]
+            plural = "s" if threads > 1 else ""
+            column = f"{tables.test_name(r)}, {threads} thread{plural}"
             columns[column] = None
             key = (
                 ours["model_filename"],
@@ -210,70 +219,67 @@ def summary(results):
 
 
 INTRO = """\
-Speed on a Llama of 1.1 billion random weights (TinyLlama's shape), written by `tools/bench_synthetic` with the commands below.
-Linear layers are of the type that names the file, with 0.25 % outliers (gwq4-0: none); embedding and head are gwq4 in ours, that
-type and Q6_K in stock files (`q4_k_m` mixes as llama-quantize does). Every file runs in a process of its own, stopped while
-another one is timed, and files take turns, so that ratios come from neighbours in time. llama.cpp reports its own timings, with
-as many threads and tokens. "no repack": its weights stay as the file has them (`no_extra_bufts`), as ours always do. pp: tokens
-of a prompt at once; tg: tokens decoded one by one."""
+Speed on a Llama of 1.1 billion random weights (TinyLlama's shape), written by
+`studies/bench_synthetic` with the commands below. Linear layers are of the type that names the
+file, with 0.25 % outliers (gwq4-0: none); embedding and head are gwq4 in ours, that type and Q6_K
+in ggml files (`q4_k_m` mixes as llama-quantize does). Every file runs in a process of its own,
+stopped while another one is timed, and files take turns, so that ratios come from neighbours in
+time. llama.cpp reports its own timings, with as many threads and tokens. "no repack": its weights
+stay as the file has them (`no_extra_bufts`), as ours always do. pp: tokens of a prompt at once; tg:
+tokens decoded one by one."""
+EXPLAINED = """\
+How many times as fast ours is: medians of neighbouring runs with their quartiles, above 1 where
+ours is faster."""
 
 
 def document(sections, results):
     parts = [
         "# Benchmarks",
         INTRO,
-        f"{cpu_name()}, {os.cpu_count()} CPUs. gwq-export {gwq_export.__version__}; llama.cpp of xllamacpp "
-        f"{version('xllamacpp')}. {date.today()}.",
+        f"{cpu_name()}, {os.cpu_count()} CPUs. gwq-export {gwq_export.__version__}; "
+        f"llama.cpp of xllamacpp {version('xllamacpp')}. {date.today()}.",
     ]
     if results:
-        explained = "How many times as fast ours is: medians of neighbouring runs with their quartiles, above 1 where ours is faster."
-        parts += ["## Ours and others", explained, summary(results)]
+        parts += ["## Ours and others", EXPLAINED, summary(results)]
     return "\n\n".join([*parts, *sections]) + "\n"
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
+def parser():
+    p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parser.add_argument("--folder", type=Path, default=cache / "gwq-export" / "bench")
-    parser.add_argument("--prepare", action="store_true")
-    parser.add_argument("--only", action="append", choices=[*NEEDS])
-    parser.add_argument("--prefix", type=shlex.split, default=[])
-    parser.add_argument("-p", default="128")
-    parser.add_argument("-n", default="32")
-    parser.add_argument("-t", default="1,2")
-    parser.add_argument("-r", default="5")
-    parser.add_argument("--out", default=RESULTS / "benchmarks.md")
-    args = parser.parse_args(argv)
+    p.add_argument("--folder", type=Path, default=cache / "gwq-export" / "bench")
+    p.add_argument("--prepare", action="store_true")
+    p.add_argument("--only", action="append", choices=[*NEEDS])
+    p.add_argument("--prefix", type=shlex.split, default=[])
+    p.add_argument("-p", default="128")
+    p.add_argument("-n", default="32")
+    p.add_argument("-t", default="1,2")
+    p.add_argument("-r", default="5")
+    p.add_argument("--out", default=RESULTS / "benchmarks.md")
+    return p
 
-    def say(text):
-        print(text, file=sys.stderr, flush=True)
 
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(args):
     args.folder.mkdir(parents=True, exist_ok=True)
-    wanted, sections, results = args.only or [*NEEDS], [], []
+    wanted = args.only or [*NEEDS]
     prepare(args.folder, wanted, say)
     if args.prepare:
         return
+    sections = []
+    results = []
+    runs = ["-t", args.t, "-r", args.r]
     for ours in (name for name in PARTS if name in wanted):
         sections.append(f"## {ours}")
-        for other in PARTS[
-            ours
-        ]:  # one by one: fewer files in memory, and each close to ours in time
-            command = [
-                "gwq-bench",
-                f"{ours}.gguf",
-                "--against",
-                f"{other}.gguf",
-                "-p",
-                args.p,
-                "-n",
-                args.n,
-                "-t",
-                args.t,
-                "-r",
-                args.r,
-            ]
+        # one by one: fewer files in memory, and each close to ours in time
+        for other in PARTS[ours]:
+            files = [f"{ours}.gguf", "--against", f"{other}.gguf"]
+            command = ["gwq-bench", *files, "-p", args.p, "-n", args.n, *runs]
             text, result = measure(command, args.prefix, args.folder, say)
             results.append(result)
             sections.append(section(command, text))
@@ -281,11 +287,9 @@ def main(argv=None):
         say("beside a busy process")
         sections += ["## Beside a busy process", beside_busy(args.folder / "gwq4.gguf")]
     if "kernels" in wanted:
-        command = ["gwq-bench", "--kernels", *KERNELS, "-t", args.t, "-r", args.r]
-        sections += [
-            "## Kernels",
-            section(command, measure(command, args.prefix, args.folder, say)[0]),
-        ]
+        command = ["gwq-bench", "--kernels", *KERNELS, *runs]
+        text, _ = measure(command, args.prefix, args.folder, say)
+        sections += ["## Kernels", section(command, text)]
     text = document(sections, results)
     if args.out == "-":
         print(text, end="")
@@ -293,8 +297,12 @@ def main(argv=None):
         Path(args.out).write_text(text)
 
 
-if __name__ == "__main__":
+def main(argv=None):
     try:
-        main()
+        run(parser().parse_args(argv))
     except GwqError as e:
-        sys.exit(f"bench_synthetic: {e}")
+        sys.exit(f"bench_synthetic: error: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
-"""Cycles a block takes by llvm-mca's models of CPUs that are not at hand: an estimate from the
-compiled code, not a measurement.
+"""Cycles a block takes by llvm-mca's models of CPUs that are not at hand.
 
-The kernels of both formats are compiled as the library is, with marks around the product of one
-block in a loop over blocks. The model knows neither memory nor outliers; these cost both formats
-alike, so files differ by less than the figures do.
+This is an estimate from the compiled code, not a measurement. The kernels of both formats are
+compiled as the library is, with marks around the product of one block in a loop over blocks. The
+model knows neither memory nor outliers; these cost both formats alike, so files differ by less than
+the figures do.
 """
 
 import json
@@ -37,11 +37,13 @@ LOOPS = {
     ),
     "proposal": (
         "const int32_t *sum,",
-        f"block({{bits}}, QUADS{{bits}}, quads{{bits}}, p, p + {SCALE_BYTES}, q, dx[i], sum[i], y);",
+        "block({bits}, QUADS{bits}, quads{bits}, "
+        f"p, p + {SCALE_BYTES}, q, dx[i], sum[i], y);",
     ),
 }
 LOOP = """
-void loop{bits}({arguments} const uint8_t *p, const int8_t *q, const float *dx, float *y, int64_t blocks) {{
+void loop{bits}({arguments} const uint8_t *p, const int8_t *q, const float *dx, float *y,
+                int64_t blocks) {{
     for (int64_t i = 0; i < blocks; i++, p += {nbytes}, q += GWQ_BLOCK) {{
         __asm__ volatile("# LLVM-MCA-BEGIN {type}" ::: "memory");
         {product}
@@ -70,7 +72,9 @@ def cycles(name, kernels, cpu, folder):
 
     name: of the format, as in LOOPS. Raises GwqError.
     """
-    mca, source, assembly = llvm_mca(), Path(folder, f"{name}.c"), Path(folder, f"{name}.s")
+    mca = llvm_mca()
+    source = Path(folder, f"{name}.c")
+    assembly = Path(folder, f"{name}.s")
     arguments, product = LOOPS[name]
     loops = [
         LOOP.format(
@@ -84,29 +88,18 @@ def cycles(name, kernels, cpu, folder):
     ]
     isa = f"{CPUS[cpu]}.c"
     source.write_text(f'#include "{kernels / isa}"\n' + "".join(loops))
-    run(
-        [
-            *os.environ.get("CC", "gcc").split(),
-            *CFLAGS.split(),
-            *INCLUDE_FLAGS.split(),
-            *FOLDERS["x86"][0][isa].split(),
-            "-S",
-            source,
-            "-o",
-            assembly,
-        ]
-    )
+    own_flags, _ = FOLDERS["x86"]
+    flags = f"{CFLAGS} {INCLUDE_FLAGS} {own_flags[isa]}".split()
+    run([*os.environ.get("CC", "gcc").split(), *flags, "-S", source, "-o", assembly])
     report = json.loads(run([mca, f"-mcpu={cpu}", "-json", assembly]))
-    return {
-        r["Name"]: r["SummaryView"]["TotalCycles"] / r["SummaryView"]["Iterations"]
-        for r in report["CodeRegions"]
-    }
+    summaries = {region["Name"]: region["SummaryView"] for region in report["CodeRegions"]}
+    return {name: s["TotalCycles"] / s["Iterations"] for name, s in summaries.items()}
 
 
 def run(command):
+    """The stdout of a command. Raises GwqError with its last line when it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise GwqError(
-            f"{command[0]} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
-        )
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise GwqError(f"{command[0]} failed: {said[-1]}")
     return done.stdout

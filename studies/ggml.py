@@ -1,9 +1,8 @@
-"""llama.cpp's own quantizers, the peer to be compared with, through ctypes on the library that
-tools/build_ggml makes.
+"""llama.cpp's own quantizers, through ctypes on the library that tools/build_ggml makes.
 
-    ggml.fake_quantize("q4_k", weight, importance)    what a stock file of that type decodes to
-    ggml.importance(model, tokens)                    what llama.cpp's imatrix holds, for every
-    decoder linear
+    ggml.fake_quantize("q4_k", weight, importance)   what a ggml file of that type decodes to
+    ggml.importance(model, tokens)                   what llama.cpp's imatrix holds, for every
+                                                     linear layer of the decoder
 
 For developers: nothing of this, nor of llama.cpp, is part of the package.
 """
@@ -18,7 +17,7 @@ import numpy as np
 
 from gwq_export import GwqError
 
-STOCK = {  # type -> ggml's id
+TYPES = {  # name -> ggml's id
     "q4_0": 2,
     "q4_1": 3,
     "q5_0": 6,
@@ -89,13 +88,14 @@ def _lib():
 @functools.cache
 def _traits(name):
     """(id, traits) of a type, whose name is checked against the library's own."""
-    id = STOCK.get(name.lower())
+    id = TYPES.get(name.lower())
     if id is None:
-        raise GwqError(f"{name} is no ggml type here; there are {', '.join(STOCK)}")
+        raise GwqError(f"{name} is no ggml type here; there are {', '.join(TYPES)}")
     traits = _lib().ggml_get_type_traits(id).contents
     if traits.name.decode().lower() != name.lower():
         raise GwqError(
-            f"{library_path()} calls type {id} {traits.name.decode()}, not {name}: remove it and run tools/build_ggml"
+            f"{library_path()} calls type {id} {traits.name.decode()}, not {name}: "
+            "remove it and run tools/build_ggml"
         )
     return id, traits
 
@@ -107,9 +107,7 @@ def bpw(name):
 
 
 def fits(name, cols):
-    """Whether the type can hold rows of `cols` weights, padded to whole blocks when these are small
-    (32).
-    """
+    """Whether the type can hold rows of `cols` weights; blocks of 32 are padded."""
     _, traits = _traits(name)
     return traits.block <= 32 or cols % traits.block == 0
 
@@ -122,17 +120,17 @@ def nbytes(name, rows, cols):
     _, traits = _traits(name)
     if not fits(name, cols):
         raise GwqError(
-            f"{name}: rows of {cols} weights are not whole blocks of {traits.block}; llama.cpp falls back to another type"
+            f"{name}: rows of {cols} weights are not whole blocks of {traits.block}; "
+            "llama.cpp falls back to another type"
         )
     return rows * -(-cols // traits.block) * traits.bytes
 
 
 def quantize(name, weight, importance=None):
-    """uint8 (rows, bytes per row), as a stock file holds it; rows are zero-padded to whole blocks
-    where a block has 32 weights.
+    """uint8 (rows, bytes per row), as a ggml file holds it; blocks of 32 are zero-padded.
 
-    weight: float32 (rows, cols). importance: (cols,), how much an error in a column counts; None
-    where there is none.
+    weight: float32 (rows, cols). importance: (cols,), how much an error in a column counts, or
+    None. Raises GwqError for what the type cannot hold.
     """
     id, traits = _traits(name)
     rows, cols = weight.shape
@@ -144,11 +142,8 @@ def quantize(name, weight, importance=None):
     if importance is None and _lib().ggml_quantize_requires_imatrix(id):
         raise GwqError(f"{name} cannot be made without an importance vector")
     if importance is not None:
-        if (
-            np.shape(importance) != (cols,)
-            or not np.isfinite(importance).all()
-            or np.min(importance) < 0
-        ):
+        right_shape = np.shape(importance) == (cols,)
+        if not right_shape or not np.isfinite(importance).all() or np.min(importance) < 0:
             raise GwqError(f"{name}: the importance must be {cols} finite numbers, none negative")
         importance = np.ascontiguousarray(np.pad(importance, (0, padding)), np.float32)
     _lib().ggml_quantize_init(id)
@@ -176,16 +171,17 @@ def fake_quantize(name, weight, importance=None):
 
 
 def importance(model, tokens):
-    """{name of a weight: float32 (inputs,)}: the mean squared input of every linear layer but the
-    output head.
+    """{weight: float32 (inputs,)}: mean squared input of every linear layer but the output head.
 
     model: of transformers. tokens: integers (samples, ctx); each row is one pass, as llama.cpp's
     imatrix takes its chunks.
     """
     import torch
 
-    tokens, head = torch.as_tensor(tokens), model.get_output_embeddings()
-    sums, hooks = {}, []
+    tokens = torch.as_tensor(tokens)
+    head = model.get_output_embeddings()
+    sums = {}
+    hooks = []
 
     def watch(name):
         def hook(module, inputs):
@@ -207,11 +203,11 @@ def importance(model, tokens):
 
 
 def write_gguf(source, out, types, importance=None, encode=quantize):
-    """Write `out`: the F32 or F16 GGUF file `source` with the matrices of `types` {GGUF tensor
-    name: ggml type} stored so.
+    """Write the F32 or F16 GGUF file `source` again, with some matrices in ggml types.
 
-    importance: {GGUF tensor name: (cols,) or None}. encode: (type, weight, importance) -> bytes, as
-    `quantize`. Any engine that reads GGUF runs the result. Needs the gguf package.
+    types: {GGUF tensor name: ggml type}. importance: {GGUF tensor name: (cols,) or None}.
+    encode: (type, weight, importance) -> bytes, as `quantize`. Any engine that reads GGUF runs the
+    result. Needs the gguf package.
     """
     import gguf
 
@@ -220,24 +216,17 @@ def write_gguf(source, out, types, importance=None, encode=quantize):
     for field in reader.fields.values():
         if field.name == "general.alignment":
             writer.add_custom_alignment(field.contents())
-        elif not field.name.startswith("GGUF.") and field.name not in (
-            "general.architecture",
-            "general.file_type",
-        ):
-            writer.add_key_value(
-                field.name,
-                field.contents(),
-                field.types[0],
-                field.types[-1] if len(field.types) > 1 else None,
-            )
+        elif not field.name.startswith(("GGUF.", "general.architecture", "general.file_type")):
+            item_type = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], item_type)
     for tensor in reader.tensors:
-        if tensor.name in types:
-            raw = encode(types[tensor.name], tensor.data, (importance or {}).get(tensor.name))
-            writer.add_tensor(
-                tensor.name, raw, raw_dtype=gguf.GGMLQuantizationType(STOCK[types[tensor.name]])
-            )
-        else:
+        type = types.get(tensor.name)
+        if type is None:
             writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data))
+        else:
+            raw = encode(type, tensor.data, (importance or {}).get(tensor.name))
+            kind = gguf.GGMLQuantizationType(TYPES[type])
+            writer.add_tensor(tensor.name, raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

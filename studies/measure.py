@@ -1,10 +1,10 @@
-"""The README's tables, as Markdown on stdout.
+"""Quality and speed through real files and the runtime, as Markdown tables on stdout.
 
-    tools/measure [MODEL_FOLDER] [--text FILE] [--rounds N]
+    studies/measure [MODEL_FOLDER] [--text FILE] [--rounds N]
 
-Quality: perplexity by llama.cpp's protocol and KL divergence from the F32 export, through real
-files and the runtime. Speed: decoding in alternation with the F16 export (A B A B ...), as the
-median ratio with its quartiles.
+Quality: perplexity by llama.cpp's protocol and KL divergence from the F32 export. Speed: decoding
+in alternation with the F16 export (A B A B ...), as the median ratio with its quartiles. The tables
+are those of docs/results/quality.md, "Through the files".
 """
 
 import argparse
@@ -33,6 +33,15 @@ OUTLIERS = {  # row -> options of export; the same fraction by every rule
     "loss (default)": {},
     "preset paper (1 %)": {"preset": "paper"},
 }
+HEAD = [
+    "file",
+    "MiB",
+    "bits per weight (decoder linears)",
+    "perplexity",
+    "KL divergence",
+    "same top token",
+    "decode, times F16 (quartiles)",
+]
 
 
 def show(head, rows):
@@ -49,14 +58,15 @@ def decode_seconds(model, tokens=48):
 
 
 def speed_ratio(model, baseline, rounds, tokens=48):
-    """(median, lower quartile, upper quartile) of baseline time / model time over alternating runs."""
-    decode_seconds(model, tokens), decode_seconds(baseline, tokens)
+    """Median and quartiles, as text, of baseline time / model time over alternating runs."""
+    for warm_up in (model, baseline):
+        decode_seconds(warm_up, tokens)
     ratios = []
     for _ in range(rounds):
-        b, m = decode_seconds(baseline, tokens), decode_seconds(model, tokens)
-        ratios.append(b / m)
-    q = np.quantile(ratios, [0.5, 0.25, 0.75])
-    return f"{q[0]:.2f} ({q[1]:.2f}-{q[2]:.2f})"
+        before = decode_seconds(baseline, tokens)
+        ratios.append(before / decode_seconds(model, tokens))
+    median, low, high = np.quantile(ratios, [0.5, 0.25, 0.75])
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 def quality(result):
@@ -67,86 +77,70 @@ def quality(result):
     ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default=REFERENCE)
-    parser.add_argument("--text", default=DATA / "eval.txt")
-    parser.add_argument("--calib", help="calibration text (default: the bundled one)")
-    parser.add_argument(
+def parser():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("model", nargs="?", default=REFERENCE)
+    p.add_argument("--text", default=DATA / "eval.txt")
+    p.add_argument("--calib", help="calibration text (default: the bundled one)")
+    p.add_argument(
         "--ctx",
         type=int,
         default=256,
         help="tokens per window and calibration sample (the bundled model was trained on 256)",
     )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=default_threads())
-    args = parser.parse_args()
+    p.add_argument("--rounds", type=int, default=15)
+    p.add_argument("--threads", type=int, default=default_threads())
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         measure(args, Path(args.text).read_text(encoding="utf-8"), Path(folder))
 
 
 def measure(args, text, folder):
+    """Print both tables: every type, and every rule for outliers."""
 
     def export(name, **options):
         out = folder / f"{name}.gguf"
         print(f"{name} {options}", file=sys.stderr)
-        return gwq_export.export(
-            args.model, out, ctx=args.ctx, calib=args.calib, **options
-        ), gwq_export.load(out, threads=args.threads)
+        result = gwq_export.export(args.model, out, ctx=args.ctx, calib=args.calib, **options)
+        return result, gwq_export.load(out, threads=args.threads)
 
     _, reference = export("f32", type="f32")
     result16, f16 = export("f16", type="f16")
     against = runtime_logits(reference)
     before = evaluate(reference, text, args.ctx)
     print(
-        f"\n{args.model}, {args.text}: {before['tokens']} tokens scored, windows of {args.ctx}; float32 perplexity "
-        f"{before['ppl']:.2f} ± {before['ppl_error']:.2f}. {cpu_name()}, {isa()}, {args.threads} threads."
+        f"\n{args.model}, {args.text}: {before['tokens']} tokens scored, windows of {args.ctx}; "
+        f"float32 perplexity {before['ppl']:.2f} ± {before['ppl_error']:.2f}. "
+        f"{cpu_name()}, {isa()}, {args.threads} threads."
     )
 
-    head = [
-        "file",
-        "MiB",
-        "bits per weight (decoder linears)",
-        "perplexity",
-        "KL divergence",
-        "same top token",
-        "decode, times F16 (quartiles)",
-    ]
-    rows = [
-        [
-            "f16",
-            f"{result16['bytes'] / 2**20:.2f}",
-            "16.00 (16.00)",
-            *quality(evaluate(f16, text, args.ctx, against)),
-            "1",
-        ]
-    ]
+    def row(name, result, bits, model, speed):
+        size = f"{result['bytes'] / 2**20:.2f}"
+        return [name, size, bits, *quality(evaluate(model, text, args.ctx, against)), speed]
+
+    rows = [row("f16", result16, "16.00 (16.00)", f16, "1")]
     for type in TYPES:
         result, model = export(type, type=type)
-        rows.append(
-            [
-                type,
-                f"{result['bytes'] / 2**20:.2f}",
-                f"{result['bpw']:.2f} ({result['bpw_linear']:.2f})",
-                *quality(evaluate(model, text, args.ctx, against)),
-                speed_ratio(model, f16, args.rounds),
-            ]
-        )
-    show(head, rows)
+        bits = f"{result['bpw']:.2f} ({result['bpw_linear']:.2f})"
+        rows.append(row(type, result, bits, model, speed_ratio(model, f16, args.rounds)))
+    show(HEAD, rows)
 
     rows = []
     for name, options in OUTLIERS.items():
-        row = [name]
+        cells = [name]
         for type in TYPES:
             result, model = export(f"{type}-{len(rows)}", type=type, **options)
             found = evaluate(model, text, args.ctx, against)
-            row += [
-                f"{result['bpw_linear']:.2f}",
-                f"{found['ppl']:.2f}",
-                f"{found['kld_mean']:.4f}",
-            ]
-        rows.append(row)
-    show(["FP16 outliers", *(f"{t} {what}" for t in TYPES for what in ("bpw", "PPL", "KLD"))], rows)
+            cells.append(f"{result['bpw_linear']:.2f}")
+            cells.append(f"{found['ppl']:.2f}")
+            cells.append(f"{found['kld_mean']:.4f}")
+        rows.append(cells)
+    columns = [f"{type} {figure}" for type in TYPES for figure in ("bpw", "PPL", "KLD")]
+    show(["FP16 outliers", *columns], rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""transformers as the oracle: a Hugging Face model that computes with a GGUF file's dequantized
-weights.
-"""
+"""transformers as the oracle: a Hugging Face model that computes with a GGUF file's weights."""
 
 import re
 
@@ -14,8 +12,7 @@ from gwq_export.hf.source import Source
 
 def unpermute(array, heads):
     """Inverse of the export's row permutation, written from llama.cpp's description of it."""
-    rows = array.shape[0]
-    dim = rows // heads
+    dim = array.shape[0] // heads
     order = [
         h * dim + 2 * i + half for h in range(heads) for half in range(2) for i in range(dim // 2)
     ]
@@ -23,17 +20,16 @@ def unpermute(array, heads):
 
 
 def checkpoint_weight(array, source, row):
-    """The inverse of what export makes of a weight:
+    """A weight of a file as the checkpoint of `source` has it: the inverse of the export's layout.
 
-    `array` of a file as the checkpoint of `source` has it.
+    row: its row of the architecture's tensor table.
     """
     if row.heads and source.arch.rope == "pairs":
         array = unpermute(array, source.heads[row.heads])
     if row.interleaved:
-        parts = array.reshape(row.interleaved, source.heads["heads"], -1, *array.shape[1:])
-        array = np.concatenate(
-            [np.concatenate([part[h] for part in parts]) for h in range(source.heads["heads"])]
-        )
+        heads = source.heads["heads"]
+        parts = array.reshape(row.interleaved, heads, -1, *array.shape[1:])
+        array = np.concatenate([np.concatenate([part[h] for part in parts]) for h in range(heads)])
     return np.array((array.T if row.transposed else array) - np.float32(row.plus))
 
 
@@ -45,50 +41,43 @@ def original_model(folder):
 
 
 def parameter(parameters, hf):
-    """The tensor of {name: tensor} that is the matrix `hf`: for an expert's, a part of
-    transformers' fused parameters.
+    """The tensor of {name: tensor} that is the matrix `hf`.
+
+    For an expert's matrix, that is a part of transformers' fused parameters.
     """
     if hf in parameters:
         return parameters[hf]
-    layer, expert, kind = re.fullmatch(
-        r"(.*[.]experts)[.](\d+)[.](gate|up|down)_proj[.]weight", hf
-    ).groups()
+    pattern = r"(.*[.]experts)[.](\d+)[.](gate|up|down)_proj[.]weight"
+    layer, expert, kind = re.fullmatch(pattern, hf).groups()
     if kind == "down":
         return parameters[f"{layer}.down_proj"][..., int(expert), :, :]
-    return parameters[f"{layer}.gate_up_proj"][..., int(expert), :, :].chunk(2, dim=-2)[
-        kind == "up"
-    ]
+    gate, up = parameters[f"{layer}.gate_up_proj"][..., int(expert), :, :].chunk(2, dim=-2)
+    return up if kind == "up" else gate
 
 
 def dequantized_model(folder, path, reader=None, ends=True):
     """`original_model` with every weight replaced by what `path` decodes to.
 
-    reader: who decodes it; without `ends`, embedding and head are kept.
+    reader: who decodes it. Without `ends`, embedding and head stay as they are.
     """
-    source, reader, model = (
-        Source(folder),
-        reader or gwq_export.open_gguf(path),
-        original_model(folder),
-    )
+    source = Source(folder)
+    reader = reader or gwq_export.open_gguf(path)
+    model = original_model(folder)
     embed, *others = source.arch.first
     found = {row.hf: (row, row.gguf) for row in (*others, *source.arch.last)}
     for i in range(source.layers):
         found |= {hf: (row, gguf_name(i, row)) for row, hf in source.block(i).items()}
     if ends:
         found[embed.hf] = embed, embed.gguf
-    tensors, parameters = (
-        {name: reader.tensors[name].dequantize() for _, name in found.values()},
-        dict(model.named_parameters()),
-    )
+    tensors = {name: reader.tensors[name].dequantize() for _, name in found.values()}
+    parameters = dict(model.named_parameters())
     for hf, (row, name) in found.items():
         weight = tensors[name] if row.expert is None else tensors[name][row.expert]
-        parameter(parameters, hf).data.copy_(
-            torch.from_numpy(checkpoint_weight(weight, source, row))
-        )
+        weight = torch.from_numpy(checkpoint_weight(weight, source, row))
+        parameter(parameters, hf).data.copy_(weight)
     if ends and not source.tied:
-        model.get_output_embeddings().weight.data = torch.from_numpy(
-            reader.tensors["output.weight"].dequantize().copy()
-        )
+        head = reader.tensors["output.weight"].dequantize().copy()
+        model.get_output_embeddings().weight.data = torch.from_numpy(head)
     if source.tied:
         model.tie_weights()
     return model
@@ -97,9 +86,8 @@ def dequantized_model(folder, path, reader=None, ends=True):
 @torch.no_grad()
 def logits(model, ids):
     """float32 (n, vocab) of token ids (n,)."""
-    return (
-        model(input_ids=torch.as_tensor(np.asarray(ids, np.int64))[None]).logits[0].float().numpy()
-    )
+    ids = torch.as_tensor(np.asarray(ids, np.int64))
+    return model(input_ids=ids[None]).logits[0].float().numpy()
 
 
 def kl_divergence(reference, other):

@@ -1,9 +1,7 @@
-"""A Llama of random weights and any size, written shard by shard: for memory and speed, where
-weights do not matter.
+"""Write a Llama of random weights and any size, for memory and speed, where weights do not matter.
 
-python tests/synthetic.py FOLDER [--layers 22]                TinyLlama's shape: 1.1 billion
-parameters, 2.2 GB in bfloat16 python tests/synthetic.py FOLDER --shape 7b --layers 32       Llama
-7B's: 6.7 billion, 13.5 GB
+studies/synthetic FOLDER [--layers 22]             TinyLlama's shape: 1.1 billion weights, 2.2 GB
+studies/synthetic FOLDER --shape 7b --layers 32    Llama 7B's: 6.7 billion, 13.5 GB (bfloat16)
 """
 
 import argparse
@@ -27,58 +25,71 @@ LLAMA_7B = {
     "num_key_value_heads": 32,
     "vocab_size": 32000,
 }
+SHAPES = {"1b": TINYLLAMA, "7b": LLAMA_7B}
+
+
+def block_shapes(shape):
+    """{name within a decoder block: shape of the tensor}."""
+    hidden = shape["hidden_size"]
+    ffn = shape["intermediate_size"]
+    kv = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
 
 
 def write_llama(folder, layers=22, shape=None, seed=0):
-    """A Hugging Face folder with one bfloat16 shard per decoder block; returns the number of
-    parameters.
+    """Write a Hugging Face folder with one bfloat16 shard per decoder block.
+
+    shape: as TINYLLAMA. Returns the number of parameters.
     """
     import torch
     from safetensors.torch import save_file
 
-    folder, s = Path(folder), shape or TINYLLAMA
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    generator, h, f = torch.Generator().manual_seed(seed), s["hidden_size"], s["intermediate_size"]
-    kv = h // s["num_attention_heads"] * s["num_key_value_heads"]
-    weight_map, params = {}, 0
+    shape = shape or TINYLLAMA
+    generator = torch.Generator().manual_seed(seed)
+    weight_map = {}
+    params = 0
+
+    def random(dims):
+        values = (
+            torch.ones(dims) if len(dims) == 1 else torch.randn(dims, generator=generator) * 0.02
+        )
+        return values.to(torch.bfloat16)
 
     def save(file, shapes):
         nonlocal params
-        tensors = {
-            n: torch.ones(d) if len(d) == 1 else torch.randn(d, generator=generator) * 0.02
-            for n, d in shapes.items()
-        }
-        tensors = {n: t.to(torch.bfloat16) for n, t in tensors.items()}
+        tensors = {name: random(dims) for name, dims in shapes.items()}
         params += sum(t.numel() for t in tensors.values())
         weight_map.update(dict.fromkeys(tensors, file))
         save_file(tensors, folder / file)
 
-    save(
-        "ends.safetensors",
-        {
-            "model.embed_tokens.weight": (s["vocab_size"], h),
-            "lm_head.weight": (s["vocab_size"], h),
-            "model.norm.weight": (h,),
-        },
-    )
+    hidden, vocab = shape["hidden_size"], shape["vocab_size"]
+    ends = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    save("ends.safetensors", ends)
     for i in range(layers):
-        attention = {"q_proj": (h, h), "k_proj": (kv, h), "v_proj": (kv, h), "o_proj": (h, h)}
-        mlp = {"gate_proj": (f, h), "up_proj": (f, h), "down_proj": (h, f)}
-        names = {f"self_attn.{n}": d for n, d in attention.items()} | {
-            f"mlp.{n}": d for n, d in mlp.items()
-        }
-        names |= {"input_layernorm": (h,), "post_attention_layernorm": (h,)}
-        save(
-            f"block-{i:02}.safetensors",
-            {f"model.layers.{i}.{n}.weight": d for n, d in names.items()},
-        )
-    config = s | {
+        names = {f"model.layers.{i}.{n}.weight": dims for n, dims in block_shapes(shape).items()}
+        save(f"block-{i:02}.safetensors", names)
+
+    config = shape | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "num_hidden_layers": layers,
         "dtype": "bfloat16",
-    }
-    config |= {
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
@@ -86,19 +97,26 @@ def write_llama(folder, layers=22, shape=None, seed=0):
         "rope_theta": 1e4,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(REFERENCE / name, folder / name)
     return params
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder")
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--shape", choices=("1b", "7b"), default="1b")
-    args = parser.parse_args()
-    count = write_llama(args.folder, args.layers, {"1b": TINYLLAMA, "7b": LLAMA_7B}[args.shape])
+def parser():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("folder")
+    p.add_argument("--layers", type=int, default=22)
+    p.add_argument("--shape", choices=SHAPES, default="1b")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    count = write_llama(args.folder, args.layers, SHAPES[args.shape])
     print(f"{count / 1e9:.3f} billion parameters in {args.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,10 +9,9 @@ from gwq_export import GwqError
 
 
 def halves(path):
-    """(calibration file, evaluation file): the two halves of a text, cut at a line; they are gone
-    when the process ends.
+    """(calibration file, evaluation file): the two halves of a text, cut at a line.
 
-    Raises GwqError when there is no such line.
+    Both are gone when the process ends. Raises GwqError when there is no such line.
     """
     text = Path(path).read_text(encoding="utf-8")
     cut = text.find("\n", len(text) // 2)

@@ -1,12 +1,12 @@
-"""Train the bundled model, or a larger one: a small Llama on plain text, saved as a Hugging Face
-folder in float16.
+"""Train the bundled model, or a larger one: a small Llama on plain text.
 
-    python tools/train_reference.py --corpus CORPUS --out FOLDER [--layers 8] [--tokens 500e6]
-    [--minutes 60]
+    studies/train_reference --corpus CORPUS --out FOLDER [--layers 8] [--tokens 500e6]
+                            [--minutes 60]
 
 CORPUS holds train/*.txt.xz and valid.txt (documents separated by a line <|endoftext|>) and
-tokenizer/tokenizer.json. It is tokenized once, into OUT/*.bin. Runs on the CPU or a CUDA GPU, stops
-after --minutes, and goes on from its checkpoint when it is started again.
+tokenizer/tokenizer.json. It is tokenized once, into OUT/*.bin. FOLDER becomes a Hugging Face
+folder in float16. Runs on the CPU or a CUDA GPU, stops after --minutes, and goes on from its
+checkpoint when it is started again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 END = "<|endoftext|>"
 
 
-def parse_args():
+def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--corpus", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
@@ -46,7 +46,7 @@ def parse_args():
     p.add_argument("--minutes", type=float, default=60)
     p.add_argument("--bf16", action="store_true", help="bfloat16 autocast (always on CUDA)")
     p.add_argument("--seed", type=int, default=1)
-    return p.parse_args()
+    return p
 
 
 def tokenized(tokenizer, files, path):
@@ -54,11 +54,9 @@ def tokenized(tokenizer, files, path):
     if not path.exists():
         with open(path.with_suffix(".part"), "wb") as out:
             for file in files:
-                data = (
-                    lzma.decompress(file.read_bytes())
-                    if file.suffix == ".xz"
-                    else file.read_bytes()
-                )
+                data = file.read_bytes()
+                if file.suffix == ".xz":
+                    data = lzma.decompress(data)
                 for document in data.decode().split(END):
                     if document.strip():
                         ids = tokenizer(document.strip() + END, verbose=False)["input_ids"]
@@ -71,14 +69,14 @@ def tokenized(tokenizer, files, path):
 class Trainer:
     def __init__(self, a):
         torch.manual_seed(a.seed)
-        self.a, self.device = a, "cuda" if torch.cuda.is_available() else "cpu"
+        self.a = a
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         a.out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(a.corpus / "tokenizer/tokenizer.json"), eos_token=END, bos_token=END
         )
-        self.train = tokenized(
-            self.tokenizer, sorted((a.corpus / "train").iterdir()), a.out / "train.bin"
-        )
+        files = sorted((a.corpus / "train").iterdir())
+        self.train = tokenized(self.tokenizer, files, a.out / "train.bin")
         self.valid = tokenized(self.tokenizer, [a.corpus / "valid.txt"], a.out / "valid.bin")
         ends = {
             "bos_token_id": self.tokenizer.bos_token_id,
@@ -103,11 +101,9 @@ class Trainer:
             {"params": vectors, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.95))
-        self.step, self.steps, self.checkpoint = (
-            0,
-            int(a.tokens / (a.batch * a.ctx)),
-            a.out / "checkpoint.pt",
-        )
+        self.step = 0
+        self.steps = int(a.tokens / (a.batch * a.ctx))
+        self.checkpoint = a.out / "checkpoint.pt"
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
@@ -123,12 +119,10 @@ class Trainer:
     def loss(self, data, rng, batch):
         """Mean cross-entropy of random windows."""
         starts = rng.integers(0, len(data) - self.a.ctx - 1, batch)
-        ids = torch.from_numpy(
-            np.stack([data[s : s + self.a.ctx + 1].astype(np.int64) for s in starts])
-        ).to(self.device)
-        with torch.autocast(
-            self.device, dtype=torch.bfloat16, enabled=self.a.bf16 or self.device == "cuda"
-        ):
+        texts = [data[s : s + self.a.ctx + 1].astype(np.int64) for s in starts]
+        ids = torch.from_numpy(np.stack(texts)).to(self.device)
+        half = self.a.bf16 or self.device == "cuda"
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=half):
             logits = self.model(input_ids=ids[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
@@ -152,18 +146,15 @@ class Trainer:
         self.tokenizer.save_pretrained(self.a.out)
 
     def run(self):
-        rng, started = np.random.default_rng([self.a.seed, self.step]), time.monotonic()
-        print(
-            json.dumps(
-                {
-                    "params": self.model.num_parameters(),
-                    "steps": self.steps,
-                    "start": self.step,
-                    "device": self.device,
-                }
-            ),
-            flush=True,
-        )
+        rng = np.random.default_rng([self.a.seed, self.step])
+        started = time.monotonic()
+        begun = {
+            "params": self.model.num_parameters(),
+            "steps": self.steps,
+            "start": self.step,
+            "device": self.device,
+        }
+        print(json.dumps(begun), flush=True)
         while self.step < self.steps and time.monotonic() - started < self.a.minutes * 60:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate()
@@ -174,8 +165,9 @@ class Trainer:
             self.optimizer.step()
             self.step += 1
             if self.step % 50 == 0:
+                minutes = (time.monotonic() - started) / 60
                 print(
-                    f"step {self.step}/{self.steps} loss {loss.item():.3f} minutes {(time.monotonic() - started) / 60:.1f}",
+                    f"step {self.step}/{self.steps} loss {loss.item():.3f} minutes {minutes:.1f}",
                     flush=True,
                 )
             if self.step % 500 == 0:
@@ -189,4 +181,4 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    Trainer(parse_args()).run()
+    Trainer(parser().parse_args()).run()

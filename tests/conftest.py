@@ -112,7 +112,8 @@ def select(libraries):
     from gwq_export.native.library import isas
 
     def choose(isa):
-        lib, name = libraries(isa), isa.removesuffix("-simde")
+        lib = libraries(isa)
+        name = isa.removesuffix("-simde")
         if name not in isas(lib):
             pytest.skip(f"this machine has no {name}")
         assert lib.gwq_isa_select(name.encode()) == 0

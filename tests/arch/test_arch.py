@@ -51,10 +51,8 @@ def test_weights_and_statistics_move_alike(tiny, exported, name):
 
 
 def test_norms_of_gemma_are_stored_whole(tiny, exported):
-    source, tensors = (
-        Source(tiny("gemma3")),
-        gwq_export.open_gguf(exported(tiny("gemma3"), type="f32")[0]).tensors,
-    )
+    source = Source(tiny("gemma3"))
+    tensors = gwq_export.open_gguf(exported(tiny("gemma3"), type="f32")[0]).tensors
     for hf, gguf in [
         ("model.norm.weight", "output_norm.weight"),
         ("model.layers.2.self_attn.k_norm.weight", "blk.2.attn_k_norm.weight"),
@@ -75,9 +73,8 @@ def test_a_checkpoint_of_the_bare_decoder(tiny, exported, tmp_path):
     save_file(tensors, tmp_path / "bare" / "model.safetensors")
     a, b = (exported(folder, type="f32")[0] for folder in (tiny("gpt2"), tmp_path / "bare"))
     a, b = (gwq_export.open_gguf(path).tensors for path in (a, b))
-    assert list(a) == list(b) and all(
-        np.array_equal(a[name].dequantize(), b[name].dequantize()) for name in a
-    )
+    assert list(a) == list(b)
+    assert all(np.array_equal(a[name].dequantize(), b[name].dequantize()) for name in a)
 
 
 def stock_config(arch, **keys):
@@ -107,13 +104,10 @@ def test_what_stock_files_leave_to_the_architecture():
     """llama.cpp's rules: Gemma of 27B scales scores by the width over the heads, windows alternate,
     sliding blocks have their own base.
     """
-    small, large = (
-        stock_config("gemma2", attention__sliding_window=64),
-        stock_config("gemma2", block_count=46),
-    )
-    assert small.attention_scale == pytest.approx(
-        32**-0.5
-    ) and large.attention_scale == pytest.approx(16**-0.5)
+    small = stock_config("gemma2", attention__sliding_window=64)
+    large = stock_config("gemma2", block_count=46)
+    assert small.attention_scale == pytest.approx(32**-0.5)
+    assert large.attention_scale == pytest.approx(16**-0.5)
     assert small.embedding_scale == pytest.approx(96**0.5)
     assert small.windows == (64, 0) and not any(large.windows)
     gemma3 = stock_config(
@@ -237,7 +231,8 @@ def test_part_of_a_head_turns(tmp_path, config_class, part, rotated):
             gwq_export.export(folder, tmp_path / "m.gguf", type="f32")
         return
     gwq_export.export(folder, tmp_path / "m.gguf", type="f32")
-    model, ids = gwq_export.load(tmp_path / "m.gguf"), np.arange(5, 60) * 7
+    model = gwq_export.load(tmp_path / "m.gguf")
+    ids = np.arange(5, 60) * 7
     expected = logits(original_model(folder), ids)
     assert model.weights.config.rope.rotated == rotated
     assert np.abs(model.logits(ids) - expected).max() <= 1e-4 * np.abs(expected).max()

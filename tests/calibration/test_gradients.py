@@ -23,7 +23,8 @@ def whole_model(folder, tokens):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found, losses = {}, []
+    found = {}
+    losses = []
     for ids in tokens:
         model.zero_grad()
         loss = model(input_ids=ids[None], labels=ids[None]).loss
@@ -65,18 +66,17 @@ def test_gradients_of_own_predictions_have_their_second_moment():
     """Over tokens drawn from p, the gradient by the logits is p - onehot; its second moment is
     diag(p) - p p^T.
     """
-    p, n = torch.tensor([0.6, 0.25, 0.1, 0.05]), 20000
+    p = torch.tensor([0.6, 0.25, 0.1, 0.05])
+    n = 20000
     logits = p.log().repeat(n + 1, 1).requires_grad_()
     ids = torch.zeros(1, n + 1, dtype=torch.long)
     model = SimpleNamespace(logits=lambda ids, hidden: hidden)
     loss, wanted = labels_loss(model, ids, logits, 3)
     g = n * torch.autograd.grad(wanted, logits)[0][:-1]
-    assert torch.allclose(
-        g.T @ g / n, p.diag() - p[:, None] * p, atol=0.01
-    ) and loss.item() == pytest.approx(-np.log(0.6))
-    assert torch.equal(labels_loss(model, ids, logits, 3)[1], wanted) and not torch.equal(
-        labels_loss(model, ids, logits, 4)[1], wanted
-    )
+    assert torch.allclose(g.T @ g / n, p.diag() - p[:, None] * p, atol=0.01)
+    assert loss.item() == pytest.approx(-np.log(0.6))
+    assert torch.equal(labels_loss(model, ids, logits, 3)[1], wanted)
+    assert not torch.equal(labels_loss(model, ids, logits, 4)[1], wanted)
     loss, wanted = labels_loss(model, ids, logits, None)
     assert wanted is loss
 
@@ -88,16 +88,16 @@ def test_own_predictions_are_not_surprised_by_a_text(tiny, tmp_path, model, name
     """Random tokens: while predictions are nearly even, both kinds of gradients are of one size; a
     sure model's own are smaller.
     """
-    source, ratios = tiny(model), []
-    folder, tensors = (
-        shutil.copytree(source, tmp_path / "model"),
-        load_file(source / "model.safetensors"),
-    )
+    source = tiny(model)
+    ratios = []
+    folder = shutil.copytree(source, tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
     for factor in (0.1, 10):
         save_file(
             tensors | {name: tensors[name] * factor}, folder / "model.safetensors", {"format": "pt"}
         )
-        sums, opened = [], Source(folder)
+        sums = []
+        opened = Source(folder)
         for own in (False, True):
             calibration = Calibration(
                 torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (4, 60)))
@@ -127,10 +127,8 @@ def whole_factors(folder, tokens):
     from transformers.pytorch_utils import Conv1D
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    scale, seen = (
-        float(getattr(model.get_input_embeddings(), "embed_scale", 1)),
-        {},
-    )  # Gemma's module multiplies its rows
+    scale = float(getattr(model.get_input_embeddings(), "embed_scale", 1))
+    seen = {}  # Gemma's module multiplies its rows
 
     def note(name):
         def hook(module, args, output):
@@ -153,9 +151,8 @@ def whole_factors(folder, tokens):
         assert len(x) == len(g) == tokens.numel()
         if x.dim() == 1:  # token ids: the input is one-hot, and the "rows" are the tokens
             share = torch.bincount(x.long(), minlength=model.config.vocab_size).double() / len(x)
-            unseen = min(
-                0.5, (share * len(x)).round().eq(1).sum().item() / len(x)
-            )  # Good and Turing's estimate, spread over all
+            # Good and Turing's estimate, spread over all
+            unseen = min(0.5, (share * len(x)).round().eq(1).sum().item() / len(x))
             found[name] = {
                 "hessian": scale**2 * g.T @ g / len(g),
                 "rows": share * (1 - unseen) + unseen / len(share),
@@ -197,7 +194,8 @@ def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
     source = Source(tiny(name))
     calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 30))))
     expected = whole_factors(tiny(name), calibration.tokens)
-    arch, seen = source.arch, set()
+    arch = source.arch
+    seen = set()
     ends = [arch.embed] if source.tied else [arch.embed, arch.head]
     for tensor, _, found in gradients(source, calibration, statistics, ends):
         assert set(found) == set(statistics)
@@ -205,7 +203,8 @@ def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
         if source.tied and tensor == arch.embed:
             # one product in the place of two: s of the head's tokens, f of the embedding's
             h, e = expected[arch.head], expected[arch.embed]
-            s, f = h["rows"].sum(), e["rows"].sum()
+            s = h["rows"].sum()
+            f = e["rows"].sum()
             wanted = {
                 "hessian": s * h["hessian"] + f * e["hessian"],
                 "rows": (h["rows"] / s + e["rows"] / f) / 2,
@@ -227,7 +226,8 @@ def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
 
 def test_matrices_of_one_input_share_their_hessian(tiny):
     """So that it is factored once for each."""
-    source, kept = Source(tiny("llama")), {}
+    source = Source(tiny("llama"))
+    kept = {}
     calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (2, 20))))
     for tensor, _, found in gradients(source, calibration, ("hessian", "rows")):
         kept.setdefault(id(found["hessian"]), (found["hessian"], []))[1].append(

@@ -11,19 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gwq_export.format.reader import Reader
-from gwq_export.format.types import TABLE
 from tests.support.cli import assert_one_line, call, command
 from tests.support.paths import DATA, REFERENCE
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A quick export: (path, JSON result)."""
-    path = tmp_path_factory.mktemp("cli") / "m.gguf"
-    done = command("export", REFERENCE, "--out", path, "--samples", 1, "--ctx", 128, "--json")
-    assert done.returncode == 0, done.stderr
-    return path, json.loads(done.stdout.splitlines()[-1])
 
 
 def test_export(small):
@@ -45,12 +34,10 @@ def test_export(small):
 def test_info(small, capsys):
     status, out, _ = call(capsys, "info", small[0], "--json", "--check")
     info = json.loads(out.splitlines()[-1])
-    assert (
-        status == 0
-        and info["check"] == "ok"
-        and info["arch"] == "llama"
-        and info["params"] == 5245184
-    )
+    assert status == 0
+    assert info["check"] == "ok"
+    assert info["arch"] == "llama"
+    assert info["params"] == 5245184
     assert (
         info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) + info["alignment_bytes"]
         == info["bytes"]
@@ -58,21 +45,18 @@ def test_info(small, capsys):
     )
     assert info["bpw"] == pytest.approx(small[1]["bpw"])
     linear = [t for t in info["tensors"] if t["type"] == "gwq4"]
-    assert len(linear) == 28 and sum(t["outliers"] for t in linear) == pytest.approx(
-        7864, abs=30
-    )  # 0.25 %
+    assert len(linear) == 28
+    assert sum(t["outliers"] for t in linear) == pytest.approx(7864, abs=30)  # 0.25 %
     assert set(linear[0]) == {"name", "type", "shape", "bytes", "outliers"}
 
 
 def test_run(small, capsys):
     status, out, err = call(capsys, "run", small[0], "-p", "The city", "-n", 8, "--raw", "--json")
     result = json.loads(out.splitlines()[-1])
-    assert (
-        status == 0
-        and result["tokens"] == 8
-        and result["decode_tps"] > 0
-        and result["prompt_tps"] > 0
-    )
+    assert status == 0
+    assert result["tokens"] == 8
+    assert result["decode_tps"] > 0
+    assert result["prompt_tps"] > 0
     assert out.startswith(result["text"]) and "t/s" in err
     done = command("run", small[0], "-p", "-", "-n", 8, "--raw", "--json", input="The city")
     assert json.loads(done.stdout.splitlines()[-1])["text"] == result["text"]
@@ -93,20 +77,11 @@ def test_eval(small, capsys, tmp_path):
         "--json",
     )
     folder = json.loads(out.splitlines()[-1])
-    assert status == 0 and set(folder) >= {
-        "ppl",
-        "nll",
-        "tokens",
-        "ctx",
-        "kld_mean",
-        "kld_p99",
-        "top1_agreement",
-    }
-    assert (
-        folder["ppl"] == pytest.approx(np.exp(folder["nll"]))
-        and 0 < folder["kld_mean"] < 0.2
-        and folder["top1_agreement"] > 0.7
-    )
+    assert status == 0
+    assert set(folder) >= {"ppl", "nll", "tokens", "ctx", "kld_mean", "kld_p99", "top1_agreement"}
+    assert folder["ppl"] == pytest.approx(np.exp(folder["nll"]))
+    assert 0 < folder["kld_mean"] < 0.2
+    assert folder["top1_agreement"] > 0.7
     _, out, _ = call(
         capsys,
         "eval",
@@ -120,11 +95,9 @@ def test_eval(small, capsys, tmp_path):
         "--json",
     )
     same = json.loads(out.splitlines()[-1])
-    assert (
-        same["kld_mean"] == pytest.approx(0, abs=1e-9)
-        and same["top1_agreement"] == 1
-        and same["ppl"] == folder["ppl"]
-    )
+    assert same["kld_mean"] == pytest.approx(0, abs=1e-9)
+    assert same["top1_agreement"] == 1
+    assert same["ppl"] == folder["ppl"]
 
 
 @pytest.mark.parametrize(
@@ -188,94 +161,6 @@ def test_paths_that_are_wrong(capsys, tmp_path, small):
     ]:
         status, _, err = call(capsys, name, *args)
         assert_one_line(name, status, err, words)
-
-
-def first_gap(reader):
-    """Offset of an alignment byte between two tensors."""
-    tensors = list(reader.tensors.values())
-    return next(a.offset + a.nbytes for a, b in pairwise(tensors) if a.offset + a.nbytes < b.offset)
-
-
-def damaged(small, tmp_path, name):
-    """A copy of the file with one thing wrong."""
-    data, reader, out = bytearray(small[0].read_bytes()), Reader(small[0]), tmp_path / "bad.gguf"
-    tensors = list(reader.tensors.values())
-    table = next(t for t in tensors if t.name.endswith(".outliers") and sum(t.data[:16]) > 2)
-    matrix = reader.tensors[table.name.removesuffix(".outliers")]
-    match name:
-        case "magic":
-            data[:4] = b"GGML"
-        case "gguf version":
-            data[4] = 9
-        case "format version":
-            at = data.index(b"gwq.format_version") + len("gwq.format_version") + 4
-            data[at] += 1
-        case "type":
-            at = data.index((0x34515747).to_bytes(4, "little"))
-            data[at : at + 4] = (60).to_bytes(4, "little")
-        case "outlier column":
-            count = data[table.offset : table.offset + 16]
-            data[table.offset + 16 + 2 * sum(count)] = 255
-            data[table.offset + 16 + 2 * sum(count) + 1 : table.offset + 16 + 3 * sum(count)] = (
-                bytes(sum(count) - 1)
-            )
-        case "table entry":
-            data[matrix.offset + 5] = 100
-        case "row scale":
-            data[matrix.offset + TABLE : matrix.offset + TABLE + 2] = b"\0\xfc"
-        case "head":
-            data[matrix.offset + matrix.type.head_bytes(matrix.shape[0]) - 1] = 1
-        case "padding":
-            data[first_gap(reader)] = 1
-        case "outlier count":
-            data[table.offset] += 1
-        case "outlier offset":
-            data[next(t for t in tensors if t.name.endswith("offsets")).offset + 4] ^= 64
-    out.write_bytes(data)
-    return out
-
-
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("magic", "GGUF"),
-        ("gguf version", "version"),
-        ("format version", "version"),
-        ("type", "60"),
-        ("outlier column", "outlier"),
-        ("outlier count", "outlier"),
-        ("outlier offset", "outlier"),
-        ("table entry", "table"),
-    ],
-)
-def test_damaged_files(small, capsys, tmp_path, name, words):
-    path = damaged(small, tmp_path, name)
-    for command_name, args in [
-        ("run", ["-p", "x"]),
-        ("info", ["--check"]),
-        ("eval", ["--text", DATA / "eval.txt"]),
-    ]:
-        status, _, err = call(capsys, command_name, path, *args)
-        assert_one_line(command_name, status, err, words)
-
-
-@pytest.mark.parametrize(
-    "name, words", [("row scale", "not finite"), ("head", "padding"), ("padding", "padding")]
-)
-def test_check_reads_every_byte(small, capsys, tmp_path, name, words):
-    status, _, err = call(capsys, "info", damaged(small, tmp_path, name), "--check")
-    assert_one_line("info", status, err, words)
-
-
-def test_files_cut_in_every_section(small, capsys, tmp_path):
-    data, reader = small[0].read_bytes(), Reader(small[0])
-    first = min(t.offset for t in reader.tensors.values())
-    cuts = {0, 3, 8, 20, 24, 100, first // 2, first - 70, first - 1, first, len(data) - 1}
-    cuts |= {t.offset + t.nbytes // 2 for t in list(reader.tensors.values())[:6]}
-    for cut in sorted(cuts):
-        (tmp_path / "cut.gguf").write_bytes(data[:cut])
-        status, _, err = call(capsys, "info", tmp_path / "cut.gguf")
-        assert_one_line("info", status, err, "cut.gguf")
 
 
 @pytest.mark.parametrize("phase, samples", [("forward", 100), ("write", 1), ("backward", 10)])
@@ -407,9 +292,8 @@ def test_progress_as_json_lines(tmp_path, capsys, tiny):
     ]
     status, _, err = call(capsys, *arguments, "jsonl")
     lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert status == 0 and all(
-        set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines
-    )
+    assert status == 0
+    assert all(set(line) == {"phase", "done", "total", "seconds", "eta"} for line in lines)
     assert {line["phase"] for line in lines} == {
         "forward",
         "backward",

@@ -39,7 +39,10 @@ def test_logits_of_few_windows_at_a_time(tmp_path, tiny, threads, monkeypatch, m
     """Memory has room for the logits of `most` windows: so many, but one at least, are computed at
     the same time.
     """
-    folder, running, seen, lock = tiny("llama"), [], [], threading.Lock()
+    folder = tiny("llama")
+    running = []
+    seen = []
+    lock = threading.Lock()
     vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
     monkeypatch.setattr(cpu, "MOST", most * 64 * vocab)
     logits = BlockModel.logits
@@ -62,11 +65,13 @@ def test_logits_of_few_windows_at_a_time(tmp_path, tiny, threads, monkeypatch, m
 
 @pytest.mark.parametrize("n", [1, 255, 257, 1100])
 def test_products(threads, n):
-    a, b = RNG.normal(size=(n, 70)).astype(np.float32), RNG.normal(size=(70, n)).astype(np.float32)
+    a = RNG.normal(size=(n, 70)).astype(np.float32)
+    b = RNG.normal(size=(70, n)).astype(np.float32)
     found = []
     for count in (1, 3):
         threads(count)
-        out, total = np.ones((n, n), np.float32), torch.zeros(n, n)
+        out = np.ones((n, n), np.float32)
+        total = torch.zeros(n, n)
         with cpu.one_thread_each():
             linalg.add_product(out, a, b, -1.0)
             linalg.add_gram(total, torch.from_numpy(b))
@@ -84,7 +89,8 @@ def test_products(threads, n):
 @pytest.mark.parametrize("n", [1, 255, 257, 700])
 def test_cholesky_inverse(threads, n):
     x = RNG.normal(size=(n, n + 5))
-    a, found = x @ x.T / n + np.eye(n), []
+    a = x @ x.T / n + np.eye(n)
+    found = []
     for count in (1, 3):
         threads(count)
         with cpu.one_thread_each():

@@ -54,10 +54,8 @@ def mixed(f32, tmp_path_factory):
 
 
 def test_log_probabilities_equal_transformers_on_dequantized_weights(folder, mixed):
-    model, oracle = (
-        predictors.load(mixed, threads=1),
-        dequantized_model(folder, mixed, decoded(mixed)),
-    )
+    model = predictors.load(mixed, threads=1)
+    oracle = dequantized_model(folder, mixed, decoded(mixed))
     expected, got = (log_softmax(x) for x in (logits(oracle, IDS), model.logits(IDS)))
     assert np.abs(got - expected).max() < 1e-3 < 0.5 < np.ptp(expected)
     assert evaluate(model, TEXT, 128)["ppl"] == pytest.approx(
@@ -89,19 +87,16 @@ def test_command_against_the_dequantized_model(folder, mixed, f32, tmp_path, cap
         )
         assert status == 0, err
         found[name] = json.loads(out.splitlines()[-1])
-    assert found["folder"]["kld_mean"] < 1e-6 and found["folder"]["ppl_ratio"] == pytest.approx(
-        1, abs=1e-4
-    )
+    assert found["folder"]["kld_mean"] < 1e-6
+    assert found["folder"]["ppl_ratio"] == pytest.approx(1, abs=1e-4)
     assert found["f32"]["kld_mean"] > 0.05 and found["f32"]["bytes"] == mixed.stat().st_size
     assert found["f32"]["ppl_ratio"] == pytest.approx(1 / found["swapped"]["ppl_ratio"])
 
 
 def test_known_types_stay_in_the_map(mixed):
-    raw, opened, expected = (
-        Reader(mixed, foreign.foreign_type),
-        foreign.open_any(mixed),
-        decoded(mixed),
-    )
+    raw = Reader(mixed, foreign.foreign_type)
+    opened = foreign.open_any(mixed)
+    expected = decoded(mixed)
     assert {t.type.name for t in raw.tensors.values()} == {"f32"} | {
         t.name.lower() for t in MIXED.values()
     }
@@ -138,7 +133,8 @@ def test_other_commands_refuse_stock_types(mixed, capsys):
 
 
 def test_damage_is_found(mixed, f32, tmp_path, capsys):
-    data, out = mixed.read_bytes(), tmp_path / "bad.gguf"
+    data = mixed.read_bytes()
+    out = tmp_path / "bad.gguf"
     raw = Reader(mixed, foreign.foreign_type)
     first = next(t for t in raw.tensors.values() if t.type.name == "q5_0")
     last = max(raw.tensors.values(), key=lambda t: t.offset)

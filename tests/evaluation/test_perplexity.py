@@ -1,4 +1,4 @@
-"""Perplexity protocols and the comparison with a reference, against transformers and plain numpy."""
+"""Perplexity protocols and the comparison with a reference, against transformers and numpy."""
 
 from types import SimpleNamespace
 
@@ -35,11 +35,9 @@ def test_window_protocol_equals_the_papers(exported, ctx):
     assert found["nll"] == pytest.approx(
         cross_entropy(dequantized_model(REFERENCE, path), rows), abs=1e-4
     )
-    assert (
-        found["protocol"] == "window"
-        and found["tokens"] == len(rows) * (ctx - 1)
-        and found["windows"] == len(rows)
-    )
+    assert found["protocol"] == "window"
+    assert found["tokens"] == len(rows) * (ctx - 1)
+    assert found["windows"] == len(rows)
 
 
 class Letters:
@@ -84,21 +82,23 @@ def test_comparison_with_a_reference(exported, protocol, first):
     """Every figure again, from whole logits."""
     quantized, original = (gwq_export.load(exported(type=t)[0]) for t in ("gwq2", "f32"))
     rows = windows(original.tokenizer, TEXT, 128, PROTOCOLS[protocol])
-    nll, nll_against, kld, same = [], [], [], []
+    nll = []
+    nll_against = []
+    kld = []
+    same = []
     for row in rows:
         logp, logq = (log_softmax(m.logits(row[:-1]))[first:] for m in (quantized, original))
         at = np.arange(len(logp)), row[first + 1 :]
         nll, nll_against = [*nll, *-logp[at]], [*nll_against, *-logq[at]]
-        kld, same = (
-            [*kld, *(np.exp(logq) * (logq - logp)).sum(1)],
-            [*same, *(logp.argmax(1) == logq.argmax(1))],
-        )
+        kld = [*kld, *(np.exp(logq) * (logq - logp)).sum(1)]
+        same = [*same, *(logp.argmax(1) == logq.argmax(1))]
 
     def error(values):
         return np.std(values) / np.sqrt(len(values))
 
     found = evaluate(quantized, TEXT, 128, runtime_logits(original), protocol=protocol)
-    ratio, difference = np.exp(np.mean(nll) - np.mean(nll_against)), np.subtract(nll, nll_against)
+    ratio = np.exp(np.mean(nll) - np.mean(nll_against))
+    difference = np.subtract(nll, nll_against)
     expected = {
         "ppl": np.exp(np.mean(nll)),
         "nll": np.mean(nll),
@@ -125,16 +125,17 @@ def test_comparison_with_a_reference(exported, protocol, first):
             value if isinstance(value, str) else pytest.approx(value, rel=1e-4)
         ), key
     assert found["ppl_ratio"] == pytest.approx(found["ppl"] / found["ppl_against"])
-    assert (
-        found["ppl_ratio_error"] < found["ppl_error"] / found["ppl_against"]
-    )  # what pairing gains
+    # what pairing gains
+    assert found["ppl_ratio_error"] < found["ppl_error"] / found["ppl_against"]
 
 
 def test_predictors_agree_and_keep_what_is_asked(exported):
     ids = np.random.default_rng(2).integers(3, 8192, 600)
     path, _ = exported(type="f32")
-    model, oracle = gwq_export.load(path), transformers_logits(REFERENCE)
-    ours, whole = runtime_logits(model), logits(dequantized_model(REFERENCE, path), ids)
+    model = gwq_export.load(path)
+    oracle = transformers_logits(REFERENCE)
+    ours = runtime_logits(model)
+    whole = logits(dequantized_model(REFERENCE, path), ids)
     assert ours.ctx == oracle.ctx == 2048
     for keep in (1, 88, 89, 600):
         mine, theirs = list(ours.logits(ids, keep)), list(oracle.logits(ids, keep))
@@ -147,7 +148,8 @@ def test_reuse_changes_no_logits(exported):
     path, _ = exported(type="f32")
     ids = np.random.default_rng(2).integers(3, 8192, 60).tolist()
     model = gwq_export.load(path)
-    ours, forwarded = runtime_logits(model), []
+    ours = runtime_logits(model)
+    forwarded = []
     session = model.session(80)
     model.session = lambda ctx: session
     forward = session.forward
@@ -182,7 +184,6 @@ def test_what_cannot_be_evaluated(exported):
     ]:
         with pytest.raises(GwqError, match=words):
             evaluate(model, TEXT, **options)
-    assert (
-        evaluate(model, TEXT, 128, against(vocab=9000))["kld_mean"] > 0
-    )  # a padded vocabulary is fine
+    # a padded vocabulary is fine
+    assert evaluate(model, TEXT, 128, against(vocab=9000))["kld_mean"] > 0
     assert evaluate(model, TEXT, 512, against(ctx=200))["ctx"] == 200

@@ -1,4 +1,4 @@
-"""Zero-shot tasks: lines into requests, scores against transformers, and every mistake in one line."""
+"""Zero-shot tasks: lines into requests, scores against transformers, mistakes in one line."""
 
 import json
 
@@ -83,25 +83,23 @@ def test_answers_equal_transformers(models, oracle, name, rows, delimiter):
         right_norm.append(
             np.argmax([s / len(x) for s, x in zip(scores, choices, strict=True)]) == row["gold"]
         )
-    spaced = [
-        {k: f"{v}\n" if k == "query" else v for k, v in row.items()} for row in rows
-    ]  # as in the file of piqa
+    # as in the file of piqa
+    spaced = [{k: f"{v}\n" if k == "query" else v for k, v in row.items()} for row in rows]
     found = run(models["f32"], parse(lines(spaced), name), name)
-    assert found["acc"] == np.mean(right) and found["acc_error"] == pytest.approx(
-        np.std(right) / len(rows) ** 0.5
-    )
+    assert found["acc"] == np.mean(right)
+    assert found["acc_error"] == pytest.approx(np.std(right) / len(rows) ** 0.5)
     assert found["n"] == len(rows) and found["task"] == name and found["cut"] == 0
     if rows is CHOICES:
-        assert found["acc_norm"] == np.mean(right_norm) and found[
-            "acc_norm_error"
-        ] == pytest.approx(np.std(right_norm) / len(rows) ** 0.5)
+        assert found["acc_norm"] == np.mean(right_norm)
+        assert found["acc_norm_error"] == pytest.approx(np.std(right_norm) / len(rows) ** 0.5)
     else:
         assert "acc_norm" not in found
 
 
 def test_greedy_continuations(models, oracle):
     """One item that greedy decoding gives, one that it does not."""
-    model, context = models["f32"], "The history of the"
+    model = models["f32"]
+    context = "The history of the"
     said = model.generate(context, n=3)
     rows = [
         {"context": context, "continuation": said.strip()},
@@ -110,9 +108,8 @@ def test_greedy_continuations(models, oracle):
     found = run(model, parse(lines(rows), "lambada"), "lambada")
     scores = [oracle(model.tokenizer, context, f" {row['continuation']}") for row in rows]
     assert [greedy == tail for _, greedy, tail in scores] == [True, False]
-    assert found["acc"] == 0.5 and found["ppl"] == pytest.approx(
-        np.exp(-np.mean([s[0] for s in scores])), rel=1e-3
-    )
+    assert found["acc"] == 0.5
+    assert found["ppl"] == pytest.approx(np.exp(-np.mean([s[0] for s in scores])), rel=1e-3)
 
 
 def test_agreement_is_about_answers_not_about_being_right(models):
@@ -133,11 +130,9 @@ def test_agreement_is_about_answers_not_about_being_right(models):
         "x",
     )
     same = run(models["f32"], items, "x", runtime_logits(models["f32"]))
-    assert (
-        same["agreement"] == 1
-        and same["agreement_error"] == 0
-        and same["acc_against"] == same["acc"]
-    )
+    assert same["agreement"] == 1
+    assert same["agreement_error"] == 0
+    assert same["acc_against"] == same["acc"]
     assert same["acc_norm_against"] == same["acc_norm"]
     answers = [
         run(models["f32"], items[:1], "x", likes(f" {w}"))["agreement"]
@@ -156,9 +151,8 @@ def test_agreement_is_about_answers_not_about_being_right(models):
     first = models["f32"].tokenizer.decode(
         [models["f32"].logits(models["f32"].tokenizer.encode("Say"))[-1].argmax()]
     )
-    assert (
-        run(models["f32"], greedy, "x", likes(first))["agreement"] == 1
-    )  # both wrong, by the same token
+    # both wrong, by the same token
+    assert run(models["f32"], greedy, "x", likes(first))["agreement"] == 1
     assert run(models["f32"], greedy, "x", likes(" zebra"))["agreement"] == 0
 
 
@@ -172,9 +166,8 @@ def test_pairs_are_tokenized_together(models):
         ("a", "b"),
     ]:
         head, tail = encode_pair(tok, context, continuation)
-        start = (
-            [] if len(context) > 1 else [tok.eos if tok.bos is None else tok.bos]
-        )  # "ab" is one token
+        # "ab" is one token
+        start = [] if len(context) > 1 else [tok.eos if tok.bos is None else tok.bos]
         assert head and tail and head + tail == start + tok.encode(context + continuation)
     assert encode_pair(tok, "The city ", "of") == encode_pair(tok, "The city", " of")
     assert (
@@ -185,23 +178,20 @@ def test_pairs_are_tokenized_together(models):
 
 
 def test_long_items_lose_their_beginning(exported, models, caplog):
-    short, item = (
-        gwq_export.load(exported(type="f32")[0], ctx=24),
-        {"query": words(60), "choices": ["one", "two"], "gold": 0},
-    )
+    short = gwq_export.load(exported(type="f32")[0], ctx=24)
+    item = {"query": words(60), "choices": ["one", "two"], "gold": 0}
     found = run(
         short, parse(lines([item, {"query": "Say", "choices": ["a", "b"], "gold": 0}]), "x"), "x"
     )
-    assert (
-        found["cut"] == 1
-        and "1 of 2 items are longer than the model's context of 24" in caplog.text
-    )
+    assert found["cut"] == 1
+    assert "1 of 2 items are longer than the model's context of 24" in caplog.text
     head, tail = encode_pair(short.tokenizer, item["query"], " one")
     kept = models["f32"].logits([*head, *tail][-25:-1])[-len(tail) :]
     assert score(runtime_logits(short), head, tail)[0] == pytest.approx(
         log_softmax(kept)[np.arange(len(tail)), tail].sum(), abs=1e-3
     )
-    long, sizes = gwq_export.load(exported(type="f32")[0]), []
+    long = gwq_export.load(exported(type="f32")[0])
+    sizes = []
     session = long.session
     long.session = lambda ctx: sizes.append(ctx) or session(ctx)
     assert run(long, parse(lines([item]), "x"), "x", runtime_logits(short))["cut"] == 1
@@ -279,10 +269,8 @@ def test_names_are_looked_up_in_a_folder(tmp_path, monkeypatch):
     (tmp_path / "piqa.jsonl").write_text("")
     (tmp_path / "own.txt").write_text("")
     monkeypatch.setenv("GWQ_TASKS", str(tmp_path))
-    assert (
-        find("piqa") == tmp_path / "piqa.jsonl"
-        and find(str(tmp_path / "own.txt")) == tmp_path / "own.txt"
-    )
+    assert find("piqa") == tmp_path / "piqa.jsonl"
+    assert find(str(tmp_path / "own.txt")) == tmp_path / "own.txt"
 
 
 def test_command(exported, capsys, tmp_path):

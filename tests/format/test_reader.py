@@ -48,10 +48,8 @@ def test_round_trip(tmp_path):
 def test_metadata_round_trip(tmp_path):
     metadata = METADATA | {VERSION_KEY: FORMAT_VERSION}
     with Reader(write(tmp_path / "a.gguf", metadata, [], {})) as r:
-        assert (
-            set(r.metadata) == set(metadata) | {"general.alignment"}
-            and len(r.metadata) == len(metadata) + 1
-        )
+        assert set(r.metadata) == set(metadata) | {"general.alignment"}
+        assert len(r.metadata) == len(metadata) + 1
         for key, value in metadata.items():
             got = r.metadata[key]
             assert type(got) is (
@@ -111,9 +109,8 @@ def test_gguf_package_reads_ours(tmp_path):
         if isinstance(value, (str, int, float, list)) and key != "none":
             assert theirs.fields[key].contents() == value, key
     assert theirs.fields["ints"].contents() == METADATA["ints"].tolist()
-    assert theirs.fields["u64"].types == [gguf.GGUFValueType.UINT64] and theirs.fields[
-        "i32"
-    ].types == [gguf.GGUFValueType.INT32]
+    assert theirs.fields["u64"].types == [gguf.GGUFValueType.UINT64]
+    assert theirs.fields["i32"].types == [gguf.GGUFValueType.INT32]
 
 
 @pytest.mark.parametrize("trailing", [b"", b"appended by another tool"])
@@ -143,12 +140,10 @@ def test_we_read_the_gguf_package(tmp_path, trailing):
     with open(tmp_path / "a.gguf", "ab") as f:
         f.write(trailing)
     r = Reader(tmp_path / "a.gguf")
-    assert (
-        r.alignment == 32
-        and r.metadata["words"] == ["a", "é"]
-        and r.metadata["d"] == 0.1
-        and r.metadata["flag"] is True
-    )
+    assert r.alignment == 32
+    assert r.metadata["words"] == ["a", "é"]
+    assert r.metadata["d"] == 0.1
+    assert r.metadata["flag"] is True
     assert r.metadata["ints"].tolist() == [1, -2]
     for name, array in arrays.items():
         assert np.array_equal(r.tensors[name].dequantize(), array)

@@ -22,16 +22,15 @@ def test_sizes_are_those_of_the_header():
         "gwq4": (4, 0, 16, 560),
     }
     assert TYPES["gwq4"].id == int.from_bytes(b"GWQ4", "little")
-    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (
-        2 * 4096 + 64
-    )  # table and zeros: a line
+    # table and zeros: a line
+    assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (2 * 4096 + 64)
     assert TYPES["gwq3"].nbytes(17, 65) == 128 + 2 * 2 * 408  # 16 + 2 * 32, up to 128
     assert TYPES["gwq2"].nbytes(24 * 16 - 8, 1) == 16 + 768 + 48 + 24 * 280
     assert TYPES["q8_0"].nbytes(3, 64) == 3 * 68
 
 
 def zeros(name, rows=16, blocks=1):
-    """table 0, 1, .. 15; row scales 1; scales 1; codes 0: the parts of a matrix to change by hand."""
+    """Parts of a matrix to change by hand: table 0, 1, .. 15; row scales 1; scales 1; codes 0."""
     t = TYPES[name]
     scales = np.ones((padded_rows(rows), blocks * BLOCK // t.sub), np.int8)
     return (
@@ -44,13 +43,14 @@ def zeros(name, rows=16, blocks=1):
 
 def test_head_by_hand():
     table, row_scales, scales, codes = zeros("gwq4", 17)
-    table[:3], row_scales[1], row_scales[16] = (-32, 31, -1), -2, 0.5
+    table[:3] = (-32, 31, -1)
+    row_scales[1] = -2
+    row_scales[16] = 0.5
     data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
     assert data[:16].tobytes() == bytes([0xE0, 0x1F, 0xFF, *range(3, 16)])
     assert data[16:20].tobytes() == bytes([0x00, 0x3C, 0x00, 0xC0])  # 1, -2
-    assert (
-        data[48:50].tobytes() == bytes([0x00, 0x38]) and not data[50:128].any()
-    )  # 0.5; padded rows and the head's end
+    assert data[48:50].tobytes() == bytes([0x00, 0x38])
+    assert not data[50:128].any()  # 0.5; padded rows and the head's end
 
 
 def test_scales_by_hand():
@@ -79,16 +79,8 @@ def test_lines_by_hand():
     line = pack_tiles(TYPES["gwq4"], *parts)[64 + 48 :]
     assert list(line[:4]) == [0x51, 0x62, 0x73, 0x84] and line[7 * 64 + 63] == 0x90
     parts = zeros("gwq2")
-    parts[3][0, [0, 4, 8, 12, 1, 5, 9, 13]] = [
-        1,
-        0,
-        2,
-        3,
-        2,
-        1,
-        3,
-        3,
-    ]  # byte i holds columns i, 4+i, 8+i, 12+i
+    # byte i holds columns i, 4+i, 8+i, 12+i
+    parts[3][0, [0, 4, 8, 12, 1, 5, 9, 13]] = [1, 0, 2, 3, 2, 1, 3, 3]
     line = pack_tiles(TYPES["gwq2"], *parts)[64 + 24 :]
     assert list(line[:2]) == [0xE1, 0xF6]
     parts = zeros("gwq3")
@@ -148,11 +140,13 @@ def test_tile_order_by_hand():
     """Blocks lie where the drawing in gwq_format.h says, in full and in narrow tiles: first all
     scales, then all lines.
     """
-    t, parts = TYPES["gwq4"], zeros("gwq4", 32, 6)
+    t = TYPES["gwq4"]
+    parts = zeros("gwq4", 32, 6)
     parts[2][0, 4:8] = 5 - 32  # row 0, block 1
     parts[3][16, 5 * BLOCK] = 7  # row group 1, block 5
     data = pack_tiles(t, *parts)
-    tile, group = t.head_bytes(32), 6 * 560
+    tile = t.head_bytes(32)
+    group = 6 * 560
     assert (t.head_bytes(32), t.nbytes(32, 6 * BLOCK)) == (128, 128 + 2 * group)
     assert data[tile] == 33 | (33 & 3) << 6 and data[tile + 48] == 5 | (5 & 3) << 6
     assert data[tile + group + 4 * 560 + 2 * 48 + 512] == 7
@@ -181,7 +175,8 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 600))
     seed=st.integers(0, 2**32 - 1),
 )
 def test_round_trip(shape, name, fraction, seed):
-    t, rng = TYPES[name], np.random.default_rng(seed)
+    t = TYPES[name]
+    rng = np.random.default_rng(seed)
     parts = random_parts(rng, t, *shape)
     table, row_scales, scales, codes = parts
     row, col = np.nonzero(rng.random(shape) < fraction)
@@ -196,9 +191,8 @@ def test_round_trip(shape, name, fraction, seed):
     for got, expected in zip(unpack_outliers(*outliers, shape), (row, col, value), strict=True):
         assert np.array_equal(got, expected)
     check_tiles(t, data, shape, outliers)
-    for r, c in zip(
-        rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True
-    ):  # one by one, as the header says
+    # one by one, as the header says
+    for r, c in zip(rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True):
         before = codes[r // 8 * 8 + (r - 1) % 8, c]
         window = (
             codes[r, c] | (before >> (t.bits - t.history)) << t.bits if t.history else codes[r, c]
@@ -213,7 +207,8 @@ def test_round_trip(shape, name, fraction, seed):
 
 
 def test_damaged_tiles_are_refused():
-    t, shape = TYPES["gwq3"], (20, 100)
+    t = TYPES["gwq3"]
+    shape = (20, 100)
     good = pack_tiles(t, *random_parts(np.random.default_rng(0), t, *shape))
     damages = [
         (3, 32, "table"),
@@ -247,11 +242,9 @@ def test_damaged_side_tables_are_refused_or_valid(seed):
     except GwqError as e:
         assert "export it again" in str(e)
     else:
-        assert (
-            (row < shape[0]).all()
-            and (col < shape[1]).all()
-            and len(set(zip(row, col, strict=True))) == len(row)
-        )
+        assert (row < shape[0]).all()
+        assert (col < shape[1]).all()
+        assert len(set(zip(row, col, strict=True))) == len(row)
 
 
 def test_full_rows_are_limits():

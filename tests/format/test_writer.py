@@ -52,7 +52,8 @@ def test_no_space(tmp_path, monkeypatch):
         m.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
         with pytest.raises(GwqError, match=f"needs {file_size({}, ONE)} bytes and 100 are free"):
             Writer(path, {}, ONE)
-    pwrite, calls = os.pwrite, []
+    pwrite = os.pwrite
+    calls = []
 
     def full(*args):
         calls.append(args)
@@ -88,10 +89,8 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
         ONE,
         {"n": np.arange(3, dtype=np.float32), "m": np.ones((2, 4), np.float16)},
     )
-    assert (
-        Reader(path).tensors["n"].dequantize().tolist() == [0, 1, 2]
-        and Reader(path).tensors["m"].dequantize().sum() == 8
-    )
+    assert Reader(path).tensors["n"].dequantize().tolist() == [0, 1, 2]
+    assert Reader(path).tensors["m"].dequantize().sum() == 8
 
 
 def test_places_that_cannot_be_written(tmp_path):

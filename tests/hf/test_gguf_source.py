@@ -46,7 +46,8 @@ def data(path):
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_weights_are_the_folders_to_the_bit(tiny, exported, tmp_path, name):
     path, _ = exported(tiny(name), type="f32")
-    source, base = Source(tiny(name)), GGUFSource(bare(tiny(name), tmp_path / "hf"), path)
+    source = Source(tiny(name))
+    base = GGUFSource(bare(tiny(name), tmp_path / "hf"), path)
     assert base.tied == source.tied and base.dims == source.dims
     rows = [
         *source.ends(),
@@ -67,9 +68,8 @@ def test_weights_are_the_folders_to_the_bit(tiny, exported, tmp_path, name):
 def test_what_is_quantized_is_decoded(tiny, exported, calib, kind):
     """Side-tables and deltas included."""
     options = {"outliers": 0.02, "calib": calib} | QUICK if kind != "q8_0" else {}
-    options |= (
-        {"tensor_type": "ffn_down=f16"} if kind != "gwq3" else {}
-    )  # 32 does not divide its width of 200
+    # 32 does not divide its width of 200
+    options |= {"tensor_type": "ffn_down=f16"} if kind != "gwq3" else {}
     path, _ = exported(tiny("llama"), type=kind, **options)
     assert_decoded(path, gwq_export.open_gguf(path), tiny("llama"))
 
@@ -110,9 +110,10 @@ def test_stock_types_are_decoded_as_gguf_does(tmp_path):
     path = rewrite(tmp_path / "f32.gguf", tmp_path / "stock.gguf", MIXED)
     assert_decoded(path, decoded(path), folder)
     result = gwq_export.export(folder, tmp_path / "m.gguf", base=path, type="f16")
-    assert result["bytes"] and set(
-        GGUFSource(folder, path).provenance["source_base_types"].split(", ")
-    ) == {t.name.lower() for t in MIXED.values()}
+    assert result["bytes"]
+    assert set(GGUFSource(folder, path).provenance["source_base_types"].split(", ")) == {
+        t.name.lower() for t in MIXED.values()
+    }
 
 
 SMALL = {
@@ -163,10 +164,8 @@ def test_weights_are_the_files_and_not_the_folders(tmp_path, calib):
     """An F16 file of rounded weights beside the float32 checkpoint costs what the rounded
     checkpoint costs, in a sensitivity pass.
     """
-    full, half = (
-        small(tmp_path / "full", "LlamaConfig", **HEADS),
-        small(tmp_path / "half", "LlamaConfig", "float16", **HEADS),
-    )
+    full = small(tmp_path / "full", "LlamaConfig", **HEADS)
+    half = small(tmp_path / "half", "LlamaConfig", "float16", **HEADS)
     gwq_export.export(half, tmp_path / "f16.gguf", type="f16")
     options = {
         "report_only": True,
@@ -185,7 +184,8 @@ def changed(path, out, keys=None, drop=(), tensors=None):
     """The file again with other keys, without some tensors, with others (name: float32) more or
     replaced.
     """
-    reader, tensors = gwq_export.open_gguf(path), tensors or {}
+    reader = gwq_export.open_gguf(path)
+    tensors = tensors or {}
     kept = {
         name: t for name, t in reader.tensors.items() if name not in drop and name not in tensors
     }
@@ -203,13 +203,13 @@ def changed(path, out, keys=None, drop=(), tensors=None):
 
 def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
     """In one sentence, before anything is computed."""
-    path, folder, out = (
-        exported(tiny("llama"), type="f32")[0],
-        bare(tiny("llama"), tmp_path / "hf"),
-        tmp_path / "base.gguf",
-    )
-    reader, config = gwq_export.open_gguf(path), json.loads((folder / "config.json").read_text())
-    embed, name = reader.tensors["token_embd.weight"].dequantize(), "blk.1.ffn_up.weight"
+    path = exported(tiny("llama"), type="f32")[0]
+    folder = bare(tiny("llama"), tmp_path / "hf")
+    out = tmp_path / "base.gguf"
+    reader = gwq_export.open_gguf(path)
+    config = json.loads((folder / "config.json").read_text())
+    embed = reader.tensors["token_embd.weight"].dequantize()
+    name = "blk.1.ffn_up.weight"
     narrow = np.ones((199, 96), np.float32)
     for settings, file, words in [
         (
@@ -218,17 +218,19 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
             "its architecture is llama, that of .*hf is qwen2",
         ),
         ({"num_hidden_layers": 4}, {}, "its number of blocks is 3, that of .*hf is 4"),
+        # of the same shapes
         (
             {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32},
             {},
             "attention heads is 6",
-        ),  # of the same shapes
+        ),
         ({"hidden_size": 128}, {}, "its width is 96"),
         ({"vocab_size": 1000}, {}, "its vocabulary size is 1024"),
         (
             {"intermediate_size": 256},
             {},
-            r"tensor .*gate_proj.weight has shape \(200, 96\), but \(256, 96\) would fit the config",
+            r"tensor .*gate_proj.weight has shape \(200, 96\), "
+            r"but \(256, 96\) would fit the config",
         ),
         ({}, {"drop": [name]}, "layers.1.mlp.up_proj.weight is missing; give the whole file"),
         ({}, {"tensors": {name: narrow}}, "would fit the config"),
@@ -259,8 +261,10 @@ def test_vocabularies(tiny, exported, tmp_path, caplog):
     """Another one is refused; a few other names are said, and the folder's are taken; a file
     without one passes.
     """
-    path, out = exported(tiny("llama"), type="f32")[0], tmp_path / "base.gguf"
-    key, folder = "tokenizer.ggml.tokens", bare(tiny("llama"), tmp_path / "hf")
+    path = exported(tiny("llama"), type="f32")[0]
+    out = tmp_path / "base.gguf"
+    key = "tokenizer.ggml.tokens"
+    folder = bare(tiny("llama"), tmp_path / "hf")
     tokens = gwq_export.open_gguf(path).metadata[key]
     with pytest.raises(
         GwqError, match=r"base.gguf is another model: \d+ of its 1024 tokens are not those of"
@@ -285,11 +289,9 @@ def test_vocabularies(tiny, exported, tmp_path, caplog):
 
 def test_flags(tiny, exported, tmp_path, capsys):
     """The command, files that are none, and a work folder that belongs to another base."""
-    path, folder, out = (
-        exported(tiny("llama"), type="f32")[0],
-        bare(tiny("llama"), tmp_path / "hf"),
-        tmp_path / "m.gguf",
-    )
+    path = exported(tiny("llama"), type="f32")[0]
+    folder = bare(tiny("llama"), tmp_path / "hf")
+    out = tmp_path / "m.gguf"
     assert (
         call(
             capsys,
@@ -320,11 +322,10 @@ def test_flags(tiny, exported, tmp_path, capsys):
 
 
 def test_work_of_another_base_is_refused(tiny, exported, tmp_path, calib):
-    path, folder = exported(tiny("llama"), type="f32")[0], bare(tiny("llama"), tmp_path / "hf")
-    base, options = (
-        tmp_path / "base.gguf",
-        {"type": "gwq4", "work_dir": tmp_path / "work", "calib": calib} | QUICK,
-    )
+    path = exported(tiny("llama"), type="f32")[0]
+    folder = bare(tiny("llama"), tmp_path / "hf")
+    base = tmp_path / "base.gguf"
+    options = {"type": "gwq4", "work_dir": tmp_path / "work", "calib": calib} | QUICK
     shutil.copyfile(path, base)
     with pytest.raises(Killed), killed_after(40):
         gwq_export.export(folder, tmp_path / "m.gguf", base=base, **options)

@@ -67,29 +67,25 @@ def test_there_and_back(tiny, exported, tmp_path, name):
     there, back = gwq_export.open_gguf(path), gwq_export.open_gguf(tmp_path / "f32.gguf")
     assert read_config(there) == read_config(back)
     matrices = [t for t in there.tensors.values() if not t.companion]
-    assert matrices and all(
-        np.array_equal(t.dequantize(), back.tensors[t.name].dequantize()) for t in matrices
-    )
+    assert matrices
+    assert all(np.array_equal(t.dequantize(), back.tensors[t.name].dequantize()) for t in matrices)
 
 
 def test_an_unquantized_file_gives_the_source_back(exported, tmp_path):
     path, _ = exported(type="f32")
     found = restore.restore(gwq_export.open_gguf(path), tmp_path / "hf", "float16")
     there, back = Source(REFERENCE), Source(tmp_path / "hf")
-    assert (
-        back.tied
-        and back.layers == there.layers
-        and back.dims == there.dims
-        and back.heads == there.heads
-    )
+    assert back.tied
+    assert back.layers == there.layers
+    assert back.dims == there.dims
+    assert back.heads == there.heads
     for name in [
         there.arch.embed,
         there.arch.norm,
         *(n for i in range(there.layers) for n in there.block(i).values()),
     ]:
-        assert np.array_equal(there.tensor(name).numpy(), back.tensor(name).numpy()), (
-            name
-        )  # the source is float16
+        # the source is float16
+        assert np.array_equal(there.tensor(name).numpy(), back.tensor(name).numpy()), name
     for key in (
         "rms_norm_eps",
         "max_position_embeddings",
@@ -144,9 +140,8 @@ def test_shards_and_types(tiny, exported, tmp_path, monkeypatch, dtype, bytes_pe
     files = sorted(p.name for p in (tmp_path / "hf").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == bytes_per_weight * result["params"] and set(
-        index["weight_map"].values()
-    ) == set(files)
+    assert index["metadata"]["total_size"] == bytes_per_weight * result["params"]
+    assert set(index["weight_map"].values()) == set(files)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["torch_dtype"] == dtype
     got = Source(tmp_path / "hf").tensor("model.layers.2.mlp.up_proj.weight").numpy()
@@ -202,7 +197,6 @@ def test_refusals_leave_nothing(tiny, exported, tmp_path, monkeypatch):
         restore.restore(gwq_export.open_gguf(path), tmp_path / "hf")
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.undo()
-    restore.restore(
-        gwq_export.open_gguf(path), tmp_path / "empty"
-    )  # an empty folder is as good as none
+    # an empty folder is as good as none
+    restore.restore(gwq_export.open_gguf(path), tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").exists()

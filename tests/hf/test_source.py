@@ -17,7 +17,8 @@ from gwq_export import GwqError
 from gwq_export.hf.hub import commit, resolve
 from gwq_export.hf.source import Source
 
-COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "f" * 40
 
 
 @pytest.fixture
@@ -65,10 +66,8 @@ def test_hub_ids_come_from_the_cache_with_their_commit(tmp_path, home):
     )
     assert done.returncode == 0, done.stderr
     meta = gwq_export.open_gguf(tmp_path / "m.gguf").metadata
-    assert (
-        meta["gwq.source_revision"] == OTHER
-        and meta["gwq.source_name"] == meta["general.name"] == "some/tiny"
-    )
+    assert meta["gwq.source_revision"] == OTHER
+    assert meta["gwq.source_name"] == meta["general.name"] == "some/tiny"
 
 
 def test_revisions(home, monkeypatch):

@@ -42,7 +42,8 @@ def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, t
         kv_cache(lib, activations((start + n) * kv_heads, dim, s).reshape(-1, kv_heads, dim), type)
         for s in (1, 2)
     )
-    key, query = np.arange(start + n), start + np.arange(n)[:, None]
+    key = np.arange(start + n)
+    query = start + np.arange(n)[:, None]
     seen = (key <= query) & ((key > query - window) | (window == 0))
     score = np.einsum("nhd,mhd->hnm", q.astype(float), np.repeat(k, heads // kv_heads, 1)) * 0.125
     score = softcap * np.tanh(score / softcap) if softcap else score
@@ -94,7 +95,8 @@ def test_cached_codes_are_nearest(lib):
     x[0, :32] = 0
     assert np.count_nonzero(np.abs(x.reshape(-1, 32)).max(1)) > 30
     out, held = kv_cache(lib, guarded(x), "q8_0")
-    blocks, codes = x.reshape(-1, 32).astype(float), out.reshape(-1, 34)[:, 2:].view(np.int8)
+    blocks = x.reshape(-1, 32).astype(float)
+    codes = out.reshape(-1, 34)[:, 2:].view(np.int8)
     scale = np.abs(blocks).max(1, keepdims=True) / 127
     assert_array_equal(np.abs(codes).max(1), np.where(scale[:, 0] > 0, 127, 0))
     assert (np.abs(codes * scale - blocks) <= 0.5001 * scale).all()
@@ -107,7 +109,9 @@ def test_cached_codes_are_nearest(lib):
 
 def test_cached_codes_of_what_is_not_a_number(lib):
     x = np.ones((4, 32), np.float32)
-    x[0, 3], x[1, 3], x[2, 3] = np.nan, np.inf, -1e38
+    x[0, 3] = np.nan
+    x[1, 3] = np.inf
+    x[2, 3] = -1e38
     out, held = kv_cache(lib, guarded(x), "q8_0")
     assert np.isnan(held[0]).any()
     assert held[1, 3] == 127 * 65504 and held[2, 3] == -127 * 65504 and not held[1:3, 4:].any()

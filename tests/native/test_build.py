@@ -44,7 +44,16 @@ def package(tmp_path):
 
 
 def test_stale_and_missing_libraries_name_the_command(package):
-    load = "from gwq_export.native.library import lib\nfrom gwq_export import GwqError\ntry: lib()\nexcept GwqError as e: print(e)\nelse: print('ok')"
+    load = """
+from gwq_export import GwqError
+from gwq_export.native.library import lib
+try:
+    lib()
+except GwqError as e:
+    print(e)
+else:
+    print("ok")
+"""
     assert python(load, package).stdout == "ok\n"
     with open(package / "native/gwq.h", "a") as f:
         f.write("/* newer */\n")
@@ -62,10 +71,7 @@ def test_stale_and_missing_libraries_name_the_command(package):
 
 def test_only_the_api_is_exported():
     names = subprocess.run(
-        ["nm", "-D", "--defined-only", LIBRARY],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
     declared = set(
@@ -76,10 +82,7 @@ def test_only_the_api_is_exported():
 
 def test_the_library_never_prints_or_exits():
     undefined = subprocess.run(
-        ["nm", "-D", "--undefined-only", LIBRARY],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["nm", "-D", "--undefined-only", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     names = {line.split()[-1].split("@")[0] for line in undefined.splitlines()}
     assert not names & {
@@ -164,7 +167,9 @@ def run_case(binary, launcher, folder, case):
     """Bytes in, weights and products out: equal to numpy's decoder to the bit, products to
     rounding.
     """
-    n, shape, weight = 3, case.shape, case.full
+    n = 3
+    shape = case.shape
+    weight = case.full
     x = np.random.default_rng(0).normal(size=(n, shape[1])).astype(np.float32)
     files = [case.data, *(case.outliers or (np.empty(0, np.uint8), np.empty(0, np.int32))), x]
     for i, a in enumerate(files):
@@ -189,10 +194,8 @@ def run_case(binary, launcher, folder, case):
 
 
 def test_aarch64_under_emulation(tmp_path):
-    cc, qemu = (
-        shutil.which("aarch64-linux-gnu-gcc"),
-        shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64"),
-    )
+    cc = shutil.which("aarch64-linux-gnu-gcc")
+    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if not cc or not qemu:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-user-static")
     library = native_build.build(tmp_path / "lib", cc=cc)  # the shared library itself builds
@@ -207,7 +210,7 @@ def test_aarch64_under_emulation(tmp_path):
 
 
 def test_sanitizers_find_nothing(tmp_path):
-    """AddressSanitizer and UBSan over the same cases, on the best instruction set of this machine."""
+    """AddressSanitizer and UBSan over the same cases, on the best instruction set here."""
     binary = tmp_path / "check"
     cc = shutil.which("cc")
     flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS}".replace("-O3", "-O1").split()

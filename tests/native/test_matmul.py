@@ -48,11 +48,14 @@ class Loaded:
         self.data, self.rows, self.cols = guarded(case.data), *case.shape
         m = self.struct = ffi.new("gwq_matrix *")
         m.type, m.rows, m.cols = case.type.id, *case.shape
-        m.data, m.data_bytes = pointer(self.data, "void *"), self.data.nbytes
+        m.data = pointer(self.data, "void *")
+        m.data_bytes = self.data.nbytes
         if case.outliers is not None:
             self.table = guarded(case.outliers[0]), guarded(case.outliers[1])
-            m.outliers, m.outlier_bytes = pointer(self.table[0], "uint8_t *"), self.table[0].nbytes
-            m.offsets, m.offset_bytes = pointer(self.table[1], "uint8_t *"), self.table[1].nbytes
+            m.outliers = pointer(self.table[0], "uint8_t *")
+            m.outlier_bytes = self.table[0].nbytes
+            m.offsets = pointer(self.table[1], "uint8_t *")
+            m.offset_bytes = self.table[1].nbytes
         assert lib.gwq_matrix_check(m) == 0
 
     def dequantize(self, lib, pool):
@@ -71,12 +74,11 @@ def scratch_of(lib, n, cols):
 def matmul(lib, pool, matrices, x, scratch=None):
     """[y (n, rows)] of matrices that share x, everything at the end of its mapping."""
     n, cols = x.shape
-    x, ys = guarded(x), [guarded(np.full((n, m.rows), np.nan, np.float32)) for m in matrices]
+    x = guarded(x)
+    ys = [guarded(np.full((n, m.rows), np.nan, np.float32)) for m in matrices]
     scratch = scratch_of(lib, n, cols) if scratch is None else scratch
-    m, y = (
-        ffi.new("gwq_matrix *[]", [m.struct for m in matrices]),
-        ffi.new("float *[]", [pointer(y) for y in ys]),
-    )
+    m = ffi.new("gwq_matrix *[]", [m.struct for m in matrices])
+    y = ffi.new("float *[]", [pointer(y) for y in ys])
     assert (
         lib.gwq_matmul(
             pool, m, len(matrices), pointer(x), n, y, pointer(scratch, "void *"), len(scratch)
@@ -95,7 +97,9 @@ def cached(type_name, rows, cols, pattern):
 
 def expect(case, x):
     """(y, sum|w x|) in float64, with the activations the kernels see."""
-    dense, exact, x = case.dense.astype(float), case.sparse.astype(float), x.astype(float)
+    dense = case.dense.astype(float)
+    exact = case.sparse.astype(float)
+    x = x.astype(float)
     if not case.type.bits:
         return x @ (dense + exact).T, np.abs(x) @ (np.abs(dense) + np.abs(exact)).T
     q, scale, _ = quantize(x.astype(np.float32))
@@ -113,7 +117,7 @@ def patterns(type_name):
     return PATTERNS if type_name in SPARSE_TYPES else PATTERNS[:1]
 
 
-# --- matrices -------------------------------------------------------------------------------------------------------
+# --- matrices ---
 
 
 @pytest.mark.parametrize("type_name", MATRIX_TYPES)
@@ -152,7 +156,8 @@ def test_matmul(lib, pool, type_name, shape):
         pytest.skip("a ggml type of whole blocks")
     for i, pattern in enumerate(patterns(type_name)):
         case, _, y, size = cached(type_name, *shape, pattern)
-        matrix, x = Loaded(lib, case), activations(max(TOKENS), shape[1])
+        matrix = Loaded(lib, case)
+        x = activations(max(TOKENS), shape[1])
         for n in TOKENS if i == 0 or pattern.__name__ == "random" else TOKENS[i % 2 :: 4]:
             (got,) = matmul(lib, pool(1 + i % 3), [matrix], x[:n])
             assert (np.abs(got - y[:n]) <= BOUND * size[:n]).all(), (pattern.__name__, n)
@@ -174,7 +179,8 @@ def test_threads_do_not_change_a_bit(lib, pool, n):
             ("q4_0", 90),
         )
     ]
-    matrices, x = [Loaded(lib, c) for c in cases], activations(n, 576)
+    matrices = [Loaded(lib, c) for c in cases]
+    x = activations(n, 576)
     first = matmul(lib, pool(1), matrices, x)
     for threads in range(2, 9):
         for a, b in zip(first, matmul(lib, pool(threads), matrices, x), strict=True):
@@ -187,14 +193,12 @@ def test_extremes_do_not_overflow(lib, pool, type_name, n):
     """Largest entries, scales and activations, their signs equal or not: the worst cases of 16-bit
     and of 32-bit sums.
     """
-    type, rng = fmt.TYPES[type_name], np.random.default_rng(0)
+    type = fmt.TYPES[type_name]
+    rng = np.random.default_rng(0)
     table = np.full(16, fmt.ENTRY_MAX, np.int8)
     table[0] = fmt.ENTRY_MIN
-    for some in (
-        np.zeros(256, bool),
-        np.ones(256, bool),
-        rng.random(256) < 0.5,
-    ):  # columns of the largest entry, else the smallest
+    # columns of the largest entry, else the smallest
+    for some in (np.zeros(256, bool), np.ones(256, bool), rng.random(256) < 0.5):
         codes = np.broadcast_to(np.where(some, (1 << type.bits) - 1, 0).astype(np.uint8), (16, 256))
         for scale in (-32, 31):
             scales = np.full((16, 256 // type.sub), scale, np.int8)
@@ -222,12 +226,14 @@ def test_extremes_do_not_overflow(lib, pool, type_name, n):
 def test_a_massive_channel_leaves_the_others_their_digits(lib, pool, type_name, n):
     """One number of thousands among ones: its block's int8 codes would all be 0 but its own."""
     case = make(type_name, 600, 333, random)
-    matrix, quiet = Loaded(lib, case), activations(n, 333)
+    matrix = Loaded(lib, case)
+    quiet = activations(n, 333)
     quiet[[0, -1], 100] = quiet[[0, -1], 332] = 0  # the last block is a narrow one
     loud = quiet.copy()
     loud[0, 100], loud[-1, 332] = 5000, -70000
     (y,), (calm,) = matmul(lib, pool(1), [matrix], loud), matmul(lib, pool(1), [matrix], quiet)
-    dense, exact = case.dense.astype(float), case.sparse.astype(float)
+    dense = case.dense.astype(float)
+    exact = case.sparse.astype(float)
     others = y - (loud - quiet).astype(float) @ (dense + exact).T
     want = quiet.astype(float) @ (dense + exact).T
     error, usual = (
@@ -243,16 +249,15 @@ def test_a_massive_channel_takes_no_second_look_where_codes_hold_all(lib, pool):
     """A lone number, infinity and NaN: what the codes say is all there is to say."""
     case = make("gwq4", 40, 128, random)
     x = np.zeros((5, 128), np.float32)
-    x[0, 7], x[1, 70], x[2, 70], x[3, :64], x[4, :2] = 12345.678, np.inf, np.nan, 1, (1000, 1)
+    x[0, 7] = 12345.678
+    x[1, 70] = np.inf
+    x[2, 70] = np.nan
+    x[3, :64] = 1
+    x[4, :2] = (1000, 1)
     scratch = scratch_of(lib, *x.shape)
     matmul(lib, pool(1), [Loaded(lib, case)], x, scratch)
-    assert scratch[-128:-64][:5].tolist() == [
-        0,
-        0,
-        0,
-        0,
-        1,
-    ]  # which tokens have second codes, before 64 bytes of slack
+    # which tokens have second codes, before 64 bytes of slack
+    assert scratch[-128:-64][:5].tolist() == [0, 0, 0, 0, 1]
 
 
 def status(lib, **changes):
@@ -300,10 +305,8 @@ def test_embedding_rows(lib):
     for type_name in MATRIX_TYPES:
         case = make(type_name, 50, 96, random)
         ids = np.array([49, 0, 17, 17, 31, 48], np.int32)
-        group, out = (
-            guarded(np.empty((fmt.ROWS, 96), np.float32)),
-            guarded(np.empty((len(ids), 96), np.float32)),
-        )
+        group = guarded(np.empty((fmt.ROWS, 96), np.float32))
+        out = guarded(np.empty((len(ids), 96), np.float32))
         m = Loaded(lib, case)
         assert (
             lib.gwq_embed(
@@ -317,9 +320,8 @@ def test_embedding_rows(lib):
 def quantize_inputs():
     rng = np.random.default_rng(5)
     x = [activations(4, cols) for cols in (1, 63, 64, 65, 200)]
-    x.append(
-        rng.integers(-254, 255, (3, 128)).astype(np.float32) / 2
-    )  # halves: round to nearest even
+    # halves: round to nearest even
+    x.append(rng.integers(-254, 255, (3, 128)).astype(np.float32) / 2)
     wild = rng.standard_normal((6, 130)).astype(np.float32)
     wild[0] = 0
     wild[1, 5] = np.nan
@@ -347,12 +349,12 @@ def test_quantize_is_exact(lib, pool):
 @pytest.mark.parametrize("biased", [False, True])
 def test_one_matrix_for_several(biased):
     """Split computes what a Linear of its parts does, bits and all."""
-    widths, cols, n = (5, 9, 2), 12, 3
-    weight, bias, x = (
-        activations(sum(widths), cols),
-        activations(1, sum(widths), 1)[0],
-        F32(activations(n, cols, 2)),
-    )
+    widths = (5, 9, 2)
+    cols = 12
+    n = 3
+    weight = activations(sum(widths), cols)
+    bias = activations(1, sum(widths), 1)[0]
+    x = F32(activations(n, cols, 2))
 
     def matrix(rows):
         return Matrix(
@@ -362,7 +364,8 @@ def test_one_matrix_for_several(biased):
     edges = np.cumsum(widths)[:-1]
     parts, biases = np.split(weight, edges), np.split(bias, edges)
     apart = Linear([matrix(p) for p in parts], [F32(b) for b in biases] if biased else None)
-    ops, results = Ops(Pool(2)), []
+    ops = Ops(Pool(2))
+    results = []
     for linear in (apart, Split(matrix(weight), widths, F32(bias) if biased else None)):
         ys = [F32((n, w)) for w in widths]
         linear(ops, x.ptr, n, *(y.ptr for y in ys))

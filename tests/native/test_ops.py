@@ -25,9 +25,8 @@ def test_rmsnorm(lib, pool, n, dim):
     out = guarded(np.empty_like(x))
     assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(out)) == 0
     assert_allclose(out, want, rtol=1e-6)
-    assert (
-        lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(x)) == 0
-    )  # in place
+    # in place
+    assert lib.gwq_rmsnorm(pool(2), pointer(x), pointer(weight), 1e-5, n, dim, pointer(x)) == 0
     same_bits(x, out)
 
 
@@ -96,8 +95,11 @@ def test_softcap(lib, pool, n, dim):
 @pytest.mark.parametrize("style", ["PAIRS", "HALVES"])
 @pytest.mark.parametrize("dim, rotated", [(16, 16), (16, 6), (15, 14)])
 def test_rope(lib, pool, style, dim, rotated):
-    n, heads, half = 5, 3, rotated // 2
-    x, angle = guarded(activations(n * heads, dim)), np.random.default_rng(1).random((n, half))
+    n = 5
+    heads = 3
+    half = rotated // 2
+    x = guarded(activations(n * heads, dim))
+    angle = np.random.default_rng(1).random((n, half))
     cos, sin = guarded(np.cos(angle).astype(np.float32)), guarded(np.sin(angle).astype(np.float32))
     wide = x.reshape(n, heads, dim).astype(float)
     first, second = (
@@ -149,11 +151,9 @@ POOL = Pool(2)
 @pytest.mark.parametrize("n,dim", THREADED_SIZES)
 @pytest.mark.parametrize("biased", [False, True])
 def test_layernorm(n, dim, biased):
-    x, weight, bias = (
-        guarded(3 + activations(n, dim)),
-        guarded(activations(1, dim, 1)[0]),
-        guarded(activations(1, dim, 2)[0]),
-    )
+    x = guarded(3 + activations(n, dim))
+    weight = guarded(activations(1, dim, 1)[0])
+    bias = guarded(activations(1, dim, 2)[0])
     wide = x.astype(float)
     center = wide - wide.mean(1, keepdims=True)
     want = center / np.sqrt((center**2).mean(1, keepdims=True) + 1e-5) * weight + (

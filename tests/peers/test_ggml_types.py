@@ -46,7 +46,7 @@ def test_bits_per_weight(name):
 
 
 @pytest.mark.parametrize("importance", [None, IMPORTANCE], ids=["plain", "importance"])
-@pytest.mark.parametrize("name", sorted(ggml.STOCK))
+@pytest.mark.parametrize("name", sorted(ggml.TYPES))
 def test_the_gguf_package_decodes_the_same(name, importance):
     gguf = pytest.importorskip("gguf")
     if importance is None and name in ("iq2_xxs", "iq2_xs", "iq1_s"):
@@ -54,12 +54,11 @@ def test_the_gguf_package_decodes_the_same(name, importance):
             ggml.quantize(name, WEIGHT)
         return
     raw = ggml.quantize(name, WEIGHT, importance)
-    decoded = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(ggml.STOCK[name]))
+    decoded = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(ggml.TYPES[name]))
     ours = ggml.fake_quantize(name, WEIGHT, importance)
     assert np.array_equal(ggml.dequantize(name, raw, 512), ours)
-    np.testing.assert_allclose(
-        decoded, ours, rtol=1e-6, atol=1e-6
-    )  # the order of two products may differ
+    # the order of two products may differ
+    np.testing.assert_allclose(decoded, ours, rtol=1e-6, atol=1e-6)
     if name == "q4_0":
         assert np.array_equal(decoded, ours)
 
@@ -92,7 +91,8 @@ def test_importance_is_the_mean_squared_input(tiny):
     import torch
 
     model = original_model(tiny("llama"))
-    tokens, block = torch.arange(48).reshape(2, 24), model.model.layers[0]
+    tokens = torch.arange(48).reshape(2, 24)
+    block = model.model.layers[0]
     found = ggml.importance(model, tokens)
     assert sorted(found) == sorted(
         n for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n
@@ -135,7 +135,7 @@ def test_a_real_stock_file_is_what_is_compared(exported, tmp_path, name):
     ggml.write_gguf(
         exported(type="f32")[0], tmp_path / "stock.gguf", dict.fromkeys(by_gguf, name), by_gguf
     )
-    fake, _ = compare.stock_model(original, source, name, importance)
+    fake, _ = compare.ggml_model(original, source, name, importance)
     done = peer(tmp_path / "stock.gguf")
     assert done.returncode == 0, done.stderr[-2000:]
     top = json.loads(done.stdout.splitlines()[-1])["choices"][0]["logprobs"]["content"][0][
@@ -145,9 +145,8 @@ def test_a_real_stock_file_is_what_is_compared(exported, tmp_path, name):
     difference = [
         np.abs([values[t["id"]] - t["logprob"] for t in top]).max() for values in (expected, before)
     ]
-    assert difference[0] < 0.15 and difference[0] < difference[1] / 2, (
-        difference
-    )  # it rounds activations, we do not
+    assert difference[0] < 0.15, difference
+    assert difference[0] < difference[1] / 2, difference  # it rounds activations, we do not
 
 
 def test_our_file_and_stock_share_one_measure(exported):
@@ -163,7 +162,7 @@ def test_our_file_and_stock_share_one_measure(exported):
     reference = compare.cached(compare.module_logits(original))
     assert compare.quality(original, reference, rows)["kld_mean"] == 0
     file, _, _ = compare.file_model(source, exported(type="q8_0")[0])
-    fake, bits = compare.stock_model(original, source, "q8_0", importance)
+    fake, bits = compare.ggml_model(original, source, "q8_0", importance)
     assert bits == 8.5
     results = [compare.quality(m, reference, rows) for m in (file, fake)]
     assert results[0]["kld_mean"] == pytest.approx(results[1]["kld_mean"], rel=0.05)

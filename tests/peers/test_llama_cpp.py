@@ -70,7 +70,7 @@ def test_experts_coded_under_the_curvature(exported, tmp_path, options):
 
 
 def test_llama_cpp_runs_the_base_of_a_bridge(exported):
-    """It takes no notice of the deltas, which would change more than its rounding of activations."""
+    """It ignores the deltas, which would change more than its rounding of activations does."""
     path, _ = exported(type="bridge", outliers=0.1)
     assert difference(path, base=True) < 0.15 < difference(path)
 
@@ -79,25 +79,27 @@ def test_llama_cpp_itself_is_nearer_with_our_codes(exported):
     """KL divergence of what it computes from our Q4_0 files to the float32 model, over all tokens
     after 40 prompts.
     """
-    text, reference = (DATA / "eval.txt").read_text(), gwq_export.load(exported(type="f32")[0])
+    text = (DATA / "eval.txt").read_text()
+    reference = gwq_export.load(exported(type="f32")[0])
     ids = [int(i) for i in reference.tokenizer.encode(text[:20000])]
-    prompts, found = [ids[at : at + 48] for at in range(0, 40 * 48, 48)], {}
+    prompts = [ids[at : at + 48] for at in range(0, 40 * 48, 48)]
+    found = {}
     p = np.array([log_softmax(reference.logits(prompt)[-1]) for prompt in prompts])
     for name, options in (
         ("plain", {"type": "q4_0"}),
         ("ours", {"stock": "q4_0"}),
         ("bridge", {"type": "bridge", "outliers": 0.1}),
     ):
-        done, q = peer(exported(**options)[0], prompts, p.shape[1]), np.full(p.shape, np.nan)
+        done = peer(exported(**options)[0], prompts, p.shape[1])
+        q = np.full(p.shape, np.nan)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         for row, line in zip(q, lines, strict=True):
             for token in likeliest(line):
                 row[token["id"]] = token["logprob"]
         found[name] = (np.exp(p) * (p - q)).sum(1).mean()
     assert 0 < found["ours"] < 0.75 * found["plain"], found
-    assert found["bridge"] == pytest.approx(
-        found["ours"], rel=1e-6
-    )  # it runs the base, which is the same
+    # it runs the base, which is the same
+    assert found["bridge"] == pytest.approx(found["ours"], rel=1e-6)
 
 
 def test_tile_types_are_refused_by_name(exported):
@@ -108,10 +110,14 @@ def test_tile_types_are_refused_by_name(exported):
 TOKENIZE = """
 import json, os, sys, urllib.request, xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = sys.argv[1], 64, 1, 1
+params.model.path = sys.argv[1]
+params.n_ctx = 64
+params.n_parallel = 1
+params.cpuparams.n_threads = 1
 server = xllamacpp.Server(params)
 body = json.dumps({"content": sys.argv[2], "add_special": False, "parse_special": False}).encode()
-request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
+header = {"Content-Type": "application/json"}
+request = urllib.request.Request(server.listening_address + "/tokenize", body, header)
 print(urllib.request.urlopen(request).read().decode(), flush=True)
 os._exit(0)
 """

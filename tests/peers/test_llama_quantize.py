@@ -42,7 +42,7 @@ def quantized(source, out, type, *options):
 
 @pytest.mark.parametrize("type", ["Q4_K_M", "IQ4_XS", "Q2_K"])
 def test_it_takes_the_importance_of_every_matrix(exported, importance, tmp_path, type):
-    """Only of the embedding, for which our file has none, it says so; the model gains by the rest."""
+    """It misses only the embedding's, which our file has not; the model gains by the rest."""
     pytest.importorskip("gguf", reason="needs gguf-py, which the export extra installs")
 
     source, text = exported(type="f16")[0], (DATA / "eval.txt").read_text()[:8000]

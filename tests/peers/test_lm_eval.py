@@ -14,12 +14,15 @@ TEXT = (DATA / "eval.txt").read_text()
 
 
 def test_without_the_extra():
-    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('gwq_export.evaluation.lm_eval', run_name='__main__')"
+    code = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; "
+        "runpy.run_module('gwq_export.evaluation.lm_eval', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert (
-        done.stderr
-        == 'gwq_export.evaluation.lm_eval: error: lm-evaluation-harness needs lm_eval: pip install "gwq-export[lm-eval]"\n'
+        done.stderr == "gwq_export.evaluation.lm_eval: error: lm-evaluation-harness needs lm_eval: "
+        'pip install "gwq-export[lm-eval]"\n'
     )
 
 
@@ -64,10 +67,12 @@ def test_loglikelihood_rolling(ours, exported):
     """Longer than the context: every token is scored once, in windows."""
     from gwq_export.evaluation.lm_eval import GwqLM
 
-    short, tok = GwqLM(exported(type="f32")[0], threads=1), ours.model.tokenizer
+    short = GwqLM(exported(type="f32")[0], threads=1)
+    tok = ours.model.tokenizer
     short.model.ctx = 100
     ids = [tok.eos if tok.bos is None else tok.bos, *tok.encode(TEXT[:1500], bos=False)]
-    expected, scored = 0, len(ids) - 1
+    expected = 0
+    scored = len(ids) - 1
     assert scored > 250
     for first in range(1, len(ids), 100):
         last = min(first + 100, len(ids))
@@ -81,7 +86,8 @@ def test_loglikelihood_rolling(ours, exported):
 
 
 def test_generate_until(ours):
-    start, whole = "The city of", ours.model.generate("The city of", n=24)
+    start = "The city of"
+    whole = ours.model.generate("The city of", n=24)
     stop = whole[8:11]
     arguments = [
         (start, {"until": ["never", stop], "max_gen_toks": 24}),
@@ -112,8 +118,10 @@ def test_the_evaluator_runs_it(ours, tmp_path):
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "own.yaml").write_text(
-        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'own.jsonl'}}}}}\ntest_split: test\n"
-        "output_type: multiple_choice\ndoc_to_text: '{{query}}'\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "task: own\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'own.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: '{{query}}'\ndoc_to_choice: choices\ndoc_to_target: gold\n"
         "metric_list: [{metric: acc}, {metric: acc_norm}]\n"
     )
     found = lm_eval.simple_evaluate(
@@ -122,7 +130,5 @@ def test_the_evaluator_runs_it(ours, tmp_path):
     expected = run(
         gwq_export.load(ours.path), parse((tmp_path / "own.jsonl").read_text(), "own"), "own"
     )
-    assert (
-        found["results"]["own"]["acc,none"] == expected["acc"]
-        and found["results"]["own"]["acc_norm,none"] == expected["acc_norm"]
-    )
+    assert found["results"]["own"]["acc,none"] == expected["acc"]
+    assert found["results"]["own"]["acc_norm,none"] == expected["acc_norm"]

@@ -20,13 +20,14 @@ SMALL = {"type": "gwq2", "samples": 5, "ctx": 16}
 
 
 def kld(folder, path, windows):
-    original, ours = original_model(folder), dequantized_model(folder, path, ends=False)
+    original = original_model(folder)
+    ours = dequantized_model(folder, path, ends=False)
     return np.mean([kl_divergence(logits(original, ids), logits(ours, ids)) for ids in windows])
 
 
 @pytest.fixture
 def both(exported):
-    """Paths of the bundled model at 2 bits, with tuned norms and without, and the former's result."""
+    """Paths of 2-bit files of the bundled model, norms tuned and not, and the former's result."""
     options = {"type": "gwq2", "samples": 8, "ctx": 128}
     (path, result), (plain, before) = exported(**options), exported(norms=False, **options)
     assert "norms_kld" not in before and before["bytes"] == result["bytes"]
@@ -68,7 +69,8 @@ def test_the_file_has_the_gains_that_were_tried(tmp_path, tiny, calib, monkeypat
     """transformers finds the KL divergence in the file that the tuner found: norms with biases,
     less one, of Q and K ...
     """
-    folder, path = tiny(name), tmp_path / "m.gguf"
+    folder = tiny(name)
+    path = tmp_path / "m.gguf"
     result = gwq_export.export(folder, path, calib=calib, **SMALL)
     source = Source(folder)
     tokens = draw_calibration(
@@ -122,12 +124,10 @@ def test_steps_use_other_windows_than_the_judge():
     for samples, ctx in [(2, 512), (3, 2048), (8, 256), (32, 512), (64, 16)]:
         steps, held = norms.judged(samples, ctx)
         used = np.concatenate(steps)
-        assert (
-            len(steps) == norms.STEPS
-            and len(held)
-            and not set(used) & set(held)
-            and max(*used, *held) < samples
-        )
+        assert len(steps) == norms.STEPS
+        assert len(held)
+        assert not set(used) & set(held)
+        assert max(*used, *held) < samples
         assert all(
             len(set(rows)) == len(rows) and 0 < len(rows) * ctx <= max(ctx, norms.TOKENS)
             for rows in steps
@@ -146,7 +146,9 @@ def test_threads_do_not_count(tmp_path, tiny, calib, threads):
 
 
 def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypatch):
-    out, work, counts = tmp_path / "m.gguf", tmp_path / "work", Counter()
+    out = tmp_path / "m.gguf"
+    work = tmp_path / "work"
+    counts = Counter()
     for name in ("_end", "_backward"):
         original = getattr(norms._Tuner, name)
 
@@ -157,7 +159,8 @@ def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypa
 
         monkeypatch.setattr(norms._Tuner, name, count)
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", calib=calib, **SMALL)
-    passes, happened = len(counts), 0
+    passes = len(counts)
+    happened = 0
     counts.clear()
     for steps in (290, 80, 1 << 30):
         try:
@@ -168,9 +171,8 @@ def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypa
             happened += 1
             assert not (work / DONE).exists()  # not while the folder was emptied: that begins anew
     assert happened == 2 and out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
-    assert (
-        len(counts) == passes == (norms.STEPS + 1) + 3 * norms.STEPS and max(counts.values()) == 1
-    ), counts
+    assert len(counts) == passes == (norms.STEPS + 1) + 3 * norms.STEPS, counts
+    assert max(counts.values()) == 1, counts
 
 
 def test_a_dry_run_counts_the_time(tmp_path, tiny, calib, monkeypatch):

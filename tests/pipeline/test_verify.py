@@ -10,8 +10,7 @@ import pytest
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.layout import Arrangement
-from gwq_export.calibration import text as windows
-from gwq_export.calibration.text import HELD_OUT
+from gwq_export.calibration.text import HELD_OUT, draw_calibration, draw_held_out
 from gwq_export.evaluation.perplexity import score
 from gwq_export.evaluation.predictors import runtime_logits, transformers_logits
 from gwq_export.hf.source import Source
@@ -41,21 +40,22 @@ def test_figures_are_those_of_transformers(verified):
     )
     found = result["verify"]
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-3)
-    assert (
-        found["windows"] == HELD_OUT and found["kld_mean"] > 0 and found["speed"]["decode_tps"] > 0
-    )
+    assert found["windows"] == HELD_OUT
+    assert found["kld_mean"] > 0
+    assert found["speed"]["decode_tps"] > 0
 
 
 def held_out_windows(model, samples, ctx, seed=0):
-    calibration = windows.draw_calibration(model.tokenizer, None, samples, ctx, seed)
-    return windows.draw_held_out(model.tokenizer, None, None, calibration, ctx, seed)
+    calibration = draw_calibration(model.tokenizer, None, samples, ctx, seed)
+    return draw_held_out(model.tokenizer, None, None, calibration, ctx, seed)
 
 
 def test_held_out_text_is_not_calibration_text(verified):
     tokenizer = gwq_export.load(verified[0]).tokenizer
-    calibration = windows.draw_calibration(tokenizer, None, 40, 256, 5)
-    held_out = windows.draw_held_out(tokenizer, None, None, calibration, 256, 5)
-    assert held_out.shape == (HELD_OUT, 256) and len({w.tobytes() for w in held_out}) == HELD_OUT
+    calibration = draw_calibration(tokenizer, None, 40, 256, 5)
+    held_out = draw_held_out(tokenizer, None, None, calibration, 256, 5)
+    assert held_out.shape == (HELD_OUT, 256)
+    assert len({w.tobytes() for w in held_out}) == HELD_OUT
     assert not {w.tobytes() for w in held_out} & {w.tobytes() for w in calibration.tokens.numpy()}
 
 
@@ -64,11 +64,9 @@ def test_errors_by_tensor(verified):
     float16 and stays so.
     """
     path, result = verified
-    rows, reader, source = (
-        {t["name"]: t for t in result["verify"]["tensors"]},
-        gwq_export.open_gguf(path),
-        Source(REFERENCE),
-    )
+    rows = {t["name"]: t for t in result["verify"]["tensors"]}
+    reader = gwq_export.open_gguf(path)
+    source = Source(REFERENCE)
     assert set(rows) == {t.name for t in reader.tensors.values() if not t.companion}
     assert rows["blk.1.ffn_up.weight"] == {
         "name": "blk.1.ffn_up.weight",
@@ -80,15 +78,10 @@ def test_errors_by_tensor(verified):
     error = np.linalg.norm(
         reader.tensors["blk.2.ffn_down.weight"].dequantize() - weight
     ) / np.linalg.norm(weight)
-    assert (
-        rows["blk.2.ffn_down.weight"]["weight_error"] == pytest.approx(error, rel=1e-4)
-        and error > 0.05
-    )
-    for name in (
-        "attn_q",
-        "attn_k",
-        "ffn_down",
-    ):  # permuted or not; error feedback makes outputs better than weights
+    assert rows["blk.2.ffn_down.weight"]["weight_error"] == pytest.approx(error, rel=1e-4)
+    assert error > 0.05
+    # permuted or not; error feedback makes outputs better than weights
+    for name in ("attn_q", "attn_k", "ffn_down"):
         row = rows[f"blk.2.{name}.weight"]
         assert 0.01 < row["output_error"] < row["weight_error"] < 0.4
 
@@ -167,9 +160,8 @@ def test_verify_text(tmp_path):
     found = gwq_export.export(
         REFERENCE, tmp_path / "m.gguf", type="f16", verify_text=tmp_path / "t.txt", ctx=64
     )["verify"]
-    assert found["kld_mean"] < 1e-4 and found["ppl"] == pytest.approx(
-        found["ppl_against"], rel=1e-2
-    )
+    assert found["kld_mean"] < 1e-4
+    assert found["ppl"] == pytest.approx(found["ppl_against"], rel=1e-2)
     for text, words in [
         (tmp_path / "none", "--verify-text .*cannot be read"),
         ("/dev/null", "is empty"),

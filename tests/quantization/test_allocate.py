@@ -1,33 +1,21 @@
-"""Budgets: the choice among options against an exact solver, file sizes, and what the predictions
-are worth.
-"""
+"""Allocation: the choice among options against an exact solver, and the predicted losses."""
 
-import shutil
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
-import gwq_export
 from gwq_export import GwqError
-from gwq_export.calibration.text import Calibration
 from gwq_export.format.tiles import dequantize
 from gwq_export.format.types import TYPES
-from gwq_export.format.writer import file_size
-from gwq_export.hf.source import Source
-from gwq_export.pipeline.plan import file_bytes, plan_tensors
+from gwq_export.pipeline.plan import file_bytes
 from gwq_export.pipeline.presets import budget_bytes
-from gwq_export.pipeline.sensitivity import fit, sensitivities
-from gwq_export.quantization.allocate import Choice, allocate, frontier, hull
-from gwq_export.quantization.loss_model import FRACTIONS, Sample, choices
+from gwq_export.quantization.allocate import Choice, allocate, hull
+from gwq_export.quantization.loss_model import Sample, choices
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
-from tests.support.models import save_tiny
-from tests.support.paths import DATA, REFERENCE
 
 
 def random_options(rng, matrices):
@@ -35,16 +23,14 @@ def random_options(rng, matrices):
     out = []
     for _ in range(matrices):
         n = rng.integers(1, 9)
-        nbytes, loss = (
-            np.sort(rng.choice(1000, n, replace=False)) + 100,
-            -np.sort(-rng.exponential(size=n)),
-        )
+        nbytes = np.sort(rng.choice(1000, n, replace=False)) + 100
+        loss = -np.sort(-rng.exponential(size=n))
         out.append([Choice(None, int(b), float(x)) for b, x in zip(nbytes, loss, strict=True)])
     return out
 
 
 def best_loss(options, budget):
-    """By scipy's mixed-integer solver: exactly one option of every matrix, bytes within the budget."""
+    """By scipy's mixed-integer solver: one option of every matrix, bytes within the budget."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     flat = [c for o in options for c in o]
@@ -73,13 +59,13 @@ def test_close_to_the_exact_optimum(seed, matrices, share):
     least, most = (sum(o[i].nbytes for o in options) for i in (0, -1))
     budget = int(least + share * (most - least)) - (seed % 7 == 0)
     shuffled = [[o[i] for i in rng.permutation(len(o))] for o in options]  # in any order
-    picked, best = allocate(shuffled, budget), best_loss(options, budget)
+    picked = allocate(shuffled, budget)
+    best = best_loss(options, budget)
     if picked is None:
         assert best is None
         return
-    assert sum(c.nbytes for c in picked) <= budget and all(
-        c in o for c, o in zip(picked, options, strict=True)
-    )
+    assert sum(c.nbytes for c in picked) <= budget
+    assert all(c in o for c, o in zip(picked, options, strict=True))
     loss = sum(c.loss for c in picked)
     # greedy along the hulls misses the optimum by at most one step of one matrix
     step = max((a.loss - b.loss for o in options for a, b in pairwise(hull(o))), default=0)
@@ -110,72 +96,6 @@ def test_budget_of_words():
             budget_bytes(bpw, size, 100)
 
 
-def ids(folder, samples, ctx):
-    from gwq_export.tokenizer.from_hf import to_metadata
-    from gwq_export.tokenizer.tokenizer import Tokenizer
-
-    tokens = Tokenizer(to_metadata(folder, Source(folder).vocab)).encode(
-        (DATA / "eval.txt").read_text()[:60000], special=False, bos=False
-    )
-    return torch.tensor(tokens[: samples * ctx]).reshape(samples, ctx)
-
-
-@pytest.fixture(scope="module", params=["reference", "llama"])
-def measured(request, tiny):
-    folder = REFERENCE if request.param == "reference" else tiny(request.param)
-    source = Source(folder)
-    entries = plan_tensors(source, Recipe(TYPES["gwq4"], 0.0025))
-    offers = sensitivities(
-        source, entries, Calibration(ids(folder, 4, 128)), True, None, "cpu", lambda *_: None
-    )
-    return entries, offers
-
-
-def test_every_budget_is_met(measured):
-    entries, offers = measured
-
-    def size(entries):
-        layout = [
-            (name, TYPES[kind], shape)
-            for e in entries
-            for name, kind, shape in e.recipe.tensors(e.name, e.shape)
-        ]
-        return file_size({"general.name": "x"}, layout)
-
-    params, losses = sum(int(np.prod(e.shape)) for e in entries), []
-    budgets = np.sort(np.random.default_rng(0).uniform(3.4, 9, 20)) * params / 8
-    for budget in budgets.astype(int):
-        chosen = fit(entries, offers, int(budget), size)
-        assert 0.995 * budget <= size(chosen) <= budget
-        losses.append(
-            sum(
-                min(c.loss for c in offers[e.name] if c.recipe.type == e.recipe.type)
-                for e in chosen
-                if e.name in offers
-            )
-        )
-    assert losses[0] > 3 * losses[-1]
-    with pytest.raises(GwqError, match="too small: the smallest file takes"):
-        fit(entries, offers, int(1.5 * params / 8), size)
-    with pytest.raises(GwqError, match="--type f16"):
-        fit(entries, offers, 3 * params, size)
-
-
-def test_offers_are_sound(measured):
-    """More bytes, less loss; the bytes are those in the file."""
-    entries, offers = measured
-    for e in entries:
-        if len(e.shape) < 2:
-            assert e.name not in offers
-            continue
-        found = frontier(offers[e.name])
-        assert len(found) > 3 and all(
-            a.nbytes < b.nbytes and a.loss > b.loss >= 0 for a, b in pairwise(found)
-        )
-        assert all(c.nbytes == file_bytes(e.name, e.shape, c.recipe) for c in found)
-        assert {c.recipe.outliers for c in found} <= set(FRACTIONS)
-
-
 def test_prediction_of_a_matrix():
     """The predicted loss is the second-order loss of what quantize does, within a fifth, from a
     sample of the rows.
@@ -193,9 +113,8 @@ def test_prediction_of_a_matrix():
     sample = Sample(weight, statistics)
     assert len(sample.rows) < 400
     for name, fraction in [("gwq4", 0.0), ("gwq3", 0.0025), ("gwq2", 0.01)]:
-        recipe = Recipe(
-            TYPES[name], fraction, sweeps=0
-        )  # a sweep takes some more off, how much depends on the model
+        # a sweep takes some more off, how much depends on the model
+        recipe = Recipe(TYPES[name], fraction, sweeps=0)
         parts = quantize(weight, statistics, recipe)
         side = (parts[1], parts[2].view(np.int32)) if fraction else None
         error = (dequantize(recipe.type, parts[0], weight.shape, side) - weight).astype(np.float64)
@@ -227,12 +146,14 @@ def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
         "rows": np.where(np.arange(1024) == 77, 0, 1).astype(np.float32),
     }
     weight[77, 5] = -largest
-    sample, recipe = Sample(weight, found), Recipe(TYPES["gwq4"])
+    sample = Sample(weight, found)
+    recipe = Recipe(TYPES["gwq4"])
     assert 77 not in sample.rows
-    offer = lambda: [
-        c.recipe.type.name
-        for c in choices(sample, recipe, lambda r: 1, ("gwq4", "q8_0", "f16"), (0.0,))
-    ]  # noqa: E731
+
+    def offer():
+        found = choices(sample, recipe, lambda r: 1, ("gwq4", "q8_0", "f16"), (0.0,))
+        return [c.recipe.type.name for c in found]
+
     if left:
         assert offer() == left
         for kind in left:  # which can be made
@@ -240,149 +161,3 @@ def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
     else:
         with pytest.raises(GwqError, match=r"too large for FP16: .*--tensor-type NAME=bf16"):
             offer()
-
-
-@pytest.mark.parametrize("width", [64, 72])
-def test_a_budget_for_a_model_with_huge_weights(tmp_path, width):
-    """The matrix gets the type that can hold it; where none can, one sentence says what to do, and
-    that helps.
-    """
-    from safetensors.torch import load_file, save_file
-
-    settings = {
-        "hidden_size": 32,
-        "intermediate_size": width,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-    }
-    folder = save_tiny(tmp_path / "hf", "LlamaConfig", tie_word_embeddings=True, **settings)
-    tensors, name = load_file(folder / "model.safetensors"), "blk.0.ffn_down.weight"
-    tensors["model.layers.0.mlp.down_proj.weight"][3, 4] = 1e5
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (tmp_path / "calib.txt").write_text(
-        "The city lay by the river, and the river by the sea. " * 20
-    )
-    fixed = [f"{name}=bf16"]
-    most = gwq_export.export(folder, tmp_path / "f16.gguf", type="f16", tensor_type=fixed)["bytes"]
-    options = {
-        "size": most - 8000,
-        "outliers": 0.002,
-        "samples": 1,
-        "ctx": 32,
-        "calib": tmp_path / "calib.txt",
-        "exclude": "token",
-    }
-    if width == 72:
-        with pytest.raises(
-            GwqError, match=f"^{name}: a weight is too large for FP16: .*--tensor-type NAME=bf16$"
-        ):
-            gwq_export.export(folder, tmp_path / "m.gguf", **options)
-    result = gwq_export.export(
-        folder, tmp_path / "m.gguf", tensor_type=fixed * (width == 72), **options
-    )
-    assert {row["name"]: row["type"] for row in result["plan"]}[name] == (
-        "q8_0" if width == 64 else "bf16"
-    )
-    assert gwq_export.open_gguf(tmp_path / "m.gguf").tensors[name].dequantize()[
-        3, 4
-    ] == pytest.approx(1e5, rel=1e-2)
-    with pytest.raises(GwqError, match=f"^{name}: a weight is too large for FP16"):
-        gwq_export.export(
-            folder,
-            tmp_path / "m.gguf",
-            type="gwq4",
-            dry_run=True,
-            **{k: options[k] for k in ("samples", "ctx", "calib")},
-        )
-
-
-def test_dry_run_and_budget_through_files(tmp_path):
-    """The plan's bytes are the file's, the prediction is near what is measured, and a budget beats
-    the uniform file of its size.
-    """
-    from gwq_export.evaluation.perplexity import evaluate
-    from gwq_export.evaluation.predictors import transformers_logits
-
-    text, against = (DATA / "eval.txt").read_text()[:24000], transformers_logits(REFERENCE)
-    options = {"ctx": 256, "samples": 16}
-
-    def measured(**more):
-        found = gwq_export.export(REFERENCE, tmp_path / "m.gguf", **options, **more)
-        assert (tmp_path / "m.gguf").stat().st_size == found["bytes"]
-        return found, evaluate(gwq_export.load(tmp_path / "m.gguf"), text, 256, against)["kld_mean"]
-
-    planned = gwq_export.export(
-        REFERENCE, tmp_path / "never.gguf", type="gwq3", dry_run=True, **options
-    )
-    assert not (tmp_path / "never.gguf").exists()
-    uniform, uniform_kld = measured(type="gwq3")
-    assert planned["bytes"] == uniform["bytes"]
-    assert planned["predicted_loss"] == pytest.approx(uniform_kld, rel=0.25)  # 12 samples
-    assert planned["predicted_ppl"] == pytest.approx(
-        planned["calibration_ppl"] * np.exp(planned["predicted_loss"])
-    )
-    # the embedding stays as it is, so that only the decoder's linear layers differ
-    free, free_kld = measured(size=uniform["bytes"], tensor_type="token_embd=q8_0")
-    assert 0.995 * uniform["bytes"] <= free["bytes"] <= uniform["bytes"]
-    assert free_kld < 0.9 * uniform_kld
-    assert sum(row["bytes"] for row in free["plan"]) <= free["bytes"]
-
-
-def test_prediction_for_a_model_that_is_too_sure(tmp_path):
-    """Twice the logits of the bundled model, and the divergence is still foreseen: the text's own
-    surprise does not count.
-    """
-    from gwq_export.evaluation.perplexity import evaluate
-    from gwq_export.evaluation.predictors import transformers_logits
-
-    folder = shutil.copytree(REFERENCE, tmp_path / "sure")
-    tensors = load_file(REFERENCE / "model.safetensors")
-    save_file(
-        tensors | {"model.norm.weight": 2 * tensors["model.norm.weight"]},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
-    options = {"type": "gwq4", "tensor_type": "token_embd=f16", "ctx": 256, "samples": 16}
-    predicted = gwq_export.export(folder, tmp_path / "m.gguf", dry_run=True, **options)[
-        "predicted_loss"
-    ]
-    gwq_export.export(folder, tmp_path / "m.gguf", **options)
-    text, against = (DATA / "eval.txt").read_text()[:12000], transformers_logits(folder)
-    assert predicted == pytest.approx(
-        evaluate(gwq_export.load(tmp_path / "m.gguf"), text, 256, against)["kld_mean"], rel=0.25
-    )
-
-
-def test_exports_say_how_few_tokens_there_were(tiny, tmp_path, monkeypatch):
-    """The sensitivity pass and the export itself draw the Hessian of few tokens to the identity."""
-    from gwq_export.quantization import curvature as encoder
-
-    seen, plain = [], encoder.Curvature.__init__
-
-    def note(self, hessian, tokens=None):
-        seen.append(tokens)
-        plain(self, hessian, tokens)
-
-    monkeypatch.setattr(encoder.Curvature, "__init__", note)
-    gwq_export.export(tiny("qwen2"), tmp_path / "m.gguf", type="gwq2", samples=2, ctx=32)
-    once = len(seen)
-    gwq_export.export(
-        tiny("qwen2"), tmp_path / "m.gguf", type="gwq2", samples=2, ctx=32, dry_run=True
-    )
-    assert 0 < once < len(seen) and set(seen) == {64}
-
-
-@pytest.mark.parametrize(
-    "more, words",
-    [
-        ({"bpw": 4, "size": "1G"}, "give one"),
-        ({"bpw": 4, "type": "gwq3"}, "leave out --type"),
-        ({"size": "9e9x"}, "--size"),
-        ({"bpw": 4, "preset": "paper"}, "--preset"),
-        ({"bpw": 1.0, "samples": 1, "ctx": 64}, "too small"),
-    ],
-)
-def test_budgets_that_cannot_be(tmp_path, more, words):
-    with pytest.raises(GwqError, match=words):
-        gwq_export.export(REFERENCE, tmp_path / "m.gguf", **more)
-    assert not list(tmp_path.iterdir())

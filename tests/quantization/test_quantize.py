@@ -95,14 +95,10 @@ def test_outliers_are_the_most_salient_and_exact_on_a_grid(type):
     recipe = Recipe(type, 0.01, **PAPER)
     top = np.sort(np.argsort(-stats["abs"], axis=None)[: recipe.outlier_count(weight.shape)])
     parts = quantize(weight, stats, recipe)
-    got, dense = (
-        decode(recipe, weight, parts).reshape(-1),
-        dequantize(type, parts[0], weight.shape).reshape(-1),
-    )
-    assert (
-        np.array_equal(got[top], weight.reshape(-1)[top].astype(np.float16).astype(np.float32))
-        and not dense[top].any()
-    )
+    got = decode(recipe, weight, parts).reshape(-1)
+    dense = dequantize(type, parts[0], weight.shape).reshape(-1)
+    assert np.array_equal(got[top], weight.reshape(-1)[top].astype(np.float16).astype(np.float32))
+    assert not dense[top].any()
     assert np.array_equal(np.delete(got, top), np.delete(dense, top))
     assert np.array_equal(select(stats["abs"], len(top)), top)
 
@@ -164,9 +160,8 @@ def test_scales_ignore_outliers():
             for spike in (2, 1000):
                 spiked = weight.copy()
                 spiked[:, ::64] = spike
-                stats["hessian"][::64, ::64] = (
-                    np.eye(8) * 1e6
-                )  # so that those are kept by the default rule
+                # so that those are kept by the default rule
+                stats["hessian"][::64, ::64] = np.eye(8) * 1e6
                 recipe = Recipe(t, 1 / 64, **options | {"saliency": "hessian"})
                 got = coded(recipe, spiked, stats)
                 assert np.abs(got[:, ::64] - spike).max() <= 1e-3 * spike + 0.01
@@ -187,9 +182,8 @@ def test_tables():
         for name, entries in TABLES.items():
             entries = np.array(entries[t.name])
             assert entries.shape == (16,) and entries.min() >= -32 and entries.max() <= 31
-            assert (
-                name != "grid" or (entries.reshape(-1, 1 << t.bits) == 0).all(0).sum() == 1
-            )  # under outliers
+            # under outliers
+            assert name != "grid" or (entries.reshape(-1, 1 << t.bits) == 0).all(0).sum() == 1
             assert t.history or (np.diff(entries) > 0).all()  # what the encoder's search asks for
 
 
@@ -198,7 +192,8 @@ def test_importance_moves_the_error():
     feedback.
     """
     rng = np.random.default_rng(2)
-    weight, stats = rng.normal(size=(64, 512)).astype(np.float32), {"rows": np.ones(64, np.float32)}
+    weight = rng.normal(size=(64, 512)).astype(np.float32)
+    stats = {"rows": np.ones(64, np.float32)}
     importance = np.where(rng.random(512) < 0.1, 100.0, 0.01).astype(np.float32)
     stats["hessian"] = np.diag(importance)
     plain = (
@@ -221,10 +216,12 @@ def test_edge_values():
                     weight,
                     {"hessian": np.eye(70, dtype=np.float32), "rows": np.ones(3, np.float32)},
                 )
-                assert (
-                    np.isfinite(got).all()
-                    and np.abs(got - weight).max() <= 0.15 * abs(value) + 1e-6
-                ), (t.name, recipe, value)
+                assert np.isfinite(got).all(), (t.name, recipe, value)
+                assert np.abs(got - weight).max() <= 0.15 * abs(value) + 1e-6, (
+                    t.name,
+                    recipe,
+                    value,
+                )
     with pytest.raises(GwqError, match="too large for FP16"):
         quantize(
             np.float32([[1e6, 1.0]]), {}, Recipe(TYPES["gwq4"], 0.5, "magnitude", curvature=False)

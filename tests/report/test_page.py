@@ -122,9 +122,8 @@ def test_where_outliers_are(pages):
     row, column, _ = unpack_outliers(*reader.tensors[t["name"]].outliers, tuple(t["shape"]))
     counts = np.sort(np.bincount(column, minlength=t["shape"][1]))
     densest = round(0.01 * t["shape"][1])
-    assert t["column_share"] == pytest.approx(counts[-densest:].sum() / len(row)) and sum(
-        t["rows"]
-    ) == sum(t["columns"]) == len(row)
+    assert t["column_share"] == pytest.approx(counts[-densest:].sum() / len(row))
+    assert sum(t["rows"]) == sum(t["columns"]) == len(row)
     edges = np.linspace(0, t["shape"][0], len(t["rows"]) + 1)
     assert t["rows"] == np.histogram(row, edges)[0].tolist()
     assert sum(t["bytes"] for t in data["tensors"]) == sum(
@@ -179,9 +178,13 @@ def browser(tmp_path, text, width):
         pytest.skip("no chromium here (apt-get install chromium)")
     path = tmp_path / "frame.html"
     path.write_text(
-        f'<iframe id="f" style="width:{width}px;height:700px;border:0" srcdoc="{html.escape(text)}"></iframe><p id="out"></p>'
-        "<script>f.onload = () => { const d = f.contentDocument; d.querySelectorAll('details').forEach(x => { x.open = true });"
-        "const e = d.documentElement; out.textContent = `${e.scrollWidth} ${e.clientWidth}` }</script>"
+        f'<iframe id="f" style="width:{width}px;height:700px;border:0" '
+        f'srcdoc="{html.escape(text)}">'
+        '</iframe><p id="out"></p>'
+        "<script>f.onload = () => { const d = f.contentDocument;"
+        "d.querySelectorAll('details').forEach(x => { x.open = true });"
+        "const e = d.documentElement;"
+        "out.textContent = `${e.scrollWidth} ${e.clientWidth}` }</script>"
     )
     flags = [
         "--headless",

@@ -1,30 +1,10 @@
-"""Generation as people meet it: stop strings, sampling, conversations that keep their cache,
-gwq-run on a terminal.
-"""
+"""Conversations: what they compute, what they drop, how they are halted."""
 
-import contextlib
-import fcntl
-import io
-import json
-import os
-import pty
-import re
-import select
-import signal
-import subprocess
-import sys
-import termios
-import time
-
-import numpy as np
 import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.runtime import model as generate
 from gwq_export.runtime.chat import Chat
-from gwq_export.runtime.sampling import Sampling, StopStrings
-from tests.support.cli import assert_one_line, call, command
 from tests.support.paths import REFERENCE
 
 
@@ -38,139 +18,15 @@ def model(path):
     return gwq_export.load(path, threads=1)
 
 
-# --- stop strings and sampling --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text, strings, expected",
-    [
-        ("one two three", [], "one two three"),
-        ("one two three", ["two"], "one "),
-        ("one two three", ["twx", "e t"], "on"),
-        ("aab", ["ab"], "a"),
-        ("ababac", ["abac"], "ab"),
-        ("aaaa", ["ab"], "aaaa"),
-        ("x</s", ["</s>"], "x</s"),
-        ("x</s>y", ["</s>", "x<"], ""),
-        ("né", ["é"], "n"),
-        ("one\nUser: x", ["\nUser:"], "one"),
-        ("abc", ["c", "bc"], "a"),
-    ],
-)
-def test_stop_strings(text, strings, expected):
-    for cuts in (
-        range(1 << (len(text) - 1)) if len(text) < 8 else (0, 1, 0b1010101, (1 << len(text)) - 1)
-    ):  # how the text arrives
-        pieces = [""]
-        for i, c in enumerate(text):
-            pieces[-1] += c
-            pieces += [""] * (cuts >> i & 1)
-        stops, out = StopStrings(strings), ""
-        for piece in pieces:
-            out += stops.feed(piece)
-            assert expected.startswith(out)  # nothing of a stop string is ever printed
-            if stops.found:
-                break
-        else:
-            out += stops.flush()
-        assert out == expected and stops.found == (expected != text)
-
-
-def test_text_is_not_held_back_without_need():
-    stops = StopStrings(["\n\n", "###"])
-    assert [stops.feed(p) for p in ("abc", "d#", "e", "f##", "g\n", "h")] == [
-        "abc",
-        "d",
-        "#e",
-        "f",
-        "##g",
-        "\nh",
-    ]
-    with pytest.raises(GwqError, match="empty"):
-        StopStrings(["a", ""])
-
-
-@pytest.mark.parametrize(
-    "penalty, last, before, expected",
-    [
-        (1.0, 64, [0, 1], 0),
-        (2.0, 64, [0], 1),
-        (2.0, 64, [0, 1], 0),
-        (2.0, 64, [0, 0, 1, 1], 0),
-        (2.0, 1, [0, 1], 0),
-        (2.0, -1, [0, 2], 1),
-        (2.0, 0, [0], 0),
-        (0.5, 64, [1], 1),
-        (4.0, 64, [0, 1, 2], 0),
-        (20.0, 64, [0, 1], 0),
-    ],
-)
-def test_repeat_penalty(penalty, last, before, expected):
-    logits = np.array([3.0, 2.0, -1.0, -8.0], np.float32)
-    assert (
-        Sampling(repeat_penalty=penalty, repeat_last_n=last).pick(logits, None, before) == expected
-    )
-    assert logits.tolist() == [3, 2, -1, -8]
-
-
-def test_repeat_penalty_lowers_negative_logits_too():
-    assert Sampling(repeat_penalty=2.0).pick(np.array([-1.0, -1.5]), None, [0]) == 1
-
-
-@pytest.mark.parametrize(
-    "options", [{"repeat_penalty": 0.0}, {"repeat_penalty": float("nan")}, {"repeat_last_n": -2}]
-)
-def test_impossible_penalties(options):
-    with pytest.raises(GwqError, match="repeat"):
-        Sampling(**options)
-
-
-def test_generation_obeys_stop_strings_and_penalty(model):
-    plain = model.generate("The city of", n=24)
-    cut = plain[8:11]
-    stats = {}
-    assert (
-        "".join(model.stream("The city of", 24, stop=[cut], stats=stats))
-        == plain[: plain.index(cut)]
-    )
-    assert stats["stop"] == "string" and 0 < stats["tokens"] < 24
-    ids = model.tokenizer.encode("The city of")
-    free = list(model.tokens(model.session(), ids, 60))
-    assert len(set(free)) < len(
-        set(model.tokens(model.session(), ids, 60, Sampling(repeat_penalty=1.5, repeat_last_n=-1)))
-    )
-
-
-def test_token_ids_need_no_tokenizer(path, monkeypatch):
-    def build(metadata):
-        raise AssertionError("the tokenizer was built")
-
-    monkeypatch.setattr(generate, "Tokenizer", build)
-    model = gwq_export.load(path, threads=1)
-    assert model.logits([5, 6]).shape[0] == 2
-    made = list(model.tokens(model.session(), [5, 6], 4))
-    assert len(made) == 4
-    session = model.session()
-    assert (
-        list(model.tokens(session, [5, 6], 2))
-        + list(model.tokens(session, made[1:2], 2, before=[5, 6, made[0]]))
-        == made
-    )
-
-
-# --- conversations --------------------------------------------------------------------------------------------------
-
-
 def test_a_chat_computes_only_what_is_new(model):
-    chat, stats = Chat(model, system="Be brief.", n=12), {}
+    chat = Chat(model, system="Be brief.", n=12)
+    stats = {}
     for question in ("Hello there", "What is a city?", "Why?"):
         asked = [*chat.messages, {"role": "user", "content": question}]
         prompt = model.prompt_ids(asked)
         answer = "".join(chat.reply(question, stats))
-        assert answer == model.generate(asked, n=12) and chat.messages == [
-            *asked,
-            {"role": "assistant", "content": answer},
-        ]
+        assert answer == model.generate(asked, n=12)
+        assert chat.messages == [*asked, {"role": "assistant", "content": answer}]
         assert stats["context_tokens"] == len(prompt) + stats["tokens"]
         if len(asked) > 2:
             assert stats["prompt_tokens"] < len(prompt) / 2
@@ -183,7 +39,9 @@ def test_a_chat_computes_only_what_is_new(model):
 
 def test_a_chat_drops_its_oldest_turns(path):
     model = gwq_export.load(path, threads=1, ctx=96)
-    chat, stats, dropped = Chat(model, system="Be brief.", n=20), {}, 0
+    chat = Chat(model, system="Be brief.", n=20)
+    stats = {}
+    dropped = 0
     for turn in range(8):
         "".join(chat.reply(f"Question {turn}", stats))
         dropped += stats["dropped"]
@@ -191,9 +49,8 @@ def test_a_chat_drops_its_oldest_turns(path):
         assert [m["role"] for m in chat.messages[1:]] == ["user", "assistant"] * (
             len(chat.messages) // 2
         )
-    assert (
-        dropped == 8 - len(chat.messages) // 2 > 2 and chat.messages[-2]["content"] == "Question 7"
-    )
+    assert dropped == 8 - len(chat.messages) // 2 > 2
+    assert chat.messages[-2]["content"] == "Question 7"
     before = list(chat.messages)
     with pytest.raises(GwqError, match="context holds 96"):
         next(chat.reply("word " * 100))
@@ -205,7 +62,9 @@ def test_a_chat_drops_its_oldest_turns(path):
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_chat_can_be_halted(model, after):
-    chat, stats, said = Chat(model, n=12), {}, []
+    chat = Chat(model, n=12)
+    stats = {}
+    said = []
     said += chat.reply("Hello there", stats, halt=lambda: len(said) >= after) if not after else []
     for piece in chat.reply("Hello there", stats, halt=lambda: len(said) >= after):
         said.append(piece)
@@ -223,188 +82,3 @@ def test_a_chat_without_roles_continues_the_text(model):
     assert "".join(chat.reply("It was")) == model.generate(f"The city of{first}\nIt was", n=6)
     with pytest.raises(GwqError, match="template"):
         Chat(model, system="x", raw=True)
-
-
-# --- the command ----------------------------------------------------------------------------------------------------
-
-
-def run(capsys, path, *args):
-    status, out, err = call(capsys, "run", path, "-t", 1, *args, "--json")
-    assert status == 0, err
-    return json.loads(out.splitlines()[-1])
-
-
-def test_prompts_from_everywhere(path, capsys, tmp_path):
-    (tmp_path / "p.txt").write_text("The city\n")
-    wanted = run(capsys, path, "-p", "The city", "-n", 6)["text"]
-    assert run(capsys, path, "-f", tmp_path / "p.txt", "-n", 6)["text"] == wanted
-    done = command("run", path, "-p", "-", "-n", 6, "-t", 1, "--json", input="The city\n")
-    assert json.loads(done.stdout.splitlines()[-1])["text"] == wanted
-    assert (
-        run(capsys, path, "-p", "The city", "-n", 6, "--system", "Shout.")["prompt_tokens"]
-        > run(capsys, path, "-p", "The city", "-n", 6)["prompt_tokens"]
-    )
-
-
-def test_the_cache_may_hold_codes(path, capsys, exported, tiny):
-    wanted = run(capsys, path, "-p", "The city", "--raw", "-n", 3)
-    assert (
-        run(capsys, path, "-p", "The city", "--raw", "-n", 3, "--cache-type", "q8_0")["text"]
-        == wanted["text"]
-    )
-    narrow, _ = exported(tiny("llama"), type="f16")
-    status, _, err = call(capsys, "run", narrow, "-p", "x", "--cache-type", "q8_0")
-    assert status == 2 and "choose f16" in err
-
-
-def test_sampling_is_reproducible(path, capsys):
-    texts = [
-        run(capsys, path, "-p", "The", "-n", 12, "--temp", 1, "--top-k", 0, "--seed", seed)["text"]
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_full_contexts_are_said(path, capsys, caplog):
-    assert (
-        run(capsys, path, "-p", "The city", "--raw", "-n", 4, "--ctx", 16)["stop"] == "length"
-        and not caplog.text
-    )
-    assert run(capsys, path, "-p", "The city", "--raw", "-n", -1, "--ctx", 16)["stop"] == "context"
-    assert "context of 16 tokens is full" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "args, words",
-    [
-        ([], "no prompt"),
-        (["-p", "x", "-f", "y"], "use one of them"),
-        (["-f", "no/such/file"], "cannot be read"),
-        (["-f", os.devnull], "prompt is empty"),
-        (["-p", "x", "--stop", ""], "stop string is empty"),
-        (["-p", "x", "--repeat-penalty", "0"], "above 0"),
-        (["-p", "x", "--raw", "--system", "y"], "--raw"),
-        (["-i", "--raw", "--system", "y"], "--raw"),
-    ],
-)
-def test_run_mistakes(path, capsys, monkeypatch, args, words):
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    status, _, err = call(capsys, "run", path, *args)
-    assert_one_line("run", status, err, words)
-
-
-def test_options_reach_the_model(path, model, capsys):
-    plain, text = ["-p", "The city of", "--raw", "-n", 24], model.generate("The city of", n=24)
-    cut = text[8:11]
-    found = run(capsys, path, *plain, "--stop", cut)
-    assert (found["text"], found["stop"]) == (text[: text.index(cut)], "string")
-    for flag, value, off in (
-        ("repeat_penalty", 1.5, 1.0),
-        ("top_p", 0.3, 1.0),
-        ("min_p", 0.5, 0.0),
-    ):
-        options = {"temp": 1.0, "seed": 1, "top_k": 0, flag: value}
-        flags = [str(part) for k, v in options.items() for part in ("--" + k.replace("_", "-"), v)]
-        wanted = model.generate("The city of", n=24, **options)
-        assert (
-            run(capsys, path, *plain, *flags)["text"]
-            == wanted
-            != model.generate("The city of", n=24, **options | {flag: off})
-        ), flag
-    done = command(
-        "run",
-        path,
-        "-i",
-        "--raw",
-        "-n",
-        24,
-        "-t",
-        1,
-        "--stop",
-        cut,
-        "--json",
-        input="The city of\n",
-    )
-    assert json.loads(done.stdout.splitlines()[-1])["stop"] == "string"
-
-
-def test_a_chat_from_a_pipe(path):
-    lines = (
-        "Hello there\n\n/help\n/nonsense\nWhat?\n"
-        + "word " * 600
-        + "\n/clear\nHello there\n/exit\nnever\n"
-    )
-    done = command("run", path, "-i", "-n", 6, "-t", 1, "--ctx", 64, "--json", input=lines)
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 0 and result["turns"] == 3 and result["tokens"] == 18, done.stderr
-    assert done.stdout.startswith(result["text"]) and done.stdout.count(result["text"]) == 2
-    assert "there is no /nonsense" in done.stderr and "context holds 64" in done.stderr
-    assert "> " not in done.stdout
-
-
-class Terminal:
-    """gwq-run with a pseudo-terminal of its own, so that control characters mean something."""
-
-    def __init__(self, path, *args):
-        self.master, slave = pty.openpty()
-
-        def own():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-        argv = [sys.executable, "-m", "gwq_export.cli", "run", str(path), "-t", "1", *args]
-        env = os.environ | {"TERM": "dumb"}
-        self.child = subprocess.Popen(
-            argv,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=own,
-            env=env,
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def send(self, text):
-        os.write(self.master, text.encode())
-
-    def wait(self, pattern, seconds=30):
-        """What is printed up to a match of `pattern`."""
-        end = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.seen)):
-            assert time.monotonic() < end, f"no {pattern!r} in {self.seen!r}"
-            if select.select([self.master], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):  # the other side is closed
-                    self.seen += os.read(self.master, 4096).decode(errors="replace")
-        text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return text
-
-    def leaves_with(self, keys, seconds=60):
-        """Exit status after `keys`; typed again now and then: what comes while a terminal changes
-        its mode can get lost.
-        """
-        start, typed = time.monotonic(), 0
-        while self.child.poll() is None and (now := time.monotonic() - start) < seconds:
-            with contextlib.suppress(OSError):
-                if now >= 5 * typed:
-                    self.send(keys)
-                    typed += 1
-                if select.select([self.master], [], [], 0.1)[0]:
-                    self.seen += os.read(self.master, 4096).decode(errors="replace")
-        self.child.kill()
-        os.close(self.master)
-        return self.child.wait()
-
-
-@pytest.mark.parametrize("end, status", [("/exit\n", 0), ("\x04", 0), ("\x03", 130)])
-def test_chat_on_a_terminal(path, end, status):
-    terminal = Terminal(path)
-    terminal.wait("> ")
-    terminal.send("Hello there\n")
-    terminal.wait("(?s)Hello there\r\n.{20}")  # the answer goes on for long, in pieces
-    terminal.send("\x03")
-    terminal.wait("> ", seconds=5)  # back at the prompt
-    terminal.send("/clear\n")
-    terminal.wait("> ")
-    assert terminal.leaves_with(end) == status and "Traceback" not in terminal.seen

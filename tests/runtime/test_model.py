@@ -48,7 +48,8 @@ def test_trained_model_kl_divergence(exported, type):
 )
 def test_perplexity_equals_transformers(exported, type, tolerance):
     path, _ = exported(type=type)
-    model, text = gwq_export.load(path), (DATA / "eval.txt").read_text()[:20000]
+    model = gwq_export.load(path)
+    text = (DATA / "eval.txt").read_text()[:20000]
     expected = perplexity(dequantized_model(REFERENCE, path), windows(model.tokenizer, text, 512))
     assert evaluate(model, text, 512)["ppl"] == pytest.approx(expected, rel=tolerance)
 
@@ -56,10 +57,11 @@ def test_perplexity_equals_transformers(exported, type, tolerance):
 @pytest.mark.parametrize("folder", ["stories260K", "babyllama-tok361-1.0M"])
 @pytest.mark.parametrize("type, tolerance", [("f32", 1e-3), ("gwq4", 5e-3)])
 def test_perplexity_of_shared_models(shared, exported, folder, type, tolerance):
-    """Widths of 64, 128, 172 and 352: nothing here is a multiple of 256, everything is quantized."""
+    """Widths of 64, 128, 172 and 352: none is a multiple of 256, and everything is quantized."""
     source = shared / "models" / folder
     path, _ = exported(source, type=type)
-    model, text = gwq_export.load(path), (shared / "text" / "exl3_tiny.utf8").read_text()[:20000]
+    model = gwq_export.load(path)
+    text = (shared / "text" / "exl3_tiny.utf8").read_text()[:20000]
     expected = perplexity(dequantized_model(source, path), windows(model.tokenizer, text, 256))
     assert evaluate(model, text, 256)["ppl"] == pytest.approx(expected, rel=tolerance)
 
@@ -67,7 +69,8 @@ def test_perplexity_of_shared_models(shared, exported, folder, type, tolerance):
 def test_tokens_one_by_one_equal_a_batch(exported):
     path, _ = exported(type="f32")
     model = gwq_export.load(path)
-    batch, session = model.logits(IDS), model.session(len(IDS))
+    batch = model.logits(IDS)
+    session = model.session(len(IDS))
     steps = np.concatenate([session.forward([i]) for i in IDS])
     assert np.abs(steps - batch).max() <= 1e-4 * np.abs(batch).max()
     session.rewind(40)
@@ -79,7 +82,8 @@ def test_a_cache_of_codes_takes_half_the_memory(exported):
     path, _ = exported(type="gwq4")
     whole, codes = gwq_export.load(path), gwq_export.load(path, cache="q8_0")
     assert codes.session(64)._cache.nbytes * 32 == whole.session(64)._cache.nbytes * 17
-    expected, got = whole.logits(IDS), codes.logits(IDS)
+    expected = whole.logits(IDS)
+    got = codes.logits(IDS)
     assert 0 < kl_divergence(expected, got) < 1e-3
     session = codes.session(len(IDS))
     steps = np.concatenate([session.forward([i]) for i in IDS])
@@ -90,8 +94,10 @@ def test_a_cache_of_codes_takes_half_the_memory(exported):
 
 def test_prompts_longer_than_a_batch(exported):
     path, _ = exported(type="f32")
-    model, ids = gwq_export.load(path), np.random.default_rng(1).integers(3, 1024, 700)
-    whole, session = model.logits(ids), model.session(700)
+    model = gwq_export.load(path)
+    ids = np.random.default_rng(1).integers(3, 1024, 700)
+    whole = model.logits(ids)
+    session = model.session(700)
     session.forward(ids[:512], keep=0)
     assert np.allclose(session.forward(ids[512:], keep=188), whole[512:], atol=1e-4)
 

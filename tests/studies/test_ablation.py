@@ -1,4 +1,4 @@
-"""tools/ablation: its tables and its plot, on the bundled model at the smallest extent."""
+"""studies/ablation: its tables and its plot, on the bundled model at the smallest extent."""
 
 import re
 from xml.etree import ElementTree
@@ -54,7 +54,7 @@ def test_the_page_has_its_parts(quick):
         "`random`",
         "`loss` (default)",
     ]
-    assert "3,145,728 weights" in page and "`tools/ablation --quick" in page
+    assert "3,145,728 weights" in page and "`studies/ablation --quick" in page
 
 
 def test_the_ladder_climbs(quick):
@@ -76,11 +76,9 @@ def test_decode_speed_is_of_this_world(quick):
 def test_budgets_are_met(quick):
     rows = table((quick / "ablation.md").read_text(), "## B.")
     bits, kld = np.array([[float(cell) for cell in row[1:3]] for row in rows]).T
-    assert (
-        bits[1] == bits[2]
-        and np.abs(bits[3:5] - bits[2]).max() < 0.01
-        and (bits[3:5] <= bits[2]).all()
-    )
+    assert bits[1] == bits[2]
+    assert np.abs(bits[3:5] - bits[2]).max() < 0.01
+    assert (bits[3:5] <= bits[2]).all()
     assert kld[5] < kld[4] < kld[2] < kld[0]
 
 

@@ -1,4 +1,4 @@
-"""tools/bench_synthetic.py: the files it makes and the page it writes."""
+"""studies/bench_synthetic: the files it makes and the page it writes."""
 
 import re
 
@@ -17,10 +17,8 @@ def test_our_files(exported, tmp_path):
     for name, (type, outliers) in bench_synthetic.OURS.items():
         out = tmp_path / f"{name}.gguf"
         bench_synthetic.write_ours(f16, out, name)
-        made, real = (
-            gwq_export.open_gguf(out),
-            gwq_export.open_gguf(exported(type=type, outliers=outliers, tensor_type=(ends,))[0]),
-        )
+        made = gwq_export.open_gguf(out)
+        real = gwq_export.open_gguf(exported(type=type, outliers=outliers, tensor_type=(ends,))[0])
         made.check()
         assert {n: (t.type.name, t.shape) for n, t in made.tensors.items()} == {
             n: (t.type.name, t.shape) for n, t in real.tensors.items()
@@ -34,13 +32,13 @@ def test_which_type_a_stock_matrix_has():
         "output.weight",
         *(f"blk.{i}.{n}.weight" for i in range(8) for n in ("attn_q", "attn_v", "ffn_down")),
     ]
-    mixed = bench_synthetic.stock_types("q4_k_m", tensors, 8)
+    mixed = bench_synthetic.ggml_types("q4_k_m", tensors, 8)
     assert {n for n, t in mixed.items() if t == "q6_k"} == {
         "output.weight",
         *(f"blk.{i}.{n}.weight" for i in (0, 3, 6, 7) for n in ("attn_v", "ffn_down")),
     }
     assert set(mixed.values()) == {"q4_k", "q6_k"}
-    assert set(bench_synthetic.stock_types("q2_k", tensors[2:], 8).values()) == {"q2_k"}
+    assert set(bench_synthetic.ggml_types("q2_k", tensors[2:], 8).values()) == {"q2_k"}
 
 
 @pytest.mark.skipif(
@@ -50,7 +48,7 @@ def test_stock_files(exported, tmp_path):
     from gwq_export.format.foreign import open_any
 
     f16 = gwq_export.open_gguf(exported(type="f16")[0])
-    bench_synthetic.write_stock(f16, tmp_path / "q4_k_m.gguf", "q4_k_m")
+    bench_synthetic.write_ggml(f16, tmp_path / "q4_k_m.gguf", "q4_k_m")
     assert [p.name for p in tmp_path.iterdir()] == ["q4_k_m.gguf"]
     made = open_any(tmp_path / "q4_k_m.gguf")
     for name, t in f16.tensors.items():
@@ -109,14 +107,14 @@ def test_the_page(monkeypatch, tmp_path):
         ]
     )
     page = (tmp_path / "page.md").read_text()
+    assert commands[0] == "gwq-bench gwq2.gguf --against q2_k.gguf -p 128 -n 32 -t 1,2 -r 7"
     assert (
-        commands[0] == "gwq-bench gwq2.gguf --against q2_k.gguf -p 128 -n 32 -t 1,2 -r 7"
-        and commands[-1]
+        commands[-1]
         == "gwq-bench --kernels --ops gemv,gemm --shapes 2048x2048,4096x11008 -t 1,2 -r 7"
     )
-    assert (
-        all(c in page for c in commands) and "table 1" in page and f"table {len(commands)}" in page
-    )
+    assert all(c in page for c in commands)
+    assert "table 1" in page
+    assert f"table {len(commands)}" in page
     assert "| ours | MiB | other | MiB | by | tg32, 1 thread | pp64, 2 threads |" in page
     assert (
         "| gwq2.gguf | 3 | q2_k.gguf | 3 | llama.cpp | 1.50 (1.25-1.75) | 0.50 (1.25-1.75) |"
@@ -134,7 +132,7 @@ def test_what_is_made_for_a_part(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(bench_synthetic.gwq_export, "open_gguf", lambda path: path)
     monkeypatch.setattr(bench_synthetic, "write_ours", lambda f16, out, name: made.append(name))
-    monkeypatch.setattr(bench_synthetic, "write_stock", lambda f16, out, name: made.append(name))
+    monkeypatch.setattr(bench_synthetic, "write_ggml", lambda f16, out, name: made.append(name))
     for name in ("f16", "q4_0"):
         (tmp_path / f"{name}.gguf").touch()
     bench_synthetic.prepare(tmp_path, ["gwq4-0"], lambda text: None)

@@ -1,4 +1,4 @@
-"""tools/claims: the table of the paper's claims, on a few tokens."""
+"""studies/claims: the table of the paper's claims, on a few tokens."""
 
 import json
 import subprocess
@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from studies import claims
+from studies import claims, claims_rows
+from studies.paths import DATA
 from tests.support.paths import ROOT
 
 ITEMS = {
@@ -37,7 +38,7 @@ ITEMS = {
 @pytest.fixture
 def data(tmp_path):
     """A folder like ../shared/data, as small as it may be."""
-    text = (claims.DATA / "eval.txt").read_text(encoding="utf-8")
+    text = (DATA / "eval.txt").read_text(encoding="utf-8")
     for name in ("text", "tasks"):
         (tmp_path / "data" / name).mkdir(parents=True)
     (tmp_path / "data/text/wiki.test.raw").write_text(text[:4000], encoding="utf-8")
@@ -64,7 +65,7 @@ def test_every_claim_has_a_row_with_a_figure_or_a_reason(data, tmp_path):
         for line in text.splitlines()
         if line.startswith("|")
     ]
-    assert {len(row) for row in rows} == {len(claims.COLUMNS) + 4}
+    assert {len(row) for row in rows} == {len(claims_rows.COLUMNS) + 4}
     found = {row[0]: row for row in rows}
     for claim in (
         "low-bit format",
@@ -82,16 +83,16 @@ def test_every_claim_has_a_row_with_a_figure_or_a_reason(data, tmp_path):
 
 
 def test_without_data_the_rows_that_are_missing_are_named(tmp_path):
-    ((name, text, _),) = claims.texts(tmp_path)
+    ((name, text, _),) = claims_rows.texts(tmp_path)
     assert name.endswith("eval.txt") and text
-    (row,) = claims.task_rows(tmp_path, 1, None, [])
+    (row,) = claims_rows.task_rows(tmp_path, 1, None, [])
     assert "zero-shot" in row and "not measured" in row
 
 
 def test_divergences_are_compared_with_their_ranges():
     a = {"gwq4": np.array([0.9, 1.1]), "gwq3": np.array([0.5, 0.5])}
     b = {"gwq4": np.array([1.0]), "gwq3": np.array([1.0])}
-    assert claims.changed(a, b) == "+0 % at gwq4 (ranges overlap) and -50 % at gwq3"
+    assert claims_rows.changed(a, b) == "+0 % at gwq4 (ranges overlap) and -50 % at gwq3"
 
 
 def test_remembered_logits_are_computed_once():
@@ -101,6 +102,6 @@ def test_remembered_logits_are_computed_once():
         calls.append(ids)
         yield np.ones((keep, 4), np.float32)
 
-    predictor = claims.remembered(claims.Predictor(8, logits))
+    predictor = claims_rows.remembered(claims_rows.Predictor(8, logits))
     first, second = (list(predictor.logits([1, 2, 3], 2)) for _ in range(2))
     assert len(calls) == 1 and np.array_equal(first, second)

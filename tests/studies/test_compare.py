@@ -1,4 +1,4 @@
-"""tools/compare as far as it needs no library of the peer: test_stock_types.py has the rest."""
+"""studies/compare without llama.cpp's library; tests/peers/test_ggml_types.py has the rest."""
 
 import re
 import subprocess
@@ -37,6 +37,5 @@ def test_the_halves_take_the_place_of_two_files(tmp_path):
         return re.findall(r"float32 perplexity \S+|^\| gwq-export.*", done.stdout, re.M)
 
     found = rows("--halves", both)
-    assert len(found) == 2 and found == rows("--calib", calib, "--text", text) != rows(
-        "--calib", text, "--text", calib
-    )
+    assert len(found) == 2
+    assert found == rows("--calib", calib, "--text", text) != rows("--calib", text, "--text", calib)

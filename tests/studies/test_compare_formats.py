@@ -1,4 +1,4 @@
-"""tools/compare_formats: the proposal's kernels, from the history, beside the format's."""
+"""studies/compare_formats: the proposal's kernels, from the history, beside the format's."""
 
 import re
 import shutil
@@ -57,9 +57,8 @@ def test_predicts_cycles_of_cpus_that_are_not_at_hand():
         ["cascadelake", "avx512", t] for t in ("gwq4", "gwq3", "gwq2")
     ]
     for *_, name, own, proposed, speed, plain in rows:
-        assert (
-            16 <= int(proposed) < int(own) < 160
-        )  # 16 products of 64 bytes, one a cycle; the format has a table besides
+        # 16 products of 64 bytes, one a cycle; the format has a table besides
+        assert 16 <= int(proposed) < int(own) < 160
         sizes = {"gwq4": (560, 544), "gwq3": (408, 416), "gwq2": (280, 288)}[name]
         for size, taken, found in zip(sizes, (own, proposed), (speed, plain), strict=True):
             assert abs(size / int(taken) - float(found)) < 0.03 * float(found)
@@ -73,11 +72,9 @@ def test_predicting_without_the_tool_says_what_to_install(tmp_path):
         cwd=ROOT,
         env={"PATH": path_without_llvm(tmp_path)},
     )
-    assert (
-        done.returncode == 1
-        and "apt-get install llvm" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 1
+    assert "apt-get install llvm" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def path_without_llvm(folder):

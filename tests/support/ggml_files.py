@@ -19,11 +19,8 @@ MIXED = {
     "token_embd": Q.Q8_0,
     "output": Q.Q4_1,
 }
-SCALES = {
-    Q.Q4_K: ((0, 2e-4), (2, 2e-3)),
-    Q.Q6_K: ((208, 1e-4),),
-    Q.IQ4_NL: ((0, 2e-3),),
-}  # (byte, value) of a block's FP16 scales
+# (byte, value) of a block's FP16 scales
+SCALES = {Q.Q4_K: ((0, 2e-4), (2, 2e-3)), Q.Q6_K: ((208, 1e-4),), Q.IQ4_NL: ((0, 2e-3),)}
 
 
 def encode(weight, type):
@@ -57,7 +54,8 @@ def rewrite(source, out, types, keys=None, tamper=lambda name, data: data):
                 sub_type=field.types[-1] if len(field.types) > 1 else None,
             )
     for t in reader.tensors:
-        type, weight = types.get(t.name.split(".")[-2]), t.data.reshape(*t.shape[::-1])
+        type = types.get(t.name.split(".")[-2])
+        weight = t.data.reshape(*t.shape[::-1])
         if type is None or not t.name.endswith("weight"):
             writer.add_tensor(t.name, tamper(t.name, weight.copy()))
         else:

@@ -46,7 +46,8 @@ def stock_data(name, shape, rng):
 def example(rng=None):
     """(tensors, {name: bytes}) with every type, awkward shapes and side-tables."""
     rng = rng or np.random.default_rng(7)
-    tensors, data = [], {}
+    tensors = []
+    data = {}
     for name in (t.name for t in TYPES.values() if not t.bits):
         for suffix, shape in (("vector", (96,)), ("matrix", (5, 64)), ("experts", (2, 3, 32))):
             tensors.append((f"{name}.{suffix}", TYPES[name], shape))

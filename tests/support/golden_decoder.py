@@ -1,35 +1,22 @@
-"""A reader of the gwq format (version 1), written from docs/format.md alone: plain Python, slow,
-and meant to be read.
-"""
+"""A slow reader of the gwq format (version 1) to be read, written from docs/format.md alone."""
 
+import itertools
 import struct
 
-# type id: (bits of a code, bits of history, columns that share a scale, bytes of scales per block,
-# lines per block)
+# type id: (bits of a code and of history, columns to a scale, bytes of scales, lines of a block)
 GWQ_TYPES = {
     0x34515747: (4, 0, 16, 48, 8),
     0x33515747: (3, 1, 32, 24, 6),
     0x32515747: (2, 2, 32, 24, 4),
 }
-VALUE_FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+VALUE_FORMATS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 U32, STRING, ARRAY, U64 = 4, 8, 9, 10
 
 
 class Cursor:
     def __init__(self, data, position=0):
-        self.data, self.position = data, position
+        self.data = data
+        self.position = position
 
     def take(self, layout):
         values = struct.unpack_from("<" + layout, self.data, self.position)
@@ -46,9 +33,7 @@ class Cursor:
 
 
 def read_container(data):
-    """The tensors of a GGUF file: name -> (dimensions, innermost first; type id; position in the
-    file).
-    """
+    """{tensor: (dimensions, innermost first; type id; position in the file)} of a GGUF file."""
     cursor = Cursor(data)
     magic, version, tensor_count, pair_count = cursor.take("4sIQQ")
     if (magic, version) != (b"GGUF", 3):
@@ -61,21 +46,14 @@ def read_container(data):
         for _ in range(tensor_count)
     }
     start = -(-cursor.position // metadata["general.alignment"]) * metadata["general.alignment"]
-    return {
-        name: (dimensions, type_id, start + offset)
-        for name, (dimensions, type_id, offset) in tensors.items()
-    }
+    return {name: (dims, type_id, start + at) for name, (dims, type_id, at) in tensors.items()}
 
 
 def row_scales_of_block(b, r, bits):
     """The unsigned 6-bit scales of row r of a block, four at gwq4 and two at gwq3 and gwq2."""
     if bits == 4:
-        return (
-            b[r] & 63,
-            b[16 + r] & 63,
-            b[32 + r] & 63,
-            b[r] >> 6 | b[16 + r] >> 6 << 2 | b[32 + r] >> 6 << 4,
-        )
+        last = b[r] >> 6 | b[16 + r] >> 6 << 2 | b[32 + r] >> 6 << 4
+        return b[r] & 63, b[16 + r] & 63, b[32 + r] & 63, last
     high = b[16 + r] & 15 if r < 8 else b[8 + r] >> 4
     return b[r] & 63, b[r] >> 6 | high << 2
 
@@ -83,16 +61,12 @@ def row_scales_of_block(b, r, bits):
 def code_at(lines, r, c, bits):
     """The code of row r and column c of a block whose lines of 64 bytes are `lines`."""
     p, at = c // 4, 4 * r + c % 4
-    if bits == 4:
-        return lines[64 * (p // 2) + at] >> 4 * (p % 2) & 15
-    if bits == 2:
-        return lines[64 * (p // 4) + at] >> 2 * (p % 4) & 3
-    three, p = [lines[64 * (3 * (p // 8) + k) + at] for k in range(3)], p % 8
-    return (
-        three[p // 2] >> 4 * (p % 2) & 7
-        if p < 6
-        else sum((x >> 4 * (p % 2) + 3 & 1) << k for k, x in enumerate(three))
-    )
+    if bits != 3:
+        per = 8 // bits  # codes in a byte
+        return lines[64 * (p // per) + at] >> bits * (p % per) & (1 << bits) - 1
+    triple, p = divmod(p, 8)
+    three = [lines[64 * (3 * triple + k) + at] >> 4 * (p % 2) for k in range(3)]
+    return three[p // 2] & 7 if p < 6 else sum((x >> 3 & 1) << k for k, x in enumerate(three))
 
 
 def read_outliers(cursor):
@@ -102,10 +76,19 @@ def read_outliers(cursor):
     return list(zip(rows, cursor.take(f"{len(rows)}e"), cursor.take(f"{len(rows)}B"), strict=True))
 
 
+def tile_weights(shape, table, bits, history, sub, scales, lines):
+    """Yields (row, column, weight in units of the row's scale) of a tile of that shape."""
+    for r, c in itertools.product(*map(range, shape)):
+        block, column = divmod(c, 64)
+        neighbour = code_at(lines[block], r - 1 if r % 8 else r + 7, column, bits)
+        code = code_at(lines[block], r, column, bits)
+        scale = row_scales_of_block(scales[block], r, bits)[column // sub] - 32
+        # a float: the sign of a zero counts
+        yield r, c, float(scale) * table[code | neighbour >> (bits - history) << bits]
+
+
 def decode(path, name="w.weight", matrix=0):
-    """(rows, columns, weights as float32 values, row after row) of a matrix of the gwq tensor
-    `name` of the file at `path`.
-    """
+    """(rows, columns, float32 weights row after row) of a matrix of the gwq tensor `name`."""
     with open(path, "rb") as file:
         data = file.read()
     tensors = read_container(data)
@@ -120,31 +103,20 @@ def decode(path, name="w.weight", matrix=0):
     has_outliers = name + ".outliers" in tensors
     if has_outliers:
         (length, *_), _, records = tensors[name + ".outliers"]
-        starts = Cursor(
-            data, tensors[name + ".outlier_offsets"][2] + 4 * matrix * (groups + 1)
-        ).take(f"{groups + 1}i")
+        offsets = tensors[name + ".outlier_offsets"][2] + 4 * matrix * (groups + 1)
+        starts = Cursor(data, offsets).take(f"{groups + 1}i")
     weights = [0.0] * (rows * columns)
     for group in range(groups):
         outliers = Cursor(data, records + matrix * length + starts[group]) if has_outliers else None
         for first in range(0, blocks, 4):
-            tile_blocks = min(4, blocks - first)
-            scales = [cursor.take(f"{scale_bytes}B") for _ in range(tile_blocks)]
-            lines = [cursor.take(f"{64 * line_count}B") for _ in range(tile_blocks)]
-            for r in range(min(16, rows - 16 * group)):
-                for c in range(min(64 * tile_blocks, columns - 64 * first)):
-                    block, c_block = divmod(c, 64)
-                    neighbour = code_at(lines[block], r - 1 if r % 8 else r + 7, c_block, bits)
-                    window = (
-                        code_at(lines[block], r, c_block, bits)
-                        | neighbour >> (bits - history) << bits
-                    )
-                    scale = float(
-                        row_scales_of_block(scales[block], r, bits)[c_block // sub] - 32
-                    )  # a float: the sign of a zero counts
-                    weights[(16 * group + r) * columns + 64 * first + c] = row_scale[
-                        16 * group + r
-                    ] * (scale * table[window])
+            count = min(4, blocks - first)
+            scales = [cursor.take(f"{scale_bytes}B") for _ in range(count)]
+            lines = [cursor.take(f"{64 * line_count}B") for _ in range(count)]
+            shape = min(16, rows - 16 * group), min(64 * count, columns - 64 * first)
+            start = 16 * group * columns + 64 * first
+            for r, c, weight in tile_weights(shape, table, bits, history, sub, scales, lines):
+                weights[start + r * columns + c] = row_scale[16 * group + r] * weight
             for r, value, c in read_outliers(outliers) if has_outliers else ():
-                at = (16 * group + r) * columns + 64 * first + c
+                at = start + r * columns + c
                 weights[at] = struct.unpack("<f", struct.pack("<f", weights[at] + value))[0]
     return rows, columns, weights

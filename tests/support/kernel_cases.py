@@ -123,7 +123,8 @@ def random_parts(rng, type, rows, cols):
     """What `pack_tiles` takes: any table, codes and scales, in the padding too; row scales of both
     signs, subnormal and zero ones too.
     """
-    padded, blocks = fmt.padded_rows(rows), -(-cols // fmt.BLOCK)
+    padded = fmt.padded_rows(rows)
+    blocks = -(-cols // fmt.BLOCK)
     table = rng.integers(fmt.ENTRY_MIN, fmt.ENTRY_MAX + 1, fmt.TABLE).astype(np.int8)
     row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 1, rows)).astype(np.float16)
     scales = rng.integers(
@@ -142,7 +143,8 @@ def make(type_name, rows, cols, pattern=none, seed=0):
 
     Types with side-tables have an outlier wherever `pattern` says.
     """
-    rng, type = np.random.default_rng([seed, rows, cols]), fmt.TYPES[type_name]
+    rng = np.random.default_rng([seed, rows, cols])
+    type = fmt.TYPES[type_name]
     if not type.bits:
         data = encode_ggml(type, rng.standard_normal((rows, cols), np.float32))
     else:

@@ -5,15 +5,8 @@ import os
 
 import pytest
 
-CHANGES = (
-    "replace",
-    "unlink",
-    "fsync",
-    "ftruncate",
-    "pwrite",
-    "mkdir",
-    "open",
-)  # the steps between which a kill can fall
+# the steps between which a kill can fall
+CHANGES = ("replace", "unlink", "fsync", "ftruncate", "pwrite", "mkdir", "open")
 
 
 class Killed(BaseException):

@@ -8,32 +8,25 @@ import pytest
 
 pytest.importorskip("xllamacpp", reason="needs the interop extra: pip install xllamacpp")
 
-IDS = [
-    967,
-    641,
-    701,
-    919,
-    593,
-    794,
-    854,
-    232,
-    59,
-    309,
-    294,
-]  # no model answers with the end of text or half a character
+# no model answers to these with the end of text or half a character
+IDS = [967, 641, 701, 919, 593, 794, 854, 232, 59, 309, 294]
 PEER = """
 import json, sys, xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = sys.argv[1], 128, 1, 2
+params.model.path = sys.argv[1]
+params.n_ctx = 128
+params.n_parallel = 1
+params.cpuparams.n_threads = 2
 server = xllamacpp.Server(params)
 for prompt in json.loads(sys.argv[2]):
-    request = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": int(sys.argv[3]), "cache_prompt": False}
+    request = {"prompt": prompt, "n_predict": 1, "temperature": 0, "cache_prompt": False}
+    request["n_probs"] = int(sys.argv[3])
     print(json.dumps(server.handle_completions(request)))
 """
 
 
 def peer(path, prompts=(IDS,), count=50):
-    """The finished process that asked llama.cpp for the `count` likeliest tokens after each prompt."""
+    """The finished process that asked for the `count` likeliest tokens after each prompt."""
     args = [sys.executable, "-c", PEER, str(path), json.dumps(prompts), str(count)]
     return subprocess.run(args, capture_output=True, text=True, timeout=120)
 

@@ -28,14 +28,11 @@ def matrix(type, shape, outliers, rng):
     """
     rows, cols = shape
     padded = padded_rows(rows), -(-cols // BLOCK) * BLOCK
-    table, scales = (
-        rng.integers(-32, 32, 16),
-        rng.integers(-32, 32, (padded[0], padded[1] // type.sub)).astype(np.int8),
-    )
+    table = rng.integers(-32, 32, 16)
+    scales = rng.integers(-32, 32, (padded[0], padded[1] // type.sub)).astype(np.int8)
     table[5], table[9] = -32, 0
-    row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(
-        np.float16
-    )  # subnormal ones too
+    # subnormal ones too
+    row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(np.float16)
     data = tiles.pack_tiles(
         type, table, row_scales, scales, rng.integers(0, 1 << type.bits, padded, np.uint8)
     )

@@ -90,10 +90,11 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
         },
     ),
     "olmo2": ("Olmo2Config", {}),
+    # llama.cpp looks for a token where the name has "phi3" in it
     "phi": (
         "Phi3Config",
         {"pad_token_id": None},
-    ),  # llama.cpp looks for a token where the name has "phi3" in it
+    ),
     "longrope": (
         "Phi3Config",
         {
@@ -157,9 +158,8 @@ def save_tiny(folder, config_class, **settings):
     config = config_class(**{key: value for key, value in TINY.items() if key in known} | settings)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, p in model.named_parameters():
-        if (
-            p.dim() == 1
-        ):  # norms and biases start as ones and zeros, which would hide that they are used
+        # norms and biases start as ones and zeros, which would hide that they are used
+        if p.dim() == 1:
             p.data += (
                 0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
             )

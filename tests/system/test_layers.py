@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import DATA, REFERENCE, ROOT
 
 PACKAGE = ROOT / "gwq_export"
 GROUND = ["errors", "files", "machine", "version"]  # for everybody; files imports errors
@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "quantization": ["compute", "format", "native"],
     "evaluation": ["format", "runtime"],
     "bench": ["format", "native", "runtime"],
-    "pipeline": ["format", "arch", "tokenizer", "native", "report", "runtime", "hf", "compute"]
-    + ["calibration", "quantization", "evaluation"],
+    "pipeline": [
+        *("format", "arch", "tokenizer", "native", "report", "runtime", "hf"),
+        *("compute", "calibration", "quantization", "evaluation"),
+    ],
     "commands": ["format", "report", "runtime", "hf", "evaluation", "bench", "pipeline"],
 }
 TORCH_AT_THE_TOP = ["compute", "calibration", "quantization", "pipeline"]
@@ -83,6 +85,39 @@ def test_matrix_products_are_those_of_compute(path):
     assert not any(isinstance(n, ast.MatMult) for n in ast.walk(ast.parse(path.read_text())))
 
 
+def top_names(path):
+    """First names of all modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or ".").split(".")[0]
+
+
+@pytest.mark.parametrize(
+    "folder, strangers",
+    [
+        ("gwq_export", {"studies", "tests", "tools"}),
+        ("studies", {"tests", "tools"}),
+        ("tests", {"tools", "conftest"}),
+    ],
+)
+def test_package_studies_and_tests_build_on_each_other(folder, strangers):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not strangers & set(top_names(path)), path
+
+
+@pytest.mark.parametrize("folder", ["studies", "tests"])
+def test_nobody_edits_the_module_path(folder):
+    edits = [
+        (path.name, node.lineno)
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"
+    ]
+    assert not edits
+
+
 RUNTIME = """
 import sys
 class Missing:
@@ -103,8 +138,6 @@ assert cli.main("eval", [{path!r}, "--text", {text!r}, "--against", {folder!r}])
 
 
 def test_runtime_without_torch_and_transformers(exported):
-    from tests.support.paths import DATA, REFERENCE
-
     path, _ = exported(type="gwq4")
     code = RUNTIME.format(
         blocked=EXPORT_ONLY - {"huggingface_hub"},

@@ -71,7 +71,7 @@ def test_export_memory_is_that_of_one_block(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
 def test_peak_memory_is_this_process_alone():
-    """A process that a large one starts does not report the large one's memory, as ru_maxrss does."""
+    """A process that a large one starts does not report that one's memory, as ru_maxrss does."""
     ballast = np.ones(100_000_000)  # 800 MB
     code = "from gwq_export.machine import peak_rss; print(peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -98,11 +98,15 @@ def test_kernels_earn_their_place():
     """
     if len(native.isas()) < 2:
         pytest.skip("this machine has the scalar path only")
-    rng, shape = np.random.default_rng(0), (2048, 2048)
-    ops, x, y = Ops(Pool(1)), F32(rng.normal(size=(1, shape[1]))), F32((1, shape[0]))
+    rng = np.random.default_rng(0)
+    shape = (2048, 2048)
+    ops = Ops(Pool(1))
+    x = F32(rng.normal(size=(1, shape[1])))
+    y = F32((1, shape[0]))
     tiles = [Linear([random_matrix(TYPES["gwq4"], shape, 0.01, rng)]) for _ in range(24)]
     halves = [Linear([random_matrix(TYPES["f16"], shape, 0, rng)]) for _ in range(24)]  # 200 MB
-    lib, chosen = native.lib(), native.isa()
+    lib = native.lib()
+    chosen = native.isa()
     try:
         assert lib.gwq_isa_select(b"scalar") == 0
         scalar = seconds(tiles[:2], x, y, ops, 4) / 2

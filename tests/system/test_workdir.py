@@ -36,7 +36,8 @@ def counted(monkeypatch):
     """
     from gwq_export.pipeline import tensors as produce
 
-    original, counts = produce.quantize, Counter()
+    original = produce.quantize
+    counts = Counter()
 
     def count(weight, statistics, recipe, pool):
         parts = original(weight, statistics, recipe, pool)
@@ -49,12 +50,8 @@ def counted(monkeypatch):
 
 CASES = {
     "gwq3": {"type": "gwq3", "samples": 2, "ctx": 16},
-    "budget": {
-        "bpw": 6.0,
-        "outliers": 0.001,
-        "samples": 1,
-        "ctx": 16,
-    },  # measures embedding and head, too
+    # measures embedding and head, too
+    "budget": {"bpw": 6.0, "outliers": 0.001, "samples": 1, "ctx": 16},
 }
 
 
@@ -82,13 +79,13 @@ def few(tmp_path_factory):
 @pytest.mark.parametrize("options", [{"type": "gwq3"}, {"bpw": 14.0, "outliers": 0.001}])
 def test_experts_of_a_killed_export(tmp_path, few, calib, counted, caplog, options):
     """Matrix by matrix; what is known of how many tokens reached an expert comes out the same."""
-    out, work, options = (
-        tmp_path / "m.gguf",
-        tmp_path / "work",
-        options | {"calib": calib, "samples": 2, "ctx": 16},
-    )
+    out = tmp_path / "m.gguf"
+    work = tmp_path / "work"
+    options = options | {"calib": calib, "samples": 2, "ctx": 16}
     gwq_export.export(few, tmp_path / "whole.gguf", **options)
-    whole, matrices, warning = (tmp_path / "whole.gguf").read_bytes(), len(counted), caplog.messages
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    matrices = len(counted)
+    warning = caplog.messages
     assert len(warning) == 1 and "experts met fewer than 16 calibration tokens" in warning[0]
     counted.clear()
     happened = 0
@@ -101,28 +98,27 @@ def test_experts_of_a_killed_export(tmp_path, few, calib, counted, caplog, optio
         except Killed:
             happened += 1
     assert happened == 3 and out.read_bytes() == whole and caplog.messages == warning
-    assert len(counted) == matrices and sum(counted.values()) <= matrices + happened, (
-        counted
-    )  # not those of a whole tensor
+    assert len(counted) == matrices, counted
+    assert sum(counted.values()) <= matrices + happened, counted  # not those of a whole tensor
 
 
 def test_killed_between_any_two_steps_it_goes_on_to_the_same_bytes(tmp_path, tiny, calib, counted):
     """At chosen changes of the file system, the last ones too."""
-    out, work, options, kills = (
-        tmp_path / "m.gguf",
-        tmp_path / "work",
-        CASES["budget"] | {"calib": calib},
-        8,
-    )
+    out = tmp_path / "m.gguf"
+    work = tmp_path / "work"
+    options = CASES["budget"] | {"calib": calib}
+    kills = 8
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options)
-    whole, tensors = (tmp_path / "whole.gguf").read_bytes(), len(counted)
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    tensors = len(counted)
     with killed_after(1 << 30) as left:
         gwq_export.export(tiny("llama"), out, work_dir=work, **options)
     steps = (1 << 30) - left[0]
     assert out.read_bytes() == whole and not list(work.iterdir())
     out.unlink()
     counted.clear()
-    rng, happened = random.Random(0), 0
+    rng = random.Random(0)
+    happened = 0
     for _ in range(10 * kills):
         try:
             with killed_after(rng.randrange(2 * steps // kills) if happened < kills else 1 << 30):
@@ -138,19 +134,16 @@ def test_killed_between_any_two_steps_it_goes_on_to_the_same_bytes(tmp_path, tin
                     left.clear()
                 break
     assert happened >= kills / 2 and out.read_bytes() == whole
-    assert not list(work.iterdir()) and sorted(p.name for p in tmp_path.iterdir()) == [
-        "m.gguf",
-        "whole.gguf",
-        "work",
-    ]
-    assert len(counted) == tensors and sum(counted.values()) <= tensors + happened, (
-        counted
-    )  # the one in hand is lost
+    assert not list(work.iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "whole.gguf", "work"]
+    assert len(counted) == tensors, counted
+    assert sum(counted.values()) <= tensors + happened, counted  # the one in hand is lost
 
 
 def test_killed_between_embedding_and_head(tmp_path, tiny, calib, counted, monkeypatch):
-    """What was found for the first of the two stays, in the sensitivity pass and in the export itself."""
-    options, write = CASES["budget"] | {"calib": calib}, Workdir._write
+    """What was found for the first stays, in the sensitivity pass and in the export itself."""
+    options = CASES["budget"] | {"calib": calib}
+    write = Workdir._write
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options)
     tensors = len(counted)
     counted.clear()
@@ -175,9 +168,7 @@ def test_killed_between_embedding_and_head(tmp_path, tiny, calib, counted, monke
 
 
 def test_sigkill_at_30_random_moments(tmp_path, tiny, calib):
-    """Real kills of real processes, in every phase; tests/system/victims.py compares files, results and
-    work done.
-    """
+    """Real kills of real processes, in every phase; victims.py compares files, results and work."""
     cases = [options | {"calib": str(calib)} for options in CASES.values()]
     command = [
         sys.executable,
@@ -192,11 +183,9 @@ def test_sigkill_at_30_random_moments(tmp_path, tiny, calib):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(found)
-    assert (
-        sum(found["killed"].values()) >= 30
-        and {"forward", "backward", "write"} <= set(found["killed"])
-        and found["files"] > 1
-    ), found
+    assert sum(found["killed"].values()) >= 30, found
+    assert {"forward", "backward", "write"} <= set(found["killed"]), found
+    assert found["files"] > 1, found
 
 
 def test_a_dry_run_leaves_its_sensitivities_to_the_export(tmp_path, tiny, calib, monkeypatch):
@@ -212,9 +201,8 @@ def test_a_dry_run_leaves_its_sensitivities_to_the_export(tmp_path, tiny, calib,
     assert [p.name for p in tmp_path.iterdir()] == ["work"] and planned["estimated_seconds"] > 0
     monkeypatch.setattr("gwq_export.pipeline.sensitivity.choices", None)
     made = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", **options)
-    assert (
-        made["plan"] == planned["plan"] and made["calibration_loss"] == planned["calibration_loss"]
-    )
+    assert made["plan"] == planned["plan"]
+    assert made["calibration_loss"] == planned["calibration_loss"]
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -232,11 +220,9 @@ def test_estimates_tell_found_codes_from_rounded_ones():
 
 
 def test_work_of_another_export_is_refused(tmp_path, tiny, calib):
-    folder, work, options = (
-        tmp_path / "model",
-        tmp_path / "work",
-        {"type": "gwq4", "samples": 1, "ctx": 16, "calib": calib},
-    )
+    folder = tmp_path / "model"
+    work = tmp_path / "work"
+    options = {"type": "gwq4", "samples": 1, "ctx": 16, "calib": calib}
     shutil.copytree(tiny("llama"), folder)
     with pytest.raises(Killed), killed_after(40):
         gwq_export.export(folder, tmp_path / "m.gguf", work_dir=work, **options)
@@ -294,10 +280,14 @@ def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
     """Found out before the work begins, or in the middle of it; the same command goes on when there
     is room.
     """
-    out, options = (
-        tmp_path / "m.gguf",
-        {"type": "gwq4", "samples": 2, "ctx": 16, "work_dir": tmp_path / "work", "calib": calib},
-    )
+    out = tmp_path / "m.gguf"
+    options = {
+        "type": "gwq4",
+        "samples": 2,
+        "ctx": 16,
+        "work_dir": tmp_path / "work",
+        "calib": calib,
+    }
     gwq_export.export(tiny("llama"), tmp_path / "whole.gguf", **options | {"work_dir": None})
     with monkeypatch.context() as m:
         m.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
@@ -306,7 +296,8 @@ def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
             GwqError, match=r"m.gguf and --work-dir .*work need \d+ bytes and 100000 are free"
         ):
             gwq_export.export(tiny("llama"), out, **options)
-    fsync, calls = os.fsync, []
+    fsync = os.fsync
+    calls = []
 
     def full(fd):
         calls.append(fd)
@@ -318,7 +309,8 @@ def test_a_full_disk(tmp_path, tiny, calib, monkeypatch):
         m.setattr(os, "fsync", full)
         with pytest.raises(
             GwqError,
-            match=r"cannot write --work-dir .*No space left on device; .*run the same command again",
+            match=r"cannot write --work-dir .*No space left on device; "
+            r".*run the same command again",
         ):
             gwq_export.export(tiny("llama"), out, **options)
     assert not out.exists() and len(list((tmp_path / "work").iterdir())) > 5

@@ -22,10 +22,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}  # a fork does not take threads with it
+# a fork does not take threads with it
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import numpy as np
 
@@ -48,10 +46,8 @@ def run(model, out, work, options, tell):
         return call
 
     plain = produce.quantize, Workdir._write
-    produce.quantize, Workdir._write = (
-        telling("quantized", produce.quantize),
-        telling("stored", Workdir._write),
-    )
+    produce.quantize = telling("quantized", produce.quantize)
+    Workdir._write = telling("stored", Workdir._write)
     gwq_export.export(
         model,
         out,
@@ -114,7 +110,8 @@ def survive(model, out, work, options, expected, rng):
     Returns the phases in which it was killed.
     """
     content, total, gaps = expected
-    phases, told = [], Counter()
+    phases = []
+    told = Counter()
     while not out.exists():
         left = total.total() - told["quantized"] - told["stored"]  # those do not come again
         early = rng.random() ** (1 if told else 3)  # calibration is over soon
@@ -127,16 +124,19 @@ def survive(model, out, work, options, expected, rng):
             for path in work.glob(f"*{RESULT}"):
                 read(path)
     assert out.read_bytes() == content
+    # lost is the one in hand
     assert total["quantized"] <= told["quantized"] <= total["quantized"] + len(phases), (
         told,
         total,
-    )  # lost is the one in hand
+    )
     assert hit or not any(work.iterdir())
     return phases
 
 
 def main(model, folder, kills, seed, cases):
-    rng, killed, started = random.Random(seed), Counter(), time.monotonic()
+    rng = random.Random(seed)
+    killed = Counter()
+    started = time.monotonic()
     places = model, folder / "m.gguf", folder / "work"
     _, out, work = places
     known = []

@@ -19,9 +19,10 @@ def chat(tmp_path):
 
 
 def test_chat_template(chat):
-    template = "{% for m in messages %}\n  {% if loop.first %}\n{{ bos_token }}{% endif %}\n<{{ m.role }}>{{ m['content'] }}"
-    template += (
-        "{{ eos_token }}\n{% endfor %}\n{% if add_generation_prompt %}<assistant>{% endif %}"
+    template = (
+        "{% for m in messages %}\n  {% if loop.first %}\n{{ bos_token }}{% endif %}\n"
+        "<{{ m.role }}>{{ m['content'] }}{{ eos_token }}\n{% endfor %}\n"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     assert chat(template) == "<|endoftext|><user>a<b<|endoftext|>\n<assistant>"
     assert chat(template, add_generation_prompt=False) == "<|endoftext|><user>a<b<|endoftext|>\n"
@@ -66,19 +67,16 @@ def test_chat_template_files(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     folder = save(tmp_path, byte_level(), tokenizer_config={"chat_template": named})
     keys = to_metadata(folder, 500)
-    assert (
-        keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tool_use"] == "T"
-    )
+    assert keys["tokenizer.chat_template"] == "D"
+    assert keys["tokenizer.chat_template.tool_use"] == "T"
     assert keys["tokenizer.chat_templates"] == ["tool_use"]
     (folder / "chat_template.jinja").write_text("J")
     (folder / "additional_chat_templates").mkdir()
     for name in ("tool_use", "rag"):
         (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
     keys = to_metadata(folder, 500)
-    assert Tokenizer(keys).chat([]) == "J" and keys["tokenizer.chat_templates"] == [
-        "rag",
-        "tool_use",
-    ]
+    assert Tokenizer(keys).chat([]) == "J"
+    assert keys["tokenizer.chat_templates"] == ["rag", "tool_use"]
     assert [keys[f"tokenizer.chat_template.{name}"] for name in ("rag", "tool_use")] == [
         "rag",
         "tool_use",

@@ -5,12 +5,7 @@ import json
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import (
-    AddedToken,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 
 from gwq_export.format.reader import Reader
 from gwq_export.format.writer import Writer
@@ -119,10 +114,8 @@ def test_through_a_file(tmp_path, name, make, config):
     with Writer(tmp_path / "a.gguf", keys, []):
         pass
     metadata = Reader(tmp_path / "a.gguf").metadata
-    assert (
-        metadata["tokenizer.ggml.model"] == name
-        and metadata["tokenizer.ggml.token_type"].dtype == np.int32
-    )
+    assert metadata["tokenizer.ggml.model"] == name
+    assert metadata["tokenizer.ggml.token_type"].dtype == np.int32
     same(Tokenizer(metadata), native, NASTY)
 
 
@@ -138,11 +131,9 @@ def test_keys_of_sentencepiece(tmp_path):
     tokens, types, scores = (
         keys[f"tokenizer.ggml.{k}"] for k in ("tokens", "token_type", "scores")
     )
-    assert (
-        len(tokens) == len(types) == len(scores) == 500
-        and scores.dtype == np.float32
-        and types.dtype == np.int32
-    )
+    assert len(tokens) == len(types) == len(scores) == 500
+    assert scores.dtype == np.float32
+    assert types.dtype == np.int32
     kind = dict(zip(tokens, types.tolist(), strict=True))
     assert [kind[t] for t in ("▁t", "<unk>", "<s>", "<tool>", "[PAD499]", "<0x0A>")] == [
         1,
@@ -255,11 +246,8 @@ def test_add_bos(tmp_path, flag, template, expected):
     plain = tok.encode("the fox", bos=False)
     assert tok.add_bos is expected and tok.encode("the fox") == [1] * expected + plain
     assert tok.encode("the fox", bos=True) == [1, *plain]
-    assert tok.encode("<s>the fox") == [1, *plain] and tok.encode("<s>the fox", bos=True) == [
-        1,
-        1,
-        *plain,
-    ]
+    assert tok.encode("<s>the fox") == [1, *plain]
+    assert tok.encode("<s>the fox", bos=True) == [1, 1, *plain]
 
 
 def test_bos_of_the_post_processor_when_nothing_names_it(tmp_path):
@@ -273,6 +261,5 @@ def test_missing_optional_keys(tmp_path):
     for key in ("add_bos_token", "add_space_prefix", "pre"):
         del keys[f"tokenizer.ggml.{key}"]
     tok = Tokenizer(keys)
-    assert (
-        tok.add_bos and tok.encode("the fox") == native.encode("the fox").ids
-    )  # what stock readers assume
+    assert tok.add_bos
+    assert tok.encode("the fox") == native.encode("the fox").ids  # what stock readers assume

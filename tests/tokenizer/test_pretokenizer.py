@@ -1,10 +1,7 @@
 """Pre-tokenizers: known ones by their names, unknown ones as JSON."""
 
 import pytest
-from tokenizers import (
-    normalizers,
-    pre_tokenizers,
-)
+from tokenizers import normalizers, pre_tokenizers
 
 from gwq_export.tokenizer.build import JSON_KEY
 from gwq_export.tokenizer.from_hf import to_metadata
@@ -17,11 +14,9 @@ def test_unknown_pre_tokenizer(tmp_path, caplog):
     native = byte_level(split(r"\w+|\W+"))
     folder = save(tmp_path, native)
     keys = to_metadata(folder, 500)
-    assert (
-        "--tokenizer-pre" in caplog.text
-        and r"\\w+|\\W+" in caplog.text
-        and len(caplog.records) == 1
-    )
+    assert "--tokenizer-pre" in caplog.text
+    assert r"\\w+|\\W+" in caplog.text
+    assert len(caplog.records) == 1
     assert keys["tokenizer.ggml.pre"] == "unknown"  # a name that llama.cpp refuses
     same(Tokenizer(keys), native, NASTY)
     keys = to_metadata(folder, 500, pre="superbpe")  # a name that only llama.cpp knows

@@ -11,12 +11,7 @@ from gwq_export.tokenizer.build import JSON_KEY
 from gwq_export.tokenizer.from_hf import to_metadata
 from gwq_export.tokenizer.tokenizer import Tokenizer
 from tests.support.paths import SHARED
-from tests.support.tokenizers import (
-    NASTY,
-    fragments,
-    random_ids,
-    same,
-)
+from tests.support.tokenizers import NASTY, fragments, random_ids, same
 
 MODELS = [f"models/{m}" for m in ("stories260K", "babyllama-tok361-1.0M", "gwq-reference")]
 MODELS += [f"tokenizers/{t}" for t in ("gpt2", "pythia-neox", "qwen2.5", "llama2")]
@@ -25,12 +20,16 @@ NEED_JSON = set()  # names of MODELS whose stock keys cannot say all: none
 
 # code points, first to last: letters of the scripts that people write in, digits, marks, symbols,
 # emoji, spaces, controls
-SCRIPTS = """61-7a 41-5a c0-ff 100-17f 1a0-1b0 1ea0-1ef9 391-3c9 1f00-1fbc 410-44f 400-45f 531-586 10d0-10f0 5d0-5ea 5b0-5c2 621-64a 64b-652
-660-669 6a9-6d2 905-939 93e-94d 966-96f 985-9b9 a05-a39 a85-ab9 b85-bb9 c05-c39 c85-cb9 d05-d39 d85-dc6 e01-e2e e30-e39 e81-eae f40-f67
-1000-1021 1780-17a2 1200-1350 13a0-13f4 1820-1842 3041-3093 30a1-30f3 ff71-ff9d 3105-3129 4e00-9fa5 3400-4db5 20000-200ff ac00-d7a3
-1100-1112 ff21-ff5a 2160-217f 2460-2473 bc-be 2080-2089 1d400-1d6a3 10300-1031f 13000-1307f 21-2f 3a-40 5b-60 7b-7e 2010-205e 2190-21ff
-2200-22ff 2500-259f 2600-26ff 2701-27be 1f300-1f5ff 1f600-1f64f 1f680-1f6f3 1f90c-1f9ff 1f1e6-1f1ff 1f3fb-1f3ff 300-36f 200b-200f 2000-200a
-e000-e00f 0-1f 7f-a0 fff9-ffff"""
+SCRIPTS = """
+61-7a 41-5a c0-ff 100-17f 1a0-1b0 1ea0-1ef9 391-3c9 1f00-1fbc 410-44f 400-45f 531-586 10d0-10f0
+5d0-5ea 5b0-5c2 621-64a 64b-652 660-669 6a9-6d2 905-939 93e-94d 966-96f 985-9b9 a05-a39 a85-ab9
+b85-bb9 c05-c39 c85-cb9 d05-d39 d85-dc6 e01-e2e e30-e39 e81-eae f40-f67 1000-1021 1780-17a2
+1200-1350 13a0-13f4 1820-1842 3041-3093 30a1-30f3 ff71-ff9d 3105-3129 4e00-9fa5 3400-4db5
+20000-200ff ac00-d7a3 1100-1112 ff21-ff5a 2160-217f 2460-2473 bc-be 2080-2089 1d400-1d6a3
+10300-1031f 13000-1307f 21-2f 3a-40 5b-60 7b-7e 2010-205e 2190-21ff 2200-22ff 2500-259f 2600-26ff
+2701-27be 1f300-1f5ff 1f600-1f64f 1f680-1f6f3 1f90c-1f9ff 1f1e6-1f1ff 1f3fb-1f3ff 300-36f
+200b-200f 2000-200a e000-e00f 0-1f 7f-a0 fff9-ffff
+"""
 CODE = [
     "for (int i = 0; i < {n}; ++i) {{\n\t{w}[i] += {w}({n});\n}}\n",
     "def {w}(self, {w}={n}):\n    return {w} ** {n}  # {w}\n\n",
@@ -104,10 +103,10 @@ def test_real_tokenizers(real):
     assert len(text.encode()) >= 250_000
     same(tok, native, NASTY)
     lines = text.splitlines(keepends=True)
-    ids, expected = tok.encode(text, bos=False), native.encode(text, add_special_tokens=False).ids
-    assert ids == expected and tok.decode(ids, True) == native.decode(
-        ids, skip_special_tokens=False
-    )
+    ids = tok.encode(text, bos=False)
+    expected = native.encode(text, add_special_tokens=False).ids
+    assert ids == expected
+    assert tok.decode(ids, True) == native.decode(ids, skip_special_tokens=False)
     same(tok, native, lines[-300:])
 
 
@@ -172,8 +171,8 @@ def test_chat_of_qwen(real):
     if name != "qwen2.5":
         pytest.skip("for qwen2.5 only")
     text = tok.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
-    assert (
-        text
-        == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
     assert tok.encode(text)[0] == 151644 and tok.encode(text, special=False)[0] != 151644

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import (
-    models,
-)
+from tokenizers import models
 
 from gwq_export import GwqError
 from gwq_export.tokenizer.build import JSON_KEY

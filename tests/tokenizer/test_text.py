@@ -15,9 +15,8 @@ def test_special_tokens_as_plain_text(tmp_path, make):
     for tok in (Tokenizer(keys), Tokenizer(keys | {JSON_KEY: native.to_str()})):
         name = native.id_to_token(2 if make is sentencepiece else 1)  # "</s>" or "<|im_end|>"
         id = native.token_to_id(name)
-        assert id in tok.encode(f"a{name}b", bos=False) and id not in tok.encode(
-            f"a{name}b", special=False, bos=False
-        )
+        assert id in tok.encode(f"a{name}b", bos=False)
+        assert id not in tok.encode(f"a{name}b", special=False, bos=False)
         assert name in tok.decode(tok.encode(f"a{name}b", special=False, bos=False))
         assert tok.decode([id]) == "" and tok.decode([id], special=True) == name
 
@@ -27,9 +26,8 @@ def test_stream_gives_whole_characters_at_once(tmp_path):
     for make in (byte_level, sentencepiece):
         tok = Tokenizer(to_metadata(save(tmp_path, make()), 700))
         parts = fragments(tok, tok.encode(text, bos=False))
-        assert "".join(parts) == text and all(
-            text.startswith("".join(parts[:i])) for i in range(len(parts))
-        )
+        assert "".join(parts) == text
+        assert all(text.startswith("".join(parts[:i])) for i in range(len(parts)))
         assert [p for p in parts if p][:4] == (
             ["a", "é", "你", "👍"] if make is byte_level else ["a", "é你", "👍b", " the"]
         )
