@@ -9,7 +9,7 @@ import numpy as np
 
 from gwq_export.arch.registry import ARCHS
 from gwq_export.errors import GwqError
-from gwq_export.tokenizer.to_hf import _special_ids
+from gwq_export.tokenizer.to_hf import special_ids
 
 
 def _ask(reader, what):
@@ -82,7 +82,7 @@ def _config(reader, c, dtype):
     config |= _rope(reader, c) if c.rope else {}
     ids = {
         f"{name}_token_id": id
-        for name, id in _special_ids(reader.metadata, "bos", "eos", "pad").items()
+        for name, id in special_ids(reader.metadata, "bos", "eos", "pad").items()
     }
     return {arch.names.get(key, key): value for key, value in config.items()} | ids
 

@@ -19,7 +19,7 @@ from gwq_export.format.ggml_types import encode_ggml
 from gwq_export.format.types import tensor_type
 from gwq_export.hf.config_from_gguf import _config
 from gwq_export.hf.gguf_checkpoint import Checkpoint
-from gwq_export.tokenizer.to_hf import _tokenizer_files
+from gwq_export.tokenizer.to_hf import tokenizer_files
 
 
 def made_files(reader, config, dtype):
@@ -27,7 +27,7 @@ def made_files(reader, config, dtype):
 
     Raises GwqError where the keys do not suffice.
     """
-    return {"config.json": as_json(_config(reader, config, dtype))} | _tokenizer_files(reader)
+    return {"config.json": as_json(_config(reader, config, dtype))} | tokenizer_files(reader.metadata)
 
 
 DTYPES = {
