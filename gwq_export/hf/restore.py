@@ -16,8 +16,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gwq_export.arch.config import Config, read_config
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, about
@@ -198,8 +196,8 @@ def _shard_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _encoded(checkpoint: Checkpoint, name: str, type: TensorType) -> np.ndarray:
+def _encoded(checkpoint: Checkpoint, name: str, type: TensorType) -> memoryview:
     """The bytes (uint8) of a tensor."""
     values = checkpoint.read(name)
     with about(f"{checkpoint.reader.path}: tensor {checkpoint.places[name].gguf}"):
-        return encode_ggml(type, values)
+        return encode_ggml(type, values).data
