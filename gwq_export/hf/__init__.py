@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     hub
+    shards
     source
     gguf_checkpoint
     gguf_source

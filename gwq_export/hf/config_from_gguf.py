@@ -3,37 +3,30 @@
 The inverse of `config_to_gguf`. What the keys do not determine is asked for, never guessed.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any, NoReturn
 
 import numpy as np
 
+from gwq_export.arch.config import Config
 from gwq_export.arch.registry import ARCHS
+from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
-from gwq_export.tokenizer.to_hf import _special_ids
+from gwq_export.format.reader import Reader
+from gwq_export.hf.config_to_gguf import ORIGINAL
+from gwq_export.tokenizer.to_hf import special_ids
 
 
-def _ask(reader, what):
-    raise GwqError(
-        f"{reader.path}: config.json cannot be made again from {what}: give the source model's folder with --config-from"
-    )
+def config_json(reader: Reader, c: Config, dtype: str) -> dict[str, Any]:
+    """config.json in the layout that transformers 4 and 5 read.
 
-
-def _class_of(arch, window):
-    """The Hugging Face class of an Arch, by the row of ARCHS that says the same of windows where
-    there are several.
+    reader: the open file; c: its Config; dtype: torch's name of the weights' type. Raises GwqError
+    for what the keys do not determine.
     """
-    rows = [
-        (name, row)
-        for name, row in ARCHS.items()
-        if (row.gguf, row.experts) == (arch.gguf, arch.experts)
-    ]
-    return min(rows, key=lambda found: bool(found[1].window) != window)
-
-
-def _config(reader, c, dtype):
-    """config.json in the layout that transformers 4 and 5 read."""
     name, arch = _class_of(c.arch, any(c.windows))
-    config = {
+    config: dict[str, Any] = {
         "architectures": [name],
         "model_type": arch.model_type or arch.gguf,
         "hidden_act": arch.only["hidden_act"][0],
@@ -59,72 +52,85 @@ def _config(reader, c, dtype):
     if arch.unturned_every:
         config["no_rope_layer_interval"] = arch.unturned_every
     if arch.experts:
-        config |= {
-            "num_local_experts": c.experts,
-            "num_experts_per_tok": c.experts_used,
-            "moe_intermediate_size": c.expert_ffn,
-        }
-        config |= (
-            {"norm_topk_prob": c.experts_normed}
-            if len(arch.only.get("norm_topk_prob", ())) != 1
-            else {}
-        )
+        config["num_local_experts"] = c.experts
+        config["num_experts_per_tok"] = c.experts_used
+        config["moe_intermediate_size"] = c.expert_ffn
+        if len(arch.only.get("norm_topk_prob", ())) != 1:  # else the architecture fixes it
+            config["norm_topk_prob"] = c.experts_normed
     if arch.parallel:
         config["use_parallel_residual"] = c.parallel
     if arch.query_scalar:
-        config[arch.query_scalar] = scalar = round(c.attention_scale**-2)
+        scalar = round(c.attention_scale**-2)
+        config[arch.query_scalar] = scalar
         if not math.isclose(scalar**-0.5, c.attention_scale, rel_tol=1e-6):  # the key is a float32
             _ask(reader, f"the key {arch.gguf}.attention.scale = {c.attention_scale}")
     for key, own in arch.numbers.items():
         if f"{arch.gguf}.{key}" not in reader.metadata:
             _ask(reader, f"a file without the key {arch.gguf}.{key}")
         config[own] = _short(reader.metadata[f"{arch.gguf}.{key}"])
-    config |= _rope(reader, c) if c.rope else {}
-    ids = {
-        f"{name}_token_id": id
-        for name, id in _special_ids(reader.metadata, "bos", "eos", "pad").items()
-    }
-    return {arch.names.get(key, key): value for key, value in config.items()} | ids
+    if c.rope is not None:
+        config |= _rope(reader, c)
+    config = {arch.names.get(key, key): value for key, value in config.items()}
+    ids = special_ids(reader.metadata, "bos", "eos", "pad")
+    return config | {f"{name}_token_id": id for name, id in ids.items()}
 
 
-def _rope(reader, c):
-    """Keys of rotary positions."""
-    arch, rope, scaling, meta = c.arch, c.rope, {}, reader.metadata
-    kind, original = (
-        meta.get(f"{arch.gguf}.rope.scaling.type", "none"),
-        "original_max_position_embeddings",
+def _ask(reader: Reader, what: str) -> NoReturn:
+    raise GwqError(
+        f"{reader.path}: config.json cannot be made again from {what}: "
+        "give the source model's folder with --config-from"
     )
-    config = {"rope_theta": _short(rope.base)}
+
+
+def _class_of(arch: Arch, windowed: bool) -> tuple[str, Arch]:
+    """The Hugging Face class of an Arch, and its row of ARCHS.
+
+    Where there are several, the first that says the same of windows, or the first.
+    """
+    rows = [
+        (name, row)
+        for name, row in ARCHS.items()
+        if (row.gguf, row.experts) == (arch.gguf, arch.experts)
+    ]
+    return min(rows, key=lambda named: bool(named[1].window) != windowed)
+
+
+def _rope(reader: Reader, c: Config) -> dict[str, Any]:
+    """Keys of rotary positions."""
+    assert c.rope is not None and c.rope_swa is not None
+    arch = c.arch
+    rope = c.rope
+    kind = reader.metadata.get(f"{arch.gguf}.rope.scaling.type", "none")
+    config: dict[str, Any] = {"rope_theta": _short(rope.base)}
     if arch.swa_base:
         config[arch.swa_base] = _short(c.rope_swa.base)
     if arch.partial:
         part = rope.rotated / c.head_dim
-        config["partial_rotary_factor"] = (
-            part if int(part * c.head_dim) == rope.rotated else math.nextafter(part, 1)
-        )
+        if int(part * c.head_dim) != rope.rotated:
+            part = math.nextafter(part, 1)
+        config["partial_rotary_factor"] = part
     if "rope_freqs.weight" in reader.tensors:  # llama3: three numbers became a vector
         _ask(reader, "its rope factors")
+    scaling: dict[str, Any] = {}
     if kind in ("linear", "yarn"):
         scaling = {"rope_type": kind, "factor": _short(rope.factor)}
     if kind == "yarn":
-        scaling |= {
-            original: rope.original,
-            "beta_fast": _short(rope.beta_fast),
-            "beta_slow": _short(rope.beta_slow),
-        }
+        scaling[ORIGINAL] = rope.original
+        scaling["beta_fast"] = _short(rope.beta_fast)
+        scaling["beta_slow"] = _short(rope.beta_slow)
     if "rope_factors_long.weight" in reader.tensors:
-        factors = {
-            f"{name}_factor": reader.tensors[f"rope_factors_{name}.weight"].dequantize()
-            for name in ("short", "long")
-        }
-        scaling = {"rope_type": "longrope"} | {
-            name: [_short(v) for v in values] for name, values in factors.items()
-        }
-        scaling |= {"attention_factor": _short(rope.amplitude), original: rope.original}
-        config[original] = rope.original
-    return config | ({"rope_scaling": scaling} if scaling else {})
+        scaling = {"rope_type": "longrope"}
+        for name in ("short", "long"):
+            factors = reader.tensors[f"rope_factors_{name}.weight"].dequantize()
+            scaling[f"{name}_factor"] = [_short(v) for v in factors]
+        scaling["attention_factor"] = _short(rope.amplitude)
+        scaling[ORIGINAL] = rope.original
+        config[ORIGINAL] = rope.original
+    if scaling:
+        config["rope_scaling"] = scaling
+    return config
 
 
-def _short(value):
+def _short(value: float | np.floating) -> float:
     """The shortest decimal number that is this float32."""
     return float(str(np.float32(value)))

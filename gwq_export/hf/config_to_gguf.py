@@ -1,33 +1,38 @@
 """A Hugging Face config as the GGUF keys that llama.cpp's tools expect."""
 
+from __future__ import annotations
+
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gwq_export.errors import GwqError
+from gwq_export.hf.source import Source
 
 log = logging.getLogger("gwq_export")
+ORIGINAL = "original_max_position_embeddings"  # config key of yarn, longrope and llama3
+
+# --- rotary positions -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Rope:
-    """What a config says of rotary positions.
-
-    swa_base: base frequency of blocks with a window of their own, which scale nothing.
-    """
+    """What a config says of rotary positions."""
 
     base: float
-    kind: str
-    values: dict
-    swa_base: float
+    kind: str  # of scaling
+    values: dict[str, Any]  # config keys of the scaling
+    swa_base: float  # base frequency of blocks with a window, which scale nothing
     rotated: int  # how many of a head's values turn
 
 
-def _rope(source):
+def _rope(source: Source) -> _Rope:
     """The _Rope of the config layouts of transformers 4 and 5."""
-    config, arch = source.config, source.arch
+    config = source.config
+    arch = source.arch
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise GwqError(f"{source.folder}/config.json: rope scaling is {rope!r}, expected an object")
@@ -35,7 +40,8 @@ def _rope(source):
     rope = rope.get("full_attention") or rope
     if (local.get("rope_type") or "default") != "default":
         raise GwqError(
-            f"{source.folder}: rope scaling {local['rope_type']!r} of blocks with a window is not supported"
+            f"{source.folder}: rope scaling {local['rope_type']!r} of blocks with a window "
+            "is not supported"
         )
     base = source.number(
         rope.get("rope_theta") or config.get("rope_theta") or 10000.0, "rope_theta"
@@ -47,33 +53,36 @@ def _rope(source):
     kind = "longrope" if kind == "su" else kind
     if kind not in arch.rope_kinds:
         raise GwqError(
-            f"{source.folder}: rope scaling {kind!r} is not supported for {arch.gguf} by this version"
+            f"{source.folder}: rope scaling {kind!r} is not supported for {arch.gguf} "
+            "by this version"
         )
-    part = source.number(
-        rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1,
-        "partial_rotary_factor",
-    )
-    rotated = int(source.dims["head"] * part)  # rounded down, as transformers and llama.cpp have it
-    if not (part == 1 or arch.partial) or part > 1 or rotated < 2:
+    return _Rope(base, kind, rope, swa_base, _rotated(source, rope))
+
+
+def _rotated(source: Source, rope: dict[str, Any]) -> int:
+    """How many of a head's values turn."""
+    name = "partial_rotary_factor"
+    part = source.number(rope.get(name) or source.config.get(name) or 1, name)
+    head = source.dims["head"]
+    rotated = int(head * part)  # rounded down, as transformers and llama.cpp have it
+    if not (part == 1 or source.arch.partial) or part > 1 or rotated < 2:
+        raise GwqError(f"{source.folder}: {name} {part:g} is not supported for {source.arch.gguf}")
+    # of an odd number, transformers turns one more, by frequencies of the odd number; llama.cpp
+    # stops
+    if rotated % 2:
         raise GwqError(
-            f"{source.folder}: partial_rotary_factor {part:g} is not supported for {arch.gguf}"
+            f"{source.folder}: {name} {part:g} turns {rotated} of a head's {head} values, and GGUF "
+            "files can only have an even number turned: this model cannot be exported"
         )
-    if (
-        rotated % 2
-    ):  # transformers then turns one more, by frequencies of the odd number; llama.cpp stops
-        raise GwqError(
-            f"{source.folder}: partial_rotary_factor {part:g} turns {rotated} of a head's {source.dims['head']} values, and GGUF"
-            " files can only have an even number turned: this model cannot be exported"
-        )
-    return _Rope(base, kind, rope, swa_base, rotated)
+    return rotated
 
 
-def rope_factors(source):
-    """{tensor name: divisors of the rope frequencies, float32 (rotated / 2)} of llama3 and longrope
-    scaling.
+def rope_factors(source: Source) -> dict[str, np.ndarray]:
+    """{tensor name: divisors of the rope frequencies, float32 (rotated / 2,)} of the scaling.
 
-    Llama 3.1's rule: long wavelengths are slowed by `factor`, short ones kept, those between are
-    blended. longrope has two lists, for contexts up to the original one and longer ones.
+    Only llama3 and longrope have them. Llama 3.1's rule: long wavelengths are slowed by `factor`,
+    short ones kept, those between are blended. longrope has two lists, for contexts up to the
+    original one and longer ones.
     """
     rope = _rope(source)
     if rope.kind == "longrope":
@@ -83,112 +92,117 @@ def rope_factors(source):
         }
     if rope.kind != "llama3":
         return {}
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    names = ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL)
     factor, low, high, original = (source.number(rope.values.get(name), name) for name in names)
     if low >= high:
         raise GwqError(
-            f"{source.folder}/config.json: low_freq_factor {low} is not below high_freq_factor {high}"
+            f"{source.folder}/config.json: low_freq_factor {low} "
+            f"is not below high_freq_factor {high}"
         )
-    wavelength = (
-        2 * math.pi * rope.base ** (np.arange(0, rope.rotated, 2, dtype=np.float64) / rope.rotated)
-    )
+    exponents = np.arange(0, rope.rotated, 2, dtype=np.float64) / rope.rotated
+    wavelength = 2 * math.pi * rope.base**exponents
     blend = np.clip((original / wavelength - low) / (high - low), 0, 1)  # 0: slowed, 1: kept
     return {"rope_freqs.weight": (1 / ((1 - blend) / factor + blend)).astype(np.float32)}
 
 
-def _divisors(source, rope, key):
+def _divisors(source: Source, rope: _Rope, key: str) -> np.ndarray:
     values = rope.values.get(key)
     if not isinstance(values, list) or len(values) != rope.rotated // 2:
         raise GwqError(
-            f"{source.folder}/config.json: {key} of the rope scaling is not a list of {rope.rotated // 2} numbers"
+            f"{source.folder}/config.json: {key} of the rope scaling "
+            f"is not a list of {rope.rotated // 2} numbers"
         )
     return np.array([source.number(v, key) for v in values], np.float32)
 
 
-def _rope_keys(source):
+def _rope_keys(source: Source) -> dict[str, Any]:
     """Keys of rotary positions."""
-    rope, original = _rope(source), "original_max_position_embeddings"
-    keys = {"rope.dimension_count": rope.rotated, "rope.freq_base": rope.base}
+    rope = _rope(source)
+    values = rope.values
+    keys: dict[str, Any] = {
+        "rope.dimension_count": rope.rotated,
+        "rope.freq_base": rope.base,
+    }
     if rope.swa_base != rope.base:
         keys["rope.freq_base_swa"] = rope.swa_base
     if rope.kind in ("linear", "yarn"):
-        keys |= {
-            "rope.scaling.type": rope.kind,
-            "rope.scaling.factor": source.number(rope.values.get("factor"), "factor"),
-        }
+        keys["rope.scaling.type"] = rope.kind
+        keys["rope.scaling.factor"] = source.number(values.get("factor"), "factor")
     if rope.kind in ("yarn", "longrope"):
-        longest = source.dims["ctx"]
-        before = source.number(
-            rope.values.get(original) or source.config.get(original) or longest, original
+        extended = source.dims["ctx"]
+        original = source.number(
+            values.get(ORIGINAL) or source.config.get(ORIGINAL) or extended, ORIGINAL
         )
-        keys["rope.scaling.original_context_length"] = int(before)
+        keys["rope.scaling.original_context_length"] = int(original)
     if rope.kind == "yarn":
-        _check_yarn(source, rope.values, keys["rope.scaling.factor"])
+        _check_yarn(source, values, keys["rope.scaling.factor"])
         for key in ("beta_fast", "beta_slow"):
-            if rope.values.get(key) is not None:
-                keys[f"rope.scaling.yarn_{key}"] = source.number(rope.values[key], key)
+            if values.get(key) is not None:
+                keys[f"rope.scaling.yarn_{key}"] = source.number(values[key], key)
     if rope.kind == "longrope":
-        factor = source.number(rope.values.get("factor") or longest / before, "factor")
-        usual = math.sqrt(1 + math.log(factor) / math.log(before)) if factor > 1 else 1.0
+        factor = source.number(values.get("factor") or extended / original, "factor")
+        usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         keys["rope.scaling.attn_factor"] = source.number(
-            rope.values.get("attention_factor") or usual, "attention_factor"
+            values.get("attention_factor") or usual, "attention_factor"
         )
     return keys
 
 
-def _check_yarn(source, values, factor):
-    """Only what stock files can say: cos and sin scaled by 0.1 ln(factor) + 1, and whole dimensions
-    as the ramp's ends.
+def _check_yarn(source: Source, values: dict[str, Any], factor: float) -> None:
+    """Refuse what llama.cpp's files cannot express.
+
+    They scale cos and sin by 0.1 ln(factor) + 1, and their ramp begins and ends at whole pairs.
     """
     usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-    for key, fine in [
-        ("attention_factor", lambda v: v is None or v == usual),
-        ("mscale", lambda v: not v),
-        ("mscale_all_dim", lambda v: not v),
-        ("truncate", lambda v: v in (None, True)),
-    ]:
-        if not fine(values.get(key)):
+    fine = {
+        "attention_factor": values.get("attention_factor") in (None, usual),
+        "mscale": not values.get("mscale"),
+        "mscale_all_dim": not values.get("mscale_all_dim"),
+        "truncate": values.get("truncate") in (None, True),
+    }
+    for key, is_fine in fine.items():
+        if not is_fine:
             raise GwqError(
                 f"{source.folder}: {key} = {values[key]!r} of rope scaling 'yarn' is not supported"
             )
 
 
-def _full_every(source):
+# --- attention, experts and the rest --------------------------------------------------------------
+
+
+def _full_every(source: Source) -> int:
     """Arch.full_every of this config, where the architecture mixes windows and full attention."""
-    found = source.config.get("layer_types") or ()
-    if "full_attention" in found:
-        return found.index("full_attention") + 1
+    layer_types = source.config.get("layer_types") or ()
+    if "full_attention" in layer_types:
+        return layer_types.index("full_attention") + 1
     return source.integer("sliding_window_pattern", source.arch.full_every)
 
 
-def _attention_keys(source):
+def _attention_keys(source: Source) -> dict[str, Any]:
     """Which blocks see a window, and how scores are scaled.
 
     Raises GwqError for blocks in another order.
     """
-    config, arch, keys = source.config, source.arch, {}
+    config = source.config
+    arch = source.arch
     windowed = bool(arch.window and config.get(arch.window))
-    every = _full_every(source) if windowed and arch.full_every else arch.full_every
-    kinds = [windowed and arch.sliding(i, every) for i in range(source.layers)]
-    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in kinds]
-    if (config.get("layer_types") or kinds) != kinds:
+    full_every = _full_every(source) if windowed and arch.full_every else arch.full_every
+    expected = [
+        "sliding_attention" if windowed and arch.sliding(i, full_every) else "full_attention"
+        for i in range(source.layers)
+    ]
+    if (config.get("layer_types") or expected) != expected:
         raise GwqError(
-            f"{source.folder}: layer_types = {config['layer_types']} is not supported for {arch.gguf}"
+            f"{source.folder}: layer_types = {config['layer_types']} "
+            f"is not supported for {arch.gguf}"
         )
-    if step := arch.unturned_every and source.integer(
-        "no_rope_layer_interval", arch.unturned_every
-    ):
-        turned = config.get("no_rope_layers") or [
-            int((i + 1) % step != 0) for i in range(source.layers)
-        ]
-        if turned != [int(arch.turned(i)) for i in range(source.layers)]:
-            raise GwqError(
-                f"{source.folder}: no_rope_layers = {turned} is not supported for {arch.gguf}"
-            )
+    if arch.unturned_every:
+        _check_turned(source)
+    keys: dict[str, Any] = {}
     if windowed:
         keys["attention.sliding_window"] = source.integer(arch.window)
-    if every != arch.full_every:
-        keys["attention.sliding_window_pattern"] = every
+    if full_every != arch.full_every:
+        keys["attention.sliding_window_pattern"] = full_every
     if arch.query_scalar:
         scalar = source.number(config[arch.query_scalar], arch.query_scalar)
         if scalar != source.dims["head"]:
@@ -196,10 +210,53 @@ def _attention_keys(source):
     return keys
 
 
-def config_keys(source):
-    """Hyperparameters under the stock keys of the architecture."""
-    config, arch, dims = source.config, source.arch, source.dims
-    keys = {
+def _check_turned(source: Source) -> None:
+    """Raise GwqError unless the blocks that turn Q and K are those of the architecture."""
+    arch = source.arch
+    step = source.integer("no_rope_layer_interval", arch.unturned_every)
+    turned = source.config.get("no_rope_layers") or [
+        int((i + 1) % step != 0) for i in range(source.layers)
+    ]
+    if turned != [int(arch.turned(i)) for i in range(source.layers)]:
+        raise GwqError(
+            f"{source.folder}: no_rope_layers = {turned} is not supported for {arch.gguf}"
+        )
+
+
+def _expert_keys(source: Source) -> dict[str, Any]:
+    """Keys of a mixture of experts."""
+    experts = source.dims["experts"]
+    used = source.integer("num_experts_per_tok")
+    normed = bool(source.config["norm_topk_prob"])
+    if used > experts:
+        raise GwqError(
+            f"{source.folder}/config.json: num_experts_per_tok is {used}, "
+            f"but there are {experts} experts"
+        )
+    if not normed:
+        log.warning(
+            "norm_topk_prob is false: gwq-run computes that, "
+            "but llama.cpp makes the weights of a token's experts add up to 1"
+        )
+    return {
+        "expert_count": experts,
+        "expert_used_count": used,
+        "expert_feed_forward_length": source.dims["expert_ffn"],
+        "expert_weights_norm": normed,
+    }
+
+
+def config_keys(source: Source) -> dict[str, Any]:
+    """Hyperparameters {key: value} under llama.cpp's keys for the architecture.
+
+    Raises GwqError for what its files cannot express.
+    """
+    config = source.config
+    arch = source.arch
+    dims = source.dims
+    norm_kind = "" if arch.layer_norm else "rms_"
+    eps = source.number(config.get(arch.eps, 1e-6), arch.eps)
+    keys: dict[str, Any] = {
         "context_length": dims["ctx"],
         "embedding_length": dims["dim"],
         "block_count": source.layers,
@@ -208,15 +265,14 @@ def config_keys(source):
         "attention.head_count_kv": source.heads["kv_heads"],
         "attention.key_length": dims["head"],
         "attention.value_length": dims["head"],
-        f"attention.layer_norm_{'' if arch.layer_norm else 'rms_'}epsilon": source.number(
-            config.get(arch.eps, 1e-6), arch.eps
-        ),
+        f"attention.layer_norm_{norm_kind}epsilon": eps,
     }
-    keys |= _expert_keys(source) if arch.experts else {}
+    if arch.experts:
+        keys |= _expert_keys(source)
     rope = _rope_keys(source) if arch.rope else {}
-    keys |= {
-        key: rope.pop(key) for key in ("rope.dimension_count", "rope.freq_base") if key in rope
-    }
+    for key in ("rope.dimension_count", "rope.freq_base"):
+        if key in rope:
+            keys[key] = rope.pop(key)
     keys["vocab_size"] = source.vocab
     keys |= _attention_keys(source) | rope
     for key, own in arch.numbers.items():
@@ -225,26 +281,3 @@ def config_keys(source):
     if arch.parallel:
         keys["use_parallel_residual"] = bool(config.get("use_parallel_residual", True))
     return {f"{arch.gguf}.{key}": value for key, value in keys.items()}
-
-
-def _expert_keys(source):
-    """Keys of a mixture of experts."""
-    experts, used, normed = (
-        source.dims["experts"],
-        source.integer("num_experts_per_tok"),
-        bool(source.config["norm_topk_prob"]),
-    )
-    if used > experts:
-        raise GwqError(
-            f"{source.folder}/config.json: num_experts_per_tok is {used}, but there are {experts} experts"
-        )
-    if not normed:
-        log.warning(
-            "norm_topk_prob is false: gwq-run computes that, but llama.cpp makes the weights of a token's experts add up to 1"
-        )
-    return {
-        "expert_count": experts,
-        "expert_used_count": used,
-        "expert_feed_forward_length": source.dims["expert_ffn"],
-        "expert_weights_norm": normed,
-    }

@@ -1,50 +1,61 @@
-"""The tensors of a GGUF file as a Hugging Face checkpoint has them: under its names, in its layout,
-an expert's matrices apart.
+"""The tensors of a GGUF file as a Hugging Face checkpoint has them.
+
+That is under its names, in its layout, and an expert's matrices apart.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gwq_export.arch.layout import Arrangement, arrangement
-from gwq_export.arch.spec import gguf_name
+from gwq_export.arch.spec import Arch, gguf_name
 from gwq_export.errors import AGAIN, GwqError, about
 from gwq_export.format.foreign import as_float32
+from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES
 
-ROPE_TENSORS = {
-    "rope_freqs.weight",
-    "rope_factors_long.weight",
-    "rope_factors_short.weight",
-}  # the config has these numbers
+# the config has these numbers
+ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of the checkpoint is: in which tensor of the file, as which of its matrices,
-    and how it is arranged there.
-    """
+    """Where a tensor of the checkpoint is in the file, and how it is arranged there."""
 
-    gguf: str
-    matrix: int
-    shape: tuple  # in the file: (rows, columns) or (n,)
+    gguf: str  # name of the file's tensor
+    matrix: int  # which of its matrices
+    shape: tuple[int, ...]  # in the file: (rows, columns) or (n,)
     arrange: Arrangement
 
     @property
-    def checkpoint_shape(self):
-        return self.shape[:: -1 if self.arrange.transposed else 1]
+    def checkpoint_shape(self) -> tuple[int, ...]:
+        """Shape in the checkpoint."""
+        return self.shape[::-1] if self.arrange.transposed else self.shape
 
 
 class Checkpoint:
-    """The tensors of an open file (container.Reader): `places` is {Hugging Face name: Place}, in
-    the file's order.
+    """The tensors of an open GGUF file under their Hugging Face names.
 
     arch, layers, dims and heads: of the model, as Source and Config have them. Raises GwqError for
     a tensor that such a model does not have.
     """
 
-    def __init__(self, reader, arch, layers, dims, heads):
-        self.reader, self.places = reader, {}
+    reader: Reader
+    places: dict[str, Place]  # by Hugging Face name, in the file's order
+
+    def __init__(
+        self,
+        reader: Reader,
+        arch: Arch,
+        layers: int,
+        dims: Mapping[str, int],
+        heads: Mapping[str, int],
+    ):
+        self.reader = reader
+        self.places = {}
         known = {row.gguf: (row.hf, row) for row in (*arch.first, *arch.last)}
         known["output.weight"] = arch.head, arch.first[0]
         for i in range(layers):
@@ -52,23 +63,24 @@ class Checkpoint:
         for name, tensor in reader.tensors.items():
             if tensor.companion or name in ROPE_TENSORS:
                 continue
-            hf, row = known.get(name, (None, None))
-            if row is None or len(row.shape) != len(tensor.shape):
-                what = "x".join(map(str, tensor.shape))
+            if name not in known or len(known[name][1].shape) != len(tensor.shape):
+                shape = "x".join(map(str, tensor.shape))
                 raise GwqError(
-                    f"{reader.path}: tensor {name} ({what}) has no place in a Hugging Face model of {arch.gguf};"
-                    " this variant is not supported"
+                    f"{reader.path}: tensor {name} ({shape}) has no place "
+                    f"in a Hugging Face model of {arch.gguf}; this variant is not supported"
                 )
+            hf, row = known[name]
             arrange = arrangement(row, arch, dims, heads)
             for j in range(tensor.shape[0] if len(tensor.shape) > 2 else 1):
                 self.places[hf.format(j)] = Place(name, j, tensor.shape[-2:], arrange)
 
-    def read(self, name):
-        """A copy of a tensor, float32. Raises GwqError for damage.
+    def read(self, name: str) -> np.ndarray:
+        """A float32 copy of a tensor, in the checkpoint's layout. Raises GwqError for damage.
 
         It is read from the file, not through the map: mapped pages would stay, and count as memory.
         """
-        place, path = self.places[name], self.reader.path
+        place = self.places[name]
+        path = self.reader.path
         tensor = self.reader.tensors[place.gguf].matrices()[place.matrix]
         with about(path):
             try:
@@ -80,5 +92,6 @@ class Checkpoint:
             if len(data) < tensor.nbytes:
                 raise GwqError(f"the file has become shorter while it was read: {AGAIN}")
             tensor = replace(tensor, data=data)
-            tensor = tensor if tensor.type.name in TYPES else as_float32(tensor)
+            if tensor.type.name not in TYPES:
+                tensor = as_float32(tensor)
             return place.arrange.inverse(tensor.dequantize().reshape(place.shape))

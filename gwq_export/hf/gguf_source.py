@@ -1,9 +1,14 @@
-"""A model whose weights come from a GGUF file (--base), and config, tokenizer and chat template
-from a Hugging Face folder.
+"""A model with weights from a GGUF file (--base).
+
+Config, tokenizer and chat template come from a Hugging Face folder.
 """
 
+from __future__ import annotations
+
 import logging
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gwq_export.arch.config import read_config
 from gwq_export.errors import GwqError
@@ -11,6 +16,9 @@ from gwq_export.format.foreign import foreign_type
 from gwq_export.format.reader import Reader
 from gwq_export.hf.gguf_checkpoint import Checkpoint
 from gwq_export.hf.source import Source
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENS = "tokenizer.ggml.tokens"
 # share of the tokens that a file's vocabulary and the folder's must have in common: added ones may
@@ -20,24 +28,24 @@ log = logging.getLogger("gwq_export")
 
 
 class GGUFSource(Source):
-    """A Source over the GGUF file `path`, in any type that gguf-py decodes or of gwq-export,
-    side-tables and deltas included.
+    """A Source over the GGUF file `path`.
 
-    Tensors are decoded one at a time, and have the names and the layout of a checkpoint. Raises
-    GwqError for a file of another model than the folder's config describes.
+    Its tensors may have any type of gwq-export or that gguf-py decodes, side-tables and deltas
+    included. They are decoded one at a time, and have the names and the layout of a checkpoint.
+    Raises GwqError for a file of another model than the folder's config describes.
     """
 
     again = "give the whole file of an unchanged model"
 
-    def __init__(self, folder, path):
+    def __init__(self, folder: str | os.PathLike[str], path: str | os.PathLike[str]):
         self._reader = Reader(path, foreign_type)
         super().__init__(folder)
 
     @property
-    def place(self):
+    def place(self) -> str:
         return f"--base {self._reader.path}"
 
-    def _find_tensors(self):
+    def _find_tensors(self) -> dict[str, tuple[int, ...]]:
         theirs = read_config(self._reader)
         for what, a, b in [
             ("architecture", theirs.arch.gguf, self.arch.gguf),
@@ -51,50 +59,47 @@ class GGUFSource(Source):
             if a != b:
                 self._refuse(f"its {what} is {a}, that of {self.folder} is {b}")
         self._checkpoint = Checkpoint(self._reader, self.arch, self.layers, self.dims, self.heads)
-        self._shapes = {
-            name: place.checkpoint_shape for name, place in self._checkpoint.places.items()
-        }
+        return {name: place.checkpoint_shape for name, place in self._checkpoint.places.items()}
 
-    def _refuse(self, why):
+    def _refuse(self, why: str) -> NoReturn:
         raise GwqError(
             f"{self.place} is another model: {why}; give the file and the folder of one model"
         )
 
-    def _read(self, name):
+    def _read(self, name: str) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(self._checkpoint.read(name))
 
-    def check_vocabulary(self, tokens):
-        ours, theirs = tokens[TOKENS], self._reader.metadata.get(TOKENS)
+    def check_vocabulary(self, tokens: dict[str, Any]) -> None:
+        ours = tokens[TOKENS]
+        theirs = self._reader.metadata.get(TOKENS)
         if theirs is None:
             return
-        other = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(
-            len(ours) - len(theirs)
-        )
-        if other > (1 - ALIKE) * len(ours):
-            self._refuse(f"{other} of its {len(theirs)} tokens are not those of {self.folder}")
-        if other:
+        renamed = sum(a != b for a, b in zip(ours, theirs, strict=False))
+        different = renamed + abs(len(ours) - len(theirs))
+        if different > (1 - ALIKE) * len(ours):
+            self._refuse(f"{different} of its {len(theirs)} tokens are not those of {self.folder}")
+        if different:
             log.warning(
                 "%s: %d of %d tokens have other names than in %s, whose tokenizer is used",
                 self.place,
-                other,
+                different,
                 len(theirs),
                 self.folder,
             )
 
     @property
-    def provenance(self):
+    def provenance(self) -> dict[str, str]:
         """Which file, and the types of its matrices."""
-        types = {
-            t.type.name: None
-            for t in self._reader.tensors.values()
-            if len(t.shape) > 1 and not t.companion
-        }
+        matrices = [
+            t for t in self._reader.tensors.values() if len(t.shape) > 1 and not t.companion
+        ]
+        types = dict.fromkeys(t.type.name for t in matrices)
         return {"source_base": Path(self._reader.path).name, "source_base_types": ", ".join(types)}
 
     @property
-    def files(self):
+    def files(self) -> list[tuple[str, int, int]]:
         """The folder's, and the GGUF file, of which the whole path counts."""
         path = Path(self._reader.path).resolve()
         return [*super().files, (str(path), path.stat().st_size, path.stat().st_mtime_ns)]

@@ -1,40 +1,38 @@
-"""A GGUF file of this package back as an ordinary Hugging Face folder: the weights that the runtime
-computes with, as floats.
+"""A GGUF file of this package back as an ordinary Hugging Face folder.
 
-Tensors are decoded one at a time and written to safetensors shards whose headers are known
-beforehand. The folder gets its name when it is whole.
+Its weights are those that the runtime computes with, as floats. Tensors are decoded one at a time
+and written to safetensors shards whose headers are known beforehand. The folder gets its name when
+it is whole.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from gwq_export.arch.config import read_config
+from gwq_export.arch.config import Config, read_config
+from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, about
 from gwq_export.files import as_json
 from gwq_export.format.ggml_types import encode_ggml
-from gwq_export.format.types import tensor_type
-from gwq_export.hf.config_from_gguf import _config
+from gwq_export.format.reader import Reader
+from gwq_export.format.types import TensorType, tensor_type
+from gwq_export.hf.config_from_gguf import config_json
 from gwq_export.hf.gguf_checkpoint import Checkpoint
-from gwq_export.tokenizer.to_hf import _tokenizer_files
+from gwq_export.tokenizer.to_hf import tokenizer_files
 
-
-def made_files(reader, config, dtype):
-    """{file name: bytes} for an open file, its Config and the weights' type.
-
-    Raises GwqError where the keys do not suffice.
-    """
-    return {"config.json": as_json(_config(reader, config, dtype))} | _tokenizer_files(reader)
-
-
+# torch's name of a type -> safetensors', ours
 DTYPES = {
     "float32": ("F32", "f32"),
     "float16": ("F16", "f16"),
     "bfloat16": ("BF16", "bf16"),
-}  # torch's name -> safetensors', ours
+}
 SHARD = 5_000_000_000  # bytes of weights per file, as on the Hub
 HEADER_UNIT = 8  # bytes: data of a safetensors file starts at a multiple of it
 COPIED = [
@@ -46,37 +44,48 @@ COPIED = [
     "generation_config.json",
 ]
 
+Progress = Callable[[str, int, int], None]  # (phase, done, total)
+
+
+def _no_progress(phase: str, done: int, total: int) -> None:
+    pass
+
 
 def restore(
-    reader, folder, dtype="float32", config_from=None, progress=lambda phase, done, total: None
-):
-    """Write the model of an open file (container.Reader) to the new folder `folder`; returns
-    {"folder", "bytes", "files"}.
+    reader: Reader,
+    folder: str | os.PathLike[str],
+    dtype: str = "float32",
+    config_from: str | os.PathLike[str] | None = None,
+    progress: Progress = _no_progress,
+) -> dict[str, Any]:
+    """Write the model of an open file to the new folder `folder`.
 
     dtype: name in DTYPES. config_from: a Hugging Face folder whose config and tokenizer files are
-    copied; without it they are made from the file's keys. Raises GwqError, and then leaves nothing
-    behind.
+    copied; without it they are made from the file's keys. Returns {"folder", "bytes", "files"}.
+    Raises GwqError, and then leaves nothing behind.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
         raise GwqError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise GwqError(f"{folder} exists already and is not an empty folder: choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise GwqError(
-            f"the folder {folder.absolute().parent} does not exist: create it or choose another name"
-        )
+    parent = folder.absolute().parent
+    if not parent.is_dir():
+        raise GwqError(f"the folder {parent} does not exist: create it or choose another name")
     config = read_config(reader)
     heads = {"heads": config.heads, "kv_heads": config.kv_heads}
     checkpoint = Checkpoint(reader, config.arch, config.layers, config.dims, heads)
-    files = _copied_files(config_from, dtype) if config_from else made_files(reader, config, dtype)
+    if config_from:
+        files = _copied_files(Path(config_from), dtype)
+    else:
+        files = made_files(reader, config, dtype)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
         for name, data in files.items():
             (part / name).write_bytes(data)
-        _write_shards(checkpoint, config.arch, part, dtype, progress)
+        _write_weights(checkpoint, config.arch, part, dtype, progress)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -86,67 +95,28 @@ def restore(
         ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    made = sorted(p.name for p in folder.iterdir())
+    names = sorted(p.name for p in folder.iterdir())
     return {
         "folder": str(folder),
-        "bytes": sum((folder / f).stat().st_size for f in made),
-        "files": made,
+        "bytes": sum((folder / name).stat().st_size for name in names),
+        "files": names,
     }
 
 
-def _write_shards(checkpoint, arch, folder, dtype, progress):
-    """model.safetensors, or shards of at most SHARD bytes with their index."""
-    code, kind = DTYPES[dtype][0], tensor_type(DTYPES[dtype][1])
-    places = checkpoint.places
-    size = {name: prod(place.shape) * kind.unit_bytes for name, place in places.items()}
-    shards, room = [[]], SHARD
-    for name in places:
-        if shards[-1] and size[name] > room:
-            shards.append([])
-            room = SHARD
-        shards[-1].append(name)
-        room -= size[name]
-    files = (
-        ["model.safetensors"]
-        if len(shards) == 1
-        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    )
-    total, done = sum(size.values()), 0
-    for file, shard in zip(files, shards, strict=True):
-        header, at = {"__metadata__": {"format": "pt"}}, 0
-        for name in shard:
-            offsets = [at, at + size[name]]
-            header[arch.saved_name(name)] = {
-                "dtype": code,
-                "shape": list(places[name].checkpoint_shape),
-                "data_offsets": offsets,
-            }
-            at += size[name]
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % HEADER_UNIT)
-        with open(folder / file, "wb") as f:
-            f.write(struct.pack("<Q", len(text)) + text)
-            for name in shard:
-                values = checkpoint.read(name)
-                with about(f"{checkpoint.reader.path}: tensor {places[name].gguf}"):
-                    f.write(encode_ggml(kind, values))
-                done += size[name]
-                progress("write", done, total)
-            f.flush()
-            os.fsync(f.fileno())
-    if len(shards) > 1:
-        weight_map = {
-            arch.saved_name(n): file
-            for file, shard in zip(files, shards, strict=True)
-            for n in shard
-        }
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+# --- config and tokenizer -------------------------------------------------------------------------
 
 
-def _copied_files(config_from, dtype):
-    """{file name: bytes} from a Hugging Face folder."""
-    source = Path(config_from)
+def made_files(reader: Reader, config: Config, dtype: str) -> dict[str, bytes]:
+    """{file name: bytes} of config and tokenizer files, made from the keys of an open file.
+
+    Raises GwqError where the keys do not suffice.
+    """
+    config_file = as_json(config_json(reader, config, dtype))
+    return {"config.json": config_file} | tokenizer_files(reader.metadata)
+
+
+def _copied_files(source: Path, dtype: str) -> dict[str, bytes]:
+    """{file name: bytes} of config and tokenizer files, from a Hugging Face folder."""
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("dtype", None)
@@ -154,5 +124,80 @@ def _copied_files(config_from, dtype):
         return files | {"config.json": as_json(config | {"torch_dtype": dtype})}
     except (OSError, ValueError, AttributeError) as e:
         raise GwqError(
-            f"--config-from {source}: config.json cannot be read ({e}); give the folder of a Hugging Face model"
+            f"--config-from {source}: config.json cannot be read ({e}); "
+            "give the folder of a Hugging Face model"
         ) from None
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def _write_weights(
+    checkpoint: Checkpoint, arch: Arch, folder: Path, dtype: str, progress: Progress
+) -> None:
+    """model.safetensors, or shards of at most SHARD bytes with their index."""
+    dtype_code, type_name = DTYPES[dtype]
+    type = tensor_type(type_name)
+    sizes = {name: prod(place.shape) * type.unit_bytes for name, place in checkpoint.places.items()}
+    total = sum(sizes.values())
+    shards = _shards(sizes)
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    done = 0
+    for file, shard in zip(files, shards, strict=True):
+        with open(folder / file, "wb") as f:
+            f.write(_shard_header(checkpoint, arch, shard, sizes, dtype_code))
+            for name in shard:
+                f.write(_encoded(checkpoint, name, type))
+                done += sizes[name]
+                progress("write", done, total)
+            f.flush()
+            os.fsync(f.fileno())
+    if len(shards) > 1:
+        weight_map = {
+            arch.saved_name(name): file
+            for file, shard in zip(files, shards, strict=True)
+            for name in shard
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
+    """Names of the tensors of each shard. sizes: bytes of each tensor."""
+    shards: list[list[str]] = [[]]
+    room = SHARD
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = SHARD
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _shard_header(
+    checkpoint: Checkpoint, arch: Arch, shard: list[str], sizes: dict[str, int], dtype_code: str
+) -> bytes:
+    """The length of the JSON, and the JSON, padded with spaces to HEADER_UNIT."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in shard:
+        end = at + sizes[name]
+        header[arch.saved_name(name)] = {
+            "dtype": dtype_code,
+            "shape": list(checkpoint.places[name].checkpoint_shape),
+            "data_offsets": [at, end],
+        }
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % HEADER_UNIT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _encoded(checkpoint: Checkpoint, name: str, type: TensorType) -> memoryview:
+    """The bytes (uint8) of a tensor."""
+    values = checkpoint.read(name)
+    with about(f"{checkpoint.reader.path}: tensor {checkpoint.places[name].gguf}"):
+        return encode_ggml(type, values).data

@@ -2,7 +2,9 @@
 
 Modules import only those listed above them:
     facts
+    html
     charts
+    matrices
     page
     card
 """

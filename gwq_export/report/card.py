@@ -1,13 +1,23 @@
-"""A Hugging Face model card (README.md) for a file: front matter that the Hub understands, and what
-was measured, nothing else.
+"""A Hugging Face model card (README.md) for a file.
+
+It has front matter that the Hub understands, and what was measured, nothing else.
 """
 
+from __future__ import annotations
+
 import logging
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
+
+from gwq_export.format.reader import Reader
 
 log = logging.getLogger("gwq_export")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
+_FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---\s*(\r?\n|$)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language")  # of the source's front matter
 _CALIBRATION = {
     "gwq.source_base": "weights taken from",
@@ -19,15 +29,23 @@ _CALIBRATION = {
 }
 
 
-def card(reader, source, model, result):
-    """The card's text. reader: the open file; source: its Source; model: what the user called it;
-    result: of the export.
-    """
-    import yaml
+class Folder(Protocol):
+    """What a card needs of a hf.source.Source."""
 
-    base, stated = base_model(source.folder, model), _stated(source)
-    front = ({"base_model": base, "base_model_relation": "quantized"} if base else {}) | stated
-    front |= {"pipeline_tag": "text-generation", "tags": ["gguf", "gwq", "quantized"]}
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+
+def card(reader: Reader, source: Folder, model: str, result: Mapping[str, Any]) -> str:
+    """The card's text.
+
+    reader: the open file; source: its Source; model: what the user called it; result: of the
+    export. Logs a warning when the model or its license is not known.
+    """
+    base = base_model(source.folder, model)
+    stated = _stated(source)
     if not base:
         log.warning(
             "the card names no base_model: %s is not from the Hub; add the id to the front matter",
@@ -38,16 +56,11 @@ def card(reader, source, model, result):
             "the card names no license: neither README.md nor config.json of %s states one",
             source.folder,
         )
-    name, file = reader.metadata.get("general.name", Path(reader.path).stem), Path(reader.path).name
+    name = _line(reader.metadata.get("general.name", Path(reader.path).stem))
+    file = Path(reader.path).name
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# {_line(name)}, quantized",
-        f"[{base}](https://huggingface.co/{base})" if base else _line(name),
-    ]
-    parts[-1] += (
-        " quantized by its gradients (GWQ, [arXiv 2411.00850](https://arxiv.org/abs/2411.00850)) with gwq-export."
-    )
-    parts += [
+        f"{_front_matter(base, stated)}\n\n# {name}, quantized",
+        _introduction(base, name),
         _files(reader, file, result),
         _quality(result),
         _calibration(reader, result),
@@ -56,113 +69,125 @@ def card(reader, source, model, result):
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
-def base_model(folder, model):
-    """The Hub id of a model: what the user gave, or that of its folder in the Hub's cache; None for
-    any other folder.
+def base_model(folder: Path, model: str | os.PathLike[str]) -> str | None:
+    """The Hub id of a model: what the user gave, or that of its folder in the Hub's cache.
+
+    None for any other folder.
     """
-    if not Path(model).exists() and _HUB_ID.fullmatch(model):
-        return model
-    cached = re.search(
-        r"models--([\w.-]+?)--([\w.-]+)/snapshots/", Path(folder).resolve().as_posix() + "/"
-    )
+    if not Path(model).exists() and _HUB_ID.fullmatch(str(model)):
+        return str(model)
+    cached = _CACHED.search(Path(folder).resolve().as_posix() + "/")
     return f"{cached[1]}/{cached[2]}" if cached else None
 
 
-def _stated(source):
-    """{key: value} of _KEPT that the front matter of the source's README states, or a license from
-    its config.
+def _stated(source: Folder) -> dict[str, Any]:
+    """{key: value} of _KEPT that the front matter of the source's README states.
+
+    A license may come from its config too.
     """
     import yaml
 
-    found = {}
+    front: Any = {}
     try:
         text = (source.folder / "README.md").read_text(encoding="utf-8")
-        if front := re.match(r"---\r?\n(.*?)\r?\n---\s*(\r?\n|$)", text, re.DOTALL):
-            found = yaml.safe_load(front[1])
+        if match := _FRONT_MATTER.match(text):
+            front = yaml.safe_load(match[1])
     except (OSError, ValueError, yaml.YAMLError):
         pass  # a model without a card states nothing
-    found = {k: found[k] for k in _KEPT if found.get(k)} if isinstance(found, dict) else {}
-    if "license" not in found and isinstance(source.config.get("license"), str):
-        found["license"] = source.config["license"]
-    return found
+    stated = {}
+    if isinstance(front, dict):
+        stated = {key: front[key] for key in _KEPT if front.get(key)}
+    if "license" not in stated and isinstance(source.config.get("license"), str):
+        stated["license"] = source.config["license"]
+    return stated
 
 
-def _line(value):
+def _line(value: object) -> str:
     """A text on one line that Markdown does not read as markup."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(value).split()))
 
 
-def _cells(head, *rows):
-    return "\n".join(
-        "| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)
+def _table(head: Sequence[object], *rows: Sequence[object]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _front_matter(base: str | None, stated: Mapping[str, Any]) -> str:
+    import yaml
+
+    front: dict[str, Any] = {}
+    if base:
+        front = {"base_model": base, "base_model_relation": "quantized"}
+    front |= stated
+    front |= {"pipeline_tag": "text-generation", "tags": ["gguf", "gwq", "quantized"]}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
+
+
+def _introduction(base: str | None, name: str) -> str:
+    model = f"[{base}](https://huggingface.co/{base})" if base else name
+    return (
+        f"{model} quantized by its gradients "
+        "(GWQ, [arXiv 2411.00850](https://arxiv.org/abs/2411.00850)) with gwq-export."
     )
 
 
-def _files(reader, file, result):
-    types = dict.fromkeys(
-        t.type.name for t in reader.tensors.values() if len(t.shape) > 1 and not t.companion
-    )
-    return "## File\n\n" + _cells(
-        (
-            "file",
-            "types",
-            "bytes",
-            "bits per weight",
-            "in the decoder's linear layers",
-            "FP16 outliers",
-        ),
-        (
-            f"`{file}`",
-            ", ".join(types),
-            f"{result['bytes']:,}",
-            f"{result['bpw']:.3f}",
-            f"{result['bpw_linear']:.3f}",
-            f"{result['outlier_fraction']:.3%}",
-        ),
-    )
+def _files(reader: Reader, file: str, result: Mapping[str, Any]) -> str:
+    matrices = [t for t in reader.tensors.values() if len(t.shape) > 1 and not t.companion]
+    types = dict.fromkeys(t.type.name for t in matrices)
+    columns = {
+        "file": f"`{file}`",
+        "types": ", ".join(types),
+        "bytes": f"{result['bytes']:,}",
+        "bits per weight": f"{result['bpw']:.3f}",
+        "in the decoder's linear layers": f"{result['bpw_linear']:.3f}",
+        "FP16 outliers": f"{result['outlier_fraction']:.3%}",
+    }
+    return "## File\n\n" + _table(list(columns), list(columns.values()))
 
 
-def _quality(result):
+def _quality(result: Mapping[str, Any]) -> str:
     if "verify" not in result:
         return ""
     q = result["verify"]
-    table = _cells(
+    divergence = f"{q['kld_mean']:.5f} ± {q['kld_error']:.5f}"
+    table = _table(
         ("held-out text", "source", "this file"),
         ("perplexity", f"{q['ppl_against']:.4f}", f"{q['ppl']:.4f}"),
-        (
-            "KL divergence from the source, nats per token",
-            "0",
-            f"{q['kld_mean']:.5f} ± {q['kld_error']:.5f}",
-        ),
+        ("KL divergence from the source, nats per token", "0", divergence),
         ("same top token", "100%", f"{q['top1_agreement']:.2%} ± {q['top1_error']:.2%}"),
     )
-    measured = f"Measured on the finished file: {q['windows']} windows of {q['ctx']} tokens, {q['tokens']} tokens scored."
+    measured = (
+        f"Measured on the finished file: {q['windows']} windows of {q['ctx']} tokens, "
+        f"{q['tokens']} tokens scored."
+    )
     return f"## Quality\n\n{table}\n\n{measured}"
 
 
-def _calibration(reader, result):
+def _calibration(reader: Reader, result: Mapping[str, Any]) -> str:
     facts = [
-        f"{what}: {reader.metadata[key]}"
-        for key, what in _CALIBRATION.items()
+        f"{name}: {reader.metadata[key]}"
+        for key, name in _CALIBRATION.items()
         if key in reader.metadata
     ]
     if "calibration_loss" in result:
-        facts.append(
-            f"loss of the unquantized model: {result['calibration_loss']:.4f} nats per token"
-        )
-    return "## Calibration\n\n" + "\n".join(f"* {fact}" for fact in facts) if facts else ""
+        loss = result["calibration_loss"]
+        facts.append(f"loss of the unquantized model: {loss:.4f} nats per token")
+    if not facts:
+        return ""
+    return "## Calibration\n\n" + "\n".join(f"* {fact}" for fact in facts)
 
 
-def _usage(reader, file):
-    chat = (
-        "has the model's chat template"
-        if "tokenizer.chat_template" in reader.metadata
-        else "has no chat template"
+def _usage(reader: Reader, file: str) -> str:
+    chat = "has no chat template"
+    if "tokenizer.chat_template" in reader.metadata:
+        chat = "has the model's chat template"
+    types = "It is an ordinary GGUF file"
+    if any(t.type.bits for t in reader.tensors.values()):
+        types = "Its tensor types are those of gwq-export; other GGUF readers refuse them by name"
+    return (
+        "## Use\n\n```\n"
+        f"gwq-run {file} -p 'Why is the sky blue?'\n"
+        f"gwq-info {file} --check\n"
+        "```\n\n"
+        f"The file {chat}. {types}."
     )
-    custom = any(t.type.bits for t in reader.tensors.values())
-    types = (
-        "Its tensor types are those of gwq-export; other GGUF readers refuse them by name"
-        if custom
-        else "It is an ordinary GGUF file"
-    )
-    return f"## Use\n\n```\ngwq-run {file} -p 'Why is the sky blue?'\ngwq-info {file} --check\n```\n\nThe file {chat}. {types}."

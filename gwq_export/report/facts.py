@@ -1,14 +1,20 @@
-"""What a file tells of itself: sizes, where its outliers are, how it was made. The data that a
-report is drawn from.
+"""What a file tells of itself: sizes, where its outliers are, how it was made.
+
+That is the data which a report is drawn from.
 """
+
+from __future__ import annotations
 
 import re
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from gwq_export.format.layout import OFFSETS, OUTLIERS
+from gwq_export.format.layout import COMPANIONS
 from gwq_export.format.outliers import unpack_outliers
+from gwq_export.format.reader import Reader
+from gwq_export.format.tensor import Tensor
 
 BINS = 32  # of a matrix's rows, and of its columns, in which outliers are counted
 DENSEST = 0.01  # share of the rows or columns whose outliers are compared with all
@@ -21,9 +27,8 @@ _GENERAL = (
 )
 
 
-def gather(reader):
-    """{"name", "arch", "params", "bytes", "bpw", "keys", "tensors"} of an open file
-    (container.Reader).
+def gather(reader: Reader) -> dict[str, Any]:
+    """{"name", "arch", "params", "bytes", "bpw", "keys", "tensors"} of an open file.
 
     keys: {name: value} of the general and the gwq.* keys. tensors: {"name", "type", "shape",
     "params", "bytes" (with side-table), "outliers", "block" (or None), "matrix"} of each, and where
@@ -34,36 +39,34 @@ def gather(reader):
     meta = reader.metadata
     tensors = [_tensor(reader, t) for t in reader.tensors.values() if not t.companion]
     params = sum(t["params"] for t in tensors)
-    keys = {
-        k: meta[k]
-        for k in (*(g for g in _GENERAL if g in meta), *(k for k in meta if k.startswith("gwq.")))
-    }
+    general = [key for key in _GENERAL if key in meta]
+    ours = [key for key in meta if key.startswith("gwq.")]
     return {
         "name": str(meta.get("general.name", "")),
         "arch": str(meta.get("general.architecture", "")),
         "params": params,
         "bytes": reader.nbytes,
         "bpw": 8 * reader.nbytes / max(params, 1),
-        "keys": keys,
+        "keys": {key: meta[key] for key in (*general, *ours)},
         "tensors": tensors,
     }
 
 
-def place(name):
+def place(name: str) -> dict[str, Any]:
     """{"block": number or None, "matrix": name within the block} of a tensor's name."""
-    found = _BLOCK.fullmatch(name)
-    return (
-        {"block": int(found[1]), "matrix": found[2]} if found else {"block": None, "matrix": name}
-    )
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        return {"block": None, "matrix": name}
+    return {"block": int(match[1]), "matrix": match[2]}
 
 
-def _tensor(reader, t):
+def _tensor(reader: Reader, t: Tensor) -> dict[str, Any]:
     table = sum(
-        reader.tensors[t.name + s].nbytes
-        for s in (OUTLIERS, OFFSETS)
-        if t.name + s in reader.tensors
+        reader.tensors[t.name + suffix].nbytes
+        for suffix in COMPANIONS
+        if t.name + suffix in reader.tensors
     )
-    found = {
+    facts = {
         "name": t.name,
         "type": t.type.name,
         "shape": list(t.shape),
@@ -72,25 +75,34 @@ def _tensor(reader, t):
         "outliers": t.outlier_count,
     } | place(t.name)
     if t.outlier_count:
-        rows, columns = prod(t.shape[:-1]), t.shape[-1]
         row, column = _positions(t)
-        for name, at, n in (("row", row, rows), ("column", column, columns)):
-            counts = np.bincount(at, minlength=n)
-            bins = np.add.reduceat(
-                counts, np.unique(np.linspace(0, n, BINS, endpoint=False).astype(int))
-            )
-            densest = np.sort(counts)[-max(1, round(DENSEST * n)) :]
-            found |= {
-                f"{name}s": bins.tolist(),
-                f"{name}_share": float(densest.sum() / counts.sum()),
-            }
-    return found
+        facts |= _concentration("row", row, prod(t.shape[:-1]))
+        facts |= _concentration("column", column, t.shape[-1])
+    return facts
 
 
-def _positions(t):
-    """(row, column) of every outlier of a tensor; the rows of an expert's matrix count on from
-    those of the one before.
+def _concentration(axis: str, at: np.ndarray, n: int) -> dict[str, Any]:
+    """{"<axis>s", "<axis>_share"} of outliers at the indices `at` of an axis of length n."""
+    counts = np.bincount(at, minlength=n)
+    edges = np.unique(np.linspace(0, n, BINS, endpoint=False).astype(int))
+    densest = np.sort(counts)[-max(1, round(DENSEST * n)) :]
+    return {
+        f"{axis}s": np.add.reduceat(counts, edges).tolist(),
+        f"{axis}_share": float(densest.sum() / counts.sum()),
+    }
+
+
+def _positions(t: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(row, column) of every outlier of a tensor.
+
+    The rows of an expert's matrix count on from those of the one before.
     """
-    found = [unpack_outliers(*m.outliers, m.shape) for m in t.matrices()]
-    rows = [row + j * t.shape[-2] for j, (row, _, _) in enumerate(found)]
-    return np.concatenate(rows), np.concatenate([column for _, column, _ in found])
+    rows = []
+    columns = []
+    for j, matrix in enumerate(t.matrices()):
+        assert matrix.outliers is not None
+        n_rows, n_cols = matrix.shape
+        row, column, _ = unpack_outliers(*matrix.outliers, (n_rows, n_cols))
+        rows.append(row + j * n_rows)
+        columns.append(column)
+    return np.concatenate(rows), np.concatenate(columns)

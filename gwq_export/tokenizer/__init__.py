@@ -3,6 +3,7 @@
 Modules import only those listed above them:
     pretokenizer
     build
+    chat_template
     tokenizer
     from_hf
     to_hf

@@ -1,56 +1,73 @@
 """The tokenizer's files of a Hugging Face folder, made from the keys of a GGUF file."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from gwq_export.files import as_json
-from gwq_export.tokenizer import build as tokenizer
+from gwq_export.tokenizer.build import JSON_KEY, KEY_NAMES, build
+
+if TYPE_CHECKING:
+    from tokenizers.processors import TemplateProcessing
 
 
-def _special_ids(meta, *names):
-    """{name: id or None} of special tokens."""
-    ids = {
-        name: meta.get(f"tokenizer.ggml.{tokenizer.KEY_NAMES.get(name, name)}_token_id")
-        for name in names
-    }
-    return {
-        name: id if type(id) is int and id < len(meta["tokenizer.ggml.tokens"]) else None
-        for name, id in ids.items()
-    }
+def special_ids(metadata: Mapping[str, Any], *names: str) -> dict[str, int | None]:
+    """{name: id or None} of special tokens, by Hugging Face's names: bos, eos, unk, pad."""
+    ids = {}
+    for name in names:
+        id = metadata.get(f"tokenizer.ggml.{KEY_NAMES.get(name, name)}_token_id")
+        exists = type(id) is int and id < len(metadata["tokenizer.ggml.tokens"])
+        ids[name] = id if exists else None
+    return ids
 
 
-def _tokenizer_files(reader):
-    """tokenizer.json, tokenizer_config.json and generation_config.json from the keys."""
-    meta = reader.metadata
-    native, tokens = tokenizer.build(meta), meta["tokenizer.ggml.tokens"]
-    ids = {
-        name: id
-        for name, id in _special_ids(meta, "bos", "eos", "unk", "pad").items()
-        if id is not None
-    }
-    ends = {
-        name: bool(meta.get(f"tokenizer.ggml.add_{name}_token")) and name in ids
+def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """{name: bytes} of tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    Raises GwqError for keys that do not fit together.
+    """
+    native = build(metadata)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    special = special_ids(metadata, "bos", "eos", "unk", "pad")
+    ids = {name: id for name, id in special.items() if id is not None}
+    added = {  # whether a text gets them
+        name: bool(metadata.get(f"tokenizer.ggml.add_{name}_token")) and name in ids
         for name in ("bos", "eos")
     }
-    if tokenizer.JSON_KEY not in meta and any(ends.values()):
-        from tokenizers.processors import TemplateProcessing
+    if JSON_KEY not in metadata and any(added.values()):
+        native.post_processor = _post_processor(
+            {name: (tokens[ids[name]], ids[name]) for name in ("bos", "eos") if added[name]}
+        )
 
-        before, after = (tokens[ids[name]] if ends[name] else "" for name in ("bos", "eos"))
-        parts = [p for p in (before, "$A", after) if p]
-        pair = [*parts, *(p.replace("$A", "$B:1") for p in parts)]
-        known = [(tokens[ids[name]], ids[name]) for name in ends if ends[name]]
-        native.post_processor = TemplateProcessing(single=parts, pair=pair, special_tokens=known)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {f"{name}_token": tokens[id] for name, id in ids.items()} | {
-        f"add_{name}_token": on for name, on in ends.items()
-    }
-    if limit := meta.get(f"{meta['general.architecture']}.context_length"):
+    config |= {f"{name}_token": tokens[id] for name, id in ids.items()}
+    config |= {f"add_{name}_token": on for name, on in added.items()}
+    if limit := metadata.get(f"{metadata['general.architecture']}.context_length"):
         config["model_max_length"] = limit
-    if template := meta.get("tokenizer.chat_template"):
+    if template := metadata.get("tokenizer.chat_template"):
         config["chat_template"] = template
+
     stops = [ids["eos"]] if "eos" in ids else []
-    stops += [meta["tokenizer.ggml.eot_token_id"]] if "tokenizer.ggml.eot_token_id" in meta else []
-    generation = {"eos_token_id": stops if len(stops) > 1 else stops[0]} if stops else {}
+    if "tokenizer.ggml.eot_token_id" in metadata:
+        stops.append(metadata["tokenizer.ggml.eot_token_id"])
+    generation: dict[str, Any] = {}
+    if stops:
+        generation["eos_token_id"] = stops if len(stops) > 1 else stops[0]
     generation |= {f"{name}_token_id": ids[name] for name in ("bos", "pad") if name in ids}
     return {
         "tokenizer.json": native.to_str().encode(),
         "tokenizer_config.json": as_json(config),
         "generation_config.json": as_json(generation),
     }
+
+
+def _post_processor(special: dict[str, tuple[str, int]]) -> TemplateProcessing:
+    """Puts bos before a text and eos behind it. special: {"bos", "eos": (token, id)} as wanted."""
+    from tokenizers.processors import TemplateProcessing
+
+    before, _ = special.get("bos", ("", 0))
+    after, _ = special.get("eos", ("", 0))
+    single = [part for part in (before, "$A", after) if part]
+    pair = [*single, *(part.replace("$A", "$B:1") for part in single)]
+    return TemplateProcessing(single=single, pair=pair, special_tokens=list(special.values()))

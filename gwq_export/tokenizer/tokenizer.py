@@ -1,11 +1,18 @@
 """The tokenizer of a GGUF file: encoding, decoding token by token, chat prompts."""
 
-import json
-from datetime import datetime
-from functools import cached_property
+from __future__ import annotations
 
-from gwq_export.errors import GwqError, one_line
-from gwq_export.tokenizer.build import BYTE_TOKEN, NO_TEXT, _get, build, from_json
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gwq_export.errors import GwqError
+from gwq_export.tokenizer.build import BYTE_TOKEN, NO_TEXT, build, from_json, optional, required
+from gwq_export.tokenizer.chat_template import render
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # tokens that end a turn of a chat, whatever the eos of the file
 END_OF_TURN = {
@@ -21,152 +28,136 @@ END_OF_TURN = {
 
 
 class Tokenizer:
-    """The tokenizer of a GGUF file; `metadata` maps keys to values. Safe from several threads.
-    Raises GwqError.
+    """The tokenizer of a GGUF file. Safe from several threads.
 
-    bos, eos: ids or None; add_bos: whether a text starts with bos; stop_ids: set of the ids that
-    end a generation; vocab_size; chat_template: str or None.
+    metadata: {key: value} of the file. Raises GwqError for keys that do not fit together.
     """
 
-    def __init__(self, metadata):
+    vocab_size: int
+    bos: int | None
+    eos: int | None
+    add_bos: bool  # whether a text starts with bos
+    stop_ids: set[int]  # each ends a generation
+    chat_template: str | None
+
+    def __init__(self, metadata: Mapping[str, Any]):
         self._native = build(metadata)
-        self.vocab_size = len(_get(metadata, "tokens", list, KeyError))
+        self.vocab_size = len(required(metadata, "tokens", list))
         ids = {
-            name: _get(metadata, f"{name}_token_id", int) for name in ("bos", "eos", "eot", "eom")
+            name: optional(metadata, f"{name}_token_id", int)
+            for name in ("bos", "eos", "eot", "eom")
         }
         for name, id in ids.items():
             if id is not None and not 0 <= id < self.vocab_size:
                 raise GwqError(
-                    f"the id {id} of the {name} token is beyond the vocabulary: the file is damaged, export it again"
+                    f"the id {id} of the {name} token is beyond the vocabulary: "
+                    "the file is damaged, export it again"
                 )
-        self.bos, self.eos = ids["bos"], ids["eos"]
-        add_bos = _get(metadata, "add_bos_token", bool, _get(metadata, "model", str) == "llama")
-        self.add_bos = add_bos and self.bos is not None
-        self.chat_template = _get(metadata, "tokenizer.chat_template", str)
+        self.bos = ids["bos"]
+        self.eos = ids["eos"]
+        is_llama = optional(metadata, "model", str) == "llama"
+        self.add_bos = optional(metadata, "add_bos_token", bool, is_llama) and self.bos is not None
+        self.chat_template = optional(metadata, "tokenizer.chat_template", str)
         added = self._native.get_added_tokens_decoder()
         self._special = {id for id, token in added.items() if token.special}
-        self.stop_ids = {ids["eos"], ids["eot"], ids["eom"]} - {None} | {
-            id for id, t in added.items() if t.content in END_OF_TURN
+        self.stop_ids = {ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None} | {
+            id for id, token in added.items() if token.content in END_OF_TURN
         }
 
     @cached_property
-    def _plain(self):
+    def _plain(self) -> tokenizers.Tokenizer:
         """The same tokenizer, blind to special tokens in the text."""
         spec = json.loads(self._native.to_str())
-        if (
-            spec["model"]["type"] == "Unigram"
-        ):  # it would find them by itself: its pieces are all there is in a text
+        if spec["model"]["type"] == "Unigram":
+            # it would find them by itself: its pieces are all there is in a text
             names = {token["content"] for token in spec["added_tokens"] if token["special"]}
             spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
             spec["model"]["vocab"] = [
-                [f"{NO_TEXT}{t}" if t in names else t, score] for t, score in spec["model"]["vocab"]
+                [f"{NO_TEXT}{piece}" if piece in names else piece, score]
+                for piece, score in spec["model"]["vocab"]
             ]
         native = from_json(json.dumps(spec), "the tokenizer")
         native.encode_special_tokens = True
         return native
 
-    def encode(self, text, special=True, bos=None):
-        """Token ids of `text`. special: read special tokens in it as such; bos: start with bos
-        (None: as the file says, but once).
+    def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
+        """Token ids of `text`.
+
+        special: read special tokens in it as such; bos: start with bos (None: as the file says, but
+        once). Raises GwqError for text that UTF-8 cannot hold.
         """
         try:
             text.encode()
         except UnicodeEncodeError:
             raise GwqError("the text is not valid Unicode: give it in UTF-8") from None
-        ids = (self._native if special else self._plain).encode(text, add_special_tokens=False).ids
-        wanted = (
-            self.add_bos and ids[:1] != [self.bos] if bos is None else bos and self.bos is not None
-        )
+        native = self._native if special else self._plain
+        ids = native.encode(text, add_special_tokens=False).ids
+        if self.bos is None:
+            return ids
+        wanted = self.add_bos and ids[:1] != [self.bos] if bos is None else bos
         return [self.bos, *ids] if wanted else ids
 
-    def decode(self, ids, special=False):
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids; special tokens are left out unless `special`."""
         return self._native.decode([int(id) for id in ids], skip_special_tokens=not special)
 
-    def stream(self, special=False):
+    def stream(self, special: bool = False) -> Stream:
         """An incremental decoder: see `Stream`."""
         return Stream(self, special)
 
-    def chat(self, messages, add_generation_prompt=True):
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
         """The prompt of `messages`, a list of {"role", "content"}, by the file's chat template.
 
-        Encode it with special=True.
+        Encode it with special=True. Raises GwqError when there is no template or it refuses the
+        messages.
         """
         if self.chat_template is None:
             raise GwqError("the file has no chat template: give a plain prompt")
-        from jinja2 import TemplateError
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        class Generation(
-            Extension
-        ):  # {% generation %} marks what the model says; it prints nothing
-            tags = frozenset(["generation"])
-
-            def parse(self, parser):
-                next(parser.stream)
-                return parser.parse_statements(["name:endgeneration"], drop_needle=True)
-
-        def raise_exception(message):
-            raise TemplateError(message)
-
-        env = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        return render(
+            self.chat_template,
+            messages,
+            add_generation_prompt,
+            bos_token=self._text_of(self.bos),
+            eos_token=self._text_of(self.eos),
         )
-        env.filters["tojson"] = lambda value, indent=None, **_: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
-        env.globals |= {
-            "raise_exception": raise_exception,
-            "strftime_now": lambda format: datetime.now().strftime(format),
-        }
-        bos, eos = (
-            "" if id is None else self._native.id_to_token(id) or "" for id in (self.bos, self.eos)
-        )
-        names = {
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": bos,
-            "eos_token": eos,
-        }
-        try:
-            return env.from_string(self.chat_template).render(**names, tools=None, documents=None)
-        except Exception as e:  # the template is a program from the file: anything may happen in it
-            raise GwqError(
-                f"the file's chat template refuses these messages ({one_line(e)}): change the messages or give a plain prompt"
-            ) from None
+
+    def _text_of(self, id: int | None) -> str:
+        return "" if id is None else self._native.id_to_token(id) or ""
 
 
 class Stream:
     """Token ids in, text out as soon as it is certain.
 
-    The fragments, with `flush`, join to what `decode` gives for all ids.
+    The fragments, with `flush`, join to what `decode` gives for all ids. special: show special
+    tokens.
     """
 
-    def __init__(self, tokenizer, special=False):
-        self._tokenizer, self._show = tokenizer, special
-        self._ids, self._sent = (
-            [],
-            "",
-        )  # ids since the last certain text, after one id of context; text of the context
+    def __init__(self, tokenizer: Tokenizer, special: bool = False):
+        self._tokenizer = tokenizer
+        self._show = special
+        self._ids: list[int] = []  # since the last certain text, after one id of context
+        self._sent = ""  # text of the context
 
-    def feed(self, id):
+    def feed(self, id: int) -> str:
         """The text that became certain with `id`; "" while a character is incomplete."""
         token = self._tokenizer._native.id_to_token(int(id))
         if token is None or (id in self._tokenizer._special and not self._show):
             return ""
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids, self._show)
-        if text.endswith("\ufffd") or BYTE_TOKEN.fullmatch(
-            token
-        ):  # a run of bytes is text or not as a whole
+        # a run of bytes is text or not as a whole
+        if text.endswith("\ufffd") or BYTE_TOKEN.fullmatch(token):
             return ""
         fragment = text[len(self._sent) :]
-        self._ids, self._sent = [id], self._tokenizer.decode([id], self._show)
+        self._ids = [id]
+        self._sent = self._tokenizer.decode([id], self._show)
         return fragment
 
-    def flush(self):
+    def flush(self) -> str:
         """The text held back; the next `feed` starts a new text."""
         fragment = self._tokenizer.decode(self._ids, self._show)[len(self._sent) :]
-        self._ids, self._sent = [], ""
+        self._ids = []
+        self._sent = ""
         return fragment

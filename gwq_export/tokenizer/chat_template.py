@@ -1,0 +1,79 @@
+"""The chat template of a file: a Jinja program that turns messages into a prompt.
+
+It runs as in transformers, in a sandbox and with the names that templates expect there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gwq_export.errors import GwqError, one_line
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    bos_token: str,
+    eos_token: str,
+) -> str:
+    """The prompt of `messages`, [{"role", "content"}].
+
+    add_generation_prompt: end it with what begins the model's answer. Raises GwqError when the
+    template refuses the messages.
+    """
+    env = _environment()
+    try:
+        return env.from_string(template).render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            tools=None,
+            documents=None,
+        )
+    except Exception as e:  # the template is a program from the file: anything may happen in it
+        raise GwqError(
+            f"the file's chat template refuses these messages ({one_line(e)}): "
+            "change the messages or give a plain prompt"
+        ) from None
+
+
+def _environment() -> Environment:
+    """The sandbox, with what transformers adds to Jinja."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} ... {% endgeneration %} marks what the model says; it prints nothing."""
+
+        tags = {"generation"}  # noqa: RUF012 (as the base class has it)
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def strftime_now(format: str) -> str:
+        return datetime.now().strftime(format)
+
+    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    env.filters["tojson"] = tojson
+    env.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return env
