@@ -313,7 +313,7 @@ class Lab:
 
 
 def _size(entry, recipe):
-    return stored_bytes(replace(entry, recipe=recipe))
+    return replace(entry, recipe=recipe).stored_bytes
 
 
 def default(type, **changes):

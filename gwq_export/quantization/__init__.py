@@ -4,6 +4,10 @@ Modules import only those listed above them:
     saliency
     recipe
     curvature
+    lanes
+    matrix_codes
+    tile_codes
+    ggml_codes
     encoder
     deltas
     quantize

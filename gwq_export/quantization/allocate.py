@@ -1,133 +1,179 @@
-"""The best choice for every matrix under a byte budget: a knapsack over predicted losses."""
+"""The best choice for every matrix within a byte budget: a knapsack problem, without tensors.
 
+Every matrix has some choices, each with its bytes and its loss; one of each is to be picked, so
+that the losses add up to as little as possible and the bytes to no more than the budget. (In the
+literature: optimal bit allocation, the multiple-choice knapsack problem.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-MOST = 0.25  # outliers that are added to fill a budget
+from gwq_export.quantization.recipe import Recipe
+
+MAX_FILL = 0.25  # fraction of outliers up to which `fill` goes
+FIRST_FILL = 0.001  # fraction at which it begins where a matrix has none
+BISECTIONS = 24
 
 
 @dataclass(frozen=True)
 class Choice:
     """One way to store a matrix: its bytes in the file and the loss it adds, nats per token."""
 
-    recipe: object
+    recipe: Recipe
     nbytes: int
     loss: float
 
 
-def frontier(options):
-    """Choices by ascending bytes, those that another one beats left out."""
-    kept = []
-    for c in sorted(options, key=lambda c: (c.nbytes, c.loss)):
-        if not kept or c.loss < kept[-1].loss:
-            kept.append(c)
+def frontier(options: Sequence[Choice]) -> list[Choice]:
+    """The choices that no other beats in both bytes and loss, by ascending bytes."""
+    kept: list[Choice] = []
+    for choice in sorted(options, key=lambda c: (c.nbytes, c.loss)):
+        if not kept or choice.loss < kept[-1].loss:
+            kept.append(choice)
     return kept
 
 
-def hull(options):
-    """Those of a frontier at which the loss saved per byte falls: no mix of two others beats them."""
-    out = []
-    for c in options:
-        while len(out) > 1 and _slope(out[-2], out[-1]) <= _slope(out[-1], c):
-            out.pop()
-        out.append(c)
-    return out
+def hull(options: Sequence[Choice]) -> list[Choice]:
+    """The corners of a frontier's lower convex hull: no mix of two others beats one of them.
+
+    From corner to corner, the loss saved per byte falls.
+    """
+    corners: list[Choice] = []
+    for choice in options:
+        while len(corners) > 1 and _slope(corners[-2], corners[-1]) <= _slope(corners[-1], choice):
+            corners.pop()
+        corners.append(choice)
+    return corners
 
 
-def _slope(a, b):
-    """Loss saved per byte."""
+def _slope(a: Choice, b: Choice) -> float:
+    """Loss saved per byte by going from a to the larger b."""
     return (a.loss - b.loss) / max(b.nbytes - a.nbytes, 1e-9)
 
 
-def allocate(options, budget):
-    """One of each matrix's options, of least loss within `budget` bytes; or None.
+def allocate(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice] | None:
+    """Pick one of each matrix's choices, of least total loss within `budget` bytes.
 
-    Greedy along the convex hulls, which is optimal up to the last step (Shoham and Gersho, 1988),
-    then whatever still fits.
+    Returns None where even the smallest choices do not fit. Every matrix begins with its smallest
+    choice; then the steps along all convex hulls are taken in the order of the loss they save per
+    byte. Where a step just fills the budget, the result is optimal: it minimizes loss + lambda *
+    bytes for some price lambda of a byte (Shoham and Gersho, "Efficient bit allocation for an
+    arbitrary set of quantizers", 1988). Bytes that remain buy single changes, the one that saves
+    most first. The loss exceeds the optimum by at most what the largest single step saves.
     """
-    options, picked = [frontier(o) for o in options], [0] * len(options)
-    left = budget - sum(o[0].nbytes for o in options)
+    fronts = [frontier(choices) for choices in options]
+    picked = [0] * len(fronts)  # index into each frontier
+    left = budget - sum(front[0].nbytes for front in fronts)
     if left < 0:
         return None
-    steps = []
-    for i, o in enumerate(options):
-        corners = hull(o)
-        steps += [(_slope(a, b), i, a, b) for a, b in pairwise(corners)]
-    stopped = set()
-    for _, i, a, b in sorted(steps, key=lambda s: -s[0]):
+    steps = [
+        (_slope(a, b), i, a, b) for i, front in enumerate(fronts) for a, b in pairwise(hull(front))
+    ]
+    stopped = set()  # matrices of which a step did not fit: later ones start from it
+    for _, i, a, b in sorted(steps, key=lambda step: -step[0]):
         if i in stopped or b.nbytes - a.nbytes > left:
-            stopped.add(i)  # its later steps start from this one
+            stopped.add(i)
             continue
         left -= b.nbytes - a.nbytes
-        picked[i] = options[i].index(b)
-    while True:  # what is left buys the best single change
-        best = None
-        for i, o in enumerate(options):
-            now = o[picked[i]]
-            for k in range(picked[i] + 1, len(o)):
-                if o[k].nbytes - now.nbytes <= left and o[k].loss < now.loss:
-                    gain = now.loss - o[k].loss
-                    if best is None or gain > best[0]:
-                        best = gain, i, k
-        if best is None:
-            return [o[k] for o, k in zip(options, picked, strict=True)]
-        _, i, k = best
-        left -= options[i][k].nbytes - options[i][picked[i]].nbytes
+        picked[i] = fronts[i].index(b)
+    while change := _best_change(fronts, picked, left):
+        i, k = change
+        left -= fronts[i][k].nbytes - fronts[i][picked[i]].nbytes
         picked[i] = k
+    return [front[k] for front, k in zip(fronts, picked, strict=True)]
 
 
-def fill(options, picked, sizes, budget):
-    """Recipes of the picked choices, some with more outliers where bytes are left: those that save
-    most per byte first.
+def _best_change(
+    fronts: Sequence[Sequence[Choice]], picked: Sequence[int], left: int
+) -> tuple[int, int] | None:
+    """(matrix, index of its new choice) of the change within `left` bytes that saves most loss."""
+    best = None
+    best_gain = 0.0
+    for i, front in enumerate(fronts):
+        now = front[picked[i]]
+        for k in range(picked[i] + 1, len(front)):
+            gain = now.loss - front[k].loss
+            if front[k].nbytes - now.nbytes <= left and gain > best_gain:
+                best_gain = gain
+                best = i, k
+    return best
 
-    sizes: for each matrix a function recipe -> bytes.
+
+def fill(
+    options: Sequence[Sequence[Choice]],
+    picked: Sequence[Choice],
+    sizes: Sequence[Callable[[Recipe], int]],
+    budget: int,
+) -> list[Recipe]:
+    """Spend the bytes that `allocate` left on more outliers; returns a recipe for every matrix.
+
+    options, picked: the choices and what `allocate` picked of them. sizes: for each matrix a
+    function recipe -> bytes. The matrix that saves most per byte gets its outliers first, as many
+    as fit up to the next larger fraction among its choices; its loss in between is interpolated.
+    Beyond the largest fraction the loss is unknown and taken as unchanged, so that this comes last.
     """
-    left, picked = budget - sum(c.nbytes for c in picked), list(picked)
+    picked = list(picked)
+    left = budget - sum(choice.nbytes for choice in picked)
     while True:
         offers = []
-        for m, (o, now) in enumerate(zip(options, picked, strict=True)):
-            more = [
-                c
-                for c in o
-                if c.recipe.type == now.recipe.type
-                and c.recipe.outliers > now.recipe.outliers
-                and c.nbytes > now.nbytes
-            ]
-            more = min(more, key=lambda c: c.recipe.outliers, default=None)
-            if (
-                not more and now.recipe.type.bits and now.recipe.outliers < MOST
-            ):  # beyond what was asked for: no loss known
-                recipe = replace(
-                    now.recipe, outliers=min(MOST, max(2 * now.recipe.outliers, 0.001))
-                )
-                more = Choice(recipe, sizes[m](recipe), now.loss)
-            if (
-                more
-                and sizes[m](
-                    replace(now.recipe, outliers=_next(now.recipe.outliers, more.recipe.outliers))
-                )
-                - now.nbytes
-                <= left
-            ):
-                offers.append((_slope(now, more), m, now, more))
+        for i, (choices, now) in enumerate(zip(options, picked, strict=True)):
+            more = _more_outliers(choices, now, sizes[i])
+            if more and sizes[i](_mix(now, more, 1 / 64)) - now.nbytes <= left:
+                offers.append((_slope(now, more), i, now, more))
         if not offers:
-            return [c.recipe for c in picked]
-        _, m, now, more = max(offers, key=lambda offer: offer[0])
-        low, high = now.recipe.outliers, more.recipe.outliers
-        if more.nbytes - now.nbytes <= left:
-            low = high
-        for _ in range(24 * (low < high)):  # bisection: bytes grow with the fraction
-            middle = (low + high) / 2
-            if sizes[m](replace(now.recipe, outliers=middle)) - now.nbytes <= left:
-                low = middle
-            else:
-                high = middle
-        recipe = replace(now.recipe, outliers=low)
-        share = (low - now.recipe.outliers) / (more.recipe.outliers - now.recipe.outliers)
-        picked[m] = Choice(recipe, sizes[m](recipe), now.loss + share * (more.loss - now.loss))
-        left -= picked[m].nbytes - now.nbytes
+            return [choice.recipe for choice in picked]
+        _, i, now, more = max(offers, key=lambda offer: offer[0])
+        fraction = _largest_fraction(now, more, sizes[i], left)
+        recipe = replace(now.recipe, outliers=fraction)
+        share = (fraction - now.recipe.outliers) / (more.recipe.outliers - now.recipe.outliers)
+        picked[i] = Choice(recipe, sizes[i](recipe), now.loss + share * (more.loss - now.loss))
+        left -= picked[i].nbytes - now.nbytes
 
 
-def _next(a, b):
-    """A fraction a little above a: a step that fits nothing is not worth a try."""
-    return a + (b - a) / 64
+def _more_outliers(
+    choices: Sequence[Choice], now: Choice, size: Callable[[Recipe], int]
+) -> Choice | None:
+    """The choice of the same type with the next larger fraction of outliers, or None.
+
+    Beyond the largest one offered, the fraction is doubled, with the loss as it is.
+    """
+    larger = [
+        c
+        for c in choices
+        if c.recipe.type == now.recipe.type
+        and c.recipe.outliers > now.recipe.outliers
+        and c.nbytes > now.nbytes
+    ]
+    if larger:
+        return min(larger, key=lambda c: c.recipe.outliers)
+    if not now.recipe.type.bits or now.recipe.outliers >= MAX_FILL:
+        return None
+    fraction = min(MAX_FILL, max(2 * now.recipe.outliers, FIRST_FILL))
+    recipe = replace(now.recipe, outliers=fraction)
+    return Choice(recipe, size(recipe), now.loss)
+
+
+def _mix(now: Choice, more: Choice, share: float) -> Recipe:
+    """The recipe of `now` with its outliers moved towards those of `more`."""
+    a, b = now.recipe.outliers, more.recipe.outliers
+    return replace(now.recipe, outliers=a + (b - a) * share)
+
+
+def _largest_fraction(now: Choice, more: Choice, size: Callable[[Recipe], int], left: int) -> float:
+    """The largest fraction of outliers, up to that of `more`, that takes `left` bytes more at most.
+
+    By bisection, as bytes grow with the fraction.
+    """
+    low, high = now.recipe.outliers, more.recipe.outliers
+    if more.nbytes - now.nbytes <= left:
+        return high
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if size(replace(now.recipe, outliers=middle)) - now.nbytes <= left:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,90 +1,131 @@
-"""Which weights stay FP16: one row per rule.
+"""Which weights of a matrix stay FP16 (its outliers): one rule per row of SALIENCY.
 
-`score(weight, statistics, rng, first)` returns an array of the weight's shape; the largest are
-kept. `first()` is the matrix after a plain quantization without outliers, for rules that ask what
-it did.
+A rule's `score(weight, statistics, rng, first)` returns an array (rows, cols) of the weight's
+shape; the largest scores are kept. `first()` returns the matrix after a plain quantization without
+outliers, for rules that ask what that did to a weight.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gwq_export.format.types import TILE
 
-SUB = 32  # columns whose range an outlier is taken to widen
+SUB = 32  # columns that share a scale, as the rule "relief" takes it
+MAX_PER_SLOT = 255  # outliers in one row of a tile: the side-table counts them in a byte
+Score = Callable[
+    [np.ndarray, dict[str, Any], np.random.Generator, Callable[[], np.ndarray]], np.ndarray
+]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """statistics: names of calibration statistics that `score` reads."""
+    """A rule that scores weights.
 
-    statistics: tuple
-    score: callable
+    statistics: names of the calibration statistics that `score` reads.
+    """
+
+    statistics: tuple[str, ...]
+    score: Score
 
 
-def _relief(w):
-    """How far the largest weight of a run of 32 columns widens its range beyond the next:
+def _relief(w: np.ndarray) -> np.ndarray:
+    """How much the largest weight of each run of 32 columns widens the run's range.
 
-    (m1^2 - m2^2) for it, else little.
+    With m1 and m2 the two largest magnitudes of a run, the weight of magnitude m1 scores m1^2 -
+    m2^2; the others get 1e-6 of their squares, which only puts them in order.
     """
     rows, cols = w.shape
     padded = np.zeros((rows, -(-cols // SUB) * SUB), np.float32)
     padded[:, :cols] = w * w
     runs = padded.reshape(rows, -1, SUB)
-    largest, second = runs.max(-1, keepdims=True), np.partition(runs, -2, axis=-1)[..., -2:-1]
+    largest = runs.max(-1, keepdims=True)
+    second = np.partition(runs, -2, axis=-1)[..., -2:-1]
     score = np.where(runs == largest, runs - second, 1e-6 * runs)
     return score.reshape(rows, -1)[:, :cols]
 
 
 SALIENCY = {
-    # the loss expected to be lost without the weight: Fisher x w^2 (Optimal Brain Damage), by the
-    # Fisher matrix's factors or exactly
+    # The loss that is expected without the weight (Optimal Brain Damage, LeCun et al. 1989), F w^2
+    # up to a factor: the Fisher information F of a weight as the product s_i H_jj of its factors
     "loss": Rule(
         ("rows", "hessian"),
         lambda w, s, rng, first: s["rows"][:, None] * diagonal(s["hessian"]) * w * w,
     ),
-    "fisher-loss": Rule(("square",), lambda w, s, rng, first: s["square"] * w * w),
+    # the same with the Fisher information of every single weight
+    "fisher-loss": Rule(
+        ("square",),
+        lambda w, s, rng, first: s["square"] * w * w,
+    ),
+    # the loss that is expected of the weight's error in a plain quantization
     "error": Rule(
-        ("square",), lambda w, s, rng, first: s["square"] * (w - first()) ** 2
-    ),  # loss expected of its quantization
+        ("square",),
+        lambda w, s, rng, first: s["square"] * (w - first()) ** 2,
+    ),
+    # mean |g| over samples (GWQ, arXiv 2411.00850)
     "grad": Rule(
-        ("abs",), lambda w, s, rng, first: s["abs"]
-    ),  # mean over samples of |g|: GWQ, arXiv 2411.00850
+        ("abs",),
+        lambda w, s, rng, first: s["abs"],
+    ),
+    # |mean g|: gradients of different samples cancel near a minimum
     "grad-mean": Rule(
-        ("mean",), lambda w, s, rng, first: np.abs(s["mean"])
-    ),  # |mean g|: cancels near a minimum
+        ("mean",),
+        lambda w, s, rng, first: np.abs(s["mean"]),
+    ),
+    # mean g^2, the diagonal of the empirical Fisher information
     "fisher": Rule(
-        ("square",), lambda w, s, rng, first: s["square"]
-    ),  # mean g^2: the diagonal of the empirical Fisher matrix
+        ("square",),
+        lambda w, s, rng, first: s["square"],
+    ),
+    # the error of the layer's output without the weight, H_jj w^2
     "hessian": Rule(
-        ("hessian",), lambda w, s, rng, first: w * w * diagonal(s["hessian"])
-    ),  # of the layer's output error
+        ("hessian",),
+        lambda w, s, rng, first: w * w * diagonal(s["hessian"]),
+    ),
+    # what the weight's absence does for the scale of its neighbours
     "relief": Rule(
-        (), lambda w, s, rng, first: _relief(w)
-    ),  # what its absence does for its neighbours' scale
-    "magnitude": Rule((), lambda w, s, rng, first: np.abs(w)),  # control: no calibration
-    "random": Rule((), lambda w, s, rng, first: rng.random(w.shape, dtype=np.float32)),  # control
+        (),
+        lambda w, s, rng, first: _relief(w),
+    ),
+    # controls that need no calibration
+    "magnitude": Rule(
+        (),
+        lambda w, s, rng, first: np.abs(w),
+    ),
+    "random": Rule(
+        (),
+        lambda w, s, rng, first: rng.random(w.shape, dtype=np.float32),
+    ),
 }
 
 
-def diagonal(hessian):
-    """(cols,) of an array (cols, cols) or of a Curvature."""
-    return np.diag(getattr(hessian, "matrix", hessian))[: getattr(hessian, "cols", None)].copy()
+def diagonal(hessian: Any) -> np.ndarray:
+    """The diagonal (cols,) of a Hessian: an array (cols, cols) or a `curvature.Curvature`."""
+    matrix = getattr(hessian, "matrix", hessian)
+    cols = getattr(hessian, "cols", None)  # without the padding of a Curvature
+    return np.diag(matrix)[:cols].copy()
 
 
-def select(score, count):
-    """Flat indices, ascending, of the `count` largest scores, at most 255 in one row of a tile."""
+def select(score: np.ndarray, count: int) -> np.ndarray:
+    """Choose the `count` largest of the scores (rows, cols), at most 255 in one row of a tile.
+
+    Where more fall into such a slot, its smallest scores give way to the next best elsewhere.
+    Returns flat indices, ascending.
+    """
     rows, cols = score.shape
     tiles = -(-cols // TILE)
     flat = score.astype(np.float32).reshape(-1)  # a copy: scores are struck out below
     while True:
         taken = np.sort(np.argpartition(-flat, count - 1)[:count])
-        slot = taken // cols * tiles + taken % cols // TILE
-        full = np.flatnonzero(np.bincount(slot, minlength=rows * tiles) > 255)
+        slot = taken // cols * tiles + taken % cols // TILE  # (row, tile) as one number
+        full = np.flatnonzero(np.bincount(slot, minlength=rows * tiles) > MAX_PER_SLOT)
         if not len(full):
             return taken
-        for f in (
-            full
-        ):  # such a row gives up its smallest scores; the next best elsewhere take their place
+        for f in full:
             inside = taken[slot == f]
-            flat[inside[np.argsort(-flat[inside], kind="stable")[255:]]] = -np.inf
+            descending = np.argsort(-flat[inside], kind="stable")
+            flat[inside[descending[MAX_PER_SLOT:]]] = -np.inf

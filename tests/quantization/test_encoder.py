@@ -7,7 +7,8 @@ from gwq_export.format.tiles import dequantize, pack_tiles
 from gwq_export.format.types import BLOCK, RING, TYPES, ffi, padded_rows
 from gwq_export.native.library import Pool
 from gwq_export.quantization.curvature import Curvature, Curvatures
-from gwq_export.quantization.encoder import encode, from_lanes, to_lanes
+from gwq_export.quantization.encoder import encode
+from gwq_export.quantization.lanes import from_lanes, to_lanes
 from gwq_export.quantization.recipe import TABLES
 from tests.support.layer import layer, output_error
 
@@ -40,7 +41,7 @@ def test_each_step_lowers_the_output_error(type, table, monkeypatch):
 
     plain = run(curvature=curvature, feedback=False)
     with monkeypatch.context() as m:
-        m.setattr(encoder._Tiles, "refit", lambda self, h: None)
+        m.setattr(encoder.TileCodes, "refit", lambda self, h: None)
         unfitted = [run(curvature=curvature, sweeps=sweeps) for sweeps in (0, 1, 2)]
     fitted = [run(curvature=curvature, sweeps=sweeps) for sweeps in (0, 1, 2)]
     assert unfitted[0] < 0.8 * plain  # error feedback

@@ -72,7 +72,7 @@ def test_each_step_lowers_the_output_error(type, monkeypatch):
     )
     fitted = run(feedback=False)
     with monkeypatch.context() as m:
-        m.setattr(encoder._Units, "refit", lambda self, h: None)
+        m.setattr(encoder.GgmlCodes, "refit", lambda self, h: None)
         fed, swept = run(sweeps=0), run(sweeps=1)
     assert fitted < 0.97 * plain
     assert fed < 0.8 * fitted

@@ -1,0 +1,119 @@
+"""Codes of the tile types: an FP16 scale for each row, six bits for each sub-block of columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gwq_export.compute.linalg import pieces, plain_product
+from gwq_export.compute.threads import each
+from gwq_export.format.types import SCALE_BIAS, TensorType
+from gwq_export.quantization.lanes import from_lanes
+from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes, round_half
+
+# Fraction of the largest six-bit scale that the largest weight of a row takes. The rest is room for
+# error feedback, which moves the weights before they are coded.
+HEADROOM = 0.9
+
+
+class TileCodes(MatrixCodes):
+    """A weight is row scale * sub-block scale * table entry; the native encoder fits the second.
+
+    row_scales: float32 (8, rings). scales: int8 (sub-blocks, 8, rings).
+    """
+
+    def __init__(
+        self,
+        type: TensorType,
+        table: np.ndarray,
+        row_weight: np.ndarray,
+        w: np.ndarray,
+        outlier: np.ndarray | None,
+        pool: Any,
+    ) -> None:
+        super().__init__(type, table, row_weight, w, outlier, pool)
+        self.row_scales = first_row_scales(w, table, outlier)
+        self.scales = np.empty((len(w) // type.sub, *w.shape[1:]), np.int8)
+
+    def run(
+        self,
+        first: int,
+        target: np.ndarray,
+        column_weight: np.ndarray | None = None,
+        feedback: np.ndarray | None = None,
+        before: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """See `MatrixCodes.run`."""
+        sub_blocks = slice(first // self.type.sub, (first + self.step) // self.type.sub)
+        return self._encode_columns(
+            self.type,
+            first,
+            target,
+            self.row_scales,
+            self.scales[sub_blocks],
+            column_weight,
+            feedback,
+            before,
+        )
+
+    def refit(self, h: np.ndarray) -> None:
+        """Fit the row scales to the codes.
+
+        A row's value is f v + o, where v is its coded part, o its outliers (elsewhere zero) and f
+        the factor that is sought for the row scale. The output error (f v + o - w) h (f v + o -
+        w)^T is least at
+
+            f = v h (w - o)^T / (v h v^T)
+
+        The new scale is clipped to between half and twice the old one and rounded to FP16.
+        """
+        w = self.w.reshape(len(h), -1)  # (cols, rows), as all below
+        values = self.values.reshape(len(h), -1)
+        outlier = None if self.outlier is None else self.outlier.reshape(len(h), -1)
+
+        def moments(part: slice) -> tuple[np.ndarray, np.ndarray]:
+            """Numerator and denominator of f for some rows."""
+            if outlier is None:
+                coded = np.ascontiguousarray(values[:, part])
+            else:
+                coded = np.where(outlier[:, part], 0, values[:, part])
+            image = plain_product(h, coded)
+            wanted = w[:, part] - values[:, part] + coded  # w - o
+            return (image * wanted).sum(0), (image * coded).sum(0)
+
+        numerators, denominators = zip(*each(moments, pieces(w.shape[1])), strict=True)
+        up = np.concatenate(numerators)
+        down = np.concatenate(denominators)
+        factor = np.divide(up, down, out=np.ones_like(up), where=down > 0)
+        old = self.row_scales
+        new = round_half(old * np.clip(factor.reshape(old.shape), 0.5, 2))
+        ratio = np.divide(new, old, out=np.zeros_like(old), where=old > 0)
+        self.values *= ratio if self.outlier is None else np.where(self.outlier, 1, ratio)
+        self.row_scales = new
+
+    def encoded(self, rows: int, cols: int) -> Encoded:
+        """See `MatrixCodes.encoded`."""
+        row_scales = from_lanes(self.row_scales[None], rows)
+        values = from_lanes(self.values, rows)
+        return Encoded(
+            table=self.table.astype(np.int8),
+            row_scales=row_scales[:rows, 0].astype(np.float16),
+            scales=from_lanes(self.scales, rows),
+            codes=from_lanes(self.codes, rows),
+            values=values[:rows, :cols],
+        )
+
+
+def first_row_scales(
+    weight: np.ndarray, table: np.ndarray, outlier: np.ndarray | None
+) -> np.ndarray:
+    """Row scales in whose units the scales of all sub-blocks will fit six bits.
+
+    The largest weight m of a row would take a sub-block scale of m / max|table|; that is to be 0.9
+    of the largest one, 31. weight and outlier: (cols, 8, rings). Returns FP16 values as float32,
+    (8, rings).
+    """
+    dense = weight if outlier is None else np.where(outlier, 0, weight)
+    scale = np.abs(dense).max(0) / (np.abs(table).max() * HEADROOM * (SCALE_BIAS - 1))
+    return np.ascontiguousarray(round_half(scale))
