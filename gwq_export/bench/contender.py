@@ -95,7 +95,7 @@ class Contender:
         self._log.close()
 
 
-def _other_type(id: int) -> TensorType:
+def _other_type(id: int) -> TensorType | None:
     if str(id) in GGML_NAMES and not have_peer():
         raise GwqError(MISSING)
     return foreign_type(id)

@@ -44,7 +44,7 @@ class BlockPass:
 
     def get(self, name: str) -> torch.Tensor:
         """A kept tensor, on the model's device. On the CPU it shares the kept array's memory."""
-        return torch.from_numpy(self.keep.get(self.prefix + name)[0]).to(self.model.device)
+        return torch.from_numpy(self.keep.need(self.prefix + name)[0]).to(self.model.device)
 
     def put(self, name: str, states: torch.Tensor) -> None:
         """Keep a tensor."""

@@ -66,9 +66,9 @@ def gradients(
         model = BlockModel(source, device)
         walk = BlockPass(model, calibration.tokens, keep)
         _forward(walk, bool(ends) or last, progress, sampled_labels)
-    calibration.losses[:] = keep.get("losses")[0].tolist()
+    calibration.losses[:] = keep.need("losses")[0].tolist()
     for i in reversed(range(remaining, blocks)):
-        tokens_seen = keep.get(f"reached.{i}")[0].tolist()
+        tokens_seen = keep.need(f"reached.{i}")[0].tolist()
         calibration.reached.update(zip(_expert_matrices(source, i), tokens_seen, strict=True))
     progress("backward", blocks - remaining, blocks)
     for i in reversed(range(remaining)):

@@ -62,6 +62,13 @@ class Memory:
         """Return the arrays of a result, or None where there is none."""
         return self._results.get(name)
 
+    def need(self, name: str) -> list[np.ndarray]:
+        """Return the arrays of a result that must be there; KeyError is a fault of the caller."""
+        arrays = self.get(name)
+        if arrays is None:
+            raise KeyError(name)
+        return arrays
+
     def __contains__(self, name: str) -> bool:
         return name in self._results
 

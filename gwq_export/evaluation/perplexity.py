@@ -69,7 +69,7 @@ def windows(
             "give a longer text or a smaller --ctx"
         )
     out = ids[: count * ctx].reshape(count, ctx).copy()
-    if protocol.bos and tokenizer.add_bos:
+    if protocol.bos and tokenizer.add_bos and tokenizer.bos is not None:
         out[:, 0] = tokenizer.bos
     return out
 

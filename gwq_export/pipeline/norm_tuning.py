@@ -223,7 +223,7 @@ class _Tuner:
             self.progress("norms", *self._done(k, 2 * self.blocks - i))
         kept = [self.work.get(f"{k}.gradient.{i}") for i in range(self.blocks + 1)]
         by_gains = [arrays[0] for arrays in kept if arrays]
-        _, kld = kept[-1] or ()
+        _, kld = self.work.need(f"{k}.gradient.{self.blocks}")
         return kld, np.concatenate(by_gains, axis=1)
 
     def _done(self, k: int, blocks: int) -> tuple[int, int]:

@@ -186,7 +186,9 @@ def fit(
     overhead = smallest - sum(o[0].nbytes for o in fronts)
     room = budget - overhead
     while True:  # the header's own alignment may take what was left
-        recipes = fill(options, allocate(options, room), sizes, room)
+        picked = allocate(options, room)
+        assert picked is not None  # the smallest choices fit into the budget
+        recipes = fill(options, picked, sizes, room)
         fitted = with_recipes(recipes)
         excess = size(fitted) - budget
         if excess <= 0:
