@@ -60,7 +60,8 @@ def test_no_call_goes_upward(tmp_path):
     module = build_module()
     module.build(tmp_path)
     target = module.machine(shutil.which("cc"))
-    objects = [NATIVE / "build" / target / Path(s).with_suffix(".o") for s in module.sources(target)]
+    folder = NATIVE / "build" / target
+    objects = [folder / Path(s).with_suffix(".o") for s in module.sources(target)]
     level = {name: i for i, names in enumerate(CALLS) for name in names}
     owner = {symbol: path.stem for path in objects for symbol in symbols(path, "defined")}
     for path in objects:
