@@ -147,7 +147,7 @@ def build(
     target = machine(cc)
     files = sources(target)
     if simde:
-        files["x86/avx512.c"] = f"{AVX2} -DGWQ_SIMDE"
+        files["x86/avx512.c"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target
     if asan:

@@ -38,9 +38,9 @@ uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols) {
     const gwq_type_row *row = &gwq_types[k];
     if (!row->bits && cols % row->unit) return 0;
     uint64_t units = (uint64_t)((cols + row->unit - 1) / row->unit);
-    uint64_t held = row->bits ? (uint64_t)gwq_groups(rows) : (uint64_t)rows;
-    if (held > UINT64_MAX / 1024 / units) return 0;
-    return held * units * (uint64_t)row->unit_bytes + (row->bits ? gwq_head_bytes(rows) : 0);
+    uint64_t stored = row->bits ? (uint64_t)gwq_groups(rows) : (uint64_t)rows; /* groups, or rows */
+    if (stored > UINT64_MAX / 1024 / units) return 0;
+    return stored * units * (uint64_t)row->unit_bytes + (row->bits ? gwq_head_bytes(rows) : 0);
 }
 
 int gwq_usable(const gwq_matrix *m) {
