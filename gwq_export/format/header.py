@@ -18,8 +18,10 @@ VERSION = 3
 MAX_NAME = 64  # bytes of a tensor's name
 MAX_DIMS = 4
 
-# ids of metadata values: a string, an array, and numbers by their struct and numpy codes
-STRING, ARRAY, BOOL = 8, 9, 7
+# ids of metadata values: a string, an array, and numbers with their struct and numpy codes
+STRING = 8
+ARRAY = 9
+BOOL = 7
 NUMBERS = {
     0: "B",
     1: "b",
@@ -35,7 +37,8 @@ NUMBERS = {
 }
 SCALARS = {id: struct.Struct("<" + code) for id, code in NUMBERS.items()}
 ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
-U32, U64 = SCALARS[4], SCALARS[10]
+U32 = SCALARS[4]
+U64 = SCALARS[10]
 
 # ggml types that this package does not read, by id: for the message only
 _GGML_NAMES = """

@@ -16,7 +16,9 @@ from gwq_export.format.types import matrices
 
 ALIGNMENT = 64  # of a file with tile types
 DEFAULT_ALIGNMENT = 32  # of a file that does not say
-OUTLIERS, OFFSETS = COMPANIONS = (".outliers", ".outlier_offsets")  # of the matrix <name>
+OUTLIERS = ".outliers"  # companions of the matrix <name>: <name>.outliers ...
+OFFSETS = ".outlier_offsets"
+COMPANIONS = (OUTLIERS, OFFSETS)
 VERSION_KEY = "gwq.format_version"
 
 Place = tuple[int, int]  # (first byte, bytes)

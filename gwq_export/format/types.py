@@ -49,7 +49,8 @@ TABLE: int = ffi.sizeof("struct gwq_head")  # entries of a tensor's table, and i
 WINDOW_BITS = 4  # a window indexes the table: 2^4 entries
 SCALE_BITS = 6  # of a sub-block's scale
 SCALE_BIAS = 32  # is added to a scale in the file
-ENTRY_MIN, ENTRY_MAX = -32, 31  # of the table
+ENTRY_MIN = -32  # of the table
+ENTRY_MAX = 31
 
 # ggml types in which each 32 columns share one FP16 scale: what their codes 0 .. 15 stand for
 LEVELS: dict[str, tuple[int, ...]] = {

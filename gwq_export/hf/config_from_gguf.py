@@ -64,10 +64,10 @@ def config_json(reader: Reader, c: Config, dtype: str) -> dict[str, Any]:
         config[arch.query_scalar] = scalar
         if not math.isclose(scalar**-0.5, c.attention_scale, rel_tol=1e-6):  # the key is a float32
             _ask(reader, f"the key {arch.gguf}.attention.scale = {c.attention_scale}")
-    for key, own in arch.numbers.items():
+    for key, config_key in arch.numbers.items():
         if f"{arch.gguf}.{key}" not in reader.metadata:
             _ask(reader, f"a file without the key {arch.gguf}.{key}")
-        config[own] = _short(reader.metadata[f"{arch.gguf}.{key}"])
+        config[config_key] = _short(reader.metadata[f"{arch.gguf}.{key}"])
     if c.rope is not None:
         config |= _rope(reader, c)
     config = {arch.names.get(key, key): value for key, value in config.items()}

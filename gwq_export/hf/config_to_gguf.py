@@ -275,9 +275,9 @@ def config_keys(source: Source) -> dict[str, Any]:
             keys[key] = rope.pop(key)
     keys["vocab_size"] = source.vocab
     keys |= _attention_keys(source) | rope
-    for key, own in arch.numbers.items():
-        if own in arch.defaults or config.get(own) is not None:
-            keys[key] = source.number(config.get(own), own)
+    for key, config_key in arch.numbers.items():
+        if config_key in arch.defaults or config.get(config_key) is not None:
+            keys[key] = source.number(config.get(config_key), config_key)
     if arch.parallel:
         keys["use_parallel_residual"] = bool(config.get("use_parallel_residual", True))
     return {f"{arch.gguf}.{key}": value for key, value in keys.items()}

@@ -43,6 +43,7 @@ class GGUFSource(Source):
 
     @property
     def place(self) -> str:
+        """The file, for messages."""
         return f"--base {self._reader.path}"
 
     def _find_tensors(self) -> dict[str, tuple[int, ...]]:
@@ -72,6 +73,10 @@ class GGUFSource(Source):
         return torch.from_numpy(self._checkpoint.read(name))
 
     def check_vocabulary(self, tokens: dict[str, Any]) -> None:
+        """Raise GwqError when fewer than ALIKE of the file's tokens are those of the folder.
+
+        Warns about fewer differences. tokens: the GGUF keys of the folder's tokenizer.
+        """
         ours = tokens[TOKENS]
         theirs = self._reader.metadata.get(TOKENS)
         if theirs is None:

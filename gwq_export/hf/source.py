@@ -70,13 +70,15 @@ class Source:
     def _complete_config(self) -> None:
         """Fill in usual names and defaults; refuse what the runtime does not compute."""
         self.config |= {
-            key: self.config[own] for key, own in self.arch.names.items() if own in self.config
+            key: self.config[saved]
+            for key, saved in self.arch.names.items()
+            if saved in self.config
         }
         self.config = self.arch.defaults | self.config
         for key, allowed in self.arch.only.items():
             if key in self.config and self.config[key] not in allowed:
                 raise GwqError(
-                    f"{self.folder}: {self._own(key)} = {self.config[key]!r} "
+                    f"{self.folder}: {self._saved_key(key)} = {self.config[key]!r} "
                     f"is not supported for {self._class_name()}"
                 )
         if self.config.get("quantization_config"):
@@ -116,10 +118,10 @@ class Source:
             self.dims["experts"] = self.integer("num_local_experts")
             self.dims["expert_ffn"] = self.integer("moe_intermediate_size")
 
-    def _own(self, key: str) -> str:
+    def _saved_key(self, key: str) -> str:
         """What this architecture's configs call a key."""
-        own = self.arch.names.get(key, key)
-        return own if own in self.config else key
+        saved = self.arch.names.get(key, key)
+        return saved if saved in self.config else key
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A positive integer of the config; the default stands for a missing or null one."""
@@ -127,7 +129,7 @@ class Source:
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
             raise GwqError(
-                f"{self.folder}/config.json: {self._own(key)} is {value!r}, "
+                f"{self.folder}/config.json: {self._saved_key(key)} is {value!r}, "
                 "expected a positive integer"
             )
         return value
@@ -163,8 +165,8 @@ class Source:
     @property
     def files(self) -> list[tuple[str, int, int]]:
         """[(name, bytes, time of last change in ns)] of the model and tokenizer files."""
-        found = sorted(p for p in self.folder.iterdir() if p.suffix in _MODEL_FILES)
-        return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+        paths = sorted(p for p in self.folder.iterdir() if p.suffix in _MODEL_FILES)
+        return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
 
     def check_vocabulary(self, tokens: dict[str, Any]) -> None:
         """Raise GwqError when the weights are known to be for another vocabulary.

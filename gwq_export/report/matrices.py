@@ -64,8 +64,8 @@ def errors(data: Data) -> str:
             html.percent,
         )
     ]
-    found = [(t["name"], t["output_error"]) for t in tensors if t.get("output_error") is not None]
-    largest = sorted(found, key=lambda item: item[1], reverse=True)[:LARGEST]
+    by_name = [(t["name"], t["output_error"]) for t in tensors if t.get("output_error") is not None]
+    largest = sorted(by_name, key=lambda item: item[1], reverse=True)[:LARGEST]
     if largest:
         rows = [(name, error, html.percent(error)) for name, error in largest]
         figures.append(html.figure("The largest", bars("Largest output errors", rows)))

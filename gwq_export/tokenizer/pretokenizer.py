@@ -208,10 +208,10 @@ def name_of(spec: dict[str, Any]) -> str | None:
     normalizer = "+".join(n["type"] for n in parts(spec.get("normalizer"), "normalizers")) or None
     patterns: list[str] = []
     for step in parts(spec["pre_tokenizer"], "pretokenizers"):
-        found = _patterns(step)
-        if found is None:
+        of_step = _patterns(step)
+        if of_step is None:
             return None
-        patterns += found
+        patterns += of_step
     if normalizer not in (None, "NFC"):
         return None
     whole = bool(spec["model"].get("ignore_merges"))
