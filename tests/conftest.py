@@ -1,6 +1,4 @@
-"""Fixtures: the bundled model, cached exports of it, small random models of every architecture, the
-shared data, the library with every instruction set.
-"""
+"""Fixtures: small random models, cached exports, the library with every instruction set."""
 
 import json
 import os
@@ -31,8 +29,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """exported(model folder, **options) -> (GGUF path, result of export), made once for equal
-    arguments.
+    """exported(model folder, **options) -> (GGUF path, result of export).
+
+    Made once for equal arguments.
     """
     import gwq_export
 
@@ -127,9 +126,7 @@ def lib(request, select):
     select(request.param)
 
     class Selected:
-        """Selects again before each call: another test may have chosen another instruction set
-        meanwhile.
-        """
+        """Selects before each call: another test may have chosen another instruction set."""
 
         def __getattr__(self, name):
             return getattr(select(request.param), name)

@@ -1,5 +1,5 @@
-# Sourced by tools/build_ggml and tools/build_llama_quantize: llama.cpp's source, as vendored (MIT) in the sdist of llama_cpp_python on
-# PyPI, and where what is built of it stays, outside the repository.
+# Sourced by tools/build_ggml and tools/build_llama_quantize: llama.cpp's source, as vendored (MIT) in
+# the sdist of llama_cpp_python on PyPI, and where what is built of it stays, outside the repository.
 version=0.3.36 # the newest where an index no longer has it
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gwq-export
 

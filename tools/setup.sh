@@ -1,5 +1,6 @@
-# Sourced by tools/demo and tools/test: a virtual environment in .venv with everything they need. Re-runnable; when
-# nothing changed it takes about a second. GWQ_TORCH_INDEX names a package index for torch, such as PyTorch's CPU index.
+# Sourced by tools/demo, tools/test and studies/run: a virtual environment in .venv with everything they
+# need. Re-runnable; when nothing changed it takes about a second. GWQ_TORCH_INDEX names a package index
+# for torch, such as PyTorch's CPU index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

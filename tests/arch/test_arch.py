@@ -1,6 +1,4 @@
-"""Architectures at export: the order of rows and statistics, what stock files say, and variants
-that are refused by name.
-"""
+"""Architectures at export: order of rows and statistics, ggml files, variants refused by name."""
 
 import json
 import shutil
@@ -77,7 +75,7 @@ def test_a_checkpoint_of_the_bare_decoder(tiny, exported, tmp_path):
     assert all(np.array_equal(a[name].dequantize(), b[name].dequantize()) for name in a)
 
 
-def stock_config(arch, **keys):
+def ggml_config(arch, **keys):
     """read_config of a file with these keys after the architecture's name; "__" stands for "."."""
     usual = {
         "block_count": 2,
@@ -104,21 +102,19 @@ def test_what_stock_files_leave_to_the_architecture():
     """llama.cpp's rules: Gemma of 27B scales scores by the width over the heads, windows alternate,
     sliding blocks have their own base.
     """
-    small = stock_config("gemma2", attention__sliding_window=64)
-    large = stock_config("gemma2", block_count=46)
+    small = ggml_config("gemma2", attention__sliding_window=64)
+    large = ggml_config("gemma2", block_count=46)
     assert small.attention_scale == pytest.approx(32**-0.5)
     assert large.attention_scale == pytest.approx(16**-0.5)
     assert small.embedding_scale == pytest.approx(96**0.5)
     assert small.windows == (64, 0) and not any(large.windows)
-    gemma3 = stock_config(
-        "gemma3", block_count=7, attention__sliding_window=64, rope__freq_base=1e6
-    )
+    gemma3 = ggml_config("gemma3", block_count=7, attention__sliding_window=64, rope__freq_base=1e6)
     assert gemma3.windows == (64, 64, 64, 64, 64, 0, 64)
     assert (gemma3.rope.base, gemma3.rope_swa.base) == (1e6, 1e4)
-    assert stock_config(
+    assert ggml_config(
         "gemma3", attention__sliding_window=8, attention__sliding_window_pattern=2
     ).windows == (8, 0)
-    assert stock_config("llama", attention__sliding_window=8).windows == (8, 8)
+    assert ggml_config("llama", attention__sliding_window=8).windows == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +137,7 @@ def test_what_stock_files_leave_to_the_architecture():
 )
 def test_keys_that_cannot_be_are_refused(arch, keys, words):
     with pytest.raises(GwqError, match=words):
-        stock_config(arch, **keys)
+        ggml_config(arch, **keys)
 
 
 YARN = {

@@ -16,7 +16,7 @@ needs_peer = pytest.mark.skipif(not PEER, reason="needs the interop extra: pip i
 
 
 @pytest.fixture(scope="module")
-def stock_file(exported, tmp_path_factory):
+def ggml_file(exported, tmp_path_factory):
     """A file with a type that ours do not have: Q4_0, which llama.cpp repacks on most CPUs."""
     gguf = pytest.importorskip("gguf")
     from tests.support.ggml_files import rewrite
@@ -29,21 +29,21 @@ def stock_file(exported, tmp_path_factory):
 
 
 @needs_peer
-def test_against_llama_cpp(exported, stock_file, capsys):
+def test_against_llama_cpp(exported, ggml_file, capsys):
     ours, f16 = exported(type="gwq4")[0], exported(type="f16")[0]
     runs = ["-p", 256, "-n", 6, "-r", 2, "-t", 1]
     status, out, err = call(
-        capsys, "bench", ours, "--against", stock_file, "--against", f16, *runs, "--json"
+        capsys, "bench", ours, "--against", ggml_file, "--against", f16, *runs, "--json"
     )
     assert status == 0, err
     rows = json.loads(out.splitlines()[-1])["rows"]
     prompt, decode = ([r for r in rows if r["n_prompt"] == p] for p in (256, 0))
     engines = [(r["model_filename"], r["backends"].split("-")[0]) for r in prompt]
     assert [(r["model_filename"], r["backends"].split("-")[0]) for r in decode] == engines
-    repacked = [(str(stock_file), "llama.cpp, no repack")] if len(engines) == 5 else []
+    repacked = [(str(ggml_file), "llama.cpp, no repack")] if len(engines) == 5 else []
     assert engines == [
         (str(ours), "gwq"),
-        (str(stock_file), "llama.cpp"),
+        (str(ggml_file), "llama.cpp"),
         *repacked,
         (str(f16), "gwq"),
         (str(f16), "llama.cpp"),
@@ -73,7 +73,7 @@ def test_the_peer_times_what_it_is_asked_to(exported):
 
 
 @needs_peer
-def test_a_file_that_no_engine_runs(capsys, exported, stock_file, tmp_path):
+def test_a_file_that_no_engine_runs(capsys, exported, ggml_file, tmp_path):
     """llama.cpp's own refusal comes as one line: a tensor it needs is missing."""
     from tests.support.ggml_files import rewrite
 
@@ -85,9 +85,9 @@ def test_a_file_that_no_engine_runs(capsys, exported, stock_file, tmp_path):
         contender.start(reader, ["llama.cpp"], 1, 32)
 
 
-def test_without_the_peer(capsys, monkeypatch, exported, stock_file):
+def test_without_the_peer(capsys, monkeypatch, exported, ggml_file):
     monkeypatch.setattr(contender, "have_peer", lambda: False)
-    status, _, err = call(capsys, "bench", exported(type="gwq4")[0], "--against", stock_file)
+    status, _, err = call(capsys, "bench", exported(type="gwq4")[0], "--against", ggml_file)
     assert_one_line(
         "bench",
         status,

@@ -1,5 +1,6 @@
-"""Ordinary GGUF files with types that the runtime does not know: evaluated as gguf-py decodes them,
-refused everywhere else.
+"""GGUF files with types that the runtime does not know.
+
+They are evaluated as gguf-py decodes them, and refused everywhere else.
 """
 
 import json

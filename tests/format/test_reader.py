@@ -99,10 +99,10 @@ def test_replacing_an_open_file_leaves_its_views(small):
 
 def test_gguf_package_reads_ours(tmp_path):
     tensors, data = example()
-    stock = [t for t in tensors if not t[1].bits and "outlier" not in t[0]]
-    theirs = gguf.GGUFReader(write(tmp_path / "a.gguf", METADATA, stock, data))
-    assert [t.name for t in theirs.tensors] == [t[0] for t in stock]
-    for t, (name, type, shape) in zip(theirs.tensors, stock, strict=True):
+    plain = [t for t in tensors if not t[1].bits and "outlier" not in t[0]]
+    theirs = gguf.GGUFReader(write(tmp_path / "a.gguf", METADATA, plain, data))
+    assert [t.name for t in theirs.tensors] == [t[0] for t in plain]
+    for t, (name, type, shape) in zip(theirs.tensors, plain, strict=True):
         assert t.tensor_type == type.id and t.shape.tolist() == list(shape[::-1])
         assert t.data.tobytes() == np.asarray(data[name]).tobytes()
     for key, value in METADATA.items():

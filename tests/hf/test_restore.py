@@ -1,6 +1,4 @@
-"""A file back as a Hugging Face folder: transformers loads it and computes what the file's weights
-say.
-"""
+"""A file back as a Hugging Face folder, which transformers loads and computes with."""
 
 import json
 

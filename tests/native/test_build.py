@@ -1,6 +1,4 @@
-"""The native build: exported names, stale and missing libraries, the wheel, other architectures,
-sanitizers.
-"""
+"""The native build: exported names, stale libraries, the wheel, other CPUs, sanitizers."""
 
 import os
 import re

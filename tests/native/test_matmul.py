@@ -1,5 +1,4 @@
-"""Every instruction set against numpy: exact where arithmetic is exact, bounded by arithmetic where
-it is not.
+"""Matrices in every instruction set, against numpy: exact, or within what rounding can do.
 
 GWQ_LIBRARY=/path/to/libgwq.so tests another build, GWQ_SIMDE_LIBRARY another SIMDe build.
 """

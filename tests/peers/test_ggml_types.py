@@ -1,6 +1,4 @@
-"""tools/stock.py and tools/compare.py: the peer's quantizers, where tools/build_ggml has built
-them.
-"""
+"""studies/ggml.py and studies/compare with llama.cpp's quantizers (tools/build_ggml)."""
 
 import numpy as np
 import pytest
@@ -150,7 +148,7 @@ def test_a_real_stock_file_is_what_is_compared(exported, tmp_path, name):
 
 
 def test_our_file_and_stock_share_one_measure(exported):
-    """Rows of tools/compare: bits as the export reports them, and a stock row's figures for a Q8_0
+    """Rows of studies/compare: bits as the export reports them, and a ggml row's figures for a Q8_0
     file of ours.
     """
     compare, source, original, importance = prepared()

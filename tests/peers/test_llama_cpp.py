@@ -1,6 +1,4 @@
-"""llama.cpp (PyPI: xllamacpp) reads our unquantized files, computes what we compute, and
-refuses our tile types by name.
-"""
+"""llama.cpp reads our ordinary files, computes what we do, and refuses our tile types by name."""
 
 import json
 import subprocess

@@ -1,6 +1,4 @@
-"""llama-quantize itself, where tools/build_llama_quantize has built it, with the importance file of
-an export.
-"""
+"""llama-quantize (tools/build_llama_quantize) with the importance file of an export."""
 
 import os
 import subprocess

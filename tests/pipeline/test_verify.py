@@ -1,6 +1,4 @@
-"""--verify: what it measures is right, and damage is refused with one sentence while the file
-stays.
-"""
+"""--verify: what it measures is right; damage is refused in one sentence, and the file stays."""
 
 from dataclasses import replace
 

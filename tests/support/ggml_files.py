@@ -24,8 +24,9 @@ SCALES = {Q.Q4_K: ((0, 2e-4), (2, 2e-3)), Q.Q6_K: ((208, 1e-4),), Q.IQ4_NL: ((0,
 
 
 def encode(weight, type):
-    """Bytes uint8 (rows, bytes per row) of float32 (rows, cols); a random matrix where gguf-py
-    cannot encode the type.
+    """Bytes uint8 (rows, bytes per row) of float32 (rows, cols).
+
+    They are those of a random matrix where gguf-py cannot encode the type.
     """
     if type not in SCALES:
         return gguf.quants.quantize(weight, type)
@@ -37,9 +38,9 @@ def encode(weight, type):
 
 
 def rewrite(source, out, types, keys=None, tamper=lambda name, data: data):
-    """Write the F32 file `source` again: matrices in `types` {name after "blk.N.": type}, no gwq.*
-    keys, `keys` replaced.
+    """Write the F32 file `source` again, without its gwq.* keys.
 
+    types: {name after "blk.N.": type} of the matrices to encode. keys: {name: value} to replace.
     tamper: (name, bytes or array) -> what to write instead.
     """
     reader = gguf.GGUFReader(source)
@@ -68,9 +69,7 @@ def rewrite(source, out, types, keys=None, tamper=lambda name, data: data):
 
 
 def decoded(path):
-    """An object with `.tensors[name].dequantize()` like `gwq_export.open_gguf`, decoded by gguf-py
-    alone.
-    """
+    """An object with `.tensors[name].dequantize()`, as a Reader, decoded by gguf-py alone."""
     tensors = {}
     for t in gguf.GGUFReader(path).tensors:
         weight = gguf.quants.dequantize(t.data, t.tensor_type).reshape(*t.shape[::-1])

@@ -37,7 +37,7 @@ METADATA = {
 }
 
 
-def stock_data(name, shape, rng):
+def ggml_data(name, shape, rng):
     if name in ("i8", "i32"):
         return rng.integers(-9, 9, shape).astype({"i8": np.int8, "i32": np.int32}[name])
     return encode_ggml(TYPES[name], rng.normal(size=shape))
@@ -51,7 +51,7 @@ def example(rng=None):
     for name in (t.name for t in TYPES.values() if not t.bits):
         for suffix, shape in (("vector", (96,)), ("matrix", (5, 64)), ("experts", (2, 3, 32))):
             tensors.append((f"{name}.{suffix}", TYPES[name], shape))
-            data[f"{name}.{suffix}"] = stock_data(name, shape, rng)
+            data[f"{name}.{suffix}"] = ggml_data(name, shape, rng)
     for type in (t for t in TYPES.values() if t.bits):
         for shape, count in (((17, 300), 40), ((16, 64), 0), ((1, 1), 1), ((40, 700), None)):
             name = f"{type.name}.{shape[0]}x{shape[1]}"

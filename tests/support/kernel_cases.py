@@ -1,5 +1,6 @@
-"""Matrices, shapes and outlier patterns of the kernel tests; their types are those that `gwq-bench
---kernels` times.
+"""Matrices, shapes and outlier patterns of the kernel tests.
+
+Their types are those that `gwq-bench --kernels` times.
 
 Data must not be able to hide a swap: values are random or have the period 251, a prime that no
 stride here divides.
@@ -120,8 +121,9 @@ class Case:
 
 
 def random_parts(rng, type, rows, cols):
-    """What `pack_tiles` takes: any table, codes and scales, in the padding too; row scales of both
-    signs, subnormal and zero ones too.
+    """What `pack_tiles` takes: any table, codes and scales, in the padding too.
+
+    Row scales are of both signs, some subnormal or zero.
     """
     padded = fmt.padded_rows(rows)
     blocks = -(-cols // fmt.BLOCK)
@@ -169,9 +171,10 @@ def activations(n, cols, seed=0):
 
 
 def quantize(x):
-    """The int8 activations every kernel uses: q (n, 64 * blocks), scale (n, blocks), bias (n, 4 *
-    blocks, 2): -32 times the sum over the first and over the second two columns of every four, by
-    16 columns.
+    """The int8 activations every kernel uses: q, scale, bias.
+
+    q: (n, 64 * blocks). scale: (n, blocks). bias: (n, 4 * blocks, 2), -32 times the sum over the
+    first and over the second two columns of every four, by 16 columns.
     """
     n, cols = x.shape
     padded = np.zeros((n, -(-cols // fmt.BLOCK), fmt.BLOCK), np.float32)
@@ -190,9 +193,7 @@ _mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def guarded(array):
-    """A copy that ends where an inaccessible page begins: reading or writing one byte beyond it is
-    a crash.
-    """
+    """A copy that ends where an inaccessible page begins: one byte beyond it is a crash."""
     array = np.ascontiguousarray(array)
     room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, room + mmap.PAGESIZE)

@@ -23,8 +23,9 @@ FILES = {  # name -> (seed, [(tensor, type, shape)]): full and narrow tiles, pad
 
 
 def matrix(type, shape, outliers, rng):
-    """(bytes, records, offsets, float32 weights) of a random matrix; outliers: how many, None for a
-    random number, 0 for no table.
+    """(bytes, records, offsets, float32 weights) of a random matrix.
+
+    outliers: how many, None for a random number, 0 for no table.
     """
     rows, cols = shape
     padded = padded_rows(rows), -(-cols // BLOCK) * BLOCK

@@ -146,8 +146,9 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
 
 
 def save_tiny(folder, config_class, **settings):
-    """A random model in `folder` with the first tokens of the bundled model's tokenizer; returns
-    the folder.
+    """Save a random model with the first tokens of the bundled model's tokenizer.
+
+    Settings are those of TINY, as far as the config class knows them. Returns the folder.
     """
     import torch
     import transformers

@@ -123,8 +123,9 @@ def sentencepiece(prefix=True, pre=None, added=()):
 
 
 def charsmap():
-    """SentencePiece's table that makes a space of every tab and line feed: a length, darts-clone's
-    double array, strings.
+    """SentencePiece's table that makes a space of every tab and line feed.
+
+    It is a length, darts-clone's double array, and strings.
     """
     units = np.zeros(512, "<u4")
     units[0] = 0x100 << 10

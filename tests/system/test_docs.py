@@ -59,6 +59,8 @@ def looks_like_a_path(word):
     if any(name not in CAPITALS for name in PLACEHOLDER.findall(word)):
         return False
     first = word.split("/")[0]
+    if first in (".", ".."):
+        return False  # seen from elsewhere
     return any((place / first).is_dir() for place in (ROOT, PACKAGE, NATIVE, DOCS))
 
 

@@ -1,6 +1,4 @@
-"""The pipeline: what was asked for is what is in the file, to the byte; nothing is left behind when
-it fails.
-"""
+"""The pipeline: the file holds what was asked for, to the byte; failures leave nothing behind."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""What must hold at sizes that matter: memory that does not grow with depth, kernels that are worth
-having.
-"""
+"""At sizes that matter: memory does not grow with depth, and kernels earn their place."""
 
 import json
 import os

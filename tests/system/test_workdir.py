@@ -1,6 +1,4 @@
-"""Exports that go on after a kill: nothing is computed twice, and the file is that of an
-undisturbed run, to the bit.
-"""
+"""Exports that go on after a kill: nothing is computed twice, and the file is the same."""
 
 import errno
 import json

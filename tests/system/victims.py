@@ -1,5 +1,4 @@
-"""Exports killed with SIGKILL at random moments, each gone on with until it is finished, and
-compared with an undisturbed one.
+"""Exports killed with SIGKILL at random moments and continued, compared with undisturbed ones.
 
     python tests/system/victims.py MODEL FOLDER KILLS SEED '[{options of export}, ...]'
 

@@ -87,7 +87,7 @@ def test_what_the_keys_cannot_say_goes_as_json(tmp_path, make):
     keys = to_metadata(folder, 700)
     assert keys[JSON_KEY] == (folder / "tokenizer.json").read_text()
     same(Tokenizer(keys), native, [*NASTY, "a <mask> b<mask>", "tok a tok, token", "</s> a</s>b"])
-    del keys[JSON_KEY]  # the stock keys are there too
+    del keys[JSON_KEY]  # the standard keys are there too
     assert Tokenizer(keys).encode("quick") == native.encode("quick").ids
 
 
@@ -262,4 +262,4 @@ def test_missing_optional_keys(tmp_path):
         del keys[f"tokenizer.ggml.{key}"]
     tok = Tokenizer(keys)
     assert tok.add_bos
-    assert tok.encode("the fox") == native.encode("the fox").ids  # what stock readers assume
+    assert tok.encode("the fox") == native.encode("the fox").ids  # what other readers assume

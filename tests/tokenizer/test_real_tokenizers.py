@@ -16,7 +16,7 @@ from tests.support.tokenizers import NASTY, fragments, random_ids, same
 MODELS = [f"models/{m}" for m in ("stories260K", "babyllama-tok361-1.0M", "gwq-reference")]
 MODELS += [f"tokenizers/{t}" for t in ("gpt2", "pythia-neox", "qwen2.5", "llama2")]
 
-NEED_JSON = set()  # names of MODELS whose stock keys cannot say all: none
+NEED_JSON = set()  # names of MODELS whose standard keys cannot say all: none
 
 # code points, first to last: letters of the scripts that people write in, digits, marks, symbols,
 # emoji, spaces, controls
