@@ -11,6 +11,10 @@ docs/results holds:
     claims           what the paper's abstracts state, checked: claims.md
     compare_formats  what the layout of the file costs: a table of docs/format.md on stdout
 
+This one compares two checkouts of the repository, before and after a change:
+
+    compare_checkouts  the bytes of exports, keys of --json, exit statuses; speed in alternation
+
 These make models:
 
     train_reference  trains the bundled model, or a larger one

@@ -1,6 +1,6 @@
 """Does another checkout of this repository still do the same, and as fast?
 
-    python -m studies.compare_checkouts OTHER [--quick] [--speed FILE.gguf ...]
+    studies/compare_checkouts OTHER [--quick] [--speed FILE.gguf ...]
 
 Exports the bundled model and a small random mixture of experts with both checkouts in every way
 that takes its own path through the code, and compares the files byte by byte, the keys of --json
@@ -253,20 +253,23 @@ def opening(other: Path, path: str, rounds: int) -> None:
         print(f"{what}: {1e3 * ours:.1f} ms, the other {1e3 * theirs:.1f} ms", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Does another checkout still do the same, and as fast?"
-    )
-    parser.add_argument("other", type=Path, help="folder of the other checkout, its library built")
-    parser.add_argument("--quick", action="store_true", help="a few of the exports")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(description="Does another checkout still do the same, and as fast?")
+    p.add_argument("other", type=Path, help="folder of the other checkout, its library built")
+    p.add_argument("--quick", action="store_true", help="a few of the exports")
+    p.add_argument(
         "--speed", action="append", default=[], metavar="FILE.gguf", help="time this file instead"
     )
-    parser.add_argument("-t", "--threads", type=int, default=2, metavar="N")
-    parser.add_argument("-p", type=int, default=128, metavar="N", help="prompt tokens")
-    parser.add_argument("-n", type=int, default=32, metavar="N", help="decoded tokens")
-    parser.add_argument("-r", type=int, default=21, metavar="N", help="rounds")
-    args = parser.parse_args()
+    p.add_argument("-t", "--threads", type=int, default=2, metavar="N")
+    p.add_argument("-p", type=int, default=128, metavar="N", help="prompt tokens")
+    p.add_argument("-n", type=int, default=32, metavar="N", help="decoded tokens")
+    p.add_argument("-r", type=int, default=21, metavar="N", help="rounds")
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
     start = time.monotonic()
     other = args.other.resolve()
     for path in args.speed:

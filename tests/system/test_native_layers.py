@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-NATIVE = Path(__file__).parents[1] / "native"
+NATIVE = Path(__file__).parents[2] / "native"
 MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "include": {"include"},
     "cpu": {"include", "cpu"},
