@@ -1,11 +1,35 @@
-"""What each way to store a matrix would add to the loss, from a sample of its rows.
+"""What each way to store a matrix would add to the loss, predicted from a sample of its rows.
 
-The loss is predicted to second order (see `calibration.statistics.FACTORS`) from a quantization
-without error feedback; losses of different matrices add up.
+With E the error of the matrix, s and H the factors of the Fisher information
+(`calibration.statistics`), the loss is
+
+    1/2 sum_i s_i E_i H E_i^T         nats per token
+
+and losses of different matrices add up. Two simplifications make it cheap:
+
+- Columns. The matrix is quantized without error feedback, and errors of different columns are taken
+  as uncorrelated, which leaves E_i H E_i^T = sum_j H_jj E_ij^2. With feedback a column is coded
+  with an error of about the same size, of which the columns that follow compensate a part. What
+  they cannot compensate costs E_ij^2 / U_jj^2, where U^T U = H^-1 (`curvature`), so that 1 / U_jj^2
+  takes the place of H_jj, which is never smaller.
+- Rows. Some rings of eight rows stand for all. The size of a ring is the loss that its rows would
+  cause if they were zero, P_g = sum_i s_i sum_j H_jj w_ij^2, because quantization causes about the
+  same fraction of that everywhere. Systematic sampling with probability proportional to size takes
+  the rings at n equally spaced points of the cumulative sizes, ring g maybe several times, t_g. The
+  sum over all rings is then estimated by (Hansen and Hurwitz, 1943)
+
+      sum_g loss_g  ~  sum over sampled g of  t_g P / (n P_g) loss_g,     P = sum_g P_g
+
+  which is exact where loss_g is proportional to P_g. Nothing is drawn at random: the points lie in
+  the middle of n equal intervals.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,63 +41,79 @@ from gwq_export.quantization.allocate import Choice
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.encoder import encode
 from gwq_export.quantization.quantize import check_range
-from gwq_export.quantization.recipe import TABLES
+from gwq_export.quantization.recipe import TABLES, Recipe
 from gwq_export.quantization.saliency import SALIENCY, diagonal
 
-FRACTIONS = (
-    0.0,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.02,
-)  # outliers to choose from; in between to fill a budget
-KINDS = ("gwq2", "gwq3", "gwq4", "q8_0", "f16")
-RINGS = 24  # rings of 8 rows that are quantized to predict the others
+# fractions of outliers to choose from; `allocate.fill` goes between them
+FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02)
+KINDS = ("gwq2", "gwq3", "gwq4", "q8_0", "f16")  # types to choose from
+RINGS = 24  # n: rings of eight rows that stand for a matrix of more than twice as many
 
 
 class Sample:
-    """What is needed of a matrix to predict its loss under several recipes."""
+    """Some rows of a matrix, and what it takes to predict its loss under several recipes.
 
-    def __init__(self, weight, statistics, saliency="loss", seed=0, pool=ffi.NULL):
+    shape: (rows, cols) of the matrix. rows: indices of the sampled rows, ascending. expansion: how
+    many times the loss of each of them counts, t_g P / (n P_g) above. weight, row_weight: float32
+    (sampled rows, cols) and (sampled rows,). largest: (1, cols), the row with the largest weight,
+    which decides whether a type can hold the matrix.
+    """
+
+    def __init__(
+        self,
+        weight: np.ndarray,
+        statistics: Mapping[str, Any],
+        saliency: str = "loss",
+        seed: int = 0,
+        pool: Any = ffi.NULL,
+    ) -> None:
+        """Take the sample of a matrix.
+
+        weight: float32 (rows, cols). statistics: "hessian", "rows" and what the rule `saliency`
+        reads. seed: of rules that draw at random. pool: a `gwq_pool *`, or NULL for one thread.
+        """
         self.curvature = curvature_of(statistics)
-        self.shape, self.pool = weight.shape, pool
-        h, s = diagonal(self.curvature), statistics["rows"]
-        power = s * product(weight * weight, h)  # (rows,): the loss without the row
-        rings = np.add.reduceat(power, np.arange(0, len(power), RING))
-        self.power = float(power.sum())
-        if len(rings) > 2 * RINGS:  # systematic, in proportion to what a ring matters
-            cumulative = np.cumsum(rings) / max(rings.sum(), 1e-300)
-            chosen = np.searchsorted(cumulative, (np.arange(RINGS) + 0.5) / RINGS).clip(
-                0, len(rings) - 1
-            )
-            chosen, times = np.unique(chosen, return_counts=True)
+        self.shape = weight.shape
+        self.pool = pool
+        h = diagonal(self.curvature)
+        s = statistics["rows"]
+        row_size = s * product(weight * weight, h)  # (rows,): the loss if the row were zero
+        ring_size = np.add.reduceat(row_size, np.arange(0, len(row_size), RING))
+        total = float(row_size.sum())
+        if len(ring_size) > 2 * RINGS:
+            chosen, times = _systematic_sample(ring_size, RINGS)
         else:
-            chosen, times = np.arange(len(rings)), None
+            chosen = np.arange(len(ring_size))
+            times = None
         rows = (chosen[:, None] * RING + np.arange(RING)).reshape(-1)
-        self.rows = rows[rows < len(weight)]
-        if times is not None:  # a ring stands for as much as any other: its share of the sum
-            self.share = (times / rings[chosen] / RINGS).repeat(RING)[
-                rows < len(weight)
-            ] * self.power
+        real = rows < len(weight)  # the last ring may be shorter
+        self.rows = rows[real]
+        if times is None:
+            self.expansion = np.ones(len(self.rows))
         else:
-            self.share = np.ones(len(self.rows))
-        self.weight, self.row_weight = weight[self.rows], s[self.rows]
-        self.largest = weight[
-            [np.abs(weight).max(1).argmax()]
-        ]  # (1, cols): the row by which types can hold the matrix or not
-        self._whole, self._thresholds = (weight, statistics, saliency, seed), {}
+            self.expansion = (times / ring_size[chosen] / RINGS).repeat(RING)[real] * total
+        self.weight = weight[self.rows]
+        self.row_weight = s[self.rows]
+        self.largest = weight[[np.abs(weight).max(1).argmax()]]
+        self._matrix = weight
+        self._statistics = statistics
+        self._saliency = saliency
+        self._seed = seed
+        self._thresholds: dict[int, np.floating] = {}  # number of outliers -> smallest score
 
     @cached_property
-    def score(self):
-        """Saliency of every weight of the matrix."""
-        weight, statistics, saliency, seed = self._whole
-        first = lambda: (
-            encode(weight, TYPES["gwq3"], TABLES["trellis"]["gwq3"], pool=self.pool).values
-        )  # noqa: E731
-        return SALIENCY[saliency].score(weight, statistics, np.random.default_rng(seed), first)
+    def score(self) -> np.ndarray:
+        """Saliency of every weight of the matrix, (rows, cols)."""
 
-    def _outliers(self, count):
+        def first() -> np.ndarray:
+            levels = TABLES["trellis"]["gwq3"]
+            return encode(self._matrix, TYPES["gwq3"], levels, pool=self.pool).values
+
+        rule = SALIENCY[self._saliency]
+        rng = np.random.default_rng(self._seed)
+        return rule.score(self._matrix, self._statistics, rng, first)
+
+    def _outliers(self, count: int) -> np.ndarray | None:
         """Mask of the sampled rows: the `count` largest scores of the whole matrix."""
         if not count:
             return None
@@ -82,53 +122,75 @@ class Sample:
             self._thresholds[count] = np.partition(flat, len(flat) - count)[len(flat) - count]
         return self.score[self.rows] >= self._thresholds[count]
 
-    def loss(self, recipe):
+    def loss(self, recipe: Recipe) -> float:
         """Predicted loss, nats per token, that storing the matrix by `recipe` adds.
 
-        Raises GwqError where that cannot be.
+        Raises GwqError where the type cannot hold the matrix.
         """
         check_range(self.largest, recipe)
-        w, h = self.weight, diagonal(self.curvature)
-        if recipe.encoded:
-            mask = self._outliers(recipe.outlier_count(self.shape))
-            fit = (
-                {"curvature": self.curvature, "row_weight": self.row_weight}
-                if recipe.curvature
-                else {}
-            )
-            e = encode(
-                w, recipe.type, recipe.levels, outlier=mask, feedback=False, pool=self.pool, **fit
-            )
-            error = w - e.values if mask is None else np.where(mask, 0, w - e.values)
-        else:
+        error = self._error(recipe)
+        column_cost = diagonal(self.curvature)
+        if recipe.encoded and recipe.feedback:
+            column_cost = 1 / np.diag(self.curvature.factor)[: len(column_cost)] ** 2
+        by_row = self.row_weight * product(error * error, column_cost)
+        return float((by_row * self.expansion).sum()) / 2
+
+    def _error(self, recipe: Recipe) -> np.ndarray:
+        """Errors of the sampled rows, (sampled rows, cols), without error feedback."""
+        w = self.weight
+        if not recipe.encoded:
             stored = encode_ggml(recipe.type, w)
-            error = w - decode_ggml(recipe.type, stored, *w.shape)
-        column = h
-        if (
-            recipe.encoded and recipe.feedback
-        ):  # later columns make an error good again but for this share
-            column = 1 / np.diag(self.curvature.factor)[: len(h)] ** 2
-        squares = self.row_weight * product(error * error, column)
-        return float((squares * self.share).sum()) / 2
+            return w - decode_ggml(recipe.type, stored, *w.shape)
+        outlier = self._outliers(recipe.outlier_count(self.shape))
+        e = encode(
+            w,
+            recipe.type,
+            recipe.levels,
+            curvature=self.curvature if recipe.curvature else None,
+            row_weight=self.row_weight if recipe.curvature else None,
+            outlier=outlier,
+            feedback=False,
+            pool=self.pool,
+        )
+        return w - e.values if outlier is None else np.where(outlier, 0, w - e.values)
 
 
-def choices(sample, recipe, size, kinds=KINDS, fractions=FRACTIONS):
-    """Choices of a matrix, without those that cannot hold its largest weight. Raises GwqError when
-    none is left.
+def _systematic_sample(size: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample n of len(size) items in proportion to their sizes, without a random number.
 
-    recipe: the one to vary; size(recipe) -> bytes in the file.
+    Returns (items, ascending, and how many times each was taken).
     """
-    out, why = [], None
+    cumulative = np.cumsum(size) / max(size.sum(), 1e-300)
+    points = (np.arange(n) + 0.5) / n
+    taken = np.searchsorted(cumulative, points).clip(0, len(size) - 1)
+    return np.unique(taken, return_counts=True)
+
+
+def choices(
+    sample: Sample,
+    recipe: Recipe,
+    size: Callable[[Recipe], int],
+    kinds: Sequence[str] = KINDS,
+    fractions: Sequence[float] = FRACTIONS,
+) -> list[Choice]:
+    """What there is to choose for a matrix: every type and, of tile types, fraction of outliers.
+
+    recipe: the one to vary. size: recipe -> bytes in the file. kinds: names of types; those that
+    cannot hold the matrix's width or its largest weight are left out. Raises GwqError when none is
+    left.
+    """
+    out = []
+    refusal = None
     for kind in kinds:
         type = TYPES[kind]
         if not type.bits and sample.shape[1] % type.unit:
             continue
         for fraction in fractions if type.bits else (0.0,):
-            r = replace(recipe, type=type, outliers=fraction)
+            varied = replace(recipe, type=type, outliers=fraction)
             try:
-                out.append(Choice(r, size(r), sample.loss(r)))
+                out.append(Choice(varied, size(varied), sample.loss(varied)))
             except GwqError as e:
-                why = why or e
-    if why and not out:
-        raise why
+                refusal = refusal or e
+    if refusal and not out:
+        raise refusal
     return out

@@ -1,7 +1,12 @@
-"""Encode one matrix: choose the outliers, encode the rest as tiles, put the side-table beside them.
+"""Turns one matrix into bytes: chooses outliers, encodes the rest, packs the side-table.
 
 `quantize(weight, statistics, recipe)` is a pure function of its arguments: same input, same bytes.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,26 +14,31 @@ from gwq_export.errors import GwqError
 from gwq_export.format.ggml_types import encode_ggml, pack_codes
 from gwq_export.format.outliers import pack_outliers
 from gwq_export.format.tiles import dequantize, pack_tiles
-from gwq_export.format.types import ffi
+from gwq_export.format.types import TensorType, ffi
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.deltas import corrections
 from gwq_export.quantization.encoder import encode
+from gwq_export.quantization.matrix_codes import Encoded
+from gwq_export.quantization.recipe import Recipe
 from gwq_export.quantization.saliency import SALIENCY, select
 
-CHUNK = 1 << 16  # weights of a ggml type converted at once
+CHUNK = 1 << 16  # weights of a ggml type that are rounded at once
 
 
-def quantize(weight, statistics, recipe, pool=ffi.NULL):
-    """Encode weight (rows, cols) float32.
+def quantize(
+    weight: np.ndarray, statistics: Mapping[str, Any], recipe: Recipe, pool: Any = ffi.NULL
+) -> list[np.ndarray]:
+    """Encode a weight (rows, cols), or (n,) of an unquantized type, float32.
 
-    statistics: {name of totals.STATISTICS: array of weight's shape, "rows": (rows,), "hessian":
-    (cols, cols) or a Curvature made of it}. Returns the bytes (uint8 arrays) in the order of
-    `recipe.tensors`. Raises GwqError for a weight that FP16 cannot hold.
+    statistics: what `recipe.statistics` names: arrays of the weight's shape, "rows" (rows,),
+    "hessian" (cols, cols) or a Curvature made from it. pool: a `gwq_pool *`, or NULL for one
+    thread. Returns the bytes (uint8 arrays) of the tensors in the order of `recipe.tensors`. Raises
+    GwqError for a weight that the type's FP16 numbers cannot hold.
     """
     if not recipe.encoded:
         return [_encode_ggml(recipe.type, weight)]
     check_range(weight, recipe)
-    options = {"pool": pool}
+    options: dict[str, Any] = {"pool": pool}
     if recipe.curvature:
         options |= {
             "curvature": curvature_of(statistics),
@@ -36,71 +46,89 @@ def quantize(weight, statistics, recipe, pool=ffi.NULL):
             "feedback": recipe.feedback,
             "sweeps": recipe.sweeps,
         }
-    count = recipe.outlier_count(weight.shape)
     if recipe.type.levels:
-        e = encode(weight, recipe.type, recipe.levels, **options)
-        parts = [pack_codes(recipe.type, e.scales, e.codes)]
-        if count:
-            found = corrections(
-                weight, e.values, options["curvature"], options["row_weight"], count
-            )
-            parts += [a.view(np.uint8) for a in pack_outliers(*found, weight.shape)]
-        return parts
-    table, keep = recipe.levels, None
+        return _quantize_ggml(weight, recipe, options)
+    return _quantize_tiles(weight, statistics, recipe, options)
+
+
+def _quantize_ggml(weight: np.ndarray, recipe: Recipe, options: dict[str, Any]) -> list[np.ndarray]:
+    """Codes of a ggml type with levels and, where asked for, corrections beside them."""
+    e = encode(weight, recipe.type, recipe.levels, **options)
+    parts = [pack_codes(recipe.type, e.scales, e.codes)]
+    count = recipe.outlier_count(weight.shape)
     if count:
-        first = lambda: encode(weight, recipe.type, table, pool=pool).values  # noqa: E731  (a plain first quantization)
-        score = SALIENCY[recipe.saliency].score(
-            weight, statistics, np.random.default_rng(recipe.seed), first
+        row, col, value = corrections(
+            weight, e.values, options["curvature"], options["row_weight"], count
         )
-        keep = select(score, count)
-        options["outlier"] = np.zeros(weight.shape, bool)
-        options["outlier"].reshape(-1)[keep] = True
-    e = encode(weight, recipe.type, table, **options)
-    if keep is not None:
-        row, col = np.divmod(keep, weight.shape[1])
-        _clear(e, row, col, recipe.type)
-    tiles = pack_tiles(recipe.type, e.table, e.row_scales, e.scales, e.codes)
-    if keep is None:
-        return [tiles]
-    held = dequantize(recipe.type, tiles, weight.shape)[row, col]
-    records, offsets = pack_outliers(
-        row, col, (e.values[row, col] - held).astype(np.float16), weight.shape
-    )
+        side_table = pack_outliers(row, col, value, weight.shape)
+        parts += [array.view(np.uint8) for array in side_table]
+    return parts
+
+
+def _quantize_tiles(
+    weight: np.ndarray, statistics: Mapping[str, Any], recipe: Recipe, options: dict[str, Any]
+) -> list[np.ndarray]:
+    """Tiles and, where asked for, outliers: what they add to the value of the code beneath them."""
+    type = recipe.type
+    count = recipe.outlier_count(weight.shape)
+    if not count:
+        e = encode(weight, type, recipe.levels, **options)
+        return [_pack(type, e)]
+
+    def first() -> np.ndarray:
+        """The matrix after a plain quantization, for rules that ask for it."""
+        return encode(weight, type, recipe.levels, pool=options["pool"]).values
+
+    rng = np.random.default_rng(recipe.seed)
+    keep = select(SALIENCY[recipe.saliency].score(weight, statistics, rng, first), count)
+    outlier = np.zeros(weight.shape, bool)
+    outlier.reshape(-1)[keep] = True
+    e = encode(weight, type, recipe.levels, outlier=outlier, **options)
+    row, col = np.divmod(keep, weight.shape[1])
+    _clear(e, row, col, type)
+    tiles = _pack(type, e)
+    beneath = dequantize(type, tiles, weight.shape)[row, col]
+    added = (e.values[row, col] - beneath).astype(np.float16)
+    records, offsets = pack_outliers(row, col, added, weight.shape)
     return [tiles, records, offsets.view(np.uint8)]
 
 
-def check_range(weight, recipe):
-    """Raises GwqError when weight (rows, cols) holds one that is too large for the recipe's type."""
+def _pack(type: TensorType, e: Encoded) -> np.ndarray:
+    return pack_tiles(type, e.table, e.row_scales, e.scales, e.codes)
+
+
+def check_range(weight: np.ndarray, recipe: Recipe) -> None:
+    """Raise GwqError when a weight of the matrix is too large for the recipe's type."""
     if not recipe.encoded:
-        _encode_ggml(recipe.type, weight)  # which refuses it
-    elif not np.abs(weight).max(initial=0) < 65504:
+        _encode_ggml(recipe.type, weight)  # raises
+    elif not np.abs(weight).max(initial=0) < 65504:  # also for a NaN
         raise GwqError(
-            "a weight is too large for FP16: give this tensor a ggml type with --tensor-type NAME=bf16"
+            "a weight is too large for FP16: "
+            "give this tensor a ggml type with --tensor-type NAME=bf16"
         )
 
 
-def _clear(e, row, col, type):
-    """Give outliers the code of weight zero where the table has one: then their FP16 value is
-    exact.
+def _clear(e: Encoded, row: np.ndarray, col: np.ndarray, type: TensorType) -> None:
+    """Give outliers a code that stands for zero, where the table has one.
+
+    Their FP16 value is then the weight itself, and exact. The table has such a code if it is zero
+    whatever the neighbour's bits are.
     """
-    entries = e.table.reshape(-1, 1 << type.bits)
+    entries = e.table.reshape(-1, 1 << type.bits)  # (neighbour's bits, code)
     zero = np.flatnonzero((entries == 0).all(0))
     if len(zero):
         e.codes[row, col] = zero[0]
 
 
-def _encode_ggml(type, weight):
+def _encode_ggml(type: TensorType, weight: np.ndarray) -> np.ndarray:
     """`encode_ggml` in runs of rows, so that its work arrays stay small."""
     if weight.ndim == 1:
         return encode_ggml(type, weight)
     rows, cols = weight.shape
-    out, width, step = (
-        np.empty(type.nbytes(rows, cols), np.uint8),
-        type.nbytes(1, cols),
-        max(1, CHUNK // cols),
-    )
+    out = np.empty(type.nbytes(rows, cols), np.uint8)
+    row_bytes = type.nbytes(1, cols)
+    step = max(1, CHUNK // cols)
     for first in range(0, rows, step):
-        out[first * width : (first + step) * width] = encode_ggml(
-            type, weight[first : first + step]
-        )
+        run = encode_ggml(type, weight[first : first + step])
+        out[first * row_bytes : (first + step) * row_bytes] = run
     return out

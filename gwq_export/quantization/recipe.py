@@ -1,5 +1,8 @@
 """How one matrix is to be stored: its type, its outliers and how its codes are found."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -8,9 +11,10 @@ from gwq_export.format.types import LEVELS, TensorType
 from gwq_export.quantization.saliency import SALIENCY
 
 MAX_OUTLIERS = 0.5  # fraction of a matrix; a row of a tile can hold 255 of 256
-# What a window stands for. "grid": uniform, as in round-to-nearest. "scalar": non-uniform levels
-# without history. "trellis": levels that depend on the neighbour where the type has history. Fitted
-# by alternating encoding and least squares on Gaussian weights.
+# Table entries by window, the four bits that a code and its neighbour's bits make up, in units of a
+# sub-block's scale. "grid": uniform, as in round-to-nearest. "scalar": non-uniform levels that
+# depend on the code alone. "trellis": levels that depend on the neighbour, too, where the type has
+# such bits. The last two were fitted by alternating encoding and least squares on Gaussian weights.
 TABLES = {
     "grid": {
         "gwq4": [4 * (c - 8) for c in range(16)],
@@ -34,10 +38,12 @@ TABLES = {
 class Recipe:
     """How one matrix is stored, and how its codes are found.
 
-    outliers: fraction kept in FP16, chosen by the rule `saliency`; of ggml types corrected in
-    FP16, see `deltas`. table: a row of TABLES. curvature: fit scales under the Fisher matrix (else
-    plain least squares; ggml types with levels are then rounded plainly); feedback and sweeps: see
-    `encoder.encode`, need curvature.
+    type: a tile type or a ggml type. outliers: fraction of the weights kept in FP16; of a ggml type
+    with levels, the fraction that is corrected in FP16 (see `deltas`). saliency: the rule of
+    SALIENCY that chooses outliers. table: a row of TABLES. curvature: find codes and scales under
+    the Fisher factors, else by plain least squares (ggml types with levels are then rounded as ggml
+    does). feedback, sweeps: see `encoder.encode`; they need curvature. seed: of rules that draw at
+    random.
     """
 
     type: TensorType
@@ -50,38 +56,45 @@ class Recipe:
     seed: int = 0
 
     @property
-    def encoded(self):
+    def encoded(self) -> bool:
         """Whether `encoder.encode` finds the codes; else the ggml type's own rounding does."""
         return bool(self.type.bits or (self.type.levels and self.curvature))
 
     @property
-    def statistics(self):
+    def statistics(self) -> tuple[str, ...]:
         """Names of the calibration statistics that quantizing by this recipe reads."""
         if not self.encoded:
             return ()
-        wanted = SALIENCY[self.saliency].statistics if self.outliers and self.type.bits else ()
-        return tuple(dict.fromkeys((*wanted, *(("hessian", "rows") if self.curvature else ()))))
+        names: list[str] = []
+        if self.outliers and self.type.bits:
+            names += SALIENCY[self.saliency].statistics
+        if self.curvature:
+            names += ("hessian", "rows")
+        return tuple(dict.fromkeys(names))
 
     @property
-    def levels(self):
-        """(16,) what a window, or a ggml type's code, stands for."""
+    def levels(self) -> Sequence[int]:
+        """What each of the 16 windows of a tile type, or codes of a ggml type, stands for."""
         return LEVELS.get(self.type.name) or TABLES[self.table][self.type.name]
 
-    def outlier_count(self, shape):
-        """Outliers of a tensor of this shape, as many in every matrix: its size follows before any
-        weight is read.
-        """
-        return (
-            prod(shape[:-2]) * round(self.outliers * shape[-2] * shape[-1]) if self.encoded else 0
-        )
+    def outlier_count(self, shape: tuple[int, ...]) -> int:
+        """Outliers of a tensor of this shape, the same number in each of its matrices.
 
-    def tensors(self, name, shape):
-        """[(tensor name, TensorType name, shape)] that `quantize` fills, matrix by matrix,
-        companions included.
+        The number, and with it the size in the file, is known before any weight is read.
+        """
+        if not self.encoded:
+            return 0
+        return prod(shape[:-2]) * round(self.outliers * shape[-2] * shape[-1])
+
+    def tensors(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+        """What `quantize` fills for a tensor, matrix by matrix: the tensor and its side-table.
+
+        Returns [(tensor name, type name, shape)].
         """
         out = [(name, self.type.name, shape)]
         if count := self.outlier_count(shape[-2:]):
-            records, offsets = outlier_bytes(*shape[-2:], count)
+            rows, cols = shape[-2:]
+            records, offsets = outlier_bytes(rows, cols, count)
             out += [
                 (f"{name}.outliers", "i8", (*shape[:-2], records)),
                 (f"{name}.outlier_offsets", "i32", (*shape[:-2], offsets)),

@@ -7,7 +7,7 @@ outliers, for rules that ask what that did to a weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from gwq_export.format.types import TILE
 SUB = 32  # columns that share a scale, as the rule "relief" takes it
 MAX_PER_SLOT = 255  # outliers in one row of a tile: the side-table counts them in a byte
 Score = Callable[
-    [np.ndarray, dict[str, Any], np.random.Generator, Callable[[], np.ndarray]], np.ndarray
+    [np.ndarray, Mapping[str, Any], np.random.Generator, Callable[[], np.ndarray]], np.ndarray
 ]
 
 
