@@ -94,6 +94,7 @@ def _quantize_tiles(
 
 
 def _pack(type: TensorType, e: Encoded) -> np.ndarray:
+    assert e.row_scales is not None  # every tile type has them
     return pack_tiles(type, e.table, e.row_scales, e.scales, e.codes)
 
 
