@@ -19,12 +19,14 @@ from tests.support.gguf_files import ONE, leftovers, write
 @pytest.mark.parametrize("old", [None, b"the old file"])
 def test_a_crash_leaves_what_was_there(tmp_path, error, old):
     path = tmp_path / "a.gguf"
-    old and path.write_bytes(old)
+    if old:
+        path.write_bytes(old)
     with pytest.raises(error), Writer(path, {}, ONE) as w:
         w.write("n", bytes(12))
         assert Path(w.part).stat().st_size == w.nbytes == file_size({}, ONE)
         raise error
-    assert leftovers(path) == ["a.gguf"] * bool(old) and (not old or path.read_bytes() == old)
+    assert leftovers(path) == (["a.gguf"] if old else [])
+    assert not old or path.read_bytes() == old
 
 
 def test_a_stale_part_is_replaced(tmp_path):

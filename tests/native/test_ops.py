@@ -207,9 +207,12 @@ def test_bad_arguments_are_refused(op, arguments):
     kinds = [kind.cname for kind in ffi.typeof(function).args]
     words = ["P", *arguments.split()] if kinds[0] == "gwq_pool *" else arguments.split()
     named = {"P": POOL.ptr, "X": pointer(x), "Y": pointer(y), "0": NULL}
-    values = [
-        named[w] if "*" in kind else float(w) if kind == "float" else int(w)
-        for w, kind in zip(words, kinds, strict=True)
-    ]
+
+    def value(word, kind):
+        if "*" in kind:
+            return named[word]
+        return float(word) if kind == "float" else int(word)
+
+    values = [value(word, kind) for word, kind in zip(words, kinds, strict=True)]
     assert function(*values) == native.lib().GWQ_E_ARGUMENT
     assert_array_equal(x, before)

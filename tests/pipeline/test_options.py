@@ -27,10 +27,8 @@ def test_exclude_keeps_matrices_at_16_bits(tiny, exported):
     path, _ = exported(
         model, type="gwq4", exclude=["attn_v", "token_embd"], tensor_type=["attn=gwq3"], **SMALL
     )
-    expected = {
-        n: "f16" if "attn_v" in n or "token" in n else "gwq3" if "attn" in n else plain[n]
-        for n in plain
-    }
+    expected = plain | {n: "gwq3" for n in plain if "attn" in n}
+    expected |= {n: "f16" for n in plain if "attn_v" in n or "token" in n}
     assert types(path) == expected
     path, result = exported(model, bpw=8, exclude="blk.0.", outliers=0.002, **SMALL)
     chosen = types(path)

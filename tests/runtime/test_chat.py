@@ -46,9 +46,8 @@ def test_a_chat_drops_its_oldest_turns(path):
         "".join(chat.reply(f"Question {turn}", stats))
         dropped += stats["dropped"]
         assert stats["context_tokens"] <= 96 and chat.messages[0]["role"] == "system"
-        assert [m["role"] for m in chat.messages[1:]] == ["user", "assistant"] * (
-            len(chat.messages) // 2
-        )
+        turns = len(chat.messages) // 2
+        assert [m["role"] for m in chat.messages[1:]] == ["user", "assistant"] * turns
     assert dropped == 8 - len(chat.messages) // 2 > 2
     assert chat.messages[-2]["content"] == "Question 7"
     before = list(chat.messages)

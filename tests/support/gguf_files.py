@@ -82,7 +82,8 @@ def refused(path, *words, call=None):
     """The one sentence with which `path` is refused."""
     with pytest.raises(GwqError) as caught:
         reader = Reader(path)
-        call and call(reader)
+        if call:
+            call(reader)
     text = str(caught.value)
     assert str(path) in text and text.isprintable()
     for word in words:

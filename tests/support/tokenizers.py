@@ -112,7 +112,7 @@ def sentencepiece(prefix=True, pre=None, added=()):
         native.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), space] if prefix else [space]
         )
-    strip = [decoders.Strip(" ", 1, 0)] * bool(prefix)
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     native.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
@@ -159,7 +159,7 @@ def unigram(merge=True, prefix="always", bytes=False, added=()):
         spec["model"]["vocab"][3:3] = [[f"<0x{b:02X}>", 0.0] for b in range(256)]
         spec["model"]["byte_fallback"] = True
         native = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    strip = [decoders.Strip(" ", 1, 0)] * (prefix == "always")
+    strip = [decoders.Strip(" ", 1, 0)] if prefix == "always" else []
     native.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )

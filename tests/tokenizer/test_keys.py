@@ -244,7 +244,8 @@ def test_add_bos(tmp_path, flag, template, expected):
     config = LLAMA_CONFIG if flag is None else LLAMA_CONFIG | {"add_bos_token": flag}
     tok = Tokenizer(to_metadata(save(tmp_path, native, tokenizer_config=config), 500))
     plain = tok.encode("the fox", bos=False)
-    assert tok.add_bos is expected and tok.encode("the fox") == [1] * expected + plain
+    assert tok.add_bos is expected
+    assert tok.encode("the fox") == ([1, *plain] if expected else plain)
     assert tok.encode("the fox", bos=True) == [1, *plain]
     assert tok.encode("<s>the fox") == [1, *plain]
     assert tok.encode("<s>the fox", bos=True) == [1, 1, *plain]
