@@ -4,7 +4,7 @@
 docs/results holds:
 
     compare          ours beside ggml types and the paper's recipe at equal size: tables of
-                     quality.md and of docs/llama.cpp.md on stdout
+                     quality.md, docs/llama.cpp.md and docs/method.md on stdout
     measure          quality and speed through files and the runtime: tables of quality.md on stdout
     bench_synthetic  speed beside llama.cpp on 1.1 billion weights: benchmarks.md, behind speed.md
     ablation         what each part of the method is worth: ablation.md and ablation.svg

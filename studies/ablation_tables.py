@@ -187,8 +187,8 @@ def ladder(lab, extent):
         spent = "allocation of types and outliers at the same bytes"
         if bits < BITS:
             tuned = [lab.measure_norms(type, seed) for seed in lab.seeds]
-            rows.append(["+ norm tweaking", mean(tuned)])
-            spent = f"instead of norm tweaking: {spent}"
+            rows.append(["+ norm tuning", mean(tuned)])
+            spent = f"instead of norm tuning: {spent}"
         else:
             spent = f"+ {spent}"
         rows.append([spent, lab.over_seeds(allocated(lab, bits, extent))])

@@ -7,13 +7,13 @@
     studies/compare --interop                     ggml types without, with llama.cpp's and with our
                                                   importance, beside our files of these types
 
-Tables are Markdown on stdout; those of docs/results/quality.md and docs/llama.cpp.md are from here.
-ggml types are quantized and decoded again by llama.cpp's code (studies/ggml.py), with its
-importance vector from the same calibration tokens that `gwq-export` would use; ours are decoded
-from the file. Everything is then computed in float32 by transformers, with the float32 embedding
-and output head in every row, so that rows differ by nothing but the decoder's linear layers and,
-below 4 bits, our tuned norms. Bits per weight are of these layers, with the side-tables. Perplexity
-is by llama.cpp's protocol.
+Tables are Markdown on stdout: those of docs/results/quality.md and docs/llama.cpp.md, and, where a
+budget chose our types, the predicted losses of docs/method.md. ggml types are quantized and decoded
+again by llama.cpp's code (studies/ggml.py), with its importance vector from the same calibration
+tokens that `gwq-export` would use; ours are decoded from the file. Everything is then computed in
+float32 by transformers, with the float32 embedding and output head in every row, so that rows
+differ by nothing but the decoder's linear layers and, below 4 bits, our tuned norms. Bits per
+weight are of these layers, with the side-tables. Perplexity is by llama.cpp's protocol.
 """
 
 import argparse
@@ -32,10 +32,12 @@ import transformers
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.spec import gguf_name
+from gwq_export.bench.tables import table
 from gwq_export.calibration.text import draw_calibration
 from gwq_export.evaluation.perplexity import PROTOCOLS, score, windows
 from gwq_export.evaluation.predictors import Predictor, module_logits
 from gwq_export.hf.source import Source
+from gwq_export.machine import cpu_name
 from gwq_export.tokenizer.from_hf import to_metadata
 from gwq_export.tokenizer.tokenizer import Tokenizer
 from studies import ggml
@@ -52,6 +54,7 @@ INTEROP = [  # options of export
     {"type": "bridge", "outliers": 0.01},
 ]
 HEAD = "| decoder linears | bits per weight | perplexity | KL divergence | same top token |"
+PREDICTED = ["bits per weight (decoder linears)", "predicted loss", "measured KL divergence"]
 
 
 def linears(source):
@@ -238,7 +241,7 @@ class Comparison:
             f"{args.model}, {args.text}: {len(self.rows)} windows of {self.ctx}, "
             f"{before['tokens']} tokens scored; float32 perplexity {before['ppl']:.2f} "
             f"± {before['ppl_error']:.2f}. Importance: {drawn} (--seed {args.seed}). "
-            "Embedding and head float32.\n"
+            f"Embedding and head float32. {cpu_name()}.\n"
         )
         print(HEAD + "\n|" + " --- |" * 5)
         vectors = {"": importance}
@@ -255,7 +258,8 @@ class Comparison:
         with tempfile.TemporaryDirectory() as folder:
             self.our_rows(Path(folder, "ours.gguf"))
         for path in args.gguf:
-            self.our_row(Path(path).name, path)
+            self.our_row(f"**{Path(path).name}**", path)
+        self.predictions()
         if args.json:
             result = {"model": str(args.model), "text": str(args.text)}
             print(json.dumps(result | {"reference": before, "rows": self.found}))
@@ -272,14 +276,17 @@ class Comparison:
         return ggml.importance(self.original, calibration.tokens), f"{samples} x {ctx} tokens"
 
     def row(self, name, model, bits, start):
+        """Print a row and keep it for --json; returns what is kept. name: Markdown."""
         result = quality(model, self.reference, self.rows)
-        self.found.append({"name": name, "bpw_linear": bits} | result)
+        kept = {"name": name.replace("**", ""), "bpw_linear": bits} | result
+        self.found.append(kept)
         print(
             f"| {name} | {bits:.3f} | {result['ppl']:.2f} | {result['kld_mean']:.5f} "
             f"± {result['kld_error']:.5f} | {result['top1_agreement']:.2%} |",
             flush=True,
         )
-        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+        print(f"{kept['name']}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+        return kept
 
     def ggml_rows(self, name, vectors):
         """Rows of a ggml type. vectors: {what a row's name ends with: importance}."""
@@ -298,11 +305,10 @@ class Comparison:
             self.row(f"{name.lower()}{label}", model, bits, start)
 
     def our_row(self, name, path):
-        """The row of one of our files; returns its bits per weight."""
+        """The row of one of our files, its types behind its name; returns what `row` keeps."""
         start = time.monotonic()
         model, types, bits = file_model(self.source, path)
-        self.row(f"{name} ({types})", model, bits, start)
-        return bits
+        return self.row(f"{name} ({types})", model, bits, start)
 
     def our_rows(self, out):
         """Rows of files made here, each written over the last."""
@@ -310,13 +316,25 @@ class Comparison:
         wanted = [float(bits) for bits in filter(None, args.bpw.split(","))]
         for type in ("gwq4", "gwq3", "gwq2") if args.paper else ():
             gwq_export.export(args.model, out, type=type, preset="paper", **self.options)
-            wanted.append(self.our_row("preset paper", out))
+            wanted.append(self.our_row("preset paper", out)["bpw_linear"])
         for given in INTEROP if args.interop else ():
             gwq_export.export(args.model, out, samples=args.samples, **given, **self.options)
-            self.our_row("gwq-export " + " ".join(f"--{k} {v}" for k, v in given.items()), out)
+            flags = " ".join(f"--{k} {v}" for k, v in given.items())
+            self.our_row(f"**gwq-export {flags}**", out)
         for bits in wanted:
             made = at_bits(args.model, out, bits, samples=args.samples, **self.options)
-            self.our_row(f"gwq-export, predicted {made['predicted_loss']:.5f}", out)
+            kept = self.our_row("**gwq-export**", out)
+            kept["predicted_loss"] = made["predicted_loss"]
+
+    def predictions(self):
+        """Print what was predicted of our files, where a budget chose their types."""
+        lines = [
+            [f"{r['bpw_linear']:.3f}", f"{r['predicted_loss']:.5f}", f"{r['kld_mean']:.5f}"]
+            for r in self.found
+            if "predicted_loss" in r
+        ]
+        if lines:
+            print("\n" + table(PREDICTED, lines), flush=True)
 
 
 if __name__ == "__main__":

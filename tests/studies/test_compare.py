@@ -34,8 +34,12 @@ def test_the_halves_take_the_place_of_two_files(tmp_path):
             cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr
-        return re.findall(r"float32 perplexity \S+|^\| gwq-export.*", done.stdout, re.M)
+        wanted = r"float32 perplexity \S+|^\| \*\*gwq-export\*\* \(.*|^\| [\d.]+ \|.*"
+        return re.findall(wanted, done.stdout, re.M)
 
     found = rows("--halves", both)
-    assert len(found) == 2
+    _, row, predicted = found
+    bits, divergence = (row.split(" | ")[i] for i in (1, 3))
+    assert predicted.startswith(f"| {bits} | ")
+    assert predicted.endswith(f" | {divergence.split()[0]} |")
     assert found == rows("--calib", calib, "--text", text) != rows("--calib", text, "--text", calib)
