@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from gwq_export.commands.console import Progress, make_parser, size
-from gwq_export.pipeline.options import ExportOptions, add_arguments
+from gwq_export.pipeline.flags import add_arguments
+from gwq_export.pipeline.options import ExportOptions
 
 
 def parser() -> argparse.ArgumentParser:

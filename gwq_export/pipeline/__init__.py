@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     options
+    flags
     presets
     plan
     provenance

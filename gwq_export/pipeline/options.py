@@ -7,7 +7,7 @@ face of the package (`gwq_export.export`) repeats its name and type, and a test 
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -345,40 +345,3 @@ def _absolute(path: StrPath | None) -> Path:
 
 def _resolved(path: StrPath | None) -> Path:
     return Path(path or "").resolve()
-
-
-def flag(option: Field) -> str:
-    """The flag of a field of ExportOptions, such as "--work-dir"."""
-    prefix = "--no-" if option.metadata["kind"] == "off" else "--"
-    return prefix + option.name.replace("_", "-")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every option to the parser, in groups."""
-    groups = {name: parser.add_argument_group(name) for name in GROUPS}
-    ways: dict[Any, dict[str, Any]] = {
-        "switch": {"action": "store_true"},
-        "off": {"action": "store_false"},
-        "list": {"action": "append", "default": []},
-    }
-    for option in fields(ExportOptions):
-        kind, metavar = option.metadata["kind"], option.metadata["metavar"]
-        how = ways.get(kind, {"type": kind, "default": option.default})
-        if metavar:
-            how = how | {"metavar": metavar}
-        group = groups[option.metadata["group"]]
-        group.add_argument(flag(option), dest=option.name, help=option.metadata["help"], **how)
-
-
-def option_page() -> str:
-    """The options as Markdown tables, one for each group, for docs/export.md."""
-    parts = []
-    for group in GROUPS:
-        rows = [f"### {group}", "", "| flag | keyword | meaning |", "| --- | --- | --- |"]
-        for option in fields(ExportOptions):
-            if option.metadata["group"] == group:
-                value = f" {option.metadata['metavar']}" if option.metadata["metavar"] else ""
-                meaning = option.metadata["help"].replace("%%", "%").replace("|", "\\|")
-                rows.append(f"| `{flag(option)}{value}` | `{option.name}` | {meaning} |")
-        parts.append("\n".join(rows))
-    return "\n\n".join(parts) + "\n"

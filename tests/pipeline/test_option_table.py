@@ -7,7 +7,8 @@ import pytest
 
 import gwq_export
 from gwq_export.commands.export import parser
-from gwq_export.pipeline.options import ExportOptions, flag, option_page
+from gwq_export.pipeline.flags import flag, option_page
+from gwq_export.pipeline.options import ExportOptions
 from studies.paths import ROOT
 
 FIELDS = {f.name: f for f in fields(ExportOptions)}
