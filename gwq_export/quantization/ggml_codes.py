@@ -60,10 +60,11 @@ class GgmlCodes(MatrixCodes):
         """Fit the scales to the codes, one unit after another, each given those before it.
 
         With p the columns of a unit, v its coded part and E = values - w the error of all columns,
-        a factor f for the scale changes E by (f - 1) v in p, and the output error E^T h E by 2 (f -
-        1) v^T (h E)_p + (f - 1)^2 v^T h_pp v, which is least at
+        a factor f for the scale changes E by (f - 1) v in p, and the output error E^T h E by
 
-            f = 1 - v^T (h E)_p / (v^T h_pp v)
+            2 (f - 1) v^T (h E)_p + (f - 1)^2 v^T h_pp v
+
+        which is least at f = 1 - v^T (h E)_p / (v^T h_pp v).
 
         The new scale is clipped to between half and twice the old one and rounded to FP16.
         """
@@ -108,10 +109,15 @@ def fit_units(
     much the squared error of a column counts; outlier: (columns, 8, rings), where targets do not
     count, or None. Returns FP16 values as float32, (8, rings).
 
-    First the scales that map the largest target x_max near either end of the table are tried, d =
-    FACTORS * x_max / end. Then, twice, the codes of the best scale are kept and d fitted to their
-    values v = d * level by least squares, d <- d * sum(weight v x) / sum(weight v^2), which is
-    taken if its own codes are better.
+    First the scales that map the largest target x_max near either end of the table are tried:
+
+        d = factor * x_max / end            for every factor of FACTORS
+
+    Then, twice, d is fitted by least squares to the values v = d * level of the best scale's codes
+
+        d <- d * sum(weight v x) / sum(weight v^2)
+
+    and taken if the codes nearest at the new scale have a smaller error.
     """
     if outlier is None:
         weight = weight[:, None, None] * np.ones_like(target)

@@ -61,8 +61,8 @@ class TileCodes(MatrixCodes):
         """Fit the row scales to the codes.
 
         A row's value is f v + o, where v is its coded part, o its outliers (elsewhere zero) and f
-        the factor that is sought for the row scale. The output error (f v + o - w) h (f v + o -
-        w)^T is least at
+        the factor that is sought for the row scale. With e = f v + o - w, the output error e h e^T
+        is least at
 
             f = v h (w - o)^T / (v h v^T)
 
