@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, one_line
 
 
 def read_text(path: str | os.PathLike[str], flag: str) -> str:
@@ -40,6 +40,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as e:
         raise GwqError(f"{path}: {what} cannot be read ({e}); download the model again") from None
+
+
+def read_optional_json(path: Path) -> Any:
+    """What a JSON file of a Hugging Face folder holds, {} when it is missing. Raises GwqError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as e:
+        raise GwqError(f"cannot read {path}: {one_line(e)}; download the model again") from None
 
 
 def as_json(value: object) -> bytes:

@@ -10,19 +10,19 @@ import base64
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gwq_export.errors import GwqError, one_line
+from gwq_export.files import read_optional_json
 from gwq_export.tokenizer.build import (
     BYTE,
     BYTE_TOKEN,
     CONTROL,
     JSON_KEY,
-    KEY_NAMES,
     NORMAL,
     SPACE,
     UNKNOWN,
@@ -32,6 +32,7 @@ from gwq_export.tokenizer.build import (
     from_json,
 )
 from gwq_export.tokenizer.pretokenizer import name_of, parts
+from gwq_export.tokenizer.special_from_hf import chat_templates, special_keys
 
 if TYPE_CHECKING:
     import tokenizers
@@ -57,16 +58,16 @@ def to_metadata(
             f"{folder} has no tokenizer.json: "
             "save the model's fast tokenizer there with save_pretrained"
         )
-    spec = _read_json(path)
-    config = _read_json(folder / "tokenizer_config.json")
-    generation = _read_json(folder / "generation_config.json")
+    spec = read_optional_json(path)
+    config = read_optional_json(folder / "tokenizer_config.json")
+    generation = read_optional_json(folder / "generation_config.json")
     try:
         text = path.read_text(encoding="utf-8")
         original = from_json(text, path)
         keys = _tokenizer_keys(path, spec, original, vocab_size, pre)
-        keys |= _special_keys(folder, original, config, generation, vocab_size)
+        keys |= special_keys(folder, original, config, generation, vocab_size)
         keys = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
-        keys |= _chat_templates(folder, config)
+        keys |= chat_templates(folder, config)
         return keys | _json_key(path, text, spec, original, keys)
     except GwqError:
         raise
@@ -75,14 +76,6 @@ def to_metadata(
             f"{path} or a file beside it is not what transformers writes "
             f"({one_line(repr(e))}): download the model again"
         ) from None
-
-
-def _read_json(path: Path) -> Any:
-    """What the file holds, {} where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as e:
-        raise GwqError(f"cannot read {path}: {one_line(e)}; download the model again") from None
 
 
 # --- tokens and how text is cut into them ---------------------------------------------------------
@@ -192,100 +185,6 @@ def _scores(tokens: Iterable[str], merges: Iterable[Sequence[str]]) -> np.ndarra
 def _prefixed(original: tokenizers.Tokenizer) -> bool:
     """Whether the tokenizer puts a space before a text."""
     return original.encode("a", add_special_tokens=False).tokens[0].startswith(SPACE)
-
-
-# --- special tokens -------------------------------------------------------------------------------
-
-
-def _special_keys(
-    folder: Path,
-    original: tokenizers.Tokenizer,
-    config: dict[str, Any],
-    generation: dict[str, Any],
-    vocab_size: int,
-) -> dict[str, Any]:
-    """The keys, without their prefix, of bos, eos, unk, pad and of other tokens that end a text."""
-    ids = original.get_vocab(with_added_tokens=True)
-    plain, full = (original.encode("a", add_special_tokens=flag).ids for flag in (False, True))
-    configs = [
-        config,
-        _read_json(folder / "special_tokens_map.json"),
-        generation,
-        _read_json(folder / "config.json"),
-    ]
-    if full[1:] == plain:
-        configs.append({"bos_token_id": full[0]})
-    special = _special_tokens(configs, ids)
-    keys: dict[str, Any] = {
-        f"{KEY_NAMES.get(name, name)}_token_id": id for name, id in special.items()
-    }
-    for name, end in (("bos", full[:1]), ("eos", full[-1:])):
-        added_by_json = len(full) > len(plain) and end == [special.get(name)]
-        said = config.get(f"add_{name}_token")
-        added = said if type(said) is bool else added_by_json
-        keys[f"add_{name}_token"] = name in special and added
-    others = []
-    if isinstance(generation.get("eos_token_id"), list):
-        others = [
-            id
-            for id in generation["eos_token_id"]
-            if id != special.get("eos") and 0 <= id < vocab_size
-        ]
-    keys |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
-    if others[2:]:
-        log.warning(
-            "%s names %d tokens that end a text, GGUF has room for 3: left out: %s",
-            folder,
-            len(others) + 1,
-            others[2:],
-        )
-    return keys
-
-
-def _special_tokens(configs: Iterable[dict[str, Any]], ids: Mapping[Any, int]) -> dict[str, int]:
-    """{"bos": id} and eos, unk, pad: the first that a configuration names, by its text or id."""
-    special: dict[str, int] = {}
-    for config in configs:
-        for name in ("bos", "eos", "unk", "pad"):
-            token: Any = config.get(f"{name}_token")
-            id: Any = config.get(f"{name}_token_id")
-            if isinstance(token, dict):
-                token = token.get("content")
-            if isinstance(id, list) and id:
-                id = id[0]
-            id = ids.get(token, id)
-            if id in ids.values():
-                special.setdefault(name, id)
-    return special
-
-
-# --- chat templates -------------------------------------------------------------------------------
-
-
-def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the default template, of those with names, and of the list of these names.
-
-    Files go before tokenizer_config.json, as in transformers.
-    """
-    in_config: Any = config.get("chat_template")
-    named: dict[str, str] = {}
-    if isinstance(in_config, list):
-        named = {t["name"]: t["template"] for t in in_config}
-    elif in_config:
-        named = {"default": in_config}
-    files = {"default": folder / "chat_template.jinja"}
-    files |= {p.stem: p for p in sorted(folder.glob("additional_chat_templates/*.jinja"))}
-    named |= {
-        name: path.read_text(encoding="utf-8") for name, path in files.items() if path.exists()
-    }
-    if not named:
-        return {}
-    default = named.pop("default", None) or next(iter(named.values()))
-    keys: dict[str, Any] = {"tokenizer.chat_template": default}
-    keys |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
-    if named:
-        keys["tokenizer.chat_templates"] = sorted(named)
-    return keys
 
 
 # --- the original itself --------------------------------------------------------------------------
