@@ -62,7 +62,9 @@ STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 FACTORS = ("hessian", "rows")
 COLUMNS = "columns"
-ENOUGH = 16  # tokens that say something about an expert; with fewer its weights all count alike
+MIN_EXPERT_TOKENS = (
+    16  # tokens that say something about an expert; with fewer its weights all count alike
+)
 
 
 class Tap(threading.local):
@@ -181,7 +183,7 @@ class Totals:
         """Return (weight, {statistic: array}), float32, and forget the matrix.
 
         Call it once for every matrix. Those that share a Hessian get the same array object, so
-        that it need not be factorized for each of them. An expert that fewer than ENOUGH tokens
+        that it need not be factorized for each of them. An expert that fewer than MIN_EXPERT_TOKENS tokens
         reached gets statistics by which its weights all count alike.
         """
         zero = weight.new_zeros(1)  # of an expert that no token reached
@@ -192,7 +194,7 @@ class Totals:
         if "hessian" in self.factors:
             reached = self.reached[name] > 0
             statistics["hessian"] = self._hessian(name) if reached else np.zeros((1, 1), np.float32)
-        if self.reached[name] < min(ENOUGH, self.tokens):
+        if self.reached[name] < min(MIN_EXPERT_TOKENS, self.tokens):
             statistics = _uninformed(weight, statistics)
         return weight.cpu().numpy(), statistics
 

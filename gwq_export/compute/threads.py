@@ -16,7 +16,7 @@ from gwq_export.machine import default_threads
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST = 2**27  # floats that the items in progress may need together: 512 MiB
+MAX_FLOATS = 2**27  # floats that the items in progress may need together: 512 MiB
 BATCH = 8  # items of a batch at most
 
 
@@ -47,11 +47,11 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], floats: int = 1)
     """Return `[work(item) for item in items]`, computed on several CPUs at a time.
 
     floats: how many floats one item needs while it is worked on. As many items run at a time as
-    fit into MOST floats, but at least one. An exception of `work` is passed on. `work` must not
+    fit into MAX_FLOATS floats, but at least one. An exception of `work` is passed on. `work` must not
     call `each` itself: the threads of the pool would wait for each other.
     """
     threads = min(default_threads(), len(items))
-    fit_in_memory = max(1, MOST // floats)
+    fit_in_memory = max(1, MAX_FLOATS // floats)
     if min(threads, fit_in_memory) < 2:
         return [work(item) for item in items]
     pool = _pool(default_threads())

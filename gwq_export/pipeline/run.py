@@ -20,7 +20,7 @@ except ImportError as e:
     message = f'export needs {e.name}: install it with pip install "gwq-export[export]"'
     raise GwqError(message) from None
 
-from gwq_export.calibration.statistics import ENOUGH
+from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS
 from gwq_export.calibration.text import CALIBRATION
 from gwq_export.compute.results import Memory
 from gwq_export.compute.threads import one_thread_each
@@ -132,14 +132,14 @@ def _warn_of_experts(job: Job) -> None:
     """Name the experts that calibration says little of."""
     reached = job.calibration.reached if job.calibration else {}
     experts = {name.rsplit(".", 2)[0]: tokens for name, tokens in reached.items()}
-    few = [name for name, tokens in experts.items() if tokens < ENOUGH]
+    few = [name for name, tokens in experts.items() if tokens < MIN_EXPERT_TOKENS]
     if few:
         log.warning(
             "%d of %d experts met fewer than %d calibration tokens and are quantized by their"
             " weights alone; more --samples reach more of them: %s%s",
             len(few),
             len(experts),
-            ENOUGH,
+            MIN_EXPERT_TOKENS,
             ", ".join(few[:8]),
             ", ..." if few[8:] else "",
         )

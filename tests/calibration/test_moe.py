@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from gwq_export.calibration.gradients import gradients
-from gwq_export.calibration.statistics import ENOUGH
+from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS
 from gwq_export.calibration.text import Calibration
 from gwq_export.hf.source import Source
 from studies.oracle import original_model
@@ -44,4 +44,4 @@ def test_factors_are_those_of_the_tokens_of_an_expert(tiny, name):
             for got, value in zip((found["hessian"], found["rows"]), wanted, strict=True):
                 assert np.abs(got - value.numpy()).max() <= 5e-5 * value.abs().max().item(), tensor
     assert seen == len(expected) == 3 * 4 * source.layers
-    assert min(calibration.reached.values()) >= ENOUGH
+    assert min(calibration.reached.values()) >= MIN_EXPERT_TOKENS

@@ -44,7 +44,7 @@ def test_logits_of_few_windows_at_a_time(tmp_path, tiny, threads, monkeypatch, m
     seen = []
     lock = threading.Lock()
     vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
-    monkeypatch.setattr(cpu, "MOST", most * 64 * vocab)
+    monkeypatch.setattr(cpu, "MAX_FLOATS", most * 64 * vocab)
     logits = BlockModel.logits
 
     def counted(self, ids, hidden):

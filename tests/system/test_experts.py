@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.calibration.statistics import ENOUGH
+from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS
 from gwq_export.calibration.text import Calibration
 from gwq_export.format.outliers import unpack_outliers
 from gwq_export.format.types import TYPES
@@ -200,7 +200,7 @@ def test_importance_of_experts(tiny, tmp_path, name):
                 _, _, columns, seen = expected[hf]
                 assert sums.shape == (4, len(columns))
                 assert counts.shape == (4, 1)
-                assert counts[row.expert] == seen >= ENOUGH
+                assert counts[row.expert] == seen >= MIN_EXPERT_TOKENS
                 np.testing.assert_allclose(
                     sums[row.expert], columns + 1e-3 * columns.mean(), rtol=2e-3
                 )
@@ -214,7 +214,9 @@ def test_importance_of_an_expert_that_no_token_reaches(lonely, tmp_path):
     found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors}
     counts, sums = (found[f"blk.1.ffn_down_exps.weight.{part}"] for part in ("counts", "in_sum2"))
     assert counts[0] == 0 < counts[1:].min() and counts.sum() == 2 * 64 and (sums > 0).all()
-    assert ((np.ptp(sums, axis=1) == 0) == (counts[:, 0] < ENOUGH)).all()  # all columns alike
+    assert (
+        (np.ptp(sums, axis=1) == 0) == (counts[:, 0] < MIN_EXPERT_TOKENS)
+    ).all()  # all columns alike
 
 
 def test_a_report_counts_the_outliers_of_every_expert(narrow, tmp_path):
