@@ -62,9 +62,7 @@ STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 FACTORS = ("hessian", "rows")
 COLUMNS = "columns"
-MIN_EXPERT_TOKENS = (
-    16  # tokens that say something about an expert; with fewer its weights all count alike
-)
+MIN_EXPERT_TOKENS = 16  # fewer say nothing about an expert, and its weights all count alike
 
 
 class Tap(threading.local):
@@ -183,8 +181,8 @@ class Totals:
         """Return (weight, {statistic: array}), float32, and forget the matrix.
 
         Call it once for every matrix. Those that share a Hessian get the same array object, so
-        that it need not be factorized for each of them. An expert that fewer than MIN_EXPERT_TOKENS tokens
-        reached gets statistics by which its weights all count alike.
+        that it need not be factorized for each of them. An expert that fewer than
+        MIN_EXPERT_TOKENS tokens reached gets statistics by which its weights all count alike.
         """
         zero = weight.new_zeros(1)  # of an expert that no token reached
         statistics = {

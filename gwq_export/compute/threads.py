@@ -47,8 +47,8 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], floats: int = 1)
     """Return `[work(item) for item in items]`, computed on several CPUs at a time.
 
     floats: how many floats one item needs while it is worked on. As many items run at a time as
-    fit into MAX_FLOATS floats, but at least one. An exception of `work` is passed on. `work` must not
-    call `each` itself: the threads of the pool would wait for each other.
+    fit into MAX_FLOATS floats, but at least one. An exception of `work` is passed on. `work` must
+    not call `each` itself: the threads of the pool would wait for each other.
     """
     threads = min(default_threads(), len(items))
     fit_in_memory = max(1, MAX_FLOATS // floats)
