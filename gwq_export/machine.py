@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import resource
 import sys
@@ -30,6 +29,8 @@ def cpu_name() -> str:
                     return line.split(":", 1)[1].strip()
     except OSError:
         pass
+    import platform  # as slow to import as all of this, and seldom needed
+
     return platform.processor() or platform.machine()
 
 

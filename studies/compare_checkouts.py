@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -190,14 +191,19 @@ class Worker:
             env=os.environ | {"PYTHONPATH": str(checkout)},
         )
         self.facts = json.loads(self.process.stdout.readline())
+        self.process.send_signal(signal.SIGSTOP)
 
     def run(self, prompt: int, gen: int) -> dict:
-        """Nanoseconds of a prompt and of decoding."""
+        """Nanoseconds of a prompt and of decoding; the process is stopped before and after."""
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(json.dumps({"prompt": prompt, "gen": gen}) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        answer = json.loads(self.process.stdout.readline())
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
 
     def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 
@@ -207,7 +213,7 @@ def speed(other: Path, path: str, threads: int, prompt: int, gen: int, rounds: i
     pair = [Worker(c, path, threads, prompt + gen + 1, 256) for c in (ROOT, other)]
     ratios: dict[str, list[float]] = {"prompt": [], "decode": []}
     for k in range(rounds):
-        for what, tokens in (("prompt", (prompt, 0)), ("decode", (0, gen))):
+        for what, tokens in (("prompt", (prompt, 0)), ("decode", (1, gen))):
             times = {}
             for i in (0, 1) if k % 2 else (1, 0):
                 answer = pair[i].run(*tokens)

@@ -22,7 +22,8 @@ import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.evaluation.predictors import Predictor, runtime_logits
-from gwq_export.runtime.model import Model, Tokenizer
+from gwq_export.runtime.model import Model
+from gwq_export.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("gwq_export")
 STEP = 64  # rows of logits that are turned into float64 at once

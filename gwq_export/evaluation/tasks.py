@@ -28,7 +28,8 @@ import numpy as np
 from gwq_export.errors import GwqError
 from gwq_export.evaluation.perplexity import log_softmax, mean_error
 from gwq_export.evaluation.predictors import Predictor, runtime_logits
-from gwq_export.runtime.model import Model, Tokenizer
+from gwq_export.runtime.model import Model
+from gwq_export.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("gwq_export")
 FOLDER = "GWQ_TASKS"  # environment variable: the folder in which names of tasks are looked up

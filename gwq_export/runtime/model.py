@@ -1,11 +1,13 @@
 """`Model`, which `gwq_export.load` returns: prompts in, text out as it is generated."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +16,9 @@ from gwq_export.format.reader import Reader
 from gwq_export.runtime.sampling import Sampling, StopStrings
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
-from gwq_export.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gwq_export.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("gwq_export")
 
@@ -52,6 +56,8 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer, built when it is first asked for."""
+        from gwq_export.tokenizer.tokenizer import Tokenizer  # logits need none
+
         return Tokenizer(self.weights.reader.metadata)
 
     def session(self, ctx: int | None = None) -> Session:

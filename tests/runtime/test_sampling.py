@@ -5,7 +5,6 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.runtime import model as generate
 from gwq_export.runtime.sampling import Sampling, StopStrings
 from tests.support.paths import REFERENCE
 
@@ -127,7 +126,7 @@ def test_token_ids_need_no_tokenizer(path, monkeypatch):
     def build(metadata):
         raise AssertionError("the tokenizer was built")
 
-    monkeypatch.setattr(generate, "Tokenizer", build)
+    monkeypatch.setattr("gwq_export.tokenizer.tokenizer.Tokenizer", build)
     model = gwq_export.load(path, threads=1)
     assert model.logits([5, 6]).shape[0] == 2
     made = list(model.tokens(model.session(), [5, 6], 4))

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "compute": [],
     "calibration": ["compute"],
     "quantization": ["compute", "format", "native"],
-    "evaluation": ["format", "runtime"],
+    "evaluation": ["format", "tokenizer", "runtime"],
     "bench": ["format", "native", "runtime"],
     "pipeline": [
         *("format", "arch", "tokenizer", "native", "report", "runtime", "hf"),
