@@ -1,5 +1,7 @@
 """How the next token is picked from logits, and how a text ends before a stop string."""
 
+from __future__ import annotations  # np.random in a hint would be imported with this
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
