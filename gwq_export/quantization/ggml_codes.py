@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gwq_export.compute.linalg import product
-from gwq_export.format.types import TYPES, TensorType
+from gwq_export.format.types import TYPES
 from gwq_export.quantization.lanes import from_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes, round_half
 
@@ -21,19 +19,12 @@ class GgmlCodes(MatrixCodes):
     scales: float32 (units, 8, rings), FP16 values; a unit is `step` = 32 columns of a row.
     """
 
-    def __init__(
-        self,
-        type: TensorType,
-        table: np.ndarray,
-        row_weight: np.ndarray,
-        w: np.ndarray,
-        outlier: np.ndarray | None,
-        pool: Any,
-    ) -> None:
-        super().__init__(type, table, row_weight, w, outlier, pool)
-        self.step = type.unit
-        self.scales = np.zeros((len(w) // type.unit, *w.shape[1:]), np.float32)
-        self._ones = np.ones((type.unit // TYPES["gwq4"].sub, *w.shape[1:]), np.int8)
+    def prepare(self) -> None:
+        """Make room for the scales of the units."""
+        unit, rings = self.type.unit, self.w.shape[1:]
+        self.step = unit
+        self.scales = np.zeros((len(self.w) // unit, *rings), np.float32)
+        self._ones = np.ones((unit // TYPES["gwq4"].sub, *rings), np.int8)
 
     def run(
         self,

@@ -6,6 +6,7 @@ here is which targets it is given.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class Encoded:
     values: np.ndarray
 
 
-class MatrixCodes:
+class MatrixCodes(ABC):
     """Codes and values of a matrix, encoded `step` columns at a time.
 
     w: float32 (padded cols, 8, rings), the weights. codes: uint8 and values: float32, of the same
@@ -62,7 +63,13 @@ class MatrixCodes:
         self.pool = pool
         self.codes = np.empty(w.shape, np.uint8)
         self.values = np.empty_like(w)
+        self.prepare()
 
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what the type needs beside codes and values: its scales."""
+
+    @abstractmethod
     def run(
         self,
         first: int,
@@ -78,15 +85,14 @@ class MatrixCodes:
         target k > j, in place, before that is coded. The error is value - target or, with `before`
         (step, 8, rings), value - before.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def refit(self, h: np.ndarray) -> None:
         """Fit the scales to the codes: least output error under h (padded cols, padded cols)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoded(self, rows: int, cols: int) -> Encoded:
         """The parts of the finished matrix, out of the lanes."""
-        raise NotImplementedError
 
     def sweep(self, h: np.ndarray) -> None:
         """One round of coordinate descent on tr(E^T h E), with E = values - w, (cols, rows).

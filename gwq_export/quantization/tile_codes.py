@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gwq_export.compute.linalg import pieces, plain_product
 from gwq_export.compute.threads import each
-from gwq_export.format.types import SCALE_BIAS, TensorType
+from gwq_export.format.types import SCALE_BIAS
 from gwq_export.quantization.lanes import from_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes, round_half
 
@@ -23,18 +21,10 @@ class TileCodes(MatrixCodes):
     row_scales: float32 (8, rings). scales: int8 (sub-blocks, 8, rings).
     """
 
-    def __init__(
-        self,
-        type: TensorType,
-        table: np.ndarray,
-        row_weight: np.ndarray,
-        w: np.ndarray,
-        outlier: np.ndarray | None,
-        pool: Any,
-    ) -> None:
-        super().__init__(type, table, row_weight, w, outlier, pool)
-        self.row_scales = first_row_scales(w, table, outlier)
-        self.scales = np.empty((len(w) // type.sub, *w.shape[1:]), np.int8)
+    def prepare(self) -> None:
+        """Choose the row scales, and make room for those of the sub-blocks."""
+        self.row_scales = first_row_scales(self.w, self.table, self.outlier)
+        self.scales = np.empty((len(self.w) // self.type.sub, *self.w.shape[1:]), np.int8)
 
     def run(
         self,
