@@ -61,7 +61,7 @@ def verify(
     """
     model = Model(path)
     reader = model.weights.reader
-    with one_thread_each(), torch.no_grad():
+    with torch.no_grad():
         against, errors = _run_source(source, plans, reader, windows, device, progress)
         result = score(runtime_logits(model), windows, windows.shape[1] - 1, against, progress)
     rows = [{"name": p.name, "type": p.recipe.type.name} | errors[p.name] for p in plans]
@@ -130,7 +130,8 @@ def _run_source(
         return output
 
     walk.embed()
-    walk.forward(watched, run, lambda done: progress("verify", done, source.layers), True)
+    with one_thread_each():  # several windows at a time
+        walk.forward(watched, run, lambda done: progress("verify", done, source.layers), True)
     for plan in plans:
         if plan.name not in errors:
             errors[plan.name] = _errors(source, plan, reader)
