@@ -3,6 +3,7 @@
 Modules import only those listed above them:
     options
     flags
+    checks
     presets
     plan
     provenance

@@ -25,7 +25,7 @@ def finish(
     Raises GwqError, with that as its `result`, when the comparison finds damage.
     """
     options, out = job.options, job.out
-    assert out is not None  # options.check has seen to it
+    assert out is not None  # check_options has seen to it
     if job.held_out is not None:
         result["verify"] = verify(
             out, job.source, job.plans, job.held_out, options.device, progress

@@ -23,6 +23,7 @@ from gwq_export.hf.config_to_gguf import config_keys, rope_factors
 from gwq_export.hf.gguf_source import GGUFSource
 from gwq_export.hf.hub import commit, resolve
 from gwq_export.hf.source import Source
+from gwq_export.pipeline.checks import check_options
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import TensorPlan, plan_tensors
 from gwq_export.pipeline.presets import budget_bytes, overrides_of, recipe_of
@@ -114,7 +115,7 @@ class Job:
 
 def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     """The Job of an export. Raises GwqError for everything that can be known to be wrong by now."""
-    options.check(out)
+    check_options(options, out)
     recipe, samples = recipe_of(options)
     overrides = overrides_of(options)
     _check_device(options.device)

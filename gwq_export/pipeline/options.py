@@ -6,13 +6,10 @@ face of the package (`gwq_export.export`) repeats its name and type, and a test 
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-from gwq_export.errors import GwqError
-from gwq_export.files import check_output
 
 StrPath = str | Path
 GROUPS = ["Size and types", "Model and calibration", "The run", "Beside the file"]
@@ -294,54 +291,3 @@ class ExportOptions:
     def identity(self) -> dict[str, Any]:
         """{name: value} of the options that results in a work folder depend on."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["changes_work"]}
-
-    def check(self, out: StrPath | None) -> None:
-        """Raise GwqError for options that contradict each other, or for unusable output names."""
-        for is_wrong, sentence in self._contradictions(out):
-            if is_wrong:
-                raise GwqError(sentence)
-        for path, flag in ((self.report, "--report"), (self.card, "--card")):
-            if path is not None:
-                check_output(path, flag)
-
-    def _contradictions(self, out: StrPath | None) -> Iterable[tuple[bool, str]]:
-        """(whether it is so, the sentence) of everything that cannot be together."""
-        chosen = self.type is not None or self.stock is not None or self.preset != "default"
-        yield (
-            self.budgeted and chosen,
-            "--bpw and --size choose the types themselves: leave out --type, --stock and --preset,"
-            " or fix tensors with --tensor-type",
-        )
-        yield (
-            out is None and not self.report_only,
-            "--out FILE.gguf is missing: give the name of the file to write",
-        )
-        yield (
-            self.report_only and bool(self.dry_run or self.verifies or self.card),
-            "--report-only writes no model: leave out --dry-run, --verify and --card",
-        )
-        yield (
-            self.dry_run and bool(self.verifies or self.report or self.card),
-            "--dry-run writes nothing: leave out --verify, --report and --card, or use"
-            " --report-only",
-        )
-        yield (
-            self.report_only and bool(self.imatrix),
-            "--report-only writes no model: leave out --imatrix, or use --dry-run",
-        )
-        yield (
-            bool(self.imatrix and out) and Path(self.imatrix or "").absolute() == _absolute(out),
-            f"--imatrix {self.imatrix}: that is the name of the model's file; give another one",
-        )
-        yield (
-            bool(self.base and out) and Path(self.base or "").resolve() == _resolved(out),
-            f"--base {self.base}: that is the file to be written; give --out another name",
-        )
-
-
-def _absolute(path: StrPath | None) -> Path:
-    return Path(path or "").absolute()
-
-
-def _resolved(path: StrPath | None) -> Path:
-    return Path(path or "").resolve()

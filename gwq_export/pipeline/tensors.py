@@ -30,7 +30,7 @@ def write(
     last when they are tuned. What `work` holds of an earlier run is not quantized again. Returns
     the KL divergence before and after tuning (`norm_tuning.tune`), or None. Raises GwqError.
     """
-    assert job.out is not None  # options.check has seen to it
+    assert job.out is not None  # check_options has seen to it
     norms = [p for p in job.plans if tuned and is_norm(p.name)]
     others = [p for p in job.plans if not p.recipe.statistics and p not in norms]
     with Writer(job.out, job.header, job.layout()) as writer:

@@ -1,0 +1,56 @@
+"""Which options of an export cannot be together, and which output names cannot be written."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from gwq_export.errors import GwqError
+from gwq_export.files import check_output
+from gwq_export.pipeline.options import ExportOptions, StrPath
+
+
+def check_options(options: ExportOptions, out: StrPath | None) -> None:
+    """Raise GwqError for options that contradict each other, or for unusable output names."""
+    for is_so, sentence in _contradictions(options, out):
+        if is_so:
+            raise GwqError(sentence)
+    for path, flag in ((options.report, "--report"), (options.card, "--card")):
+        if path is not None:
+            check_output(path, flag)
+
+
+def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[bool, str]]:
+    """(whether it is so, what is wrong and what to do), the first of which is reported."""
+    typed = o.type is not None or o.stock is not None or o.preset != "default"
+    yield (
+        o.budgeted and typed,
+        "--bpw and --size choose the types themselves: leave out --type, --stock and --preset, or"
+        " fix tensors with --tensor-type",
+    )
+    yield (
+        out is None and not o.report_only,
+        "--out FILE.gguf is missing: give the name of the file to write",
+    )
+    yield (
+        o.report_only and bool(o.dry_run or o.verifies or o.card),
+        "--report-only writes no model: leave out --dry-run, --verify and --card",
+    )
+    yield (
+        o.dry_run and bool(o.verifies or o.report or o.card),
+        "--dry-run writes nothing: leave out --verify, --report and --card, or use --report-only",
+    )
+    yield (
+        o.report_only and bool(o.imatrix),
+        "--report-only writes no model: leave out --imatrix, or use --dry-run",
+    )
+    yield (
+        _same_file(o.imatrix, out),
+        f"--imatrix {o.imatrix}: that is the name of the model's file; give another one",
+    )
+    yield (
+        _same_file(o.base, out),
+        f"--base {o.base}: that is the file to be written; give --out another name",
+    )
+
+
+def _same_file(path: StrPath | None, out: StrPath | None) -> bool:
+    return bool(path and out) and Path(path or "").resolve() == Path(out or "").resolve()
