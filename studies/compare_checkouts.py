@@ -14,13 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from gwq_export.bench.contender import Contender
+from gwq_export.format.reader import Reader
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "tests" / "data" / "gwq-reference"
@@ -176,49 +178,16 @@ def compare(other: Path, quick: bool) -> int:
     return differing
 
 
-class Worker:
-    """A file opened by the runtime of a checkout, in a process of its own."""
-
-    def __init__(self, checkout: Path, path: str, threads: int, ctx: int, vocab: int):
-        arguments = ["gwq", path, str(threads), str(ctx), str(vocab)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gwq_export.bench.worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout)},
-        )
-        self.facts = json.loads(self.process.stdout.readline())
-        self.process.send_signal(signal.SIGSTOP)
-
-    def run(self, prompt: int, gen: int) -> dict:
-        """Nanoseconds of a prompt and of decoding; the process is stopped before and after."""
-        self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write(json.dumps({"prompt": prompt, "gen": gen}) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        self.process.send_signal(signal.SIGSTOP)
-        return answer
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def speed(other: Path, path: str, threads: int, prompt: int, gen: int, rounds: int) -> None:
     """Print the ratios of prompt and decoding, median and quartiles over rounds of both builds."""
-    pair = [Worker(c, path, threads, prompt + gen + 1, 256) for c in (ROOT, other)]
+    reader = Reader(path)
+    pair = [Contender("gwq", reader, threads, prompt + gen + 1, c) for c in (ROOT, other)]
     ratios: dict[str, list[float]] = {"prompt": [], "decode": []}
     for k in range(rounds):
-        for what, tokens in (("prompt", (prompt, 0)), ("decode", (1, gen))):
-            times = {}
-            for i in (0, 1) if k % 2 else (1, 0):
-                answer = pair[i].run(*tokens)
-                times[i] = answer["prompt_ns" if what == "prompt" else "gen_ns"]
-            ratios[what].append(times[1] / times[0])
+        for kind, (what, tokens) in enumerate((("prompt", (prompt, 0)), ("decode", (1, gen)))):
+            order = (0, 1) if k % 2 else (1, 0)
+            seconds = {i: pair[i].run(*tokens)[kind] for i in order}
+            ratios[what].append(seconds[1] / seconds[0])
     for what, values in ratios.items():
         low, median, high = statistics.quantiles(values, n=4)
         print(
@@ -226,8 +195,8 @@ def speed(other: Path, path: str, threads: int, prompt: int, gen: int, rounds: i
             f" per second ({low:.3f} to {high:.3f}, {rounds} rounds)",
             flush=True,
         )
-    for worker in pair:
-        worker.close()
+    for contender in pair:
+        contender.close()
 
 
 OPENING = """

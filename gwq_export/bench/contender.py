@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from gwq_export.errors import GwqError
@@ -33,15 +34,19 @@ def have_peer() -> bool:
 class Contender:
     """An engine and an open file, in a process of its own that runs only while it is asked.
 
-    facts: what it sent when it was ready (see `worker`). Raises GwqError.
+    facts: what it sent when it was ready (see `worker`). checkout: folder of another checkout of
+    the repository, whose worker is to run; None: this package's. Raises GwqError.
     """
 
-    def __init__(self, engine: str, reader: Reader, threads: int, ctx: int) -> None:
+    def __init__(
+        self, engine: str, reader: Reader, threads: int, ctx: int, checkout: Path | None = None
+    ) -> None:
         self.engine = engine
         self.reader = reader
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by close()
         vocab = reader.tensors["token_embd.weight"].shape[0]
-        arguments = [engine, reader.path, str(threads), str(ctx), str(vocab)]
+        path = os.path.abspath(reader.path)
+        arguments = [engine, path, str(threads), str(ctx), str(vocab)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gwq_export.bench.worker", *arguments],
             stdin=subprocess.PIPE,
@@ -49,6 +54,8 @@ class Contender:
             stderr=self._log,
             text=True,
             bufsize=1,
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout)} if checkout else None,
         )
         assert self._process.stdin and self._process.stdout
         self._commands = self._process.stdin
