@@ -26,7 +26,7 @@ from gwq_export.pipeline.plan import plan_tensors
 from gwq_export.pipeline.presets import PRESETS
 from gwq_export.quantization.allocate import allocate, fill
 from gwq_export.quantization.curvature import Curvatures
-from gwq_export.quantization.loss_model import Sample, choices
+from gwq_export.quantization.loss_model import OFFERED, Sample, choices
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 from gwq_export.tokenizer.from_hf import to_metadata
@@ -127,8 +127,9 @@ class Lab:
         sizes = [partial(_size, e) for e in entries]
         key = seed, fractions
         if key not in self._choices:
+            types = {name: fractions if TYPES[name].bits else (0.0,) for name in OFFERED}
             self._choices[key] = [
-                choices(self._sample(e, seed), e.recipe, size, fractions=fractions)
+                choices(self._sample(e, seed), e.recipe, size, types)
                 for e, size in zip(entries, sizes, strict=True)
             ]
         picked = allocate(self._choices[key], budget)

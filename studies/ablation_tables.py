@@ -17,7 +17,7 @@ from gwq_export.machine import cpu_name
 from gwq_export.native.library import Pool, isa
 from gwq_export.native.ops import Ops
 from gwq_export.pipeline.norm_tuning import BITS
-from gwq_export.quantization.loss_model import FRACTIONS
+from gwq_export.quantization.loss_model import OFFERED
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 from studies.ablation_lab import default, mean, paper
@@ -43,7 +43,7 @@ class Extent:
     fractions: tuple = (0.0, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02)
     budgets: tuple = (2.375, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 4.75)
     ggml: tuple = GGML_TYPES
-    offers: tuple = FRACTIONS  # fractions of outliers that allocation chooses from
+    offers: tuple = OFFERED["gwq4"]  # fractions of outliers that allocation chooses from
     presets: tuple = ("default", "paper")
 
 

@@ -8,6 +8,7 @@ s0, s1, ... Leading dimensions, written "..." here, are row groups and blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -18,10 +19,14 @@ from gwq_export.format.types import (
     BLOCK,
     ENTRY_MAX,
     ENTRY_MIN,
+    EXPONENT_AT,
+    HEAD,
+    MAX_EXPONENT,
     RING,
     ROWS,
     SCALE_BIAS,
     TABLE,
+    TILE,
     TILE_BLOCKS,
     TensorType,
     padded_rows,
@@ -82,11 +87,42 @@ def _unpack_gwq3(lines: np.ndarray) -> np.ndarray:
     return np.stack(v, axis=-2)
 
 
+def _pack_nibbles(codes: np.ndarray, high_bits: int) -> np.ndarray:
+    """Lines of codes of 4 + high_bits bits, `per` = 8 / high_bits quads of columns to a group:
+
+    v(p) = column (4 per) j+4p+i, p = 0..per-1
+    line k = low nibbles of v(2k) and, << 4, of v(2k+1); last line: bits high_bits p.. = v(p) >> 4
+    """
+    per = 8 // high_bits
+    c = codes.reshape(*codes.shape[:-1], -1, per, 4)  # (..., row, j, p, i)
+    v = [np.moveaxis(c[..., p, :], -3, -2) for p in range(per)]  # each (..., j, row, i)
+    lines = [v[p] & 15 | (v[p + 1] & 15) << 4 for p in range(0, per, 2)]
+    high = np.zeros_like(v[0])
+    for p in range(per):
+        high |= v[p] >> 4 << high_bits * p
+    out = np.stack([*lines, high], axis=-3)  # (..., j, line, row, i)
+    return out.reshape(*out.shape[:-4], -1, ROWS, 4)
+
+
+def _unpack_nibbles(lines: np.ndarray, high_bits: int) -> np.ndarray:
+    per = 8 // high_bits
+    lines = lines.reshape(*lines.shape[:-3], -1, per // 2 + 1, ROWS, 4)  # (..., j, line, row, i)
+    line = [np.moveaxis(lines[..., k, :, :], -3, -2) for k in range(per // 2 + 1)]
+    mask = (1 << high_bits) - 1
+    v = [
+        line[p // 2] >> 4 * (p % 2) & 15 | (line[-1] >> high_bits * p & mask) << 4
+        for p in range(per)
+    ]
+    return np.stack(v, axis=-2)  # (..., row, j, p, i)
+
+
 _Coder = Callable[[np.ndarray], np.ndarray]
 _LINES: dict[str, tuple[_Coder, _Coder]] = {
     "gwq2": (_pack_gwq2, _unpack_gwq2),
     "gwq3": (_pack_gwq3, _unpack_gwq3),
     "gwq4": (_pack_gwq4, _unpack_gwq4),
+    "gwq5": (partial(_pack_nibbles, high_bits=1), partial(_unpack_nibbles, high_bits=1)),
+    "gwq6": (partial(_pack_nibbles, high_bits=2), partial(_unpack_nibbles, high_bits=2)),
 }
 
 
@@ -128,11 +164,22 @@ _SCALES: dict[int, tuple[_Coder, _Coder]] = {  # by the scales of a row of a blo
 # --- tensors --------------------------------------------------------------------------------------
 
 
-def _tile_runs(blocks: int) -> list[tuple[int, int, int]]:
-    """(first block, tiles, blocks per tile) of a row group's full tiles, and of a narrower last."""
-    full, rest = divmod(blocks, TILE_BLOCKS)
-    runs = [(0, full, TILE_BLOCKS), (full * TILE_BLOCKS, 1, rest)]
-    return [run for run in runs if run[1] and run[2]]
+def _tile_runs(type: TensorType, cols: int) -> list[tuple[int, int, int, int, int]]:
+    """Runs of equal tiles of a row group.
+
+    Returns (first block, tiles, blocks per tile, bytes of scales, bytes of lines of a tile): the
+    full tiles, and the last one if it is narrower or its last block is short.
+    """
+    scales, lines = type.block_bytes(BLOCK)
+    full, rest = divmod(cols, TILE)
+    runs = [(0, full, TILE_BLOCKS, TILE_BLOCKS * scales, TILE_BLOCKS * lines)]
+    if rest:
+        blocks = -(-rest // BLOCK)
+        last_scales, last_lines = type.block_bytes(rest - (blocks - 1) * BLOCK)
+        before = blocks - 1
+        at = full * TILE_BLOCKS
+        runs.append((at, 1, blocks, before * scales + last_scales, before * lines + last_lines))
+    return [run for run in runs if run[1]]
 
 
 def pack_tiles(
@@ -141,14 +188,19 @@ def pack_tiles(
     row_scales: np.ndarray,
     scales: np.ndarray,
     codes: np.ndarray,
+    exponent: int = 0,
+    cols: int | None = None,
 ) -> np.ndarray:
     """Lay out a tile tensor; returns uint8 (nbytes,).
 
     table (16,) int8 in -32 .. 31; row_scales (rows,) float16; scales (padded rows, sub-blocks) int8
-    in -32 .. 31; codes (padded rows, padded columns) uint8 in 0 .. 2^bits-1. Rows are padded to a
-    multiple of 16, as a padded row may be a real one's neighbour, columns to a multiple of 64.
+    in -32 .. 31; codes (padded rows, padded columns) uint8 in 0 .. 2^bits-1; exponent in -64 .. 64.
+    Rows are padded to a multiple of 16, as a padded row may be a real one's neighbour, columns to a
+    multiple of 64. cols: how many of them there are, all if None; the last block is as short as
+    they allow.
     """
     rows = len(row_scales)
+    cols = codes.shape[1] if cols is None else cols
     groups = codes.shape[0] // ROWS
     blocks = codes.shape[1] // BLOCK
     pack_lines, _ = _LINES[type.name]
@@ -156,24 +208,45 @@ def pack_tiles(
 
     head = np.zeros(type.head_bytes(rows), np.uint8)
     head[:TABLE] = np.asarray(table, np.int8).view(np.uint8)
-    head[TABLE : TABLE + 2 * rows] = np.ascontiguousarray(row_scales, np.float16).view(np.uint8)
+    head[EXPONENT_AT] = np.int8(exponent).view(np.uint8)
+    head[HEAD : HEAD + 2 * rows] = np.ascontiguousarray(row_scales, np.float16).view(np.uint8)
 
     by_block = codes.reshape(groups, ROWS, blocks, BLOCK).swapaxes(1, 2)
     lines = pack_lines(by_block).reshape(groups, blocks, -1)
     biased = (scales.astype(np.int16) + SCALE_BIAS).astype(np.uint8)
-    scale_bytes = pack_scales(biased.reshape(groups, ROWS, blocks, -1).swapaxes(1, 2))
+    by_block = biased.reshape(groups, ROWS, blocks, -1).swapaxes(1, 2)
+    scale_bytes = pack_scales(_without_missing(type, by_block, cols))
     runs = []
-    for first, tiles, width in _tile_runs(blocks):
+    for first, tiles, width, *sizes in _tile_runs(type, cols):
         run = slice(first, first + tiles * width)
-        parts = [a[:, run].reshape(groups, tiles, -1) for a in (scale_bytes, lines)]
+        parts = [
+            array[:, run].reshape(groups, tiles, -1)[..., :size]
+            for array, size in zip((scale_bytes, lines), sizes, strict=True)
+        ]
         runs.append(np.concatenate(parts, -1).reshape(groups, -1))
     return np.concatenate([head, np.concatenate(runs, axis=1).reshape(-1)])
 
 
+def _without_missing(type: TensorType, biased: np.ndarray, cols: int) -> np.ndarray:
+    """The biased scales (groups, blocks, rows, scales of a row), zero where a short block has none.
+
+    The bits of a missing scale lie above those of the block's first ones.
+    """
+    scale_bytes, _ = type.block_bytes(cols % BLOCK or BLOCK)
+    if scale_bytes == type.block_bytes(BLOCK)[0]:
+        return biased
+    biased = biased.copy()
+    biased[:, -1, :, scale_bytes // ROWS :] = 0
+    return biased
+
+
 def unpack_tiles(
     type: TensorType, data: np.ndarray, rows: int, cols: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Inverse of `pack_tiles`: (table, row_scales, scales, codes), the last two with padding."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Inverse of `pack_tiles`: (table, row_scales, scales, codes, exponent).
+
+    Scales and codes are padded: of what a short block lacks, codes are 0 and scales mean nothing.
+    """
     groups = padded_rows(rows) // ROWS
     blocks = -(-cols // BLOCK)
     count = BLOCK // type.sub  # scales of a row of a block
@@ -182,29 +255,43 @@ def unpack_tiles(
 
     data = np.ascontiguousarray(data, np.uint8)
     table = data[:TABLE].view(np.int8)
-    row_scales = data[TABLE : TABLE + 2 * groups * ROWS].view(np.float16)[:rows]
+    exponent = int(data[EXPONENT_AT : EXPONENT_AT + 1].view(np.int8)[0])
+    row_scales = data[HEAD : HEAD + 2 * groups * ROWS].view(np.float16)[:rows]
     data = data[type.head_bytes(rows) :].reshape(groups, -1)
 
-    scales = np.empty((groups, blocks, ROWS, count), np.int8)
-    codes = np.empty((groups, blocks, ROWS, BLOCK), np.uint8)
-    scale_bytes = type.unit_bytes - 64 * type.lines  # of a block
+    whole = type.block_bytes(BLOCK)  # bytes of scales, of lines
+    scale_bytes = np.zeros((groups, blocks, whole[0]), np.uint8)
+    line_bytes = np.zeros((groups, blocks, whole[1]), np.uint8)
     at = 0
-    for first, tiles, width in _tile_runs(blocks):
-        size = tiles * width * type.unit_bytes
-        tile = data[:, at : at + size].reshape(groups, tiles, -1)
-        at += size
+    for first, tiles, width, *sizes in _tile_runs(type, cols):
+        tile = data[:, at : at + tiles * sum(sizes)].reshape(groups, tiles, -1)
+        at += tiles * sum(sizes)
         run = slice(first, first + tiles * width)
-        split = width * scale_bytes
-        biased = unpack_scales(tile[..., :split].reshape(groups, tiles * width, scale_bytes))
-        scales[:, run] = biased.astype(np.int16) - SCALE_BIAS
-        lines = tile[..., split:].reshape(groups, tiles * width, type.lines, ROWS, 4)
-        codes[:, run] = unpack_lines(lines).reshape(groups, tiles * width, ROWS, BLOCK)
+        parts = (tile[..., : sizes[0]], tile[..., sizes[0] :])
+        for array, part in zip((scale_bytes, line_bytes), parts, strict=True):
+            full = np.zeros((groups, tiles, width * array.shape[-1]), np.uint8)
+            full[..., : part.shape[-1]] = part
+            array[:, run] = full.reshape(groups, tiles * width, -1)
+    scales = (unpack_scales(scale_bytes).astype(np.int16) - SCALE_BIAS).astype(np.int8)
+    codes = unpack_lines(line_bytes.reshape(groups, blocks, type.lines, ROWS, 4))
     return (
         table,
         row_scales,
         scales.swapaxes(1, 2).reshape(groups * ROWS, blocks * count),
-        codes.swapaxes(1, 2).reshape(groups * ROWS, blocks * BLOCK),
+        codes.reshape(groups, blocks, ROWS, BLOCK).swapaxes(1, 2).reshape(groups * ROWS, -1),
+        exponent,
     )
+
+
+def levels(type: TensorType, table: np.ndarray) -> np.ndarray:
+    """What each window of a tile type stands for: int (16,), (32,) at gwq5 or (64,) at gwq6.
+
+    table: (16,), the tensor's.
+    """
+    table = np.asarray(table).astype(np.int64)
+    if type.bits == 6:
+        return np.arange(ENTRY_MIN, ENTRY_MAX + 1)
+    return np.concatenate([table, -1 - table]) if type.bits == 5 else table
 
 
 def windows(type: TensorType, codes: np.ndarray) -> np.ndarray:
@@ -231,12 +318,14 @@ def check_tiles(
     """
     rows, cols = shape
     data = np.ascontiguousarray(data, np.uint8)
-    table, row_scales, _, _ = unpack_tiles(type, data, rows, cols)
+    table, row_scales, _, _, exponent = unpack_tiles(type, data, rows, cols)
+    if abs(exponent) > MAX_EXPONENT:
+        raise GwqError("an exponent is out of range; the file is damaged, export it again")
     if (table < ENTRY_MIN).any() or (table > ENTRY_MAX).any():
         raise GwqError("a table entry is out of range; the file is damaged, export it again")
     if not np.isfinite(row_scales).all():
         raise GwqError("a scale is not finite; the file is damaged, export it again")
-    if data[TABLE + 2 * rows : type.head_bytes(rows)].any():
+    if data[EXPONENT_AT + 1 : HEAD].any() or data[HEAD + 2 * rows : type.head_bytes(rows)].any():
         raise GwqError("padding is not zero; the file is damaged, export it again")
     if outliers is not None:
         check_outliers(outliers, shape)
@@ -258,19 +347,26 @@ def dequantize(
     GwqError for a damaged side-table.
     """
     rows, cols = shape
+    power = np.float32(1)
     if type.bits:
-        out = _dequantize_tiles(type, data, rows, cols)
+        out, power = _dequantize_tiles(type, data, rows, cols)
     else:
         out = decode_ggml(type, data, rows, cols)
     if outliers is not None:
         row, col, value = unpack_outliers(*outliers, shape)
-        out[row, col] += value.astype(np.float32)
+        out[row, col] += power * value.astype(np.float32)
     return out
 
 
-def _dequantize_tiles(type: TensorType, data: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """row_scale * (scale * table[window]), the product in the brackets exact in float32."""
-    table, row_scales, scales, codes = unpack_tiles(type, data, rows, cols)
-    entry = table[windows(type, codes)][:rows, :cols].astype(np.float32)
+def _dequantize_tiles(
+    type: TensorType, data: np.ndarray, rows: int, cols: int
+) -> tuple[np.ndarray, np.float32]:
+    """(weights, power), power = 2^exponent.
+
+    weight = power * row_scale * (scale * entry), every product exact in float32.
+    """
+    table, row_scales, scales, codes, exponent = unpack_tiles(type, data, rows, cols)
+    entry = levels(type, table).astype(np.float32)[windows(type, codes)][:rows, :cols]
     scale = np.repeat(scales, type.sub, axis=1)[:rows, :cols]
-    return row_scales.astype(np.float32)[:, None] * (scale * entry)
+    power = np.float32(2.0**exponent)
+    return power * row_scales.astype(np.float32)[:, None] * (scale * entry), power

@@ -45,8 +45,11 @@ RING: int = _GEOMETRY["GWQ_RING"]  # rows that are each other's neighbours
 BLOCK: int = _GEOMETRY["GWQ_BLOCK"]  # columns
 TILE: int = _GEOMETRY["GWQ_TILE"]  # columns of a full tile
 TILE_BLOCKS: int = _GEOMETRY["GWQ_TILE_BLOCKS"]  # blocks of a full tile
-TABLE: int = ffi.sizeof("struct gwq_head")  # entries of a tensor's table, and its bytes
-WINDOW_BITS = 4  # a window indexes the table: 2^4 entries
+HEAD: int = ffi.sizeof("struct gwq_head")  # bytes before the row scales
+TABLE = 16  # entries of a tensor's table, and its bytes
+EXPONENT_AT: int = ffi.offsetof("struct gwq_head", "exponent")
+MAX_EXPONENT: int = _GEOMETRY["GWQ_EXPONENT"]  # magnitude of a tile tensor's exponent
+WINDOW_BITS = 4  # a window of up to four bits indexes the table
 SCALE_BITS = 6  # of a sub-block's scale
 SCALE_BIAS = 32  # is added to a scale in the file
 ENTRY_MIN = -32  # of the table
@@ -78,13 +81,31 @@ class TensorType:
     levels: tuple[int, ...] = ()  # ggml types with codes: what each code stands for
 
     @property
+    def line_columns(self) -> int:
+        """Tile types: columns whose lines belong together, where a short block may end."""
+        return 32 if self.bits % 2 else 16
+
+    @property
     def lines(self) -> int:
         """64-byte lines per block of 16 rows x 64 columns: 16 * 64 * bits / 8 / 64."""
         return 2 * self.bits
 
     def head_bytes(self, rows: int) -> int:
-        """Bytes before the tiles: table and row scales, up to a multiple of 64."""
-        return -(-(TABLE + 2 * padded_rows(rows)) // 64) * 64
+        """Bytes before the tiles: head and row scales, up to a multiple of 64."""
+        return -(-(HEAD + 2 * padded_rows(rows)) // 64) * 64
+
+    def block_bytes(self, cols: int) -> tuple[int, int]:
+        """Bytes of the scales and of the lines of a block that holds `cols` columns, 1 to 64."""
+        stored = -(-cols // self.line_columns) * self.line_columns
+        subs = -(-stored // self.sub)
+        whole = subs == BLOCK // self.sub
+        scales = ROWS * BLOCK // self.sub * SCALE_BITS // 8 if whole else ROWS * subs
+        return scales, ROWS * stored * self.bits // 8
+
+    def group_bytes(self, cols: int) -> int:
+        """Bytes of the tiles of a row group."""
+        blocks, rest = divmod(cols, BLOCK)
+        return blocks * self.unit_bytes + (sum(self.block_bytes(rest)) if rest else 0)
 
     def nbytes(self, rows: int, cols: int) -> int:
         """Bytes of a (rows, cols) tensor.
@@ -93,8 +114,7 @@ class TensorType:
         """
         if self.bits:
             groups = padded_rows(rows) // ROWS
-            blocks = -(-cols // BLOCK)
-            return self.head_bytes(rows) + groups * blocks * self.unit_bytes
+            return self.head_bytes(rows) + groups * self.group_bytes(cols)
         if cols % self.unit:
             raise GwqError(
                 f"type {self.name} needs a width that is a multiple of {self.unit}, "
@@ -137,7 +157,7 @@ def _tile_type(name: str) -> TensorType:
         unit=BLOCK,
         unit_bytes=ffi.sizeof(tile) // TILE_BLOCKS,
         bits=bits,
-        history=WINDOW_BITS - bits,
+        history=max(0, WINDOW_BITS - bits),
         sub=BLOCK * ROWS * SCALE_BITS // 8 // scale_bytes,
     )
 

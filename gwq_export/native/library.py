@@ -33,6 +33,7 @@ _SENTENCES = {
     "GWQ_E_SHAPE": "its shape is out of range",
     "GWQ_E_SIZE": f"its data has the wrong length; {_DAMAGED}",
     "GWQ_E_TABLE": f"an entry of its table is out of range; {_DAMAGED}",
+    "GWQ_E_EXPONENT": f"its exponent is out of range; {_DAMAGED}",
     "GWQ_E_OFFSETS": f"its outlier offsets are inconsistent; {_DAMAGED}",
     "GWQ_E_RECORD": f"its outlier records do not fill their row group; {_DAMAGED}",
     "GWQ_E_ROW": f"an outlier lies beyond its last row; {_DAMAGED}",

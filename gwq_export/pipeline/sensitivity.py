@@ -20,7 +20,7 @@ from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.plan import TensorPlan, file_bytes
 from gwq_export.quantization.allocate import Choice, allocate, fill, frontier
 from gwq_export.quantization.curvature import Curvatures
-from gwq_export.quantization.loss_model import FRACTIONS, KINDS, Sample, choices
+from gwq_export.quantization.loss_model import Sample, choices, offered
 from gwq_export.quantization.saliency import SALIENCY
 
 OFFER = np.dtype([("type", "U8"), ("outliers", "f8"), ("nbytes", "i8"), ("loss", "f8")])
@@ -41,7 +41,7 @@ def sensitivities(
     """The choices of every matrix, with their bytes and predicted losses.
 
     free: all there is to choose, where a plan is not fixed; else what the plan says. fraction: of
-    outliers; None offers those of `loss_model.FRACTIONS`. work: results of an earlier run are taken
+    outliers; None offers those of `loss_model.OFFERED`. work: results of an earlier run are taken
     from there. estimate: looks on.
     """
     work = work or Memory()
@@ -94,11 +94,12 @@ def _offers(
         recipe.seed,
         pool.ptr,
     )
-    kinds = KINDS if is_free else (recipe.type.name,)
-    fractions = FRACTIONS if is_free and fraction is None else (recipe.outliers,)
+    types = {recipe.type.name: (recipe.outliers,)}
+    if is_free:
+        types = offered(sample.shape[1], fraction)
     with about(plan.name):
         size = partial(file_bytes, plan.name, plan.shape)
-        return choices(sample, recipe, size, kinds, fractions)
+        return choices(sample, recipe, size, types)
 
 
 def _together(plan: TensorPlan, matrices: Sequence[np.ndarray]) -> list[Choice]:

@@ -22,18 +22,20 @@ a ring restrict each other; there s_i decides whose errors matter more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gwq_export.compute.linalg import add_product
-from gwq_export.format.types import TensorType, ffi
+from gwq_export.format.types import MAX_EXPONENT, TensorType, ffi
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.ggml_codes import GgmlCodes
 from gwq_export.quantization.lanes import rows_to_lanes, to_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes
 from gwq_export.quantization.tile_codes import TileCodes
 
+LARGEST_POWER = 11  # of two: the largest weight is below it, see `exponent_of`
 ROW_FLOOR = 0.1  # times the mean row weight is added to every one, as the estimate is noisy
 
 
@@ -56,8 +58,8 @@ def encode(
 ) -> Encoded:
     """Encode a matrix as codes of a tile type or of a ggml type with levels.
 
-    weight: float32 (rows, cols). table: what the 16 windows or codes stand for, integers, ascending
-    where a code does not depend on its neighbour (gwq4, ggml types). curvature: None minimizes the
+    weight: float32 (rows, cols). table: a tile type's table or a ggml type's ascending levels, 16
+    integers. curvature: None minimizes the
     squared error of the weights instead, without feedback. row_weight: (rows,), the factor s; None
     for rows that count alike. outlier: bool (rows, cols), weights that are held out: they have no
     part in the fit of scales, and `values` has what they should become. feedback: False only fits
@@ -66,7 +68,8 @@ def encode(
     cannot be factorized.
     """
     rows, cols = weight.shape
-    w = to_lanes(np.ascontiguousarray(weight, np.float32))
+    exponent = exponent_of(weight) if type.bits else 0
+    w = to_lanes(np.ldexp(np.asarray(weight, np.float32), -exponent))
     padded, _, rings = w.shape
     make = TileCodes if type.bits else GgmlCodes
     codes: MatrixCodes = make(
@@ -85,12 +88,24 @@ def encode(
         for first in range(0, padded, codes.step):
             part = slice(first, first + codes.step)
             codes.run(first, w[part], column_weight=column_weight[part])
-        return codes.encoded(rows, cols)
-    _encode_with_feedback(codes, curvature.factor, column_weight)
-    for _ in range(sweeps):
-        codes.sweep(curvature.matrix)
-    codes.refit(curvature.matrix)
-    return codes.encoded(rows, cols)
+    else:
+        _encode_with_feedback(codes, curvature.factor, column_weight)
+        for _ in range(sweeps):
+            codes.sweep(curvature.matrix)
+        codes.refit(curvature.matrix)
+    e = codes.encoded(rows, cols)
+    return replace(e, values=np.ldexp(e.values, exponent), exponent=exponent)
+
+
+def exponent_of(weight: np.ndarray) -> int:
+    """The exponent with which a tile type holds a matrix best.
+
+    In units of 2^exponent the largest magnitude lies in 2^10 .. 2^11: outliers are far from the
+    largest FP16 number, 65504, and the scales of rows whose weights are ten thousand times smaller
+    are still normal FP16 numbers, of full precision.
+    """
+    _, power = np.frexp(np.abs(weight).max(initial=0))  # largest = m 2^power, 1/2 <= m < 1
+    return int(np.clip(power - LARGEST_POWER, -MAX_EXPONENT, MAX_EXPONENT)) if power else 0
 
 
 def _row_weight_in_lanes(row_weight: np.ndarray | None, rows: int, rings: int) -> np.ndarray:

@@ -36,7 +36,7 @@ import numpy as np
 from gwq_export.compute.linalg import product
 from gwq_export.errors import GwqError
 from gwq_export.format.ggml_types import decode_ggml, encode_ggml
-from gwq_export.format.types import RING, TYPES, ffi
+from gwq_export.format.types import BLOCK, RING, TYPES, ffi
 from gwq_export.quantization.allocate import Choice
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.encoder import encode
@@ -44,9 +44,19 @@ from gwq_export.quantization.quantize import check_range
 from gwq_export.quantization.recipe import TABLES, Recipe
 from gwq_export.quantization.saliency import SALIENCY, diagonal
 
-# fractions of outliers to choose from; `allocate.fill` goes between them
-FRACTIONS = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02)
-KINDS = ("gwq2", "gwq3", "gwq4", "q8_0", "f16")  # types to choose from
+# Types to choose from, and the fractions of outliers of each; `allocate.fill` goes between them.
+# With five bits and more, outliers save little for their bytes.
+OFFERED: dict[str, tuple[float, ...]] = {
+    "gwq2": (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02),
+    "gwq3": (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02),
+    "gwq4": (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02),
+    "gwq5": (0.0, 0.0025, 0.01),
+    "gwq6": (0.0, 0.0025),
+    "q8_0": (0.0,),
+    "f16": (0.0,),
+}
+# Beside these, where a tile type's last block of columns is short: their units are of 32 columns.
+OFFERED_NARROW: dict[str, tuple[float, ...]] = {"q4_0": (0.0,), "iq4_nl": (0.0,)}
 RINGS = 24  # n: rings of eight rows that stand for a matrix of more than twice as many
 
 
@@ -166,26 +176,35 @@ def _systematic_sample(size: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray
     return np.unique(taken, return_counts=True)
 
 
+def offered(cols: int, fraction: float | None = None) -> dict[str, tuple[float, ...]]:
+    """{type: fractions of outliers} that there are to choose from for a matrix of `cols` columns.
+
+    fraction: of outliers in the types that have them, if it is fixed.
+    """
+    types = OFFERED | OFFERED_NARROW if cols % BLOCK else OFFERED
+    if fraction is None:
+        return types
+    return {name: (fraction,) if TYPES[name].bits else (0.0,) for name in types}
+
+
 def choices(
     sample: Sample,
     recipe: Recipe,
     size: Callable[[Recipe], int],
-    kinds: Sequence[str] = KINDS,
-    fractions: Sequence[float] = FRACTIONS,
+    types: Mapping[str, Sequence[float]],
 ) -> list[Choice]:
-    """What there is to choose for a matrix: every type and, of tile types, fraction of outliers.
+    """What there is to choose for a matrix: every type and fraction of outliers in `types`.
 
-    recipe: the one to vary. size: recipe -> bytes in the file. kinds: names of types; those that
-    cannot hold the matrix's width or its largest weight are left out. Raises GwqError when none is
-    left.
+    recipe: the one to vary. size: recipe -> bytes in the file. Types that cannot hold the matrix's
+    width or its largest weight are left out. Raises GwqError when none is left.
     """
     out = []
     refusal = None
-    for kind in kinds:
-        type = TYPES[kind]
+    for name, fractions in types.items():
+        type = TYPES[name]
         if not type.bits and sample.shape[1] % type.unit:
             continue
-        for fraction in fractions if type.bits else (0.0,):
+        for fraction in fractions:
             varied = replace(recipe, type=type, outliers=fraction)
             try:
                 out.append(Choice(varied, size(varied), sample.loss(varied)))

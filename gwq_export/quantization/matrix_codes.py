@@ -34,6 +34,7 @@ class Encoded:
     scales: np.ndarray
     codes: np.ndarray
     values: np.ndarray
+    exponent: int = 0
 
 
 class MatrixCodes(ABC):
@@ -41,7 +42,8 @@ class MatrixCodes(ABC):
 
     w: float32 (padded cols, 8, rings), the weights. codes: uint8 and values: float32, of the same
     shape. outlier: uint8 of the same shape, 1 where a weight is held out, or None. row_weight:
-    float32 (8, rings), how much a squared error of each row counts. table: float32 (16,).
+    float32 (8, rings), how much a squared error of each row counts. table: float32, as
+    `struct gwq_encoding` takes it.
     """
 
     step = BLOCK

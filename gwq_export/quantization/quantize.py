@@ -13,7 +13,7 @@ import numpy as np
 from gwq_export.errors import GwqError
 from gwq_export.format.ggml_types import encode_ggml, pack_codes
 from gwq_export.format.outliers import pack_outliers
-from gwq_export.format.tiles import dequantize, pack_tiles
+from gwq_export.format.tiles import dequantize, levels, pack_tiles
 from gwq_export.format.types import TensorType, ffi
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.deltas import corrections
@@ -22,6 +22,8 @@ from gwq_export.quantization.matrix_codes import Encoded
 from gwq_export.quantization.recipe import Recipe
 from gwq_export.quantization.saliency import SALIENCY, select
 
+LARGEST_WEIGHT = 2.0**40  # of a tile type: squares and their sums are far from overflow
+FP16_MAX = 65504  # bounds the weights of a ggml type with FP16 scales
 CHUNK = 1 << 16  # weights of a ggml type that are rounded at once
 
 
@@ -73,7 +75,7 @@ def _quantize_tiles(
     count = recipe.outlier_count(weight.shape)
     if not count:
         e = encode(weight, type, recipe.levels, **options)
-        return [_pack(type, e)]
+        return [_pack(type, e, weight.shape[1])]
 
     def first() -> np.ndarray:
         """The matrix after a plain quantization, for rules that ask for it."""
@@ -86,25 +88,27 @@ def _quantize_tiles(
     e = encode(weight, type, recipe.levels, outlier=outlier, **options)
     row, col = np.divmod(keep, weight.shape[1])
     _clear(e, row, col, type)
-    tiles = _pack(type, e)
+    tiles = _pack(type, e, weight.shape[1])
     beneath = dequantize(type, tiles, weight.shape)[row, col]
-    added = (e.values[row, col] - beneath).astype(np.float16)
+    added = np.ldexp(e.values[row, col] - beneath, -e.exponent).astype(np.float16)
     records, offsets = pack_outliers(row, col, added, weight.shape)
     return [tiles, records, offsets.view(np.uint8)]
 
 
-def _pack(type: TensorType, e: Encoded) -> np.ndarray:
+def _pack(type: TensorType, e: Encoded, cols: int) -> np.ndarray:
     assert e.row_scales is not None  # every tile type has them
-    return pack_tiles(type, e.table, e.row_scales, e.scales, e.codes)
+    return pack_tiles(type, e.table, e.row_scales, e.scales, e.codes, e.exponent, cols)
 
 
 def check_range(weight: np.ndarray, recipe: Recipe) -> None:
     """Raise GwqError when a weight of the matrix is too large for the recipe's type."""
     if not recipe.encoded:
         _encode_ggml(recipe.type, weight)  # raises
-    elif not np.abs(weight).max(initial=0) < 65504:  # also for a NaN
+        return
+    limit = LARGEST_WEIGHT if recipe.type.bits else FP16_MAX
+    if not np.abs(weight).max(initial=0) < limit:  # also for a NaN
         raise GwqError(
-            "a weight is too large for FP16: "
+            f"a weight is too large for {recipe.type.name}: "
             "give this tensor a ggml type with --tensor-type NAME=bf16"
         )
 
@@ -112,11 +116,11 @@ def check_range(weight: np.ndarray, recipe: Recipe) -> None:
 def _clear(e: Encoded, row: np.ndarray, col: np.ndarray, type: TensorType) -> None:
     """Give outliers a code that stands for zero, where the table has one.
 
-    Their FP16 value is then the weight itself, and exact. The table has such a code if it is zero
+    Their FP16 value is then the weight itself, and exact. There is such a code if it stands for zero
     whatever the neighbour's bits are.
     """
-    entries = e.table.reshape(-1, 1 << type.bits)  # (neighbour's bits, code)
-    zero = np.flatnonzero((entries == 0).all(0))
+    by_window = levels(type, e.table).reshape(-1, 1 << type.bits)  # (neighbour's bits, code)
+    zero = np.flatnonzero((by_window == 0).all(0))
     if len(zero):
         e.codes[row, col] = zero[0]
 

@@ -11,22 +11,28 @@ from gwq_export.format.types import LEVELS, TensorType
 from gwq_export.quantization.saliency import SALIENCY
 
 MAX_OUTLIERS = 0.5  # fraction of a matrix; a row of a tile can hold 255 of 256
-# Table entries by window, the four bits that a code and its neighbour's bits make up, in units of a
-# sub-block's scale. "grid": uniform, as in round-to-nearest. "scalar": non-uniform levels that
+# Tables by window, the four bits that a code and its neighbour's bits make up, in units of a
+# sub-block's scale (of gwq5 the negative half, of gwq6 nothing: see `tiles.levels`). "grid": uniform, as in round-to-nearest. "scalar": non-uniform levels that
 # depend on the code alone. "trellis": levels that depend on the neighbour, too, where the type has
 # such bits. The last two were fitted by alternating encoding and least squares on Gaussian weights.
 TABLES = {
     "grid": {
+        "gwq6": [0] * 16,
+        "gwq5": [2 * c - 31 for c in range(16)],
         "gwq4": [4 * (c - 8) for c in range(16)],
         "gwq3": [8 * (c - 4) for c in range(8)] * 2,
         "gwq2": [16 * (c - 2) for c in range(4)] * 4,
     },
     "scalar": {
+        "gwq6": [0] * 16,
+        "gwq5": [-32, -29, -26, -23, -21, -19, -17, -15, -13, -11, -9, -7, -6, -4, -2, -1],
         "gwq4": [-31, -26, -20, -15, -12, -8, -5, -2, 1, 3, 6, 9, 12, 16, 21, 27],
         "gwq3": [-31, -19, -11, -4, 1, 8, 15, 26] * 2,
         "gwq2": [-31, -11, 4, 22] * 4,
     },
     "trellis": {
+        "gwq6": [0] * 16,
+        "gwq5": [-32, -29, -26, -23, -21, -19, -17, -15, -13, -11, -9, -7, -6, -4, -2, -1],
         "gwq4": [-31, -26, -20, -15, -12, -8, -5, -2, 1, 3, 6, 9, 12, 16, 21, 27],
         "gwq3": [-31, -12, -1, 10, -18, -6, 4, 19, -22, -6, 4, 16, -12, -1, 9, 27],
         "gwq2": [-18, -4, 21, 6, -31, -15, 10, -3, -25, -9, 13, 1, -13, 0, 25, 10],

@@ -6,7 +6,8 @@ import numpy as np
 
 from gwq_export.compute.linalg import pieces, plain_product
 from gwq_export.compute.threads import each
-from gwq_export.format.types import SCALE_BIAS
+from gwq_export.format.tiles import levels
+from gwq_export.format.types import SCALE_BIAS, TensorType
 from gwq_export.quantization.lanes import from_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes, round_half
 
@@ -16,13 +17,15 @@ HEADROOM = 0.9
 
 
 class TileCodes(MatrixCodes):
-    """A weight is row scale * sub-block scale * table entry; the native encoder fits the second.
+    """A weight is row scale * sub-block scale * entry; the native encoder fits the second.
 
     row_scales: float32 (8, rings). scales: int8 (sub-blocks, 8, rings).
     """
 
     def prepare(self) -> None:
         """Choose the row scales, and make room for those of the sub-blocks."""
+        self.entries = self.table
+        self.table, self.code_of = native_table(self.type, self.table)
         self.row_scales = first_row_scales(self.w, self.table, self.outlier)
         self.scales = np.empty((len(self.w) // self.type.sub, *self.w.shape[1:]), np.int8)
 
@@ -87,12 +90,26 @@ class TileCodes(MatrixCodes):
         row_scales = from_lanes(self.row_scales[None], rows)
         values = from_lanes(self.values, rows)
         return Encoded(
-            table=self.table.astype(np.int8),
+            table=self.entries.astype(np.int8),
             row_scales=row_scales[:rows, 0].astype(np.float16),
             scales=from_lanes(self.scales, rows),
-            codes=from_lanes(self.codes, rows),
+            codes=self.code_of[from_lanes(self.codes, rows)],
             values=values[:rows, :cols],
         )
+
+
+def native_table(type: TensorType, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `gwq_encode` is given for a tile type's table (16,), and what its codes mean.
+
+    Returns (float32 (n,), what each window stands for; uint8 (n,), the type's code for each of the
+    native one's). The two differ where codes do not depend on a neighbour, as the native encoder
+    wants what they stand for in ascending order.
+    """
+    by_window = levels(type, table)
+    order = np.arange(len(by_window))
+    if not type.history:
+        order = np.argsort(by_window, kind="stable")
+    return by_window[order].astype(np.float32), order.astype(np.uint8)
 
 
 def first_row_scales(

@@ -15,11 +15,12 @@ int gwq_encode(gwq_pool *pool, const gwq_encoding *e) {
     if (!e || !e->table || !e->row_scale || !e->row_weight) return GWQ_E_ARGUMENT;
     if (!e->target || !e->scale || !e->code || !e->value) return GWQ_E_ARGUMENT;
     if (e->fit && !e->column_weight) return GWQ_E_ARGUMENT;
-    if (e->type != GWQ_TYPE_GWQ4 && e->type != GWQ_TYPE_GWQ3 && e->type != GWQ_TYPE_GWQ2)
-        return GWQ_E_TYPE;
+    int kind = gwq_type_index(e->type);
+    int bits = kind < 0 ? 0 : gwq_types[kind].bits;
+    if (!bits) return GWQ_E_TYPE;
     if (e->columns < 1 || e->columns > COLUMNS) return GWQ_E_SHAPE;
     if (e->rings < 1 || e->rings % LANES || e->rings > INT32_MAX) return GWQ_E_SHAPE;
-    for (int v = 0; v < WINDOWS; v++)
+    for (int v = 0; v < entries_of(bits); v++)
         if (!(fabsf(e->table[v]) <= 128)) return GWQ_E_TABLE;
     gwq_pool_run(pool, encode_task, (void *)e);
     return GWQ_OK;

@@ -14,7 +14,7 @@ enum {
     LANES = 8,   /* rings at a time */
     RING = GWQ_RING,
     COLUMNS = GWQ_BLOCK,
-    WINDOWS = 16, /* entries of a table */
+    WINDOWS = 16, /* entries of a table, of the types of up to four bits */
     FACTORS = 8   /* scales that fit_scale tries toward either end of the table */
 };
 
@@ -54,21 +54,39 @@ GWQ_INLINE lanes look_up(const float *table, flags at) {
     return v;
 }
 
+/* Entries of a type's table */
+GWQ_INLINE int entries_of(int bits) { return bits > 4 ? 1 << bits : WINDOWS; }
+
 /* --- codes of a column ------------------------------------------------------------------------ */
 
 /* Without history every row stands alone: the nearest entry of a table that ascends. t / s lies
  * above entry v where it lies above the middle between v and v + 1; s may be negative, so both
  * sides are multiplied by |s|. */
-GWQ_INLINE void nearest_codes(const float *table, const lanes *t, const lanes *s, flags *code,
-                              lanes *value) {
+GWQ_INLINE void nearest_codes(const int bits, const float *table, const lanes *t, const lanes *s,
+                              flags *code, lanes *value) {
     for (int r = 0; r < RING; r++) {
         flags at = {0};
         lanes x = (lanes)((flags)t[r] ^ ((flags)s[r] & (int32_t)0x80000000u)); /* t * sign(s) */
         lanes m = magnitude(s[r]);
-        for (int v = 0; v + 1 < WINDOWS; v++)
+#pragma GCC unroll 1
+        for (int v = 0; v + 1 < entries_of(bits); v++)
             at -= (flags)(x > m * (0.5f * (table[v] + table[v + 1])));
         code[r] = at;
         value[r] = s[r] * look_up(table, at);
+    }
+}
+
+/* The same where the entries are `count` integers in a row: t / s is rounded. */
+GWQ_INLINE void nearest_integers(const float *table, const int count, const lanes *t,
+                                 const lanes *s, flags *code, lanes *value) {
+    const float last = (float)(count - 1);
+    for (int r = 0; r < RING; r++) {
+        flags some = (flags)(s[r] != 0);
+        lanes x = pick(some, t[r] / pick(some, s[r], all(1)), all(0)) - table[0];
+        x = pick((flags)(x > last), all(last), pick((flags)(x > 0), x, all(0)));
+        x = nearest(x);
+        for (int l = 0; l < LANES; l++) code[r][l] = (int32_t)x[l];
+        value[r] = s[r] * (x + table[0]);
     }
 }
 
@@ -89,13 +107,17 @@ GWQ_INLINE void nearest_codes(const float *table, const lanes *t, const lanes *s
  * The least cost[7][S] over S wins, and its windows are read backwards from `from`. */
 GWQ_INLINE void code_column(const int bits, const float *table, const lanes *t, const lanes *s,
                             const lanes *w, flags *code, lanes *value) {
+    if (bits == 6) {
+        nearest_integers(table, entries_of(bits), t, s, code, value);
+        return;
+    }
+    if (bits >= 4) {
+        nearest_codes(bits, table, t, s, code, value);
+        return;
+    }
     const int history = 4 - bits;
     const int states = 1 << history;
     const int low = (1 << bits) >> history; /* codes of a state: state * low .. + low - 1 */
-    if (!history) {
-        nearest_codes(table, t, s, code, value);
-        return;
-    }
     lanes error[RING][WINDOWS];
     for (int r = 0; r < RING; r++)
         for (int v = 0; v < WINDOWS; v++) {
@@ -156,9 +178,9 @@ struct sub_block {
 };
 
 /* The least and the greatest entry; 1 for a table that has none on that side of 0 */
-GWQ_INLINE void table_ends(const float *table, float end[2]) {
+GWQ_INLINE void table_ends(const float *table, int entries, float end[2]) {
     end[0] = end[1] = table[0];
-    for (int v = 0; v < WINDOWS; v++) {
+    for (int v = 0; v < entries; v++) {
         if (table[v] < end[0]) end[0] = table[v];
         if (table[v] > end[1]) end[1] = table[v];
     }
@@ -238,7 +260,7 @@ GWQ_INLINE void fit_scale(const int bits, const float *table, const struct sub_b
     lanes whole[RING], least[RING];
     float end[2];
     largest_in_units(b, d, whole);
-    table_ends(table, end);
+    table_ends(table, entries_of(bits), end);
     for (int r = 0; r < RING; r++) {
         least[r] = all(FLT_MAX);
         best[r] = all(0);
@@ -346,9 +368,13 @@ GWQ_INLINE void encode_rings(const int bits, const int sub, const float low, con
 GWQ_INLINE void encode(const gwq_encoding *e, int64_t first, int64_t last) {
     struct work work;
     for (int64_t ring = first; ring < last; ring += LANES) {
-        if (e->type == GWQ_TYPE_GWQ4) encode_rings(4, 16, 0.75f, 1.2f, e, ring, &work);
-        else if (e->type == GWQ_TYPE_GWQ3) encode_rings(3, 32, 0.6f, 1.4f, e, ring, &work);
-        else encode_rings(2, 32, 0.6f, 1.4f, e, ring, &work);
+        switch (e->type) {
+        case GWQ_TYPE_GWQ6: encode_rings(6, 16, 0.85f, 1.1f, e, ring, &work); break;
+        case GWQ_TYPE_GWQ5: encode_rings(5, 16, 0.8f, 1.15f, e, ring, &work); break;
+        case GWQ_TYPE_GWQ4: encode_rings(4, 16, 0.75f, 1.2f, e, ring, &work); break;
+        case GWQ_TYPE_GWQ3: encode_rings(3, 32, 0.6f, 1.4f, e, ring, &work); break;
+        default: encode_rings(2, 32, 0.6f, 1.4f, e, ring, &work);
+        }
     }
 }
 #endif

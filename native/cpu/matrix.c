@@ -15,13 +15,17 @@ const gwq_type_row gwq_types[GWQ_K_COUNT] = {
     [GWQ_K_GWQ2] = TILE_ROW(2),
     [GWQ_K_GWQ3] = TILE_ROW(3),
     [GWQ_K_GWQ4] = TILE_ROW(4),
+    [GWQ_K_GWQ5] = TILE_ROW(5),
+    [GWQ_K_GWQ6] = TILE_ROW(6),
     [GWQ_K_Q4_0] = {GWQ_TYPE_Q4_0, 0, 32, sizeof(struct q4_block)},
     [GWQ_K_IQ4_NL] = {GWQ_TYPE_IQ4_NL, 0, 32, sizeof(struct q4_block)},
 };
 
 _Static_assert(sizeof(struct q8_0_block) == 34, "packed");
 _Static_assert(sizeof(struct q4_block) == 18, "packed");
-_Static_assert(sizeof(struct gwq_head) == 16, "packed");
+_Static_assert(sizeof(struct gwq_head) == 32, "packed");
+_Static_assert(sizeof(struct gwq6_tile) == 4 * (48 + 6 * 128), "as gwq_block_bytes says");
+_Static_assert(sizeof(struct gwq5_tile) == 4 * (48 + 5 * 128), "as gwq_block_bytes says");
 _Static_assert(sizeof(struct gwq4_tile) == 4 * (48 + 4 * 128), "as gwq_block_bytes says");
 _Static_assert(sizeof(struct gwq3_tile) == 4 * (24 + 3 * 128), "as gwq_block_bytes says");
 _Static_assert(sizeof(struct gwq2_tile) == 4 * (24 + 2 * 128), "as gwq_block_bytes says");
@@ -37,10 +41,15 @@ uint64_t gwq_matrix_bytes(int32_t type, int64_t rows, int64_t cols) {
     if (k < 0 || rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX) return 0;
     const gwq_type_row *row = &gwq_types[k];
     if (!row->bits && cols % row->unit) return 0;
+    if (row->bits) {
+        uint64_t groups = (uint64_t)gwq_groups(rows);
+        uint64_t bytes = gwq_group_bytes(row->bits, cols);
+        if (groups > UINT64_MAX / 2 / bytes) return 0;
+        return groups * bytes + gwq_head_bytes(rows);
+    }
     uint64_t units = (uint64_t)((cols + row->unit - 1) / row->unit);
-    uint64_t stored = row->bits ? (uint64_t)gwq_groups(rows) : (uint64_t)rows; /* groups, or rows */
-    if (stored > UINT64_MAX / 1024 / units) return 0;
-    return stored * units * (uint64_t)row->unit_bytes + (row->bits ? gwq_head_bytes(rows) : 0);
+    if ((uint64_t)rows > UINT64_MAX / 1024 / units) return 0;
+    return (uint64_t)rows * units * (uint64_t)row->unit_bytes;
 }
 
 int gwq_usable(const gwq_matrix *m) {
@@ -112,6 +121,13 @@ static int check_side_table(const gwq_matrix *m) {
     return status;
 }
 
+static int check_head(const struct gwq_head *head) {
+    for (int i = 0; i < (int)sizeof head->table; i++)
+        if (head->table[i] < -ENTRY_BIAS || head->table[i] >= ENTRY_BIAS) return GWQ_E_TABLE;
+    if (head->exponent < -GWQ_EXPONENT || head->exponent > GWQ_EXPONENT) return GWQ_E_EXPONENT;
+    return GWQ_OK;
+}
+
 int gwq_matrix_check(const gwq_matrix *m) {
     if (!m || !m->data) return GWQ_E_ARGUMENT;
     int k = gwq_type_index(m->type);
@@ -119,8 +135,8 @@ int gwq_matrix_check(const gwq_matrix *m) {
     uint64_t bytes = gwq_matrix_bytes(m->type, m->rows, m->cols);
     if (!bytes) return GWQ_E_SHAPE;
     if (bytes != m->data_bytes) return GWQ_E_SIZE;
-    for (int i = 0; gwq_types[k].bits && i < (int)sizeof(struct gwq_head); i++)
-        if (gwq_table(m)[i] < -ENTRY_BIAS || gwq_table(m)[i] >= ENTRY_BIAS) return GWQ_E_TABLE;
+    int status = gwq_types[k].bits ? check_head((const struct gwq_head *)m->data) : GWQ_OK;
+    if (status) return status;
     return check_side_table(m);
 }
 
@@ -137,11 +153,12 @@ static float half_to_float(const uint8_t *p) {
  * What the file stores of an outlier is the difference between the weight and the dense part in its
  * place,
  *
- *     weight = dense + difference, the sum rounded once to float32. */
+ *     weight = dense + 2^exponent * difference, the sum rounded once to float32. */
 static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
     gwq_in_use()->dequantize[gwq_kind_of(m)](m, group, out);
     const uint8_t *record = gwq_records(m, group);
     if (!record) return;
+    const float power = gwq_power(m);
     for (int64_t first = 0; first < m->cols; first += GWQ_TILE) {
         int total = 0;
         int at = 0;
@@ -151,7 +168,7 @@ static void dequantize_group(const gwq_matrix *m, int64_t group, float *out) {
         for (int level = 0; at < total; level++)
             for (int r = 0; r < GWQ_ROWS; r++)
                 if (record[r] > level) {
-                    out[r * m->cols + first + column[at]] += half_to_float(value + 2 * at);
+                    out[r * m->cols + first + column[at]] += power * half_to_float(value + 2 * at);
                     at++;
                 }
         record = column + total;

@@ -72,6 +72,7 @@ GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t f
     const uint8_t *end = m->outliers + m->outlier_bytes;
     const int64_t tiles = (in->cols + GWQ_TILE - 1) / GWQ_TILE;
     const struct usual most = usual_record(m);
+    const float power = gwq_power(m);
     _Alignas(64) float sum[GWQ_ROWS];
     float edge[GWQ_TILE], product[2][MOST + 32];
     copy_edge(in, edge);
@@ -90,7 +91,7 @@ GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t f
                 ops->expand(before.count, most.levels, before.total, product[(i - 1) % 2], sum);
         }
         for (int k = 0; k < min64(GWQ_ROWS, m->rows - g * GWQ_ROWS); k++)
-            y[g * GWQ_ROWS + k] += sum[k];
+            y[g * GWQ_ROWS + k] += power * sum[k];
     }
 }
 

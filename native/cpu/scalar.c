@@ -43,10 +43,32 @@ static void unpack2(const uint8_t *line, codes c) {
                 for (int p = 0; p < 4; p++) c[r][16 * j + 4 * p + i] = line[4 * r + i] >> 2 * p & 3;
 }
 
+static void unpack5(const uint8_t *line, codes c) {
+    for (int j = 0; j < 2; j++, line += 320)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++)
+                for (int p = 0; p < 8; p++) {
+                    const uint8_t *v = line + 4 * r + i;
+                    int low = v[64 * (p / 2)] >> 4 * (p % 2) & 15;
+                    c[r][32 * j + 4 * p + i] = (uint8_t)(low | (v[256] >> p & 1) << 4);
+                }
+}
+
+static void unpack6(const uint8_t *line, codes c) {
+    for (int j = 0; j < 4; j++, line += 192)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++)
+                for (int p = 0; p < 4; p++) {
+                    const uint8_t *v = line + 4 * r + i;
+                    int low = v[64 * (p / 2)] >> 4 * (p % 2) & 15;
+                    c[r][16 * j + 4 * p + i] = (uint8_t)(low | (v[128] >> 2 * p & 3) << 4);
+                }
+}
+
 /* Scales of a block, for each 16 columns: a sub-block of 32 repeats its own. */
 static void unpack_scales(int bits, const uint8_t *p, int s[GWQ_ROWS][4]) {
     for (int r = 0; r < GWQ_ROWS; r++) {
-        if (bits == 4) {
+        if (bits >= 4) {
             for (int k = 0; k < 3; k++) s[r][k] = (p[16 * k + r] & 63) - SCALE_BIAS;
             s[r][3] = (p[r] >> 6 | p[16 + r] >> 6 << 2 | p[32 + r] >> 6 << 4) - SCALE_BIAS;
         } else {
@@ -63,6 +85,14 @@ struct block {
     int scale[GWQ_ROWS][4];
 };
 
+/* What a code stands for, beside its neighbour's */
+static inline int entry(int bits, const int8_t *table, int code, int neighbour) {
+    if (bits == 6) return code - 32;
+    if (bits == 5) return code & 16 ? -1 - table[code & 15] : table[code];
+    if (bits == 4) return table[code];
+    return table[code | neighbour >> (2 * bits - 4) << bits]; /* its topmost 4 - bits */
+}
+
 /* Block k of a tile of nb blocks */
 static inline void decode(int bits, unpack_fn unpack, const int8_t *table, const uint8_t *tile,
                           int64_t nb, int64_t k, struct block *out) {
@@ -71,10 +101,8 @@ static inline void decode(int bits, unpack_fn unpack, const int8_t *table, const
     unpack_scales(bits, tile + k * gwq_scale_bytes(bits), out->scale);
     for (int r = 0; r < GWQ_ROWS; r++) {
         const uint8_t *before = c[r / GWQ_RING * GWQ_RING + (r + GWQ_RING - 1) % GWQ_RING];
-        for (int i = 0; i < GWQ_BLOCK; i++) { /* above a code: its neighbour's topmost 4 - bits */
-            int window = c[r][i] | before[i] >> (2 * bits - 4) << bits;
-            out->entry[r][i] = table[window];
-        }
+        for (int i = 0; i < GWQ_BLOCK; i++)
+            out->entry[r][i] = entry(bits, table, c[r][i], before[i]);
     }
 }
 
@@ -83,16 +111,19 @@ static inline void tile_dequantize(int bits, unpack_fn unpack, const gwq_matrix 
     const uint8_t *tile = gwq_group(m, bits, group);
     const int64_t rows = min64(GWQ_ROWS, m->rows - group * GWQ_ROWS);
     const int64_t blocks = gwq_blocks(m->cols);
+    const float power = gwq_power(m);
     int64_t nb;
     struct block e;
+    uint8_t copy[GWQ_TILE_BYTES];
     for (int64_t b = 0; b < blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
         nb = min64(GWQ_TILE_BLOCKS, blocks - b);
+        const uint8_t *whole = gwq_whole_tile(m, bits, tile, b, copy);
         for (int64_t k = 0; k < nb; k++) {
-            decode(bits, unpack, gwq_table(m), tile, nb, k, &e);
+            decode(bits, unpack, gwq_table(m), whole, nb, k, &e);
             int64_t first = (b + k) * GWQ_BLOCK;
             int64_t width = min64(GWQ_BLOCK, m->cols - first);
             for (int64_t r = 0; r < rows; r++) {
-                float d = half(gwq_row_scales(m, group) + 2 * r);
+                float d = power * half(gwq_row_scales(m, group) + 2 * r);
                 float *to = out + r * m->cols + first;
                 for (int64_t i = 0; i < width; i++) /* as floats: a zero has its factors' sign */
                     to[i] = d * ((float)e.scale[r][i / 16] * (float)e.entry[r][i]);
@@ -103,6 +134,7 @@ static inline void tile_dequantize(int bits, unpack_fn unpack, const gwq_matrix 
 
 static void sparse(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in,
                    float *y) {
+    const float power = gwq_power(m);
     for (int64_t g = first; g < last; g++) {
         const uint8_t *record = gwq_records(m, g);
         for (int64_t c = 0; c < m->cols; c += GWQ_TILE) {
@@ -114,7 +146,7 @@ static void sparse(const gwq_matrix *m, int64_t first, int64_t last, const gwq_i
             for (int level = 0; k < total; level++)
                 for (int r = 0; r < GWQ_ROWS; r++) {
                     if (record[r] <= level) continue;
-                    float v = half(value + 2 * k);
+                    float v = power * half(value + 2 * k);
                     int64_t row = g * GWQ_ROWS + r;
                     int64_t col = c + column[k];
                     k++;
@@ -128,7 +160,9 @@ static void sparse(const gwq_matrix *m, int64_t first, int64_t last, const gwq_i
 
 static inline void tile_matmul(int bits, unpack_fn unpack, const gwq_matrix *m, int64_t first,
                                int64_t last, const gwq_input *in, float *y) {
+    const float power = gwq_power(m);
     struct block e;
+    uint8_t copy[GWQ_TILE_BYTES];
     for (int64_t g = first; g < last; g++) {
         const uint8_t *tile = gwq_group(m, bits, g);
         float *out = y + g * GWQ_ROWS;
@@ -138,8 +172,9 @@ static inline void tile_matmul(int bits, unpack_fn unpack, const gwq_matrix *m, 
             for (int64_t r = 0; r < rows; r++) out[t * m->rows + r] = 0;
         for (int64_t b = 0; b < in->blocks; b += nb, tile += nb * gwq_block_bytes(bits)) {
             nb = min64(GWQ_TILE_BLOCKS, in->blocks - b);
+            const uint8_t *whole = gwq_whole_tile(m, bits, tile, b, copy);
             for (int64_t k = 0; k < nb; k++) {
-                decode(bits, unpack, gwq_table(m), tile, nb, k, &e);
+                decode(bits, unpack, gwq_table(m), whole, nb, k, &e);
                 for (int64_t t = 0; t < in->n; t++) {
                     const int64_t at = t * in->blocks + b + k;
                     const int8_t *q = in->q + at * GWQ_BLOCK;
@@ -155,7 +190,7 @@ static inline void tile_matmul(int bits, unpack_fn unpack, const gwq_matrix *m, 
         }
         for (int64_t t = 0; t < in->n; t++)
             for (int64_t r = 0; r < rows; r++)
-                out[t * m->rows + r] *= half(gwq_row_scales(m, g) + 2 * r);
+                out[t * m->rows + r] *= power * half(gwq_row_scales(m, g) + 2 * r);
     }
     if (m->outliers) sparse(m, first, last, in, y);
 }
@@ -171,6 +206,8 @@ static inline void tile_matmul(int bits, unpack_fn unpack, const gwq_matrix *m, 
 TILE_TYPE(2)
 TILE_TYPE(3)
 TILE_TYPE(4)
+TILE_TYPE(5)
+TILE_TYPE(6)
 
 /* --- the row ---------------------------------------------------------------------------------- */
 
@@ -186,7 +223,9 @@ static int always(void) { return 1; }
 #define TILE_TYPES(slot)          \
     [GWQ_K_GWQ2] = slot##_gwq2,   \
     [GWQ_K_GWQ3] = slot##_gwq3,   \
-    [GWQ_K_GWQ4] = slot##_gwq4
+    [GWQ_K_GWQ4] = slot##_gwq4,   \
+    [GWQ_K_GWQ5] = slot##_gwq5,   \
+    [GWQ_K_GWQ6] = slot##_gwq6
 
 const gwq_kernels gwq_scalar = {
     .isa = "scalar",

@@ -39,7 +39,10 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     const size_t early = outliers ? bytes * 5 / 8 / 64 * 64 : bytes;
     const uint8_t *end = m->outliers + m->outlier_bytes;
     const struct usual most = usual_record(m);
+    const float power = gwq_power(m);
+    const size_t missing = gwq_missing_bytes(ops->bits, m->cols);
     struct stream s[STREAMS];
+    uint8_t copy[STREAMS][GWQ_TILE_BYTES];
     _Alignas(64) uint8_t table[64];
     biased_table(m, table);
     float edge[GWQ_TILE];
@@ -62,11 +65,14 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                 int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
                 const float *x =
                     in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
+                const uint8_t *tile[STREAMS];
+                for (int i = 0; i < streams; i++)
+                    tile[i] = gwq_whole_tile(m, ops->bits, s[i].tile, b, copy[i]);
                 for (int k = 0; k < nb; k++) {
                     size_t at = nb * scales + k * lines; /* the block's lines within the tile */
                     for (int i = 0; i < streams; i++) {
                         prefetch(s[i].tile + at, ahead, early);
-                        ops->block(table, s[i].tile + k * scales, s[i].tile + at,
+                        ops->block(table, tile[i] + k * scales, tile[i] + at,
                                    in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
                                    in->bias + 8 * (b + k), s[i].dense);
                     }
@@ -87,12 +93,13 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                 for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;
             }
             for (int i = 0; i < streams; i++) {
+                s[i].tile -= missing;
                 if (outliers) settle(&s[i], most.levels, ops);
                 int64_t row = (g + i * each) * GWQ_ROWS;
                 float scale[GWQ_ROWS];
                 ops->halves(gwq_row_scales(m, g + i * each), GWQ_ROWS, scale);
                 for (int r = 0; r < min64(GWQ_ROWS, m->rows - row); r++)
-                    y[row + r] = ops->unit * scale[r] * s[i].dense[r] + s[i].sparse[r];
+                    y[row + r] = power * (ops->unit * scale[r] * s[i].dense[r] + s[i].sparse[r]);
             }
         }
         first += streams * each;
@@ -123,6 +130,8 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
     const size_t lines = gwq_line_bytes(ops->bits);
     const size_t bytes = per_block + lines;
     const int few = in->n <= GWQ_FEW;
+    const float power = gwq_power(m);
+    uint8_t copy[GWQ_TILE_BYTES];
     _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
     _Alignas(64) gwq_scales scales[GWQ_TILE_BLOCKS];
     float x[GWQ_FEW][GWQ_TILE];
@@ -141,6 +150,7 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         for (int i = 0; i < groups; i++) {
             const uint8_t *tile = gwq_group(m, ops->bits, first + i) + b * bytes;
             prefetch(tile, nb * bytes, nb * bytes); /* the group's next tile, after the others' */
+            tile = gwq_whole_tile(m, ops->bits, tile, b, copy);
             for (int k = 0; k < nb; k++) {
                 ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
                 ops->scales(tile + k * per_block, scales[k]);
@@ -166,7 +176,8 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         for (int j = 0; j < count; j++)
             for (int r = 0; r < rows; r++)
                 y[(t + j) * m->rows + row + r] =
-                    scale[r] * s[i].dense[j][r] + (few ? s[i].few[j][r] : s[i].sparse[r][j]);
+                    power * (scale[r] * s[i].dense[j][r] +
+                             (few ? s[i].few[j][r] : s[i].sparse[r][j]));
     }
 }
 

@@ -31,7 +31,8 @@ enum gwq_status {
     GWQ_E_MEMORY,   /* no memory, or no thread could be started */
     GWQ_E_SCRATCH,  /* scratch buffer too small */
     GWQ_E_INDEX,    /* row index out of range */
-    GWQ_E_TABLE     /* a table entry is not in -32..31 */
+    GWQ_E_TABLE,    /* a table entry is not in -32..31 */
+    GWQ_E_EXPONENT  /* an exponent is not in -64..64 */
 };
 
 /* A weight matrix in memory as it lies in the file. Any type may have outliers. */
@@ -146,7 +147,9 @@ typedef struct gwq_encoding {
     int32_t columns;            /* 1..64, whole sub-blocks unless it ends the matrix */
     int64_t rings;
     int32_t fit;                /* 1: find the scales; 0: take those given */
-    const float *table;         /* (16) entries; ascending at gwq4 */
+    /* What each window stands for, (16) entries; of the types without history each code, ascending:
+     * (16) at gwq4, (32) at gwq5, at gwq6 (64) integers in a row. */
+    const float *table;
     const float *row_scale;     /* (8, rings), not negative */
     const float *row_weight;    /* (8, rings): how much a row's squared error counts, positive */
     const float *column_weight; /* (columns): likewise, when scales are fitted */

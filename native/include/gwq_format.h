@@ -2,22 +2,28 @@
  * docs/format.md explains them at length.
  *
  * A matrix of N rows and K columns (K is the input width) is cut into row groups of 16 rows, a row
- * group into tiles of 256 columns, a tile into blocks of 64 columns; the last row group and the
- * last block are padded. A tensor is
+ * group into tiles of 256 columns, a tile into blocks of 64 columns. The last row group is padded;
+ * the last block may be short. A tensor is
  *
  *     table[16]                    int8, -32..31: what a window of four bits stands for
+ *     exponent                     int8, -64..64
+ *     zeros[15]
  *     row_scale[16 * row groups]   FP16; 0 for a padded row
  *     zeros                        up to a multiple of 64 bytes
  *     tiles                        one after another, row group by row group
  *
  * and a tile, of as many blocks as columns remain (1 to 4),
  *
- *     scale[blocks][scale bytes]           6 bits, biased by 32, per row and sub-block of 16 (gwq4)
- *                                          or 32 columns (gwq3, gwq2)
+ *     scale[blocks][scale bytes]           6 bits, biased by 32, per row and sub-block of 16 columns
+ *                                          (gwq6, gwq5, gwq4) or 32 (gwq3, gwq2)
  *     line[blocks * lines per block][64]   bytes; byte 4*r + i of a line belongs to row r, i = 0..3
  *
- * A weight is row_scale * ((scale - 32) * table[window]), computed in float32, which is exact: its
- * factors have 11 + 10 significant bits.
+ * A weight is 2^exponent * (row_scale * ((scale - 32) * entry)), computed in float32, which is
+ * exact: its factors have 11 + 10 significant bits. The entry is
+ *
+ *     gwq2, gwq3, gwq4:  table[window]
+ *     gwq5:              table[code], and -1 - table[code - 16] for the codes 16..31
+ *     gwq6:              code - 32; the table is zero
  *
  * The window is the weight's code and, above it, bits of the code of its neighbour in the same
  * column: of the row before it in a ring of 8 rows (row 0's neighbour is row 7, row 8's is row 15).
@@ -35,18 +41,26 @@
  *         A = v0 | v1 << 4 | (v6 & 1) << 3 | (v7 & 1) << 7
  *         B = v2 | v3 << 4 | (v6 >> 1 & 1) << 3 | (v7 >> 1 & 1) << 7
  *         C = v4 | v5 << 4 | (v6 >> 2) << 3 | (v7 >> 2) << 7
+ *   gwq5, 2 x 5 lines: with v(p) = code of column 32j+4p+i, p = 0..7
+ *         line k = (v(2k) & 15) | (v(2k+1) & 15) << 4, k = 0..3; line 4: bit p = v(p) >> 4
+ *   gwq6, 4 x 3 lines: with v(p) = code of column 16j+4p+i, p = 0..3
+ *         line k = (v(2k) & 15) | (v(2k+1) & 15) << 4, k = 0, 1; line 2: bits 2p,2p+1 = v(p) >> 4
  *
  * and where the scales s0, s1, .. (biased) of a row's sub-blocks:
  *
- *   gwq4, 48 bytes:  byte r      = s0 | (s3 & 3) << 6
- *                    byte 16 + r = s1 | (s3 >> 2 & 3) << 6
- *                    byte 32 + r = s2 | (s3 >> 4) << 6
- *   gwq3, gwq2, 24:  byte r      = s0 | (s1 & 3) << 6
- *                    byte 16 + q = s1 >> 2 of row q, in the low nibble, and of row q + 8, in the
- *                                  high one, q = 0..7
+ *   gwq6, gwq5, gwq4, 48 bytes:  byte r      = s0 | (s3 & 3) << 6
+ *                                byte 16 + r = s1 | (s3 >> 2 & 3) << 6
+ *                                byte 32 + r = s2 | (s3 >> 4) << 6
+ *   gwq3, gwq2, 24 bytes:  byte r      = s0 | (s1 & 3) << 6
+ *                          byte 16 + q = s1 >> 2 of row q, in the low nibble, and of row q + 8, in
+ *                                        the high one, q = 0..7
  *
- * Outliers are FP16 values that are added to what the dense part holds in their place, with one
- * rounding to float32. The side-table of a matrix has one record per tile, in the order of the
+ * A short block ends where its columns do: it has the lines of the first 16, 32 or 48 columns alone
+ * (gwq3, gwq5: of 32, as their lines belong to 32 columns), and of its scales the first 16 bytes for
+ * each sub-block that these columns touch, or all of them if they touch all.
+ *
+ * Outliers are FP16 values that, times 2^exponent (1 beside a ggml type), are added to what the dense
+ * part holds in their place, with one rounding to float32. The side-table of a matrix has one record per tile, in the order of the
  * tiles:
  *
  *     count[16]    outliers of each row of the tile (0..255)
@@ -67,12 +81,13 @@
 #include <stdint.h>
 
 enum gwq_geometry {
-    GWQ_FORMAT_VERSION = 1, /* a reader accepts the version it was built for, no other */
+    GWQ_FORMAT_VERSION = 2, /* a reader accepts the version it was built for, no other */
     GWQ_ROWS = 16,          /* rows of a row group */
     GWQ_RING = 8,           /* rows that are each other's neighbours */
     GWQ_BLOCK = 64,         /* columns of a block */
     GWQ_TILE_BLOCKS = 4,    /* blocks of a full tile */
-    GWQ_TILE = 256          /* columns of a full tile */
+    GWQ_TILE = 256,         /* columns of a full tile */
+    GWQ_EXPONENT = 64       /* the largest magnitude of an exponent */
 };
 
 /* GGUF type ids: ggml's own, and for ours the FourCC of the name (little-endian). */
@@ -87,15 +102,27 @@ enum gwq_type {
     GWQ_TYPE_BF16 = 30,
     GWQ_TYPE_GWQ2 = 0x32515747,
     GWQ_TYPE_GWQ3 = 0x33515747,
-    GWQ_TYPE_GWQ4 = 0x34515747
+    GWQ_TYPE_GWQ4 = 0x34515747,
+    GWQ_TYPE_GWQ5 = 0x35515747,
+    GWQ_TYPE_GWQ6 = 0x36515747
 };
 
 /* The head of a tensor; row_scale[16 * row groups] follows. */
 struct gwq_head {
     int8_t table[16];
+    int8_t exponent;
+    uint8_t zero[15];
 };
 
 /* Full tiles, of four blocks: scale[block][byte], line[line][byte]. */
+struct gwq6_tile {
+    uint8_t scale[4][48];
+    uint8_t line[48][64]; /* 12 of each block */
+};
+struct gwq5_tile {
+    uint8_t scale[4][48];
+    uint8_t line[40][64]; /* 10 of each block */
+};
 struct gwq4_tile {
     uint8_t scale[4][48];
     uint8_t line[32][64]; /* 8 of each block */

@@ -240,14 +240,17 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     _Alignas(64) gwq_entries entries;
     _Alignas(64) gwq_scales scales;
     _Alignas(64) uint8_t table[64];
+    uint8_t copy[GWQ_TILE_BYTES];
     float d[GWQ_ROWS];
     gwq_avx2_halves(gwq_row_scales(m, group), GWQ_ROWS, d);
+    for (int r = 0; r < GWQ_ROWS; r++) d[r] *= gwq_power(m);
     biased_table(m, table);
     for (int64_t b = 0; b < blocks; b += nb, tile += nb * (bytes + lines)) {
         nb = min64(GWQ_TILE_BLOCKS, blocks - b);
+        const uint8_t *whole = gwq_whole_tile(m, ops->bits, tile, b, copy);
         for (int64_t k = 0; k < nb; k++) {
-            ops->decode(table, tile + nb * bytes + k * lines, entries);
-            ops->scales(tile + k * bytes, scales);
+            ops->decode(table, whole + nb * bytes + k * lines, entries);
+            ops->scales(whole + k * bytes, scales);
             int64_t first = (b + k) * GWQ_BLOCK, width = min64(GWQ_BLOCK, m->cols - first);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < width; c += 8) { /* 8 columns are two quads */
@@ -312,6 +315,8 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
 TILE_TYPE(2, 3, 1024)
 TILE_TYPE(3, 1, 1024)
 TILE_TYPE(4, 3, 1024)
+TILE_TYPE(5, 3, 1024)
+TILE_TYPE(6, 3, 1024)
 
 /* --- the row ---------------------------------------------------------------------------------- */
 
@@ -323,7 +328,9 @@ TILE_TYPE(4, 3, 1024)
 #define TILE_TYPES(slot)          \
     [GWQ_K_GWQ2] = slot##_gwq2,   \
     [GWQ_K_GWQ3] = slot##_gwq3,   \
-    [GWQ_K_GWQ4] = slot##_gwq4
+    [GWQ_K_GWQ4] = slot##_gwq4,   \
+    [GWQ_K_GWQ5] = slot##_gwq5,   \
+    [GWQ_K_GWQ6] = slot##_gwq6
 
 const gwq_kernels gwq_avx2 = {
     .isa = "avx2",

@@ -5,10 +5,10 @@
 #include "avx2.h"
 
 /* v[p]: 8 rows x columns 4p .. 4p+3, one byte each, of lines (64 bytes apart) that hold them
- * together: 4 quads are two lines at 4 bits and one at 2 bits, 8 quads are three lines at 3
- * bits. */
+ * together: 4 quads are two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three
+ * lines at 3 bits and five at 5 bits. */
 typedef void (*quads_fn)(__m256i table, const uint8_t *line, __m256i *v);
-enum { QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
+enum { QUADS6 = 4, QUADS5 = 8, QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
 
 GWQ_INLINE __m256i all(int byte) { return _mm256_set1_epi8((char)byte); }
 GWQ_INLINE __m256i both(__m256i v, int mask) { return _mm256_and_si256(v, all(mask)); }
@@ -64,6 +64,36 @@ GWQ_INLINE void quads2(__m256i table, const uint8_t *line, __m256i *v) {
     look_up(table, odd, v + 1, v + 3);
 }
 
+/* The table where the top bit of a byte of `high` is 0, its mirror image where it is 1 */
+GWQ_INLINE __m256i either_half(__m256i table, __m256i low, __m256i high) {
+    __m256i mirrored = _mm256_xor_si256(table, all(63)); /* of biased entries: 63 - (e + 32) */
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(mirrored, low),
+                              high);
+}
+
+GWQ_INLINE void quads5(__m256i table, const uint8_t *line, __m256i *v) {
+    __m256i high = load_once(line + 256); /* bit p: of quad p */
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        __m256i a = load_once(line + 64 * k);
+        v[2 * k] = either_half(table, both(a, 15), _mm256_slli_epi16(high, 7 - 2 * k));
+        v[2 * k + 1] = either_half(table, both(_mm256_srli_epi16(a, 4), 15),
+                                   _mm256_slli_epi16(high, 6 - 2 * k));
+    }
+}
+
+/* Biased entries are the codes. */
+GWQ_INLINE void quads6(__m256i table, const uint8_t *line, __m256i *v) {
+    (void)table;
+    __m256i a = load_once(line), b = load_once(line + 64), high = load_once(line + 128);
+    v[0] = _mm256_or_si256(both(a, 15), both(_mm256_slli_epi16(high, 4), 0x30));
+    v[1] = _mm256_or_si256(both(_mm256_srli_epi16(a, 4), 15),
+                           both(_mm256_slli_epi16(high, 2), 0x30));
+    v[2] = _mm256_or_si256(both(b, 15), both(high, 0x30));
+    v[3] = _mm256_or_si256(both(_mm256_srli_epi16(b, 4), 15),
+                           both(_mm256_srli_epi16(high, 2), 0x30));
+}
+
 /* s[k]: scale of every row for the columns 16k .. 16k+15 of the block, a signed byte; the two
  * halves are alike. */
 typedef void (*scales_fn)(const uint8_t *scale, __m256i s[4]);
@@ -94,6 +124,8 @@ GWQ_INLINE void scales2(const uint8_t *scale, __m256i s[4]) {
     s[2] = s[3] = _mm256_sub_epi8(second, all(SCALE_BIAS));
 }
 #define scales3 scales2
+#define scales5 scales4
+#define scales6 scales4
 
 /* 256 * scale of the rows 8h .. 8h+7, twice in each 32-bit lane. With it a block's sum just fits:
  * 64 * 32 * 127 * 32 * 256 < 2^31. */

@@ -101,9 +101,10 @@ GWQ_INLINE __m512i bias16(const int16_t *bias) {
 /* --- one function per width turns a few lines into table entries ------------------------------ */
 
 /* v[p]: 16 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads
- * are two lines at 4 bits and one at 2 bits, 8 quads are three lines at 3 bits. */
+ * are two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three lines at 3 bits and
+ * five at 5 bits. */
 typedef void (*quads_fn)(__m512i table, const uint8_t *line, __m512i *v);
-enum { QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
+enum { QUADS6 = 4, QUADS5 = 8, QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
 
 /* Where the mask is set the bits of a, elsewhere those of b */
 GWQ_INLINE __m512i either(int mask, __m512i a, __m512i b) {
@@ -149,9 +150,41 @@ GWQ_INLINE void quads2(__m512i table, const uint8_t *line, __m512i *v) {
     look_up(table, either(0x33, _mm512_srli_epi16(a, 2), before), v + 1, v + 3);
 }
 
+/* Entries of nibbles: of the table where bit p of a byte of `high` is 0, else of its mirror image */
+GWQ_INLINE __m512i either_half(__m512i table, __m512i low, __m512i high, int p) {
+    __m512i mirrored = _mm512_xor_si512(table, _mm512_set1_epi8(63)); /* 63 - (e + 32) */
+    __mmask64 upper = _mm512_test_epi8_mask(high, _mm512_set1_epi8((char)(1 << p)));
+    __m512i v = _mm512_shuffle_epi8(table, low);
+    return _mm512_mask_shuffle_epi8(v, upper, mirrored, low);
+}
+
+GWQ_INLINE void quads5(__m512i table, const uint8_t *line, __m512i *v) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    __m512i high = _mm512_loadu_si512(line + 256);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        __m512i a = _mm512_loadu_si512(line + 64 * k);
+        __m512i upper = _mm512_and_si512(_mm512_srli_epi16(a, 4), mask);
+        v[2 * k] = either_half(table, _mm512_and_si512(a, mask), high, 2 * k);
+        v[2 * k + 1] = either_half(table, upper, high, 2 * k + 1);
+    }
+}
+
+/* Biased entries are the codes. */
+GWQ_INLINE void quads6(__m512i table, const uint8_t *line, __m512i *v) {
+    (void)table;
+    const __m512i top = _mm512_set1_epi8(0x30);
+    __m512i a = _mm512_loadu_si512(line), b = _mm512_loadu_si512(line + 64);
+    __m512i high = _mm512_loadu_si512(line + 128);
+    v[0] = either(15, a, _mm512_and_si512(_mm512_slli_epi16(high, 4), top));
+    v[1] = either(15, _mm512_srli_epi16(a, 4), _mm512_and_si512(_mm512_slli_epi16(high, 2), top));
+    v[2] = either(15, b, _mm512_and_si512(high, top));
+    v[3] = either(15, _mm512_srli_epi16(b, 4), _mm512_and_si512(_mm512_srli_epi16(high, 2), top));
+}
+
 /* s[k]: scale of every row for the k-th sub-block, a signed byte. */
 typedef void (*scales_fn)(const uint8_t *scale, __m128i s[4]);
-enum { SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
+enum { SUB6 = 4, SUB5 = 4, SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
 
 GWQ_INLINE __m128i field(__m128i v, int shift, int mask) {
     return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8((char)mask));
@@ -178,6 +211,8 @@ GWQ_INLINE void scales2(const uint8_t *scale, __m128i s[4]) {
     s[1] = _mm_sub_epi8(_mm_or_si128(field(low, 6, 3), high), bias);
 }
 #define scales3 scales2
+#define scales5 scales4
+#define scales6 scales4
 
 GWQ_INLINE void add_rows(float scale, __m512 sum, float *y) {
     _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(y)));
@@ -354,10 +389,16 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
 TILE_TYPE(2, STREAMS, 1024)
 TILE_TYPE(3, STREAMS, 1536)
 TILE_TYPE(4, STREAMS, 1536)
+TILE_TYPE(5, STREAMS, 1536)
+TILE_TYPE(6, STREAMS, 1536)
 
 /* Empty slots are AVX2's (dispatch.c): there memory or plain float arithmetic is the limit. */
 const gwq_kernels gwq_avx512 = {
     .isa = "avx512",
     .supported = supported,
-    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2, [GWQ_K_GWQ3] = matmul_gwq3, [GWQ_K_GWQ4] = matmul_gwq4},
+    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2,
+               [GWQ_K_GWQ3] = matmul_gwq3,
+               [GWQ_K_GWQ4] = matmul_gwq4,
+               [GWQ_K_GWQ5] = matmul_gwq5,
+               [GWQ_K_GWQ6] = matmul_gwq6},
 };

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from gwq_export.format.reader import Reader
-from gwq_export.format.types import TABLE
+from gwq_export.format.types import HEAD
 from tests.support.cli import assert_one_line, call
 from tests.support.paths import DATA
 
@@ -44,7 +44,7 @@ def damaged(small, tmp_path, name):
         case "table entry":
             data[matrix.offset + 5] = 100
         case "row scale":
-            data[matrix.offset + TABLE : matrix.offset + TABLE + 2] = b"\0\xfc"
+            data[matrix.offset + HEAD : matrix.offset + HEAD + 2] = b"\0\xfc"
         case "head":
             data[matrix.offset + matrix.type.head_bytes(matrix.shape[0]) - 1] = 1
         case "padding":

@@ -20,12 +20,32 @@ def test_sizes_are_those_of_the_header():
         "gwq2": (2, 2, 32, 280),
         "gwq3": (3, 1, 32, 408),
         "gwq4": (4, 0, 16, 560),
+        "gwq5": (5, 0, 16, 688),
+        "gwq6": (6, 0, 16, 816),
     }
     assert TYPES["gwq4"].id == int.from_bytes(b"GWQ4", "little")
     # table and zeros: a line
     assert TYPES["gwq4"].nbytes(4096, 4096) * 8 == 4.375 * 4096 * 4096 + 8 * (2 * 4096 + 64)
-    assert TYPES["gwq3"].nbytes(17, 65) == 128 + 2 * 2 * 408  # 16 + 2 * 32, up to 128
-    assert TYPES["gwq2"].nbytes(24 * 16 - 8, 1) == 16 + 768 + 48 + 24 * 280
+    # 32 + 2 * 32, up to 128; a short block of 32 columns: 16 bytes of scales, 3 lines
+    assert TYPES["gwq3"].nbytes(17, 65) == 128 + 2 * (408 + 16 + 3 * 64)
+    assert TYPES["gwq2"].nbytes(24 * 16 - 8, 1) == 32 + 768 + 32 + 24 * (16 + 64)
+
+
+def test_sizes_of_short_blocks():
+    """Lines of the columns that are there, in steps of 16 or 32; scales of their sub-blocks."""
+    found = {
+        t.name: [t.group_bytes(cols) for cols in (1, 16, 17, 33, 48, 49, 64, 96)] for t in TILES
+    }
+    assert found == {
+        "gwq2": [80, 80, 144, 216, 216, 280, 280, 424],
+        "gwq3": [208, 208, 208, 408, 408, 408, 408, 616],
+        "gwq4": [144, 144, 288, 432, 432, 560, 560, 848],
+        "gwq5": [352, 352, 352, 688, 688, 688, 688, 1040],
+        "gwq6": [208, 208, 416, 624, 624, 816, 816, 1232],
+    }
+
+
+def test_sizes_of_other_types():
     assert TYPES["q8_0"].nbytes(3, 64) == 3 * 68
 
 
@@ -48,9 +68,12 @@ def test_head_by_hand():
     row_scales[16] = 0.5
     data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes)
     assert data[:16].tobytes() == bytes([0xE0, 0x1F, 0xFF, *range(3, 16)])
-    assert data[16:20].tobytes() == bytes([0x00, 0x3C, 0x00, 0xC0])  # 1, -2
-    assert data[48:50].tobytes() == bytes([0x00, 0x38])
-    assert not data[50:128].any()  # 0.5; padded rows and the head's end
+    assert not data[16:32].any()  # exponent 0, zeros
+    assert data[32:36].tobytes() == bytes([0x00, 0x3C, 0x00, 0xC0])  # 1, -2
+    assert data[64:66].tobytes() == bytes([0x00, 0x38])  # 0.5
+    assert not data[66:128].any()  # padded rows and the head's end
+    data = pack_tiles(TYPES["gwq4"], table, row_scales, scales, codes, -3)
+    assert data[16] == 0xFD
 
 
 def test_scales_by_hand():
@@ -60,9 +83,13 @@ def test_scales_by_hand():
     parts = zeros("gwq4")
     parts[2][:] = -32
     parts[2][0] = np.array([1, 2, 3, 54]) - 32
-    at = pack_tiles(TYPES["gwq4"], *parts)[64:]
-    assert [at[0], at[16], at[32]] == [1 | 2 << 6, 2 | 1 << 6, 3 | 3 << 6]
-    assert not np.delete(at[:48], [0, 16, 32]).any()
+    for name in ("gwq4", "gwq5", "gwq6"):
+        at = pack_tiles(TYPES[name], *parts)[64:]
+        assert [at[0], at[16], at[32]] == [1 | 2 << 6, 2 | 1 << 6, 3 | 3 << 6]
+        assert not np.delete(at[:48], [0, 16, 32]).any()
+    # of a block of 48 columns the same bytes, but nothing of the fourth scale
+    at = pack_tiles(TYPES["gwq4"], *parts, cols=48)[64:]
+    assert [at[0], at[16], at[32]] == [1, 2, 3]
     for name in ("gwq3", "gwq2"):
         parts = zeros(name)
         parts[2][:] = -32
@@ -87,6 +114,14 @@ def test_lines_by_hand():
     parts[3][0, 32:64:4] = [1, 2, 3, 4, 5, 6, 3, 5]
     line = pack_tiles(TYPES["gwq3"], *parts)[64 + 24 + 3 * 64 :]
     assert [line[0], line[64], line[128]] == [0x29 | 1 << 7, 0x4B, 0x65 | 1 << 7]
+    parts = zeros("gwq5")
+    parts[3][0, 32:64:4] = [17, 2, 3, 20, 5, 6, 7, 31]
+    line = pack_tiles(TYPES["gwq5"], *parts)[64 + 48 + 5 * 64 :]
+    assert [line[64 * k] for k in range(5)] == [0x21, 0x43, 0x65, 0xF7, 0b10001001]
+    parts = zeros("gwq6")
+    parts[3][0, 16:32:4] = [1, 18, 35, 52]
+    line = pack_tiles(TYPES["gwq6"], *parts)[64 + 48 + 3 * 64 :]
+    assert [line[64 * k] for k in range(3)] == [0x21, 0x43, 0b11100100]
 
 
 def test_windows_by_hand():
@@ -112,9 +147,8 @@ def test_windows_by_hand():
 def test_a_padded_row_can_be_a_neighbour():
     parts = zeros("gwq2", 1)
     parts[3][7, 2] = 3
-    assert dequantize(TYPES["gwq2"], pack_tiles(TYPES["gwq2"], *parts), (1, 3)).tolist() == [
-        [0, 0, 12]
-    ]
+    data = pack_tiles(TYPES["gwq2"], *parts, cols=3)
+    assert dequantize(TYPES["gwq2"], data, (1, 3)).tolist() == [[0, 0, 12]]
 
 
 def test_weight_by_hand():
@@ -178,13 +212,19 @@ def test_round_trip(shape, name, fraction, seed):
     t = TYPES[name]
     rng = np.random.default_rng(seed)
     parts = random_parts(rng, t, *shape)
-    table, row_scales, scales, codes = parts
+    table, row_scales, scales, codes, exponent = parts
+    power = np.float32(2.0**exponent)
     row, col = np.nonzero(rng.random(shape) < fraction)
     value = rng.normal(size=len(row)).astype(np.float16)
-    data = pack_tiles(t, *parts)
+    data = pack_tiles(t, *parts, cols=shape[1])
     assert data.size == t.nbytes(*shape)
-    for got, expected in zip(unpack_tiles(t, data, *shape), parts, strict=True):
-        assert np.array_equal(got, expected)
+    stored = -(-shape[1] // t.line_columns) * t.line_columns
+    found = unpack_tiles(t, data, *shape)
+    assert np.array_equal(found[0], table) and np.array_equal(found[1], row_scales)
+    subs = -(-shape[1] // t.sub)
+    assert np.array_equal(found[2][:, :subs], scales[:, :subs]) and found[4] == exponent
+    assert np.array_equal(found[3][:, :stored], codes[:, :stored])
+    assert not found[3][:, stored:].any()
     order = rng.permutation(len(row))
     outliers = pack_outliers(row[order], col[order], value[order], shape)
     assert (outliers[0].size, outliers[1].size) == outlier_bytes(*shape, len(row))
@@ -193,14 +233,19 @@ def test_round_trip(shape, name, fraction, seed):
     check_tiles(t, data, shape, outliers)
     # one by one, as the header says
     for r, c in zip(rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True):
-        before = codes[r // 8 * 8 + (r - 1) % 8, c]
-        window = (
-            codes[r, c] | (before >> (t.bits - t.history)) << t.bits if t.history else codes[r, c]
-        )
-        weight = float(row_scales[r]) * float(scales[r, c // t.sub]) * float(table[window])
+        code = int(codes[r, c])
+        before = int(codes[r // 8 * 8 + (r - 1) % 8, c])
+        entry = {
+            6: lambda code=code: code - 32,
+            5: lambda code=code: int(table[code % 16]) if code < 16 else -1 - int(table[code % 16]),
+            4: lambda code=code: int(table[code]),
+            3: lambda code=code, before=before: int(table[code + 8 * (before // 4)]),
+            2: lambda code=code, before=before: int(table[code + 4 * before]),
+        }[t.bits]()
+        weight = 2.0**exponent * float(row_scales[r]) * float(scales[r, c // t.sub]) * entry
         assert dequantize(t, data, shape)[r, c] == weight
     expected = dequantize(t, data, shape)
-    expected[row, col] += value.astype(np.float32)
+    expected[row, col] += power * value.astype(np.float32)
     assert np.array_equal(
         dequantize(t, data, shape, outliers).view(np.uint32), expected.view(np.uint32)
     )
@@ -209,12 +254,16 @@ def test_round_trip(shape, name, fraction, seed):
 def test_damaged_tiles_are_refused():
     t = TYPES["gwq3"]
     shape = (20, 100)
-    good = pack_tiles(t, *random_parts(np.random.default_rng(0), t, *shape))
+    good = pack_tiles(t, *random_parts(np.random.default_rng(0), t, *shape), cols=shape[1])
     damages = [
         (3, 32, "table"),
         (15, 0x80, "table"),
-        (17, 0x7C, "not finite"),
-        (16 + 2 * 20, 1, "padding"),
+        (16, 65, "exponent"),
+        (16, 0x100 - 65, "exponent"),
+        (17, 1, "padding"),
+        (31, 1, "padding"),
+        (33, 0x7C, "not finite"),
+        (32 + 2 * 20, 1, "padding"),
         (127, 1, "padding"),
     ]
     for at, byte, sentence in damages:

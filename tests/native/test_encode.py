@@ -10,6 +10,7 @@ from gwq_export.format.types import BLOCK, RING, TYPES, ffi
 from gwq_export.native import library as native
 from gwq_export.native.library import Pool, lib, pointer
 from gwq_export.quantization.recipe import TABLES
+from gwq_export.quantization.tile_codes import native_table
 from tests.support.kernel_cases import guarded
 
 TILES = [t for t in TYPES.values() if t.bits]
@@ -27,7 +28,7 @@ def problem(type, columns=BLOCK, rings=16, seed=0, **more):
     """
     rng = np.random.default_rng(seed)
     shape = (columns, RING, rings)
-    table = np.array(TABLES["trellis"][type.name], np.float32)
+    table, _ = native_table(type, TABLES["trellis"][type.name])
     return {
         "table": table,
         "row_scale": rng.uniform(0.0005, 0.002, (RING, rings))
@@ -273,7 +274,7 @@ def test_bad_arguments_are_refused():
         {"rings": 1 << 40},
     ):
         assert call(type, problem(type), 0, **fields) == status["GWQ_E_SHAPE"], fields
-    for id in (0, 8, -1, TYPES["gwq4"].id + 1):
+    for id in (0, 8, -1, TYPES["gwq6"].id + 1):
         assert call(type, problem(type), 0, type=id) == status["GWQ_E_TYPE"]
     for bad in (np.nan, np.inf, 1e9):
         arrays = problem(type)

@@ -196,9 +196,10 @@ def test_extremes_do_not_overflow(lib, pool, type_name, n):
     rng = np.random.default_rng(0)
     table = np.full(16, fmt.ENTRY_MAX, np.int8)
     table[0] = fmt.ENTRY_MIN
+    top = 15 if type.bits == 5 else (1 << type.bits) - 1  # codes from 16 on mirror the table
     # columns of the largest entry, else the smallest
     for some in (np.zeros(256, bool), np.ones(256, bool), rng.random(256) < 0.5):
-        codes = np.broadcast_to(np.where(some, (1 << type.bits) - 1, 0).astype(np.uint8), (16, 256))
+        codes = np.broadcast_to(np.where(some, top, 0).astype(np.uint8), (16, 256))
         for scale in (-32, 31):
             scales = np.full((16, 256 // type.sub), scale, np.int8)
             case = Case(
@@ -279,6 +280,9 @@ def test_damaged_matrices_are_refused(lib):
             == status(lib, table={at: -128})
             == "GWQ_E_TABLE"
         )
+    assert status(lib, table={fmt.EXPONENT_AT: 64}) == "GWQ_OK"
+    for exponent in (65, -65, -128):
+        assert status(lib, table={fmt.EXPONENT_AT: exponent}) == "GWQ_E_EXPONENT"
     assert (
         status(lib, data_bytes=-1)
         == status(lib, data_bytes=1)

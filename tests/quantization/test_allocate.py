@@ -13,7 +13,7 @@ from gwq_export.format.types import TYPES
 from gwq_export.pipeline.plan import file_bytes
 from gwq_export.pipeline.presets import budget_bytes
 from gwq_export.quantization.allocate import Choice, allocate, hull
-from gwq_export.quantization.loss_model import Sample, choices
+from gwq_export.quantization.loss_model import OFFERED, Sample, choices
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 
@@ -123,7 +123,9 @@ def test_prediction_of_a_matrix():
     assert sample.loss(Recipe(TYPES["f16"])) < 1e-3 * sample.loss(Recipe(TYPES["gwq4"]))
     assert [
         c.recipe.type.name
-        for c in choices(sample, Recipe(TYPES["gwq4"]), lambda r: file_bytes("w", weight.shape, r))
+        for c in choices(
+            sample, Recipe(TYPES["gwq4"]), lambda r: file_bytes("w", weight.shape, r), OFFERED
+        )
     ][-1] == "f16"
 
 
@@ -131,10 +133,11 @@ def test_prediction_of_a_matrix():
     "largest, cols, left",
     [
         (65503.0, 64, ["gwq4", "q8_0", "f16"]),
-        (65504.0, 64, ["q8_0", "f16"]),
-        (65520.0, 64, ["q8_0"]),
-        (9e6, 64, []),
-        (1e5, 72, []),
+        (65520.0, 64, ["gwq4", "q8_0"]),
+        (9e6, 64, ["gwq4"]),
+        (1e12, 64, ["gwq4"]),
+        (2e12, 64, []),
+        (2e12, 72, []),
     ],
 )
 def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
@@ -151,7 +154,8 @@ def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
     assert 77 not in sample.rows
 
     def offer():
-        found = choices(sample, recipe, lambda r: 1, ("gwq4", "q8_0", "f16"), (0.0,))
+        types = dict.fromkeys(("gwq4", "q8_0", "f16"), (0.0,))
+        found = choices(sample, recipe, lambda r: 1, types)
         return [c.recipe.type.name for c in found]
 
     if left:
@@ -159,5 +163,5 @@ def test_types_that_cannot_hold_a_weight_are_no_choice(largest, cols, left):
         for kind in left:  # which can be made
             quantize(weight[72:80], {}, Recipe(TYPES[kind], curvature=False))
     else:
-        with pytest.raises(GwqError, match=r"too large for FP16: .*--tensor-type NAME=bf16"):
+        with pytest.raises(GwqError, match=r"too large for gwq4: .*--tensor-type NAME=bf16"):
             offer()

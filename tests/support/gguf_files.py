@@ -57,7 +57,7 @@ def example(rng=None):
             name = f"{type.name}.{shape[0]}x{shape[1]}"
             at = rng.permutation(shape[0] * shape[1])[: count or 0]
             tensors.append((name, type, shape))
-            data[name] = pack_tiles(type, *random_parts(rng, type, *shape))
+            data[name] = pack_tiles(type, *random_parts(rng, type, *shape), cols=shape[1])
             if count is not None:
                 records, offsets = pack_outliers(
                     at // shape[1], at % shape[1], rng.normal(size=count).astype(np.float16), shape

@@ -112,7 +112,8 @@ class Case:
         out = np.zeros(self.shape, np.float32)
         if self.outliers is not None:
             row, col, value = unpack_outliers(*self.outliers, self.shape)
-            out[row, col] = value
+            exponent = self.data[fmt.EXPONENT_AT].view(np.int8) if self.type.bits else 0
+            out[row, col] = np.ldexp(value.astype(np.float32), exponent)
         return out
 
     @property
@@ -121,7 +122,7 @@ class Case:
 
 
 def random_parts(rng, type, rows, cols):
-    """What `pack_tiles` takes: any table, codes and scales, in the padding too.
+    """What `pack_tiles` takes: any table, codes, scales and exponent, in the padding too.
 
     Row scales are of both signs, some subnormal or zero.
     """
@@ -137,6 +138,7 @@ def random_parts(rng, type, rows, cols):
         row_scales,
         scales,
         rng.integers(0, 1 << type.bits, (padded, blocks * fmt.BLOCK), np.uint8),
+        int(rng.integers(-20, 21)),
     )
 
 
@@ -150,7 +152,7 @@ def make(type_name, rows, cols, pattern=none, seed=0):
     if not type.bits:
         data = encode_ggml(type, rng.standard_normal((rows, cols), np.float32))
     else:
-        data = pack_tiles(type, *random_parts(rng, type, rows, cols))
+        data = pack_tiles(type, *random_parts(rng, type, rows, cols), cols=cols)
     mask = pattern(rng, rows, cols) if type_name in SPARSE_TYPES else None
     if mask is None:
         return Case(type, (rows, cols), data)

@@ -13,9 +13,9 @@ from tests.support.paths import DATA
 
 GOLDEN = DATA / "golden"
 TILES = [type for type in TYPES.values() if type.bits]
-FILES = {  # name -> (seed, [(tensor, type, shape)]): full and narrow tiles, padding on both sides
+FILES = {  # name -> (seed, [(tensor, type, shape)]): full and narrow tiles, short blocks, padded rows
     **{
-        type.name: (type.bits, [("w.weight", type, (21, 330)), ("v.weight", type, (8, 70))])
+        type.name: (type.bits, [("w.weight", type, (21, 330)), ("v.weight", type, (8, 112))])
         for type in TILES
     },
     "experts": (5, [(f"{type.name}.weight", type, (3, 19, 70)) for type in TILES]),
@@ -35,7 +35,13 @@ def matrix(type, shape, outliers, rng):
     # subnormal ones too
     row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(np.float16)
     data = tiles.pack_tiles(
-        type, table, row_scales, scales, rng.integers(0, 1 << type.bits, padded, np.uint8)
+        type,
+        table,
+        row_scales,
+        scales,
+        rng.integers(0, 1 << type.bits, padded, np.uint8),
+        exponent=int(rng.integers(-24, 12)),
+        cols=cols,
     )
     if outliers == 0:
         return data, None, None, tiles.dequantize(type, data, shape)

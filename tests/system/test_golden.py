@@ -1,4 +1,4 @@
-"""The golden files of format version 1, by everything that can read them: equal to the bit."""
+"""The golden files of format version 2, by everything that can read them: equal to the bit."""
 
 import ast
 import struct
@@ -16,15 +16,15 @@ from tests.support import golden_decoder
 from tests.support.paths import DATA
 
 GOLDEN = DATA / "golden"
-NAMES = ["gwq4", "gwq3", "gwq2"]
+NAMES = ["gwq6", "gwq5", "gwq4", "gwq3", "gwq2"]
 
 
 def expected(name):
     """{tensor: uint32 (rows, cols)}, the bits of the float32 weights."""
     bits = np.fromfile(GOLDEN / f"{name}.f32", "<u4")
-    shapes = {"w.weight": (21, 330), "v.weight": (8, 70)}
+    shapes = {"w.weight": (21, 330), "v.weight": (8, 112)}
     first = 21 * 330
-    assert len(bits) == first + 8 * 70
+    assert len(bits) == first + 8 * 112
     return {
         "w.weight": bits[:first].reshape(shapes["w.weight"]),
         "v.weight": bits[first:].reshape(shapes["v.weight"]),
@@ -53,7 +53,8 @@ def test_experts(type):
     """A tensor of three matrices, by every reader: each matrix is one like any other."""
     shape = 3, 19, 70
     order = [t.name for t in TYPES.values() if t.bits]
-    want = np.fromfile(GOLDEN / "experts.f32", "<u4").reshape(3, *shape)[order.index(type)]
+    weights = np.fromfile(GOLDEN / "experts.f32", "<u4").reshape(len(order), *shape)
+    want = weights[order.index(type)]
     tensor = gwq_export.open_gguf(GOLDEN / "experts.gguf").tensors[f"{type}.weight"]
     tensor.check()
     assert tensor.outlier_count == 120 and np.array_equal(tensor.dequantize().view(np.uint32), want)
@@ -70,7 +71,7 @@ def test_experts(type):
 def test_this_reader(name):
     reader = gwq_export.open_gguf(GOLDEN / f"{name}.gguf")
     reader.check()
-    assert reader.metadata["gwq.format_version"] == FORMAT_VERSION == 1
+    assert reader.metadata["gwq.format_version"] == FORMAT_VERSION == 2
     for tensor, want in expected(name).items():
         assert np.array_equal(reader.tensors[tensor].dequantize().view(np.uint32), want)
 
