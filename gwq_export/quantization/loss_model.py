@@ -55,7 +55,8 @@ OFFERED: dict[str, tuple[float, ...]] = {
     "q8_0": (0.0,),
     "f16": (0.0,),
 }
-# Beside these, where a tile type's last block of columns is short: their units are of 32 columns.
+# Beside these where rows are short: they need no row scale, and no columns beyond 32s.
+NARROW = 256  # columns
 OFFERED_NARROW: dict[str, tuple[float, ...]] = {"q4_0": (0.0,), "iq4_nl": (0.0,)}
 RINGS = 24  # n: rings of eight rows that stand for a matrix of more than twice as many
 
@@ -181,7 +182,7 @@ def offered(cols: int, fraction: float | None = None) -> dict[str, tuple[float, 
 
     fraction: of outliers in the types that have them, if it is fixed.
     """
-    types = OFFERED | OFFERED_NARROW if cols % BLOCK else OFFERED
+    types = OFFERED | OFFERED_NARROW if cols % BLOCK or cols <= NARROW else OFFERED
     if fraction is None:
         return types
     return {name: (fraction,) if TYPES[name].bits else (0.0,) for name in types}

@@ -1,13 +1,15 @@
-"""A slow reader of the gwq format (version 1) to be read, written from docs/format.md alone."""
+"""A slow reader of the gwq format (version 2) to be read, written from docs/format.md alone."""
 
 import itertools
 import struct
 
-# type id: (bits of a code and of history, columns to a scale, bytes of scales, lines of a block)
+# type id: (bits of a code, columns to a scale, bytes of scales of a block, columns of a group)
 GWQ_TYPES = {
-    0x34515747: (4, 0, 16, 48, 8),
-    0x33515747: (3, 1, 32, 24, 6),
-    0x32515747: (2, 2, 32, 24, 4),
+    0x36515747: (6, 16, 48, 16),
+    0x35515747: (5, 16, 48, 32),
+    0x34515747: (4, 16, 48, 16),
+    0x33515747: (3, 32, 24, 32),
+    0x32515747: (2, 32, 24, 16),
 }
 VALUE_FORMATS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 U32, STRING, ARRAY, U64 = 4, 8, 9, 10
@@ -39,8 +41,8 @@ def read_container(data):
     if (magic, version) != (b"GGUF", 3):
         raise ValueError("not a GGUF file of version 3")
     metadata = {cursor.value(STRING): cursor.value(cursor.value(U32)) for _ in range(pair_count)}
-    if metadata.get("gwq.format_version") != 1:
-        raise ValueError("not a gwq file of version 1")
+    if metadata.get("gwq.format_version") != 2:
+        raise ValueError("not a gwq file of version 2")
     tensors = {
         cursor.value(STRING): (cursor.take(f"{cursor.value(U32)}Q"), *cursor.take("IQ"))
         for _ in range(tensor_count)
@@ -50,8 +52,8 @@ def read_container(data):
 
 
 def row_scales_of_block(b, r, bits):
-    """The unsigned 6-bit scales of row r of a block, four at gwq4 and two at gwq3 and gwq2."""
-    if bits == 4:
+    """The unsigned 6-bit scales of row r of a block, four from gwq4 on and two at gwq3 and gwq2."""
+    if bits >= 4:
         last = b[r] >> 6 | b[16 + r] >> 6 << 2 | b[32 + r] >> 6 << 4
         return b[r] & 63, b[16 + r] & 63, b[32 + r] & 63, last
     high = b[16 + r] & 15 if r < 8 else b[8 + r] >> 4
@@ -61,12 +63,18 @@ def row_scales_of_block(b, r, bits):
 def code_at(lines, r, c, bits):
     """The code of row r and column c of a block whose lines of 64 bytes are `lines`."""
     p, at = c // 4, 4 * r + c % 4
-    if bits != 3:
+    if bits in (2, 4):
         per = 8 // bits  # codes in a byte
         return lines[64 * (p // per) + at] >> bits * (p % per) & (1 << bits) - 1
-    triple, p = divmod(p, 8)
-    three = [lines[64 * (3 * triple + k) + at] >> 4 * (p % 2) for k in range(3)]
-    return three[p // 2] & 7 if p < 6 else sum((x >> 3 & 1) << k for k, x in enumerate(three))
+    quads = 4 if bits == 6 else 8  # of a group
+    group, p = divmod(p, quads)
+    x = [lines[64 * (quads * bits // 8 * group + k) + at] for k in range(quads * bits // 8)]
+    nibble = x[p // 2] >> 4 * (p % 2) if bits > 3 or p < 6 else 0
+    if bits == 3:
+        last = sum((y >> 4 * (p % 2) + 3 & 1) << k for k, y in enumerate(x))
+        return nibble & 7 if p < 6 else last
+    high = bits - 4
+    return nibble & 15 | (x[-1] >> high * p & (1 << high) - 1) << 4
 
 
 def read_outliers(cursor):
@@ -76,7 +84,16 @@ def read_outliers(cursor):
     return list(zip(rows, cursor.take(f"{len(rows)}e"), cursor.take(f"{len(rows)}B"), strict=True))
 
 
-def tile_weights(shape, table, bits, history, sub, scales, lines):
+def entry_of(table, bits, code, neighbour):
+    if bits == 6:
+        return code - 32
+    if bits == 5:
+        return table[code] if code < 16 else -1 - table[code - 16]
+    history = 4 - bits
+    return table[code | neighbour >> (bits - history) << bits]
+
+
+def tile_weights(shape, table, bits, sub, scales, lines):
     """Yields (row, column, weight in units of the row's scale) of a tile of that shape."""
     for r, c in itertools.product(*map(range, shape)):
         block, column = divmod(c, 64)
@@ -84,7 +101,7 @@ def tile_weights(shape, table, bits, history, sub, scales, lines):
         code = code_at(lines[block], r, column, bits)
         scale = row_scales_of_block(scales[block], r, bits)[column // sub] - 32
         # a float: the sign of a zero counts
-        yield r, c, float(scale) * table[code | neighbour >> (bits - history) << bits]
+        yield r, c, float(scale) * entry_of(table, bits, code, neighbour)
 
 
 def decode(path, name="w.weight", matrix=0):
@@ -93,12 +110,18 @@ def decode(path, name="w.weight", matrix=0):
         data = file.read()
     tensors = read_container(data)
     (columns, rows, *_), type_id, origin = tensors[name]
-    bits, history, sub, scale_bytes, line_count = GWQ_TYPES[type_id]
+    bits, sub, scale_bytes, step = GWQ_TYPES[type_id]
     groups, blocks = -(-rows // 16), -(-columns // 64)
-    head = -(-(16 + 32 * groups) // 64) * 64
-    origin += matrix * (head + groups * blocks * (scale_bytes + 64 * line_count))
+    head = -(-(32 + 32 * groups) // 64) * 64
+    stored = -(-(columns - 64 * (blocks - 1)) // step) * step  # columns of the last block
+    subs = -(-stored // sub)
+    sizes = [(scale_bytes, 128 * bits)] * blocks  # of each block's scales and lines
+    sizes[-1] = scale_bytes if subs == 64 // sub else 16 * subs, 2 * bits * stored
+    origin += matrix * (head + groups * sum(map(sum, sizes)))
     cursor = Cursor(data, origin)
-    table, row_scale = cursor.take("16b"), cursor.take(f"{16 * groups}e")
+    table, exponent, _ = cursor.take("16b"), *cursor.take("b15s")
+    power = 2.0**exponent
+    row_scale = cursor.take(f"{16 * groups}e")
     cursor.position = origin + head
     has_outliers = name + ".outliers" in tensors
     if has_outliers:
@@ -110,13 +133,14 @@ def decode(path, name="w.weight", matrix=0):
         outliers = Cursor(data, records + matrix * length + starts[group]) if has_outliers else None
         for first in range(0, blocks, 4):
             count = min(4, blocks - first)
-            scales = [cursor.take(f"{scale_bytes}B") for _ in range(count)]
-            lines = [cursor.take(f"{64 * line_count}B") for _ in range(count)]
+            here = sizes[first : first + count]
+            scales = [(*cursor.take(f"{n}B"), *bytes(scale_bytes - n)) for n, _ in here]
+            lines = [(*cursor.take(f"{n}B"), *bytes(128 * bits - n)) for _, n in here]
             shape = min(16, rows - 16 * group), min(64 * count, columns - 64 * first)
             start = 16 * group * columns + 64 * first
-            for r, c, weight in tile_weights(shape, table, bits, history, sub, scales, lines):
-                weights[start + r * columns + c] = row_scale[16 * group + r] * weight
+            for r, c, weight in tile_weights(shape, table, bits, sub, scales, lines):
+                weights[start + r * columns + c] = power * row_scale[16 * group + r] * weight
             for r, value, c in read_outliers(outliers) if has_outliers else ():
                 at = start + r * columns + c
-                weights[at] = struct.unpack("<f", struct.pack("<f", weights[at] + value))[0]
+                weights[at] = struct.unpack("<f", struct.pack("<f", weights[at] + power * value))[0]
     return rows, columns, weights

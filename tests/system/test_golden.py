@@ -45,7 +45,7 @@ def test_that_reader_is_independent_and_short():
     modules = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     assert modules <= {"itertools", "struct", "sys", "math"}
-    assert sum(bool(line.strip()) for line in text.splitlines()) < 105
+    assert sum(bool(line.strip()) for line in text.splitlines()) < 130
 
 
 @pytest.mark.parametrize("type", NAMES)
