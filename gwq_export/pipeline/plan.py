@@ -10,7 +10,7 @@ from gwq_export.arch.parts import TensorRow
 from gwq_export.arch.spec import gguf_name
 from gwq_export.errors import GwqError
 from gwq_export.format.layout import ALIGNMENT
-from gwq_export.format.types import TYPES, TensorType, tensor_type
+from gwq_export.format.types import BLOCK, TYPES, TensorType, padded_rows, tensor_type
 from gwq_export.hf.source import Source
 from gwq_export.pipeline.presets import Override
 from gwq_export.quantization.recipe import Recipe
@@ -41,6 +41,16 @@ class TensorPlan:
         """Bytes of it and its side-table, without descriptors and alignment."""
         tensors = self.recipe.tensors(self.name, self.shape)
         return sum(TYPES[kind].size(shape) for _, kind, shape in tensors)
+
+    @property
+    def padding(self) -> float:
+        """Bytes of padding as a fraction of what its weights alone take; 0 for a ggml type."""
+        type = self.recipe.type
+        if not type.bits:
+            return 0.0
+        rows, cols = self.shape[-2:]
+        stored = padded_rows(rows) * type.group_bytes(cols)
+        return stored / (rows * cols * type.unit_bytes / BLOCK) - 1
 
     @property
     def outliers(self) -> int:

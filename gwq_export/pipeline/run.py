@@ -38,6 +38,7 @@ from gwq_export.pipeline.tensors import encode, read, write
 
 log = logging.getLogger("gwq_export")
 Progress = Callable[[str, int, int], None]
+PADDING = 0.03  # fraction of a matrix's bytes above which its padding is said
 
 
 def export(
@@ -69,6 +70,7 @@ def export(
             result |= _write(job, work, pool, tuned, progress)
             work.clear()
     _warn_of_experts(job)
+    _warn_of_padding(job)
     result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if job.calibration and job.calibration.losses:
         result["calibration_tokens"] = job.calibration.tokens.numel()
@@ -126,6 +128,25 @@ def _write(job: Job, work: Memory, pool: Pool, tuned: bool, progress: Progress) 
         write_imatrix(options.imatrix, job.source, job.calibration, text, options.device, progress)
     kld = write(job, work.section("tensors"), pool, tuned, progress)
     return {"norms_kld": kld} if kld else {}
+
+
+def _warn_of_padding(job: Job) -> None:
+    """Say where rows or columns that a type pads cost more than PADDING of a matrix."""
+    padded = [p for p in job.plans if p.padding > PADDING]
+    if padded:
+        most = max(padded, key=lambda p: p.padding)
+        rows, cols = most.shape[-2:]
+        log.warning(
+            "%s of %d x %d takes %.0f %% more than its weights, as %s stores rows in 16s and columns"
+            " in 16s or 32s; so it is with %d matrices in all. A ggml type may be smaller:"
+            " --tensor-type REGEX=q8_0",
+            most.name,
+            rows,
+            cols,
+            100 * most.padding,
+            most.recipe.type.name,
+            len(padded),
+        )
 
 
 def _warn_of_experts(job: Job) -> None:
