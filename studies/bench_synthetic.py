@@ -236,7 +236,7 @@ def document(sections, results):
     parts = [
         "# Benchmarks",
         INTRO,
-        f"{cpu_name()}, {os.cpu_count()} CPUs. gwq-export {gwq_export.__version__}; "
+        f"{cpu_name()}, {default_threads()} CPUs. gwq-export {gwq_export.__version__}; "
         f"llama.cpp of xllamacpp {version('xllamacpp')}. {date.today()}.",
     ]
     if results:

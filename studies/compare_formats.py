@@ -214,7 +214,7 @@ def parser():
     p.add_argument(
         "--threads",
         metavar="N,...",
-        default="1,2" if os.cpu_count() > 1 else "1",
+        default="1,2" if default_threads() > 1 else "1",
         help="(default: 1,2)",
     )
     p.add_argument(
