@@ -75,8 +75,8 @@ class Session:
         n = len(ids) if ids.ndim == 1 else 0
         if not n or self.pos + n > self.ctx:
             raise GwqError(
-                f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: "
-                "use a larger --ctx or a shorter text"
+                f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: shorten the text"
+                + (" or use a larger context" if self.ctx < self.config.ctx else "")
             )
         if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.config.vocab:
             raise GwqError(
