@@ -66,7 +66,7 @@ def _groups(proc: Path, controller: str) -> Iterator[Path]:
         mounts = (proc / "mountinfo").read_text().splitlines()
     except (OSError, ValueError):
         return
-    paths = {}  # controllers, "" in version 2 -> path of the group
+    paths: dict[str, str] = {}  # controllers, "" in version 2 -> path of the group
     for line in groups:
         _, controllers, path = line.split(":", 2)
         paths |= dict.fromkeys(controllers.split(","), path)

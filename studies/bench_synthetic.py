@@ -31,7 +31,7 @@ from gwq_export.bench import tables
 from gwq_export.bench.worker import Gwq
 from gwq_export.format.types import TYPES
 from gwq_export.format.writer import Writer
-from gwq_export.machine import cpu_name
+from gwq_export.machine import cpu_name, default_threads
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 from studies import ggml

@@ -97,9 +97,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
     if args.kernels:
         chosen = cases.select(args.ops, args.types, args.shapes)
-        rows, roof = kernels.kernel_rows(
-            chosen, args.threads, args.r, progress=progress, emit=emit
-        )
+        rows, roof = kernels.kernel_rows(chosen, args.threads, args.r, progress=progress, emit=emit)
     else:
         rows, roof = models.model_rows(
             args.file, args.p, args.n, args.threads, args.r, args.against, progress, emit

@@ -21,9 +21,9 @@ class KVCache:
     copying together costs no more than writing the cache twice.
 
     width: numbers that K, and V, have at one position. type: of these numbers, one of
-    `native.ops.CACHE`. layers: of every layer K and V, void pointers to (room, width) numbers, which
-    the forward function writes at the positions from `pos` on before it calls `append`; and the
-    array that they point into, uint8 (2, room, bytes).
+    `native.ops.CACHE`. layers: of every layer K and V, void pointers to (room, width) numbers,
+    which the forward function writes at the positions from `pos` on before it calls `append`; and
+    the array that they point into, uint8 (2, room, bytes).
     """
 
     def __init__(self, layers: int, ctx: int, width: int, type: TensorType) -> None:

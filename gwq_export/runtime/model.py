@@ -167,8 +167,7 @@ class Model:
             raise GwqError("the prompt is empty: give some text with -p")
         if len(ids) >= self.ctx:
             raise GwqError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: "
-                f"{self.shorter}"
+                f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: {self.shorter}"
             )
         session = self.session(self.ctx if n < 0 else len(ids) + n)
         tokens = self.tokens(session, ids, n, sampling, self.tokenizer.stop_ids, stats=stats)

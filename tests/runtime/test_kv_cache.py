@@ -125,9 +125,9 @@ def test_an_interrupted_growth_keeps_what_there_is(exported, monkeypatch):
     session.forward(IDS[:3])
     whole.forward(IDS[:3])
     for module, name in ((kv_cache, "pointer"), (type(session.weights), "rope_tables")):
-        calls = []
+        calls, real = [], getattr(module, name)
 
-        def interrupted(*args, real=getattr(module, name), calls=calls):
+        def interrupted(*args, real=real, calls=calls):
             calls.append(args)
             if len(calls) == 4 or real.__name__ == "rope_tables":
                 raise KeyboardInterrupt
