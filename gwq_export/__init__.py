@@ -43,9 +43,10 @@ def export(
     tokenizer_pre: str | None = None,
     calib: str | Path | None = None,
     samples: int | None = None,
-    ctx: int = 512,
+    ctx: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    threads: int | None = None,
     work_dir: str | Path | None = None,
     dry_run: bool = False,
     imatrix: str | Path | None = None,
@@ -78,11 +79,12 @@ def export(
     tokenizer_pre: name of the pre-tokenizer to write where it is not recognised
     calib: UTF-8 text file; None: the bundled text. samples x ctx tokens of it are used
     samples: None: the preset's, 32
-    ctx: tokens per sample, cut to the model's context
+    ctx: tokens per sample, cut to the model's context; None: 512
     seed: of the draw of samples, and of random rules
     device: where gradients are computed, "cpu" or "cuda"
 
     The run, and what lies beside the file:
+    threads: None: as many CPUs as this process may use; the bytes do not depend on it
     work_dir: folder for what is finished, from which the same call goes on after a kill; emptied in
         the end
     dry_run: calibrate and plan; write nothing but to work_dir
@@ -129,6 +131,7 @@ def export(
         ctx=ctx,
         seed=seed,
         device=device,
+        threads=threads,
         work_dir=work_dir,
         dry_run=dry_run,
         imatrix=imatrix,
@@ -152,8 +155,8 @@ def load(
 ) -> Model:
     """Open a GGUF file for inference.
 
-    threads: None: all CPUs. ctx: tokens at most, None: the model's context. base: of a bridge file,
-    only the part that llama.cpp runs. cache: type of the KV cache, f16 (the default), q8_0 or f32.
+    threads: None: as many CPUs as this process may use. ctx: tokens at most, None: the model's
+    context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV cache, f16 (the default), q8_0 or f32.
     Returns a `runtime.model.Model`. Raises GwqError.
     """
     from gwq_export.runtime.model import Model

@@ -19,6 +19,13 @@ class GwqError(ValueError):
     result: dict[str, Any] | None = None
 
 
+class NoMemory(GwqError, MemoryError):
+    """There is not enough memory.
+
+    The message says for what; a command adds which of its options would help.
+    """
+
+
 @contextlib.contextmanager
 def about(subject: object) -> Iterator[None]:
     """Prefix the message of a GwqError with `subject`.

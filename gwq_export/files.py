@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +75,48 @@ def save(path: str | os.PathLike[str], text: str, flag: str) -> None:
 
 
 def check_output(path: str | os.PathLike[str], flag: str) -> None:
-    """Raise GwqError when `path` cannot become a file: before the long work, not after it.
+    """Raise GwqError when no file can be written to `path`: before the long work, not after it.
 
-    flag: the command-line flag that named it, for the message.
+    It is tried, with the name under which the file is written first. flag: the command-line flag
+    that named `path`, for the message.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise GwqError(f"{flag} {path} is a folder: give the name of a file")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise GwqError(
-            f"{flag} {path}: the folder {folder} does not exist; create it or choose another name"
-        )
-
-
-def check_place(path: str | os.PathLike[str]) -> None:
-    """Raise GwqError when no model file can be written to `path`."""
-    folder = os.path.dirname(os.path.abspath(path))
+    what = f"{flag} {os.fspath(path)}"
     if os.path.lexists(path) and not os.path.isfile(path):
-        raise GwqError(f"{path} is a folder or a device: choose another output name")
+        raise GwqError(f"{what} is a folder or a device: give the name of a file")
+    folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise GwqError(
-            f"the folder {folder} does not exist: create it or choose another output name"
+            f"{what}: the folder {folder} does not exist; create it or choose another name"
         )
+    part = f"{os.fspath(path)}.part"
+    there = os.path.lexists(part)  # of another run: left as it is
+    try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666))
+        if not there:
+            os.unlink(part)
+    except OSError as e:
+        raise GwqError(
+            f"{what} cannot be written ({e.strerror or e}); choose another name, or see to the"
+            " permissions and the free space of its folder"
+        ) from None
+
+
+def check_space(wanted: Sequence[tuple[str | os.PathLike[str], int, str]]) -> None:
+    """Raise GwqError unless the disks have room for what is wanted.
+
+    wanted: (folder that exists, bytes, what takes them). Needs on one disk are added up.
+    """
+    by_disk: dict[int, list[tuple[str | os.PathLike[str], int, str]]] = {}
+    for need in wanted:
+        by_disk.setdefault(os.stat(need[0]).st_dev, []).append(need)
+    for needs in by_disk.values():
+        folder = needs[0][0]
+        needed = sum(nbytes for _, nbytes, _ in needs)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            names = " and ".join(what for *_, what in needs)
+            verb = "needs" if len(needs) == 1 else "need"
+            raise GwqError(
+                f"{names} {verb} {needed} bytes and {free} are free: "
+                "free space or choose another disk"
+            )

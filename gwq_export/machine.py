@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
+from gwq_export import cgroups
+
 MAX_THREADS = 256  # of a pool of the native library
+_asked: ContextVar[int | None] = ContextVar("threads", default=None)
+_quota = functools.cache(cgroups.cpu_quota)
 
 
 def default_threads() -> int:
-    """CPUs that this process may run on, at most MAX_THREADS."""
+    """How many threads use the CPUs that this process may run on, at most MAX_THREADS.
+
+    That is what `threads` asks for; else the CPUs of its affinity mask, or as many as its container
+    grants on average (rounded up) where these are fewer.
+    """
+    if (asked := _asked.get()) is not None:
+        return asked
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
     else:
         cpus = os.cpu_count() or 1
+    if (quota := _quota()) is not None:
+        cpus = min(cpus, math.ceil(quota))
     return max(1, min(MAX_THREADS, cpus))
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """In this block, `default_threads` is `count` (1 to MAX_THREADS); None: as it was."""
+    token = _asked.set(_asked.get() if count is None else count)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take without swapping; None where that is not known."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        found = None
+    limits = [cgroups.free_memory(), int(found[1]) * 1024 if found else None]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def cpu_name() -> str:

@@ -31,7 +31,7 @@ from gwq_export.bench import tables
 from gwq_export.bench.worker import Gwq
 from gwq_export.format.types import TYPES
 from gwq_export.format.writer import Writer
-from gwq_export.machine import cpu_name
+from gwq_export.machine import cpu_name, default_threads
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
 from studies import ggml
@@ -236,7 +236,7 @@ def document(sections, results):
     parts = [
         "# Benchmarks",
         INTRO,
-        f"{cpu_name()}, {os.cpu_count()} CPUs. gwq-export {gwq_export.__version__}; "
+        f"{cpu_name()}, {default_threads()} CPUs. gwq-export {gwq_export.__version__}; "
         f"llama.cpp of xllamacpp {version('xllamacpp')}. {date.today()}.",
     ]
     if results:

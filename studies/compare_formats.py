@@ -12,7 +12,6 @@ from the commit that still had them.
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.bench.cases import SHAPES, TILE_TYPES, random_bytes
 from gwq_export.format.types import TYPES, ffi
-from gwq_export.machine import cpu_name
+from gwq_export.machine import cpu_name, default_threads
 from gwq_export.native.library import pointer
 from studies.block_cycles import CPUS, SCALE_BYTES, block_bytes, cycles
 from studies.paths import ROOT
@@ -214,7 +213,7 @@ def parser():
     p.add_argument(
         "--threads",
         metavar="N,...",
-        default="1,2" if os.cpu_count() > 1 else "1",
+        default="1,2" if default_threads() > 1 else "1",
         help="(default: 1,2)",
     )
     p.add_argument(

@@ -54,14 +54,14 @@ class Rope:
         )
 
     def table(
-        self, positions: int, divisors: np.ndarray | None = None
+        self, positions: int, divisors: np.ndarray | None = None, first: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin, each float32 (positions, rotated / 2).
+        """cos and sin, each float32 (positions - first, rotated / 2), from position `first` on.
 
         divisors: of the frequencies, (rotated / 2,), or None.
         """
         frequency = self.frequencies() if divisors is None else self.frequencies() / divisors
-        angle = np.outer(np.arange(positions, dtype=np.float64), frequency)
+        angle = np.outer(np.arange(first, positions, dtype=np.float64), frequency)
         cos = (self.amplitude * np.cos(angle)).astype(np.float32)
         sin = (self.amplitude * np.sin(angle)).astype(np.float32)
         return cos, sin

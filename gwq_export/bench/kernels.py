@@ -31,6 +31,7 @@ def kernel_rows(
     repeats: int = 5,
     working_set: int = WORKING_SET,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    emit: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time kernels; returns their rows, and those of the roof (`Roofs.rows`).
 
@@ -39,7 +40,8 @@ def kernel_rows(
     per second and token; else None), "samples_ns", "cpu_info"}.
 
     threads: counts to try, None: all CPUs. Calls go round data of `working_set` bytes, and the roof
-    is read between samples, so that caches hold nothing of use.
+    is read between samples, so that caches hold nothing of use. emit: is given every row as soon as
+    it is measured.
     """
     counts = [t or default_threads() for t in threads]
     roofs = Roofs(working_set)
@@ -47,7 +49,7 @@ def kernel_rows(
     rows: list[dict[str, Any]] = []
     for case in cases:
         for t in counts:
-            roof = roofs[t]
+            roof = roofs.made(t, progress)
             built, nbytes, flops = build(case, ops[t], working_set)
             calls = cycle(built)
             beside = Beside(nbytes)
@@ -80,4 +82,5 @@ def kernel_rows(
                 }
             )
             progress("kernels", len(rows), len(cases) * len(counts))
+            emit(rows[-1])
     return rows, roofs.rows()

@@ -6,7 +6,7 @@ from neighbours in time.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from os import PathLike
@@ -19,6 +19,18 @@ from gwq_export.bench.roof import Beside, Roofs
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.machine import cpu_name, default_threads
+
+FLOATS = ("F32", "F16", "BF16")
+PROMPT, GEN = 512, 128  # tokens, unless asked for
+# general.file_type -> llama.cpp's name of the mixture
+FILE_TYPES = {
+    **dict(enumerate(["F32", "F16", "Q4_0", "Q4_1"])),
+    **dict(enumerate(["Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L"], 7)),
+    **dict(enumerate(["Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS"], 14)),
+    **dict(enumerate(["Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ3_M"], 21)),
+    **dict(enumerate(["IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16"], 28)),
+    **dict(enumerate(["TQ1_0", "TQ2_0", "MXFP4_MOE", "NVFP4", "Q1_0"], 36)),
+}
 
 
 def decode_bytes(reader: Reader) -> int:
@@ -43,31 +55,61 @@ def decode_bytes(reader: Reader) -> int:
 
 
 def model_type(reader: Reader) -> str:
-    """Architecture and the type that holds most of the weights, such as "llama gwq4"."""
-    weights: dict[str, int] = {}
+    """Architecture and mixture of types, such as "llama Q4_K_M" or "llama gwq4".
+
+    A file whose mixture llama.cpp has a name for says so itself; a name of plain floats is believed
+    only where they are. Of any other file, the types of the blocks' matrices are named that take
+    nine tenths of their bytes, the largest first.
+    """
+    arch = reader.metadata.get("general.architecture")
+    mixture = FILE_TYPES.get(reader.metadata.get("general.file_type", -1), "")
+    nbytes: dict[str, int] = {}
     for t in reader.tensors.values():
-        count = 0 if t.companion else int(np.prod(t.shape))
-        weights[t.type.name] = weights.get(t.type.name, 0) + count
-    largest = max(weights, key=lambda name: weights[name])
-    return f"{reader.metadata.get('general.architecture')} {largest}"
+        if t.name.startswith("blk.") and len(t.shape) > 1 and not t.companion:
+            nbytes[t.type.name] = nbytes.get(t.type.name, 0) + t.nbytes
+    names = sorted(nbytes, key=lambda name: -nbytes[name])
+    if mixture and (mixture not in FLOATS or mixture.lower() in names[:1]):
+        return f"{arch} {mixture}"
+    rest = total = sum(nbytes.values())
+    named = []
+    for name in names:
+        if rest > total / 10:
+            named.append(name)
+            rest -= nbytes[name]
+    return f"{arch} {'+'.join(named)}"
 
 
 def _readers(
-    path: str | PathLike[str], against: Sequence[str | PathLike[str]], ctx: int
+    path: str | PathLike[str], against: Sequence[str | PathLike[str]]
 ) -> list[tuple[Reader, list[str]]]:
     """[(reader, engines)] of the file and of those to compare it with. Raises GwqError."""
     files = [(Reader(path), ["gwq"])]
     for reader in map(contender.open_file, against):
         files.append((reader, contender.engines(reader)))
-    for reader, _ in files:
-        arch = reader.metadata.get("general.architecture")
-        limit = reader.metadata.get(f"{arch}.context_length", ctx)
-        if ctx > limit:
-            raise GwqError(
-                f"{reader.path}: -p and -n need a context of {ctx} and the model's is {limit}; "
-                "use smaller numbers"
-            )
     return files
+
+
+def _lengths(prompt: int | None, gen: int | None, readers: Iterable[Reader]) -> tuple[int, int]:
+    """Tokens of the prompt and tokens to decode; None: PROMPT and GEN, or what fits the contexts.
+
+    Raises GwqError when what was asked for does not fit.
+    """
+    limits = {}
+    for reader in readers:
+        arch = reader.metadata.get("general.architecture")
+        limits[str(reader.path)] = reader.metadata.get(f"{arch}.context_length", 1 << 31)
+    path = min(limits, key=lambda path: limits[path])
+    limit = limits[path]
+    prompt = min(PROMPT, limit) if prompt is None else prompt
+    gen = max(0, min(GEN, limit - 1)) if gen is None else gen
+    if min(prompt, gen) < 0 or not prompt + gen:
+        raise GwqError("nothing to measure: give -p or -n a positive number, and -r at least 1")
+    if max(prompt, gen + 1) > limit:
+        raise GwqError(
+            f"{path}: -p and -n need a context of {max(prompt, gen + 1)} and the model's is"
+            f" {limit}; use smaller numbers"
+        )
+    return prompt, gen
 
 
 def _quartiles(values: list[float]) -> list[float]:
@@ -148,40 +190,47 @@ class _Test:
 
 def model_rows(
     path: str | PathLike[str],
-    prompt: int = 512,
-    gen: int = 128,
+    prompt: int | None = None,
+    gen: int | None = None,
     threads: Sequence[int | None] = (None,),
     repeats: int = 5,
     against: Sequence[str | PathLike[str]] = (),
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    emit: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time a file; returns rows, and those of the roof (`Roofs.rows`). Raises GwqError.
 
-    Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out) at each thread count (None: all CPUs),
+    emit: is given every row as soon as it is measured.
+
+    Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out; None: PROMPT and GEN, or what fits the
+    context) at each thread count (None: all CPUs),
     of `path` and of every file in `against` on every engine that runs it: llama-bench's names, and
     medians of bytes, memory and time. "times_as_fast": how many times as fast as the row's file the
     first file is, run by neighbouring run: median and quartiles; None for itself.
     """
-    tests = [(tokens, decoded) for tokens, decoded in ((prompt, False), (gen, True)) if tokens]
-    if not tests or repeats < 1 or min(prompt, gen) < 0:
+    if repeats < 1:
         raise GwqError("nothing to measure: give -p or -n a positive number, and -r at least 1")
+    files = _readers(path, against)
+    prompt, gen = _lengths(prompt, gen, (reader for reader, _ in files))
+    tests = [(tokens, decoded) for tokens, decoded in ((prompt, False), (gen, True)) if tokens]
     ctx = max(prompt, gen + 1)
-    files = _readers(path, against, ctx)
     roofs = Roofs()
     rows = []
     done = 0
     total = len(tests) * len(threads) * repeats
     for t in (t or default_threads() for t in threads):
-        roof = roofs[t]
+        roof = roofs.made(t, progress)
         with ExitStack() as stack:
             contenders = []
-            for reader, names in files:
+            for i, (reader, names) in enumerate(files):
+                progress("load", i, len(files))
                 with open(reader.path, "rb") as f:  # into the page cache
                     while f.read(1 << 24):
                         pass
                 for c in contender.start(reader, names, t, ctx):
                     stack.callback(c.close)
                     contenders.append(c)
+            progress("load", len(files), len(files))
             for tokens, decoded in tests:
                 timed = [_Test(c, tokens, decoded) for c in contenders]
                 for test in timed:
@@ -195,5 +244,7 @@ def model_rows(
                         before = after
                     done += 1
                     progress("bench", done, total)
-                rows += [test.row(timed[0], t) for test in timed]
+                for test in timed:
+                    rows.append(test.row(timed[0], t))
+                    emit(rows[-1])
     return rows, roofs.rows()

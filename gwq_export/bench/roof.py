@@ -8,7 +8,8 @@ each run's share of the roof is taken from these two neighbours.
 
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,18 +23,30 @@ ROUNDS = 3  # of the whole table
 BEST = 3  # ways of reading that stand for the table afterwards
 
 
-class Roof:
-    """Read rates, GB/s, of `threads` threads over `buffer` by (streams, distance)."""
+Progress: TypeAlias = Callable[[str, int, int], None]
 
-    def __init__(self, threads: int, buffer: np.ndarray) -> None:
+
+def _silent(phase: str, done: int, total: int) -> None:
+    pass
+
+
+class Roof:
+    """Read rates, GB/s, of `threads` threads over `buffer` by (streams, distance).
+
+    progress(phase, done, total) is called while they are measured.
+    """
+
+    def __init__(self, threads: int, buffer: np.ndarray, progress: Progress = _silent) -> None:
         self.pool = Pool(threads)
         self.buffer = buffer
         self.rates: dict[tuple[int, int], list[float]] = {
             (streams, ahead): [] for streams in STREAMS for ahead in DISTANCES
         }
-        for _ in range(ROUNDS):
-            for way in self.rates:
-                self._read(way)
+        ways = [*self.rates] * ROUNDS
+        for done, way in enumerate(ways):
+            progress("memory roof", done, len(ways))
+            self._read(way)
+        progress("memory roof", len(ways), len(ways))
         self.best = sorted(self.rates, key=lambda way: statistics.median(self.rates[way]))[-BEST:]
 
     def _read(self, way: tuple[int, int]) -> float:
@@ -70,9 +83,10 @@ class Roofs:
         self.buffer = np.ones(nbytes or WORKING_SET, np.uint8)
         self._made: dict[int, Roof] = {}
 
-    def __getitem__(self, threads: int) -> Roof:
+    def made(self, threads: int, progress: Progress = _silent) -> Roof:
+        """The Roof of so many threads. progress: as for `Roof`."""
         if threads not in self._made:
-            self._made[threads] = Roof(threads, self.buffer)
+            self._made[threads] = Roof(threads, self.buffer, progress)
         return self._made[threads]
 
     def rows(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rows as Markdown, JSON, JSON lines or CSV."""
+"""Rows as Markdown, JSON, JSON lines or CSV, printed as they are measured."""
 
 import csv
 import io
@@ -25,10 +25,6 @@ def ratio(r: Row) -> str:
     if not r["times_as_fast"]:
         return ""
     return f"{r['times_as_fast']:.2f} ({r['times_as_fast_q1']:.2f}-{r['times_as_fast_q3']:.2f})"
-
-
-def _columns(columns: dict[str, Callable[[Row], Any]], rows: Sequence[Row]) -> str:
-    return table(list(columns), [[cell(r) for cell in columns.values()] for r in rows])
 
 
 # column -> its cell, of a row of `kernels.kernel_rows`
@@ -65,17 +61,6 @@ MODEL_COLUMNS: dict[str, Callable[[Row], Any]] = {
 COMPARED_COLUMNS = {"first file, times as fast (quartiles)": ratio}  # where files are compared
 
 
-def kernels(rows: Sequence[Row]) -> str:
-    """Rows of kernels as Markdown."""
-    return _columns(KERNEL_COLUMNS, rows)
-
-
-def models(rows: Sequence[Row]) -> str:
-    """Rows of files as Markdown."""
-    compared = any(r["times_as_fast"] for r in rows)
-    return _columns(MODEL_COLUMNS | COMPARED_COLUMNS if compared else MODEL_COLUMNS, rows)
-
-
 def roof(cells: Sequence[Row]) -> str:
     """Rates of reading, GB/s, as Markdown.
 
@@ -90,34 +75,59 @@ def roof(cells: Sequence[Row]) -> str:
     return table(head, [[*key, *rates] for key, rates in lines.items()])
 
 
-def _csv(rows: Sequence[Row], cells: Sequence[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
+class Printer:
+    """Prints rows of `kernels.kernel_rows` or of `models.model_rows` in one of FORMATS.
 
+    compared: whether files are compared. write: prints a line. JSON is one list, and comes at the
+    end; of every other format, `row` prints what it is given.
+    """
 
-def _json(rows: Sequence[Row], cells: Sequence[Row]) -> str:
-    return json.dumps(rows, indent=2)
+    FORMATS = ("md", "json", "jsonl", "csv")
 
+    def __init__(self, format: str, compared: bool, write: Callable[[str], None]) -> None:
+        self.compared = compared
+        self.write = write
+        self._row = getattr(self, f"_{format}")
+        self._format = format
+        self._rows: list[Row] = []
 
-def _json_lines(rows: Sequence[Row], cells: Sequence[Row]) -> str:
-    return "\n".join(json.dumps(row) for row in rows)
+    def row(self, row: Row) -> None:
+        """Print a row."""
+        self._rows.append(row)
+        self._row(row)
 
+    def end(self, cells: Sequence[Row]) -> None:
+        """Print what comes after the rows. cells: rows of the roof."""
+        if self._format == "json":
+            self.write(json.dumps(self._rows, indent=2))
+        if self._format == "md":
+            note = "of roof: share of what the machine could read at that moment"
+            self.write(f"\n{self._rows[0]['cpu_info']}; {note} (above 100 %: from the cache)")
+            self.write(f"\nThe memory roof, GB/s:\n\n{roof(cells)}")
 
-def _markdown(rows: Sequence[Row], cells: Sequence[Row]) -> str:
-    text = kernels(rows) if "op" in rows[0] else models(rows)
-    note = (
-        "of roof: share of what the machine could read at that moment (above 100 %: from the cache)"
-    )
-    return f"{text}\n\n{rows[0]['cpu_info']}; {note}\n\nThe memory roof, GB/s:\n\n{roof(cells)}"
+    def _md(self, row: Row) -> None:
+        columns = KERNEL_COLUMNS if "op" in row else MODEL_COLUMNS
+        if self.compared:
+            columns = columns | COMPARED_COLUMNS
+        lines = table(list(columns), [[cell(row) for cell in columns.values()]]).split("\n")
+        self._head_and(lines[:2], lines[2])
 
+    def _csv(self, row: Row) -> None:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+        head, _, line = out.getvalue().rstrip("\n").partition("\n")
+        self._head_and([head], line)
 
-# format -> function of (rows, rows of the roof)
-FORMATS: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
-    "md": _markdown,
-    "json": _json,
-    "jsonl": _json_lines,
-    "csv": _csv,
-}
+    def _jsonl(self, row: Row) -> None:
+        self.write(json.dumps(row))
+
+    def _json(self, row: Row) -> None:
+        pass
+
+    def _head_and(self, head: Sequence[str], line: str) -> None:
+        """Print a row, and before the first one the head."""
+        if len(self._rows) == 1:
+            self.write("\n".join(head))
+        self.write(line)

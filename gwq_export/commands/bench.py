@@ -3,23 +3,25 @@
 import argparse
 from typing import Any
 
-from gwq_export.commands.console import Parser, Progress, make_parser, thread_counts
+from gwq_export.commands.console import Parser, Progress, add_common, thread_counts
 from gwq_export.errors import GwqError
 
 
 def parser() -> Parser:
     """Arguments of gwq-bench."""
-    p = make_parser(
+    p = Parser(
         "gwq-bench",
         "Tokens per second of a GGUF file, or GB/s of the kernels, against the memory roof.",
+        [
+            "gwq-bench model.gguf -p 512 -n 128 -t 1,2",
+            "gwq-bench model.gguf --against model-Q4_K_M.gguf -o jsonl",
+            "gwq-bench --kernels --ops gemv --types gwq4,f16",
+        ],
+        memory="use smaller -p and -n",
     )
-    p.add_argument("file", nargs="?", metavar="FILE.gguf")
-    p.add_argument(
-        "--kernels",
-        action="store_true",
-        help="measure the kernels on random data instead of a file",
-    )
-    p.add_argument(
+    p.add_model("file", "FILE.gguf", required=False)
+    group = p.add_argument_group("A file")
+    group.add_argument(
         "--against",
         action="append",
         default=[],
@@ -27,37 +29,49 @@ def parser() -> Parser:
         help="time this file too, in alternation, with llama.cpp "
         "and, if it has our types only, with this runtime; may be repeated",
     )
-    p.add_argument(
-        "-p", type=int, default=512, metavar="N", help="prompt tokens (default 512, 0: leave out)"
-    )
-    p.add_argument(
-        "-n",
+    group.add_argument(
+        "-p",
         type=int,
-        default=128,
         metavar="N",
-        help="generated tokens (default 128, 0: leave out)",
+        help="prompt tokens (default 512, or the model's context if that is less; 0: leave out)",
     )
-    p.add_argument(
-        "-t",
-        "--threads",
-        type=thread_counts,
-        default=[None],
-        metavar="N,N",
-        help="thread counts (default: all CPUs)",
+    group.add_argument(
+        "-n", type=int, metavar="N", help="generated tokens (default 128, likewise; 0: leave out)"
     )
-    p.add_argument("-r", type=int, default=5, metavar="N", help="repetitions (default 5)")
+    group = p.add_argument_group("Kernels")
+    group.add_argument(
+        "--kernels",
+        action="store_true",
+        help="measure the kernels on random data instead of a file",
+    )
     for name, example in (
         ("ops", "gemv,attention"),
         ("types", "gwq4,f16"),
         ("shapes", "4096x11008"),
     ):
-        p.add_argument(
+        group.add_argument(
             f"--{name}",
             type=lambda text: text.split(","),
             metavar="A,B",
             help=f"with --kernels: these only, such as {example}",
         )
-    p.add_argument("-o", choices=["md", "json", "jsonl", "csv"], default="md", help="output format")
+    group = p.add_argument_group("The run")
+    group.add_argument(
+        "-t",
+        "--threads",
+        type=thread_counts,
+        default=[None],
+        metavar="N,N",
+        help="thread counts (default: as many CPUs as this process may use)",
+    )
+    group.add_argument("-r", type=int, default=5, metavar="N", help="repetitions (default 5)")
+    group.add_argument(
+        "-o",
+        choices=["md", "json", "jsonl", "csv"],
+        default="md",
+        help="output format (default md), row by row as they are measured",
+    )
+    add_common(group)
     return p
 
 
@@ -75,13 +89,19 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         raise GwqError(
             "--ops, --types and --shapes choose kernels: give --kernels instead of a file"
         )
+    printer = tables.Printer(args.o, bool(args.against), lambda text: print(text, flush=True))
+
+    def emit(row: dict[str, Any]) -> None:
+        progress.close()
+        printer.row(row)
+
     if args.kernels:
         chosen = cases.select(args.ops, args.types, args.shapes)
-        rows, roof = kernels.kernel_rows(chosen, args.threads, args.r, progress=progress)
+        rows, roof = kernels.kernel_rows(chosen, args.threads, args.r, progress=progress, emit=emit)
     else:
         rows, roof = models.model_rows(
-            args.file, args.p, args.n, args.threads, args.r, args.against, progress
+            args.file, args.p, args.n, args.threads, args.r, args.against, progress, emit
         )
     progress.close()
-    print(tables.FORMATS[args.o](rows, roof))
+    printer.end(roof)
     return {"rows": rows, "roof": roof}

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -19,21 +20,77 @@ from typing import Any, NoReturn
 from gwq_export.errors import GwqError
 from gwq_export.version import __version__
 
+# torch's words, which has no MemoryError
+_NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and whose help has groups and examples.
+
+    text: what the command does. examples: lines of a shell, shown after the options. memory: which
+    options help where memory is short.
+    """
+
+    def __init__(
+        self, prog: str, text: str, examples: Sequence[str] = (), memory: str = ""
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            description=text,
+            epilog="\n  ".join(["examples:", *examples]) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+        )
+        self.memory = memory
+        self._model: tuple[str, str, bool] | None = None  # its dest and metavar; whether it must be
+
+    def add_model(
+        self, dest: str, metavar: str, help: str | None = None, required: bool = True
+    ) -> None:
+        """Add the argument that names the model: by its place, or after -m as in llama.cpp."""
+        self._model = dest, metavar, required
+        self.usage = f"%(prog)s {metavar} [options]"
+        text = f"{help or 'the file'}; -m {metavar} does the same"
+        self.add_argument(dest, nargs="?", metavar=metavar, help=text)
+        self.add_argument("-m", "--model", dest="_m", metavar=metavar, help=argparse.SUPPRESS)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's; the model of -m gets its own name."""
+        found, others = super().parse_known_args(args, namespace)
+        if self._model is not None:
+            dest, metavar, required = self._model
+            named = found.__dict__.pop("_m")
+            if named is not None and getattr(found, dest) is not None:
+                self.error(f"{metavar} and -m both name the model: give one")
+            if named is not None:
+                setattr(found, dest, named)
+            if required and getattr(found, dest) is None:
+                self.error(f"{metavar} is missing: give it, or -m {metavar}")
+        return found, others
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def make_parser(prog: str, text: str) -> Parser:
-    """A parser with the options that all commands have; text: what the command does."""
-    p = Parser(prog=prog, description=text)
-    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    p.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
-    return p
+def add_common(group: Any) -> None:
+    """Add what all commands have to a parser or to a group of it."""
+    group.add_argument(
+        "--json", action="store_true", help="one JSON object as the last line of stdout"
+    )
+    group.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
+
+
+def add_threads(group: Any) -> None:
+    """Add the flag -t."""
+    group.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: as many CPUs as this process may use)",
+    )
 
 
 class Progress:
@@ -107,9 +164,9 @@ class Progress:
         self.bar = None
 
 
-def add_base(p: Parser) -> None:
+def add_base(group: Any) -> None:
     """Add the flag --base."""
-    p.add_argument(
+    group.add_argument(
         "--base",
         action="store_true",
         help="of a bridge file, only what llama.cpp runs: without its deltas",
@@ -194,7 +251,7 @@ def ctrl_c_asks() -> Iterator[Callable[[], bool]]:
 
 def run_command(
     prog: str,
-    parser: Callable[[], argparse.ArgumentParser],
+    parser: Callable[[], Parser],
     command: Callable[[argparse.Namespace, Progress], dict[str, Any]],
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -206,8 +263,11 @@ def run_command(
             stream.reconfigure(errors="replace")
     with _Interrupt() as interrupt:
         progress = Progress(interrupt.check)
+        memory = ""
         try:
-            args = parser().parse_args(argv)
+            arguments = parser()
+            memory = arguments.memory
+            args = arguments.parse_args(argv)
             progress.style = getattr(args, "progress", progress.style)
             result = command(args, progress)
             interrupt.check()
@@ -224,7 +284,7 @@ def run_command(
             if partial and args.json:
                 print(json.dumps(partial, default=_plain))
             sys.stdout.flush()
-            status, message = _verdict(e)
+            status, message = _verdict(e, memory)
             if interrupt.asked:
                 status, message = 130, "interrupted"
             if status == 1:
@@ -233,17 +293,22 @@ def run_command(
             return status
 
 
-def _verdict(e: BaseException) -> tuple[int, str]:
-    """An exception -> (exit status, the line to print)."""
+def explained(e: Exception, memory: str) -> str:
+    """The sentence of a GwqError or a MemoryError. memory: options that help against the latter."""
+    if not isinstance(e, MemoryError):
+        return str(e)
+    what = str(e) if isinstance(e, GwqError) else "not enough memory"
+    return f"{what}: close other programs{memory and ', or '}{memory}"
+
+
+def _verdict(e: BaseException, memory: str) -> tuple[int, str]:
+    """An exception -> (exit status, the line to print). memory: see `Parser`."""
     if isinstance(e, KeyboardInterrupt):
         return 130, "interrupted"
-    if isinstance(e, GwqError):
-        return 2, f"error: {e}"
-    if isinstance(e, MemoryError):
-        return 2, (
-            "error: not enough memory: "
-            "close other programs, or use fewer --samples or a smaller --ctx"
-        )
+    if isinstance(e, (GwqError, MemoryError)):
+        return 2, f"error: {explained(e, memory)}"
+    if isinstance(e, RuntimeError) and _NO_MEMORY.search(str(e)):
+        return 2, f"error: {explained(MemoryError(), memory)}"
     if isinstance(e, OSError):  # no space, no permission, a name too long, ...
         return 2, (
             f"error: {e.strerror or e}: {e.filename or 'output'}; "

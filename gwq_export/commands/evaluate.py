@@ -3,53 +3,64 @@
 import argparse
 from typing import Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, make_parser
+from gwq_export.commands.console import Parser, Progress, add_base, add_common, add_threads
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 
 
 def parser() -> Parser:
     """Arguments of gwq-eval."""
-    p = make_parser(
+    p = Parser(
         "gwq-eval",
         "Perplexity of a text, zero-shot tasks, and how far both are from a reference model.",
+        [
+            "gwq-eval model.gguf --text wiki.test.raw",
+            "gwq-eval model.gguf --text wiki.test.raw --against HF_FOLDER",
+            "gwq-eval model-Q4_K_M.gguf --task piqa.jsonl --limit 500 --against model-f16.gguf",
+        ],
+        memory="use a smaller --ctx",
     )
-    p.add_argument(
+    p.add_model(
         "file",
-        metavar="FILE.gguf",
+        "FILE.gguf",
         help="a file of gwq-export, or any other GGUF file of a supported architecture",
     )
-    p.add_argument(
-        "--text", metavar="FILE", help="perplexity of a UTF-8 text; - reads standard input"
+    group = p.add_argument_group("What is measured")
+    group.add_argument(
+        "-f", "--text", metavar="FILE", help="perplexity of a UTF-8 text; - reads standard input"
     )
-    p.add_argument(
+    group.add_argument(
         "--protocol",
+        metavar="NAME",
         help="llama.cpp (default): second half of every window scored; "
         "window: all of it, like papers do",
     )
-    p.add_argument(
+    group.add_argument(
+        "-c",
         "--ctx",
         type=int,
         metavar="N",
         help="tokens per window (default: the protocol's, 512 or 2048)",
     )
-    p.add_argument(
+    group.add_argument(
         "--task",
         action="append",
         default=[],
         metavar="NAME|FILE.jsonl",
         help="zero-shot task (repeat it for several)",
     )
-    p.add_argument(
+    group.add_argument(
         "--limit", type=int, metavar="N", help="the first N items of every task (default: all)"
     )
-    p.add_argument(
+    group.add_argument(
         "--against",
         metavar="HF_FOLDER|FILE.gguf",
         help="reference model: KL divergence, top-1 agreement, same answers",
     )
-    p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    add_base(p)
+    group = p.add_argument_group("The run")
+    add_threads(group)
+    add_base(group)
+    add_common(group)
     return p
 
 
@@ -91,7 +102,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 def _print_text(r: dict[str, Any]) -> None:
     print(
         f"perplexity {r['ppl']:.4f} ± {r['ppl_error']:.4f} "
-        f"({r['tokens']} tokens scored by {r['protocol']}, windows of {r['ctx']})"
+        f"({r['tokens']} tokens, windows of {r['ctx']}, protocol {r['protocol']})"
     )
     if "kld_mean" in r:
         print(

@@ -5,33 +5,55 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from gwq_export.commands.console import Progress, make_parser, size
+from gwq_export.commands.console import Parser, Progress, add_common, size
+from gwq_export.errors import GwqError
 from gwq_export.pipeline.flags import add_arguments
 from gwq_export.pipeline.options import ExportOptions
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command's arguments; most are rows of `pipeline.options`."""
-    p = make_parser(
-        "gwq-export", "Quantize a Hugging Face model by its gradients and write one GGUF file."
+    p = Parser(
+        "gwq-export",
+        "Quantize a Hugging Face model by its gradients and write one GGUF file.",
+        [
+            "gwq-export MODEL --out model.gguf --size 640MiB",
+            "gwq-export MODEL --out model.gguf --type gwq3 --calib my.txt --verify",
+            "gwq-export MODEL --out model.gguf --bpw 3.7 --dry-run",
+            "gwq-export MODEL --out model.gguf --size 4GiB --work-dir work",
+        ],
+        memory="use fewer --samples or a smaller --ctx",
     )
-    p.add_argument(
+    p.add_model(
         "model",
+        "MODEL",
         help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name",
+        required=False,
     )
-    p.add_argument("--out", metavar="FILE.gguf", help="the file to write")
-    p.add_argument(
+    p.add_argument("-o", "--out", metavar="FILE.gguf", help="the file to write")
+    group = add_arguments(p)["The run"]
+    group.add_argument(
         "--progress",
         choices=Progress.STYLES,
         default="bar",
         help="on stderr: bar (default), jsonl (an object per line), none",
     )
-    add_arguments(p)
+    add_common(group)
     return p
 
 
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Export; returns what --json prints. Raises GwqError."""
+    if args.model is None:
+        raise GwqError(
+            "MODEL is missing: give a model folder or a hub id"
+            + (
+                f", from which --base takes all but the weights; or gwq-export {args.base} without"
+                " --base"
+                if args.base
+                else ""
+            )
+        )
     from gwq_export.pipeline.run import export
 
     options = ExportOptions(**{f.name: getattr(args, f.name) for f in fields(ExportOptions)})
@@ -64,11 +86,14 @@ def _print_result(result: dict[str, Any], options: ExportOptions) -> None:
             f" {size(result['estimated_peak_rss_bytes'])} of memory"
         )
     verb = "would take" if options.dry_run else "takes"
+    time = f"{result['seconds']:.1f} s"
+    if "verify" in result:
+        time += f" ({result['verify']['seconds']:.1f} s of it for verification)"
     _say(
         f"{result['out']} {verb} {size(result['bytes'])}: {result['params'] / 1e6:.2f} M"
         f" parameters, {result['bpw']:.3f} bits per weight ({result['bpw_linear']:.3f} in the"
         f" decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"
-        f" {result['seconds']:.1f} s, peak memory {size(result['peak_rss_bytes'])}"
+        f" {time}, peak memory {size(result['peak_rss_bytes'])}"
     )
     if "verify" in result:
         _print_verify(result["verify"])

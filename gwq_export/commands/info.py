@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, make_parser, size
+from gwq_export.commands.console import Parser, Progress, add_base, add_common, size
 from gwq_export.errors import GwqError
 
 if TYPE_CHECKING:
@@ -13,22 +13,38 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """Arguments of gwq-info."""
-    p = make_parser("gwq-info", "What is in a GGUF file.")
-    p.add_argument("file", metavar="FILE.gguf")
-    p.add_argument("--check", action="store_true", help="validate every byte that can be validated")
-    add_base(p)
-    p.add_argument("--report", metavar="FILE.html", help="a page on sizes and outliers")
-    p.add_argument(
+    p = Parser(
+        "gwq-info",
+        "What is in a GGUF file.",
+        [
+            "gwq-info model.gguf --check",
+            "gwq-info model.gguf --report model.html",
+            "gwq-info model.gguf --to-safetensors folder --dtype bfloat16",
+        ],
+    )
+    p.add_model("file", "FILE.gguf")
+    group = p.add_argument_group("What to do with it")
+    group.add_argument(
+        "--check", action="store_true", help="validate every byte that can be validated"
+    )
+    add_base(group)
+    group.add_argument("--report", metavar="FILE.html", help="a page on sizes and outliers")
+    group.add_argument(
         "--to-safetensors",
         metavar="DIR",
         help="write the dequantized model as a Hugging Face folder",
     )
-    p.add_argument("--dtype", help="for --to-safetensors: float32 (default), float16, bfloat16")
-    p.add_argument(
+    group.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="for --to-safetensors: float32 (default), float16, bfloat16",
+    )
+    group.add_argument(
         "--config-from",
         metavar="HF_FOLDER",
         help="for --to-safetensors: copy config and tokenizer from the source model",
     )
+    add_common(p.add_argument_group("Output"))
     return p
 
 

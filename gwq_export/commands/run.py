@@ -6,14 +6,26 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, ctrl_c_asks, make_parser
+from gwq_export.commands.console import (
+    Parser,
+    Progress,
+    add_base,
+    add_common,
+    add_threads,
+    ctrl_c_asks,
+    explained,
+    size,
+)
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
+from gwq_export.machine import free_memory
 
 if TYPE_CHECKING:
     from gwq_export.runtime.chat import Chat
+    from gwq_export.runtime.model import Model
 
 log = logging.getLogger("gwq_export")
+MEMORY = "use a smaller --ctx, or --cache-type q8_0"
 HELP = (
     "/clear forgets the conversation, /exit or Ctrl-D leaves, "
     "Ctrl-C stops an answer, /help shows this"
@@ -22,67 +34,85 @@ HELP = (
 
 def parser() -> Parser:
     """Arguments of gwq-run."""
-    p = make_parser(
+    p = Parser(
         "gwq-run",
-        "Generate text from a GGUF file, or chat with it: "
-        "on a terminal without a prompt, or with -i.",
+        "Generate text from a GGUF file; without a prompt on a terminal, or with -i, chat with it.",
+        [
+            'gwq-run model.gguf -p "Why is the sky blue?" -n 200',
+            "gwq-run model.gguf --ctx 8192 --cache-type q8_0        # a chat",
+            'gwq-run model.gguf --raw -p "Once upon a time" --temp 0.8 --seed 1',
+        ],
+        memory=MEMORY,
     )
-    p.add_argument("file", metavar="FILE.gguf")
-    p.add_argument("-p", "--prompt", help="the prompt; - reads it from standard input")
-    p.add_argument(
+    p.add_model("file", "FILE.gguf")
+    group = p.add_argument_group("Prompt")
+    group.add_argument("-p", "--prompt", help="the prompt; - reads it from standard input")
+    group.add_argument(
         "-f", "--file", dest="prompt_file", metavar="FILE", help="read the prompt from a file"
     )
-    p.add_argument("-i", "--chat", action="store_true", help="chat; a prompt is the first message")
-    p.add_argument("--system", metavar="TEXT", help="the system message")
-    p.add_argument(
+    group.add_argument(
+        "-i", "--chat", action="store_true", help="chat; a prompt is the first message"
+    )
+    group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument(
         "--raw", action="store_true", help="do not wrap the prompt in the file's chat template"
     )
-    p.add_argument(
+    group = p.add_argument_group("Length")
+    group.add_argument(
         "-n",
         type=int,
         metavar="N",
         help="tokens at most (default 128, in a chat -1: until the context is full)",
     )
-    p.add_argument(
+    group.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="end before this text; may be given several times",
     )
-    p.add_argument(
+    group.add_argument("-c", "--ctx", type=int, metavar="N", help="context (default: the model's)")
+    group = p.add_argument_group("Sampling")
+    group.add_argument(
         "--temp",
         type=float,
         default=0.0,
+        metavar="T",
         help="temperature (default 0: always the likeliest token)",
     )
-    p.add_argument("--top-k", type=int, default=40)
-    p.add_argument("--top-p", type=float, default=0.95)
-    p.add_argument("--min-p", type=float, default=0.0)
-    p.add_argument(
+    for flag, kind, default, metavar, text in (
+        ("--top-k", int, 40, "N", "the N likeliest tokens only"),
+        ("--top-p", float, 0.95, "P", "the likeliest tokens only that together have this share"),
+        ("--min-p", float, 0.0, "P", "tokens only that have this share of the likeliest one's"),
+    ):
+        group.add_argument(
+            flag, type=kind, default=default, metavar=metavar, help=f"{text} (default {default})"
+        )
+    group.add_argument(
         "--repeat-penalty",
         type=float,
         default=1.0,
         metavar="F",
         help="make tokens seen lately less likely (default 1: no)",
     )
-    p.add_argument(
+    group.add_argument(
         "--repeat-last-n",
         type=int,
         default=64,
         metavar="N",
         help="how many tokens it looks at (default 64, -1: all)",
     )
-    p.add_argument("--seed", type=int)
-    p.add_argument("--ctx", type=int, metavar="N", help="context (default: the model's)")
-    p.add_argument(
+    group.add_argument("-s", "--seed", type=int, metavar="N", help="the same text every time")
+    group = p.add_argument_group("The run")
+    add_threads(group)
+    group.add_argument(
         "--cache-type",
         choices=["f16", "q8_0", "f32"],
         help="numbers of the KV cache (default f16; q8_0 takes half the memory)",
     )
-    p.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    p.add_argument("--device", default="cpu", help="cpu")
-    add_base(p)
+    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, the only one so far")
+    add_base(group)
+    add_common(group)
     return p
 
 
@@ -116,6 +146,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     model = Model(reader, args.device, args.threads, args.ctx, args.cache_type)
     if chatting:
         n = -1 if args.n is None else args.n
+        _say_if_large(model, model.ctx)
         return _converse(Chat(model, args.system, sampling, n, args.stop, args.raw), prompt)
     assert prompt is not None
     messages: str | list[dict[str, str]] = prompt
@@ -153,6 +184,19 @@ def _print_pieces(pieces: Iterator[str]) -> str:
         text.append(piece)
         print(piece, end="", flush=True)
     return "".join(text)
+
+
+def _say_if_large(model: "Model", ctx: int) -> None:
+    """Warn when the KV cache of a full context will not fit into memory."""
+    most, free = model.cache_bytes(ctx), free_memory()
+    if free is not None and most > free:
+        log.warning(
+            "the KV cache of a full context (%d tokens) takes %s and %s are free: to go that far, %s",
+            ctx,
+            size(most),
+            size(free),
+            MEMORY,
+        )
 
 
 def _say_if_full(stats: dict[str, Any], ctx: int) -> None:
@@ -193,7 +237,8 @@ def _converse(chat: "Chat", first: str | None) -> dict[str, Any]:
         "turns": 0,
     }
     if chat.raw:
-        log.warning("no chat template: every line continues the text as it is")
+        why = "--raw" if chat.model.tokenizer.chat_template else "the file has no chat template"
+        log.warning("%s: every line continues the text as it is", why)
     print(HELP, file=sys.stderr)
     for line in _lines(first):
         match line.strip():
@@ -215,7 +260,7 @@ def _converse(chat: "Chat", first: str | None) -> dict[str, Any]:
             with ctrl_c_asks() as halt:
                 text = _print_pieces(chat.reply(line, stats, halt))
         except GwqError as e:
-            print(f"error: {e}", file=sys.stderr)
+            print(f"error: {explained(e, MEMORY)}", file=sys.stderr)
             continue
         print()
         if stats["dropped"]:

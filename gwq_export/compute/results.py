@@ -22,8 +22,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -238,24 +237,3 @@ class Workdir(Memory):
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-def check_space(wanted: Sequence[tuple[str | os.PathLike[str], int, str]]) -> None:
-    """Raise GwqError unless the disks have room for what is wanted.
-
-    wanted: (folder that exists, bytes, what takes them). Needs on one disk are added up.
-    """
-    by_disk: dict[int, list[tuple[str | os.PathLike[str], int, str]]] = {}
-    for need in wanted:
-        by_disk.setdefault(os.stat(need[0]).st_dev, []).append(need)
-    for needs in by_disk.values():
-        folder = needs[0][0]
-        needed = sum(nbytes for _, nbytes, _ in needs)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            names = " and ".join(what for *_, what in needs)
-            verb = "needs" if len(needs) == 1 else "need"
-            raise GwqError(
-                f"{names} {verb} {needed} bytes and {free} are free: "
-                "free space or choose another disk"
-            )

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from gwq_export import machine
 from gwq_export.machine import default_threads
 
 Item = TypeVar("Item")
@@ -18,6 +19,22 @@ Result = TypeVar("Result")
 
 MAX_FLOATS = 2**27  # floats that the items in progress may need together: 512 MiB
 BATCH = 8  # items of a batch at most
+
+
+@contextlib.contextmanager
+def cpus(threads: int | None = None) -> Iterator[None]:
+    """Limit everything inside the `with` block, torch included, to so many threads.
+
+    None: as many as the process may use. Torch by itself looks at the affinity mask, but not at a
+    container's quota.
+    """
+    before = torch.get_num_threads()
+    with machine.threads(threads):
+        torch.set_num_threads(threads or min(before, default_threads()))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

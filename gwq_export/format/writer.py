@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from gwq_export.errors import GwqError
-from gwq_export.files import check_place
+from gwq_export.files import check_output
 from gwq_export.format import bridge
 from gwq_export.format.header_bytes import headers
 from gwq_export.format.types import TensorType
@@ -62,7 +62,7 @@ class Writer:
         self._deltas_at = max(header_at)  # first byte of a bridge file's deltas, else 0
         # bytes written at each first byte, by tensor
         self._written: dict[str, dict[int, int]] = {name: {} for name in self._places}
-        check_place(self.path)
+        check_output(self.path, "output")
         try:
             with self._explained():
                 with contextlib.suppress(FileNotFoundError):

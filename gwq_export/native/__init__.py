@@ -5,3 +5,5 @@ Modules import only those listed above them:
     ops
     matrix
 """
+
+from gwq_export.machine import default_threads  # noqa: F401, those of a Pool

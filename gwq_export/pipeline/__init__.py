@@ -6,6 +6,7 @@ Modules import only those listed above them:
     checks
     presets
     plan
+    budget
     provenance
     job
     estimate

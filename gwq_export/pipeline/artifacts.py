@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +18,19 @@ from gwq_export.report.facts import gather
 from gwq_export.report.page import page
 
 
-def finish(
-    job: Job, result: dict[str, Any], progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """Make what is asked for once the file is there; returns `result` with what that found.
+def finish(job: Job, result: dict[str, Any], progress: Callable[[str, int, int], None]) -> None:
+    """Make what is asked for once the file is there; adds to `result` what that found.
 
     Raises GwqError, with that as its `result`, when the comparison finds damage.
     """
     options, out = job.options, job.out
     assert out is not None  # check_options has seen to it
     if job.held_out is not None:
+        started = time.monotonic()
         result["verify"] = verify(
             out, job.source, job.plans, job.held_out, options.device, progress
         )
+        result["verify"]["seconds"] = round(time.monotonic() - started, 3)
     if options.report is not None:
         save(options.report, page(gather(Reader(out)) | result), "--report")
     if options.card is not None:
@@ -40,7 +41,6 @@ def finish(
         except GwqError as e:
             e.result = result
             raise
-    return result
 
 
 def write_sensitivities(job: Job, offers: Offers) -> dict[str, Any]:

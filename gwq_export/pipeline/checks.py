@@ -5,17 +5,34 @@ from pathlib import Path
 
 from gwq_export.errors import GwqError
 from gwq_export.files import check_output
+from gwq_export.machine import MAX_THREADS
 from gwq_export.pipeline.options import ExportOptions, StrPath
 
 
-def check_options(options: ExportOptions, out: StrPath | None) -> None:
+def check_options(options: ExportOptions, model: StrPath, out: StrPath | None) -> None:
     """Raise GwqError for options that contradict each other, or for unusable output names."""
     for is_so, sentence in _contradictions(options, out):
         if is_so:
             raise GwqError(sentence)
-    for path, flag in ((options.report, "--report"), (options.card, "--card")):
-        if path is not None:
-            check_output(path, flag)
+    outputs = _outputs(options, out)
+    others = {"MODEL": model, "--base": options.base, "--calib": options.calib}
+    others |= {"--verify-text": options.verify_text, "--work-dir": options.work_dir}
+    for i, (flag, path) in enumerate(outputs):
+        for other, name in [*outputs[:i], *others.items()]:
+            if _same_file(path, name):
+                raise GwqError(
+                    f"{flag} {path}: that is the file of {other} too; give {flag} another name"
+                )
+        check_output(path, flag)
+
+
+def _outputs(options: ExportOptions, out: StrPath | None) -> list[tuple[str, StrPath]]:
+    """(flag, path) of every file that this export writes, in a folder that is there."""
+    named = [("--out", out)] if options.writes_model else []
+    if options.writes_model:
+        named.append(("--imatrix", options.imatrix))
+    named += [("--report", options.report), ("--card", options.card)]
+    return [(flag, path) for flag, path in named if path is not None]
 
 
 def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[bool, str]]:
@@ -43,12 +60,12 @@ def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[boo
         "--report-only writes no model: leave out --imatrix, or use --dry-run",
     )
     yield (
-        _same_file(o.imatrix, out),
-        f"--imatrix {o.imatrix}: that is the name of the model's file; give another one",
+        o.max_kld is not None and not o.max_kld > 0,
+        f"--max-kld {o.max_kld}: give a positive number of nats per token",
     )
     yield (
-        _same_file(o.base, out),
-        f"--base {o.base}: that is the file to be written; give --out another name",
+        o.threads is not None and not 1 <= o.threads <= MAX_THREADS,
+        f"--threads {o.threads}: give a number from 1 to {MAX_THREADS}",
     )
 
 

@@ -13,8 +13,14 @@ def flag(option: Field) -> str:
     return prefix + option.name.replace("_", "-")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every option to the parser, in groups."""
+def names(option: Field) -> list[str]:
+    """All flags of a field of ExportOptions, such as ["-c", "--ctx"]."""
+    short = option.metadata["short"]
+    return [short, flag(option)] if short else [flag(option)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Add every option to the parser; returns its groups by name."""
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     ways: dict[Any, dict[str, Any]] = {
         "switch": {"action": "store_true"},
@@ -27,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if metavar:
             how = how | {"metavar": metavar}
         group = groups[option.metadata["group"]]
-        group.add_argument(flag(option), dest=option.name, help=option.metadata["help"], **how)
+        group.add_argument(*names(option), dest=option.name, help=option.metadata["help"], **how)
+    return groups
 
 
 def option_page() -> str:
@@ -39,6 +46,7 @@ def option_page() -> str:
             if option.metadata["group"] == group:
                 value = f" {option.metadata['metavar']}" if option.metadata["metavar"] else ""
                 meaning = option.metadata["help"].replace("%%", "%").replace("|", "\\|")
-                rows.append(f"| `{flag(option)}{value}` | `{option.name}` | {meaning} |")
+                flags = ", ".join(f"`{name}{value}`" for name in names(option))
+                rows.append(f"| {flags} | `{option.name}` | {meaning} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"

@@ -5,7 +5,7 @@ Nothing here takes long, so what the user can mend is found here.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from gwq_export.calibration.text import Calibration, draw_calibration, draw_held_out
-from gwq_export.compute.results import Memory, Workdir, check_space
+from gwq_export.compute.results import Memory, Workdir
 from gwq_export.errors import GwqError
-from gwq_export.files import check_place
+from gwq_export.files import check_space
 from gwq_export.format import bridge
 from gwq_export.format.types import TYPES, TensorType
 from gwq_export.format.writer import file_size
@@ -23,6 +23,7 @@ from gwq_export.hf.config_to_gguf import config_keys, rope_factors
 from gwq_export.hf.gguf_source import GGUFSource
 from gwq_export.hf.hub import commit, resolve
 from gwq_export.hf.source import Source
+from gwq_export.pipeline.budget import check_budget
 from gwq_export.pipeline.checks import check_options
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import TensorPlan, plan_tensors
@@ -35,6 +36,7 @@ from gwq_export.version import __version__
 
 log = logging.getLogger("gwq_export")
 
+CTX = 512  # tokens of a calibration sample, unless asked for
 # Of what lies in a work folder. A folder of another layout is refused like another export's.
 WORK_LAYOUT = 2
 
@@ -102,6 +104,10 @@ class Job:
         wanted = []
         if self.options.writes_model:
             wanted.append((Path(self.out or "").absolute().parent, nbytes, str(self.out)))
+            if self.options.imatrix:
+                linear = sum(p.shape[-1] * len(p.sources) for p in self.plans if p.linear)
+                folder = Path(self.options.imatrix).absolute().parent
+                wanted.append((folder, 4 * linear, str(self.options.imatrix)))
         if isinstance(work, Workdir):
             states = 0  # bytes of the hidden states before, between and after the blocks
             if self.calibration:
@@ -115,21 +121,19 @@ class Job:
 
 def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     """The Job of an export. Raises GwqError for everything that can be known to be wrong by now."""
-    check_options(options, out)
+    check_options(options, model, out)
     recipe, samples = recipe_of(options)
     overrides = overrides_of(options)
     _check_device(options.device)
-    if options.writes_model and out is not None:
-        check_place(out)
     source = _open_source(model, options)
-    options = _within_context(options, source)
+    ctx = _context(options.ctx, source)
     plans = plan_tensors(source, recipe, overrides)
     budget = budget_bytes(options.bpw, options.size, sum(p.weights for p in plans))
     tokens = to_metadata(source.folder, source.vocab, options.tokenizer_pre)
     source.check_vocabulary(tokens)
     hub_id = source.folder != Path(model)
     name = str(model) if hub_id else source.folder.resolve().name
-    calibration, held_out = _draw(options, plans, Tokenizer(tokens), samples)
+    calibration, held_out = _draw(options, plans, Tokenizer(tokens), samples, ctx)
     job = Job(
         model=model,
         out=out,
@@ -145,6 +149,8 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
         held_out=held_out,
     )
     job.header |= config_keys(source) | tokens | _made_how(job)
+    if budget is not None:
+        check_budget(budget, plans, options.outliers, job.file_bytes)
     return job
 
 
@@ -160,26 +166,29 @@ def _open_source(model: StrPath, options: ExportOptions) -> Source:
     return Source(folder) if options.base is None else GGUFSource(folder, options.base)
 
 
-def _within_context(options: ExportOptions, source: Source) -> ExportOptions:
-    """The options with --ctx cut to the model's context."""
+def _context(asked: int | None, source: Source) -> int:
+    """Tokens of a calibration sample: what --ctx asks for, or CTX, cut to the model's context."""
     limit = source.integer("max_position_embeddings")
-    if options.ctx <= limit:
-        return options
-    log.warning("--ctx %d is longer than the model's context: cut to %d", options.ctx, limit)
-    return replace(options, ctx=limit)
+    if asked is not None and asked > limit:
+        log.warning("--ctx %d is longer than the model's context: cut to %d", asked, limit)
+    return min(CTX if asked is None else asked, limit)
 
 
 def _draw(
-    options: ExportOptions, plans: Sequence[TensorPlan], tokenizer: Tokenizer, samples: int
+    options: ExportOptions,
+    plans: Sequence[TensorPlan],
+    tokenizer: Tokenizer,
+    samples: int,
+    ctx: int,
 ) -> tuple[Calibration | None, np.ndarray | None]:
     """(calibration samples, held-out windows), each only where it is needed."""
     calibration, held_out = None, None
     needs_all = options.budgeted or options.imatrix or options.report_only
     if needs_all or any(p.recipe.statistics for p in plans):
-        calibration = draw_calibration(tokenizer, options.calib, samples, options.ctx, options.seed)
+        calibration = draw_calibration(tokenizer, options.calib, samples, ctx, options.seed)
     if options.verifies:
         held_out = draw_held_out(
-            tokenizer, options.verify_text, options.calib, calibration, options.ctx, options.seed
+            tokenizer, options.verify_text, options.calib, calibration, ctx, options.seed
         )
     return calibration, held_out
 

@@ -30,12 +30,14 @@ def _row(
     metavar: str | None = None,
     kind: Callable[[str], Any] | str = str,
     changes_work: bool = True,
+    short: str | None = None,
 ) -> dict[str, Any]:
     """What the table says of an option beside its name, type and default.
 
     kind: what turns the text of a flag into a value, or "switch", "off" (a switch that is on by
     default, and that --no-NAME turns off) or "list" (the flag may be given several times).
-    changes_work: whether another value asks for other results in the work folder.
+    changes_work: whether another value asks for other results in the work folder. short: a flag of
+    one letter that means the same.
     """
     return {
         "group": group,
@@ -43,6 +45,7 @@ def _row(
         "metavar": metavar,
         "kind": kind,
         "changes_work": changes_work,
+        "short": short,
     }
 
 
@@ -136,7 +139,8 @@ class ExportOptions:
         default=None,
         metadata=_row(
             _CALIBRATION,
-            "take the weights from this GGUF file of the model, and everything else from MODEL",
+            "take the weights from this GGUF file, and everything else from MODEL, the folder of"
+            " the same model",
             metavar="FILE.gguf",
         ),
     )
@@ -168,10 +172,14 @@ class ExportOptions:
             kind=int,
         ),
     )
-    ctx: int = field(
-        default=512,
+    ctx: int | None = field(
+        default=None,
         metadata=_row(
-            _CALIBRATION, "tokens per calibration sample (default: 512)", metavar="N", kind=int
+            _CALIBRATION,
+            "tokens per calibration sample (default: 512, or the model's context if that is less)",
+            metavar="N",
+            kind=int,
+            short="-c",
         ),
     )
     seed: int = field(
@@ -183,6 +191,18 @@ class ExportOptions:
     device: str = field(
         default="cpu",
         metadata=_row(_RUN, "where gradients are computed: cpu (default) or cuda", metavar="NAME"),
+    )
+    threads: int | None = field(
+        default=None,
+        metadata=_row(
+            _RUN,
+            "CPU threads (default: as many CPUs as this process may use); the bytes do not depend"
+            " on it",
+            metavar="N",
+            kind=int,
+            changes_work=False,
+            short="-t",
+        ),
     )
     work_dir: StrPath | None = field(
         default=None,

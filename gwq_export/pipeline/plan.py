@@ -1,5 +1,6 @@
 """Which tensors a file has, and how each is stored."""
 
+import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from gwq_export.hf.source import Source
 from gwq_export.pipeline.presets import Override
 from gwq_export.quantization.recipe import Recipe
 
+log = logging.getLogger("gwq_export")
 F32 = tensor_type("f32")
 DESCRIPTOR = 24  # bytes of a tensor's descriptor in the header beside its name and dimensions
 
@@ -67,11 +69,27 @@ def plan_tensors(
     32 does not divide the width), else the same type; everything else is F32. overrides: see
     `presets.overrides_of`; they go by GGUF names.
 
-    Raises GwqError for a width that a type cannot hold, and for an override that fits no matrix.
+    A matrix takes F16 where a ggml type cannot hold its width; a warning names these.
+
+    Raises GwqError for an override that fits no matrix.
     """
-    plans = [
-        _plan_tensor(source, recipe, overrides, *tensor) for tensor in _tensors_of_file(source)
-    ]
+    plans = []
+    refused: dict[str, list[str]] = {}  # type -> names of the matrices that it cannot hold
+    for tensor in _tensors_of_file(source):
+        asked, plan = _plan_tensor(source, recipe, overrides, *tensor)
+        plans.append(plan)
+        if asked != plan.recipe.type:
+            refused.setdefault(asked.name, []).append(plan.name)
+    for name, matrices in refused.items():
+        log.warning(
+            "%s holds widths that are multiples of %d only, so %d matrices are stored in f16: %s%s;"
+            " gwq6 to gwq2 hold any width",
+            name,
+            TYPES[name].unit,
+            len(matrices),
+            ", ".join(matrices[:8]),
+            ", ..." if matrices[8:] else "",
+        )
     for pattern, _, flag in overrides:
         if not any(pattern.search(p.name) for p in plans if len(p.shape) > 1):
             raise GwqError(
@@ -106,7 +124,8 @@ def _plan_tensor(
     name: str,
     sources: list[str],
     matrix: bool,
-) -> TensorPlan:
+) -> tuple[TensorType, TensorPlan]:
+    """(type that is asked for, the plan)"""
     shape = tuple(source.dims[d] for d in row.shape)
     type = F32
     if matrix:
@@ -114,12 +133,14 @@ def _plan_tensor(
     asked = [o.type for o in overrides if matrix and o.pattern.search(name)]
     if asked:
         type = asked[-1]
+    wanted = type
     if type.bits and recipe.type.levels:
         raise GwqError(
             f"{name}: llama.cpp cannot load {type.name} beside {recipe.type.name}: give it a ggml"
             " type"
         )
-    type.size(shape)  # refuses a width the type cannot hold
+    if not type.bits and shape[-1] % type.unit:
+        type = TYPES["f16"]
     chosen = replace(
         recipe,
         type=type,
@@ -128,7 +149,7 @@ def _plan_tensor(
     )
     arrange = arrangement(row, source.arch, source.dims, source.heads)
     fixed = bool(asked) or not matrix
-    return TensorPlan(name, tuple(sources), shape, chosen, row.linear, arrange, fixed)
+    return wanted, TensorPlan(name, tuple(sources), shape, chosen, row.linear, arrange, fixed)
 
 
 def _end_type(type: TensorType, shape: tuple[int, ...]) -> TensorType:

@@ -103,7 +103,7 @@ def recipe_of(options: ExportOptions) -> tuple[Recipe, int]:
         )
     if chosen["saliency"] not in SALIENCY:
         raise GwqError(f"--saliency {chosen['saliency']}: choose one of {', '.join(SALIENCY)}")
-    if samples < 1 or options.ctx < 2:
+    if samples < 1 or (options.ctx is not None and options.ctx < 2):
         raise GwqError("--samples must be at least 1 and --ctx at least 2")
     if not 0 <= options.seed < 1 << 32:
         raise GwqError(f"--seed {options.seed}: give a number from 0 to {2**32 - 1}")

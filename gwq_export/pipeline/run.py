@@ -5,8 +5,10 @@ its place as soon as its block's gradients exist (last block first).
 """
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,8 +24,8 @@ except ImportError as e:
 
 from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS
 from gwq_export.calibration.text import CALIBRATION
-from gwq_export.compute.results import Memory
-from gwq_export.compute.threads import one_thread_each
+from gwq_export.compute.results import Memory, Workdir
+from gwq_export.compute.threads import cpus, one_thread_each
 from gwq_export.machine import peak_rss
 from gwq_export.native.library import Pool
 from gwq_export.pipeline.artifacts import finish, write_sensitivities
@@ -52,9 +54,29 @@ def export(
     started = time.monotonic()
     progress = progress or (lambda phase, done, total: None)
     job = prepare(model, out, options)
+    with cpus(options.threads):
+        result = _make(job, progress)
+        if options.report_only:
+            return result
+        try:
+            result |= _spent(started)  # of the file alone, for report and card
+            if not options.dry_run:
+                finish(job, result, progress)
+        finally:
+            result |= _spent(started)
+        return result
+
+
+def _spent(started: float) -> dict[str, Any]:
+    return {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
+
+
+def _make(job: Job, progress: Progress) -> dict[str, Any]:
+    """Make the file, or what is asked for instead; returns the result as far as it is known."""
+    options = job.options
     pool = Pool()
     estimate = Estimate(partial(encode, pool)) if options.dry_run else None
-    with one_thread_each(), job.open_work() as work:
+    with one_thread_each(), job.open_work() as work, _said_what_is_kept(job, work):
         job.check_space(work)
         offers = _measure(job, work, progress, estimate)
         if options.report_only:
@@ -71,11 +93,29 @@ def export(
             work.clear()
     _warn_of_experts(job)
     _warn_of_padding(job)
-    result |= {"seconds": round(time.monotonic() - started, 3), "peak_rss_bytes": peak_rss()}
     if job.calibration and job.calibration.losses:
         result["calibration_tokens"] = job.calibration.tokens.numel()
         result["calibration_loss"] = job.calibration.loss
-    return result if options.dry_run else finish(job, result, progress)
+    return result
+
+
+@contextmanager
+def _said_what_is_kept(job: Job, work: Memory) -> Iterator[None]:
+    """Say what an earlier run left, and how to go on if this one stops."""
+    part = f"{job.out}.part"
+    if job.options.writes_model and os.path.exists(part):
+        log.warning("%s is left of an export that was stopped: it is written anew", part)
+    try:
+        yield
+    except BaseException:
+        if isinstance(work, Workdir) and work.nbytes:
+            log.warning(
+                "what is finished is kept in --work-dir %s (%.0f MiB): the same command goes on"
+                " from there; to give it up, delete the folder",
+                work.folder,
+                work.nbytes / 2**20,
+            )
+        raise
 
 
 def _measure(job: Job, work: Memory, progress: Progress, estimate: Estimate | None) -> Offers:

@@ -12,10 +12,11 @@ import numpy as np
 from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.text import Calibration
 from gwq_export.compute.results import Memory
-from gwq_export.errors import GwqError, about
+from gwq_export.errors import about
 from gwq_export.format.types import TYPES
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
+from gwq_export.pipeline.budget import refuse
 from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.plan import TensorPlan, file_bytes
 from gwq_export.quantization.allocate import Choice, allocate, fill, frontier
@@ -174,16 +175,7 @@ def fit(
     sizes = [partial(file_bytes, p.name, p.shape) for p in chosen]
     smallest = size(with_recipes([o[0].recipe for o in fronts]))
     largest = size(with_recipes([o[-1].recipe for o in fronts]))
-    if budget < smallest:
-        raise GwqError(
-            f"the budget of {budget} bytes is too small: the smallest file takes {smallest}; give a"
-            " larger --size or --bpw"
-        )
-    if budget * 0.995 > largest:
-        raise GwqError(
-            f"the budget of {budget} bytes is larger than the model in F16 ({largest} bytes): use"
-            " --type f16"
-        )
+    refuse(budget, smallest, largest, sum(p.weights for p in plans))
     overhead = smallest - sum(o[0].nbytes for o in fronts)
     room = budget - overhead
     while True:  # the header's own alignment may take what was left

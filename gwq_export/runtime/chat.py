@@ -103,7 +103,7 @@ class Chat:
         if len(ids) >= ctx:
             raise GwqError(
                 f"the message takes {len(ids)} tokens, the context holds {ctx}: "
-                "shorten it or use a larger --ctx"
+                f"{self.model.shorter}"
             )
         return messages, ids, dropped
 

@@ -1,34 +1,80 @@
 """The KV cache: K and V of every layer, and of which token ids they are."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
+from gwq_export.errors import NoMemory
 from gwq_export.format.types import TensorType
-from gwq_export.native.library import pointer
+from gwq_export.machine import free_memory
+from gwq_export.native.library import NULL, Pointer, pointer
+
+Layer: TypeAlias = tuple[Pointer, Pointer, np.ndarray]
+FIRST = 256  # positions that there is room for at first
 
 
 class KVCache:
     """K and V of every layer for the token ids computed so far, `pos` of at most `ctx`.
 
+    Memory is taken as it is needed: `reserve` makes room, twice as much each time, so that all its
+    copying together costs no more than writing the cache twice.
+
     width: numbers that K, and V, have at one position. type: of these numbers, one of
-    `native.ops.CACHE`. layers: (K, V) of every layer, void pointers to (ctx, width) numbers, which
-    the forward function writes at the positions from `pos` on before it calls `append`.
+    `native.ops.CACHE`. layers: of every layer K and V, void pointers to (room, width) numbers,
+    which the forward function writes at the positions from `pos` on before it calls `append`; and
+    the array that they point into, uint8 (2, room, bytes).
     """
 
     def __init__(self, layers: int, ctx: int, width: int, type: TensorType) -> None:
         self.ctx = ctx
         self.type = type
         self.pos = 0
-        # zeros, not empty: the system gives such pages when they are first written
-        self._data = np.zeros((layers, 2, ctx, type.nbytes(1, width)), np.uint8)
-        self._ids = np.zeros(ctx, np.int32)  # valid up to pos
-        self.layers = [(pointer(k, "void *"), pointer(v, "void *")) for k, v in self._data]
+        self.room = 0  # positions that there is memory for
+        self._row = type.nbytes(1, width)  # bytes of K, and of V, at one position of a layer
+        self._ids = np.zeros(0, np.int32)  # valid up to pos
+        nothing = np.zeros((2, 0, self._row), np.uint8)
+        self.layers: list[Layer] = [(NULL, NULL, nothing)] * layers
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of K and V for all `ctx` positions."""
-        return self._data.nbytes
+    def nbytes(self, positions: int) -> int:
+        """Bytes of K and V of all layers for so many positions."""
+        return len(self.layers) * 2 * positions * self._row
+
+    def reserve(self, positions: int) -> None:
+        """Make room for `positions`, at most `ctx`; then `layers` has other pointers.
+
+        Raises NoMemory, and then holds what it held.
+        """
+        if positions <= self.room:
+            return
+        for room in (min(self.ctx, max(positions, 2 * self.room, FIRST)), positions):
+            if self._grow(room):
+                return
+        free = free_memory()
+        raise NoMemory(
+            f"the KV cache ({self.type.name}) of {positions} positions takes"
+            f" {self.nbytes(positions) / 2**30:.2f} GiB"
+            + ("" if free is None else f" and {free / 2**30:.2f} GiB are free")
+        )
+
+    def _grow(self, room: int) -> bool:
+        """Copy everything to memory for `room` positions; whether there was enough."""
+        free = free_memory()
+        if free is not None and self.nbytes(room - self.room) > free:
+            return False
+        try:
+            ids = np.zeros(room, np.int32)
+            for i, (_, _, old) in enumerate(self.layers):  # only one layer at a time is there twice
+                # zeros, not empty: the system gives such pages when they are first written
+                new = np.zeros((2, room, self._row), np.uint8)
+                new[:, : self.pos] = old[:, : self.pos]
+                self.layers[i] = pointer(new[0], "void *"), pointer(new[1], "void *"), new
+        except MemoryError:
+            return False
+        ids[: self.pos] = self._ids[: self.pos]
+        self._ids = ids
+        self.room = room
+        return True
 
     def append(self, ids: np.ndarray) -> None:
         """Count ids (n,) as held: every layer has their K and V.

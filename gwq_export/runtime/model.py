@@ -53,6 +53,11 @@ class Model:
             )
         self.ctx = min(ctx or self.config.ctx, self.config.ctx)
 
+    @property
+    def shorter(self) -> str:
+        """What to do about a text that is too long for the context."""
+        return "shorten it" + (" or use a larger --ctx" if self.ctx < self.config.ctx else "")
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer, built when it is first asked for."""
@@ -63,6 +68,10 @@ class Model:
     def session(self, ctx: int | None = None) -> Session:
         """A fresh KV cache for `ctx` positions, at most and by default the model's."""
         return Session(self.weights, min(ctx or self.ctx, self.ctx))
+
+    def cache_bytes(self, ctx: int) -> int:
+        """Bytes of the KV cache of a context of `ctx` positions that is full."""
+        return Session(self.weights, ctx).cache_bytes
 
     def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Next-token logits after each of n token ids, float32 (n, vocab). Keeps no state."""
@@ -158,8 +167,7 @@ class Model:
             raise GwqError("the prompt is empty: give some text with -p")
         if len(ids) >= self.ctx:
             raise GwqError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: "
-                "shorten it or use a larger --ctx"
+                f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: {self.shorter}"
             )
         session = self.session(self.ctx if n < 0 else len(ids) + n)
         tokens = self.tokens(session, ids, n, sampling, self.tokenizer.stop_ids, stats=stats)

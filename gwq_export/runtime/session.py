@@ -14,7 +14,10 @@ BATCH = 512  # tokens of a prompt computed at once
 
 
 class Session:
-    """A KV cache for up to `ctx` positions over shared Weights. One Python thread at a time."""
+    """A KV cache for up to `ctx` positions over shared Weights. One Python thread at a time.
+
+    Its memory grows with the positions that it holds.
+    """
 
     def __init__(self, weights: Weights, ctx: int) -> None:
         c = weights.config
@@ -25,7 +28,8 @@ class Session:
         self.cache_type = weights.cache_type
         self._kv_width = c.dims["kv"]
         self._cache = KVCache(c.layers, ctx, self._kv_width, weights.cache_type)
-        self._ropes = weights.rope_tables(ctx)
+        self._turned = 0  # positions that there are cosines and sines of
+        self._ropes = {rope: (F32(0), F32(0)) for rope in weights.rope_tables(0, ctx)}
         wide = max(c.dim, c.dims["q"])  # h and q hold activations of either width
         ffn = c.expert_ffn if c.experts else c.ffn
         self._widths = {
@@ -39,6 +43,11 @@ class Session:
         }
         self._tokens = 0  # that the work buffers have room for
         self._grow(1)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache once the context is full."""
+        return self._cache.nbytes(self.ctx)
 
     @property
     def pos(self) -> int:
@@ -60,14 +69,14 @@ class Session:
         """Run token ids (n,) after what the cache holds.
 
         Returns float32 logits (keep, vocab) of the last `keep` of them. Raises GwqError when the
-        context is full or an id is out of range.
+        context is full, memory is, or an id is out of range.
         """
         ids = np.asarray(tokens)
         n = len(ids) if ids.ndim == 1 else 0
         if not n or self.pos + n > self.ctx:
             raise GwqError(
-                f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: "
-                "use a larger --ctx or a shorter text"
+                f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: shorten the text"
+                + (" or use a larger context" if self.ctx < self.config.ctx else "")
             )
         if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= self.config.vocab:
             raise GwqError(
@@ -75,6 +84,7 @@ class Session:
                 "the tokenizer does not belong to this model"
             )
         ids = np.ascontiguousarray(ids, np.int32)
+        self._reserve(self.pos + n)
         out = np.empty((keep, self.config.vocab), np.float32)
         skipped = n - keep  # tokens at the start whose logits nobody wants
         for first in range(0, n, BATCH):
@@ -114,7 +124,7 @@ class Session:
         if c.embedding_scale != 1:
             ops.scale(x, n, c.dim, c.embedding_scale)
 
-        for layer, (keys, values) in zip(w.layers, cache.layers, strict=True):
+        for layer, (keys, values, _) in zip(w.layers, cache.layers, strict=True):
             # q (n, heads, head_dim), k and v (n, kv_heads, head_dim) of h (n, dim) = norm(x)
             layer.qkv(ops, layer.attn_norm(ops, x, n, h), n, q, k, v)
             layer.q_norm(ops, q, n, q)
@@ -155,8 +165,25 @@ class Session:
             if c.logit_softcap:
                 ops.softcap(logits, rows, c.vocab, c.logit_softcap)
 
+    def _reserve(self, positions: int) -> None:
+        """Make room for so many positions. Raises NoMemory."""
+        self._cache.reserve(positions)
+        room = self._cache.room
+        if room > self._turned:
+            more = self.weights.rope_tables(room, self.ctx, self._turned)
+            self._ropes = {
+                rope: (_longer(self._ropes[rope][0], cos), _longer(self._ropes[rope][1], sin))
+                for rope, (cos, sin) in more.items()
+            }
+            self._turned = room
+
     def _grow(self, n: int) -> None:
         """Make work buffers, float32 (n, width), for n tokens at once."""
         if n > self._tokens:
             self._tokens = n
             self._buffers = {name: F32((n, width)) for name, width in self._widths.items()}
+
+
+def _longer(table: F32, rows: np.ndarray) -> F32:
+    """A table (n, width) with more rows; an empty one has no width yet."""
+    return F32(np.concatenate([table.array, rows]) if table.array.size else rows)

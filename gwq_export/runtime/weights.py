@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from os import PathLike
 
+import numpy as np
+
 from gwq_export.arch.config import Config, read_config
 from gwq_export.arch.parts import TensorRow
 from gwq_export.arch.rope import Rope
@@ -157,20 +159,22 @@ class Weights:
         self._short_divisors = short or freqs
         self._long_divisors = long or freqs
 
-    def rope_tables(self, positions: int) -> dict[Rope, tuple[F32, F32]]:
-        """{rope: (cos, sin)}, float32 (positions, rotated / 2) each, of all ropes of the layers.
+    def rope_tables(
+        self, positions: int, ctx: int, first: int = 0
+    ) -> dict[Rope, tuple[np.ndarray, np.ndarray]]:
+        """{rope: (cos, sin)}, float32 (positions - first, rotated / 2), of all ropes of the layers.
 
-        positions: of the whole context; how long it is may decide on the frequencies.
+        They begin at position `first`. ctx: of the whole context; how long it is may decide on the
+        frequencies.
         """
         c = self.config
         tables = {}
         for rope in {layer.rope for layer in self.layers if layer.rope}:
             divisors = None
             if rope == c.rope:
-                longer = positions > rope.original
+                longer = ctx > rope.original
                 divisors = self._long_divisors if longer else self._short_divisors
-            cos, sin = rope.table(positions, divisors.array if divisors else None)
-            tables[rope] = F32(cos), F32(sin)
+            tables[rope] = rope.table(positions, divisors.array if divisors else None, first)
         return tables
 
     def _layer(self, i: int) -> Layer:

@@ -26,11 +26,11 @@ def test_roof_tries_every_way_and_keeps_the_best(monkeypatch):
     monkeypatch.setattr(roof, "read_roof", read)
     monkeypatch.setattr(roof.time, "perf_counter", lambda: clock[0])
     roofs = roof.Roofs()
-    first = roofs[2]
+    first = roofs.made(2)
     assert {(r["streams"], r["ahead"]): pytest.approx(r["gbps"]) for r in roofs.rows()} == speed
     assert {r["threads"] for r in roofs.rows()} == {2}
     assert set(reads) == set(speed)
-    assert roofs[2] is first
+    assert roofs.made(2) is first
     # what the machine does now; the last is none of the best
     speed |= {(8, 4096): 0.5, (8, 2048): 40.0, (1, 0): 99.0}
     assert first.now() == pytest.approx(40)
@@ -129,8 +129,11 @@ def test_the_table_has_every_op_type_and_shape():
 
 
 def test_kernel_rows():
-    ticks = []
-    rows, cells = kernels.kernel_rows(SMALL[:3], [1, 2], 3, 1 << 20, lambda *a: ticks.append(a))
+    ticks, seen = [], []
+    rows, cells = kernels.kernel_rows(
+        SMALL[:3], [1, 2], 3, 1 << 20, lambda *a: ticks.append(a), seen.append
+    )
+    assert seen == rows
     assert [(r["op"], r["threads"]) for r in rows] == [(c.op, t) for c in SMALL[:3] for t in (1, 2)]
     for r in rows:
         assert 0 < r["ns"] == pytest.approx(statistics.median(r["samples_ns"]), abs=1)

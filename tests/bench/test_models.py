@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from gwq_export import GwqError
 from gwq_export.bench import contender, models, roof
 from gwq_export.format.reader import Reader
+from gwq_export.format.types import TYPES
 from tests.support.cli import assert_one_line, call
 
 NORMS = 9 * 256 * 4  # bytes of the bundled model's vectors
@@ -63,6 +65,71 @@ def test_file(exported, capsys, format):
             ("6", str(path)),
             ("0", str(path)),
         ]
+
+
+@pytest.mark.parametrize("format", ["md", "jsonl", "csv"])
+def test_rows_are_printed_as_they_come(exported, capsys, monkeypatch, format):
+    """When the second test begins, the row of the first one is there."""
+    printed, phases = [], []
+    run = models._Test.run
+
+    def watched(self):
+        out, err = capsys.readouterr()
+        printed.append(out)
+        phases.append(err)
+        return run(self)
+
+    monkeypatch.setattr(models._Test, "run", watched)
+    status, _, err = call(
+        capsys, "bench", exported(type="f16")[0], "-p", 3, "-n", 2, "-r", 2, "-t", 1, "-o", format
+    )
+    assert status == 0, err
+    # each test runs once to warm up and twice to be timed
+    assert printed[:3] == [""] * 3 and printed[4:] == [""] * 2
+    head = {"md": 2, "csv": 1, "jsonl": 0}[format]
+    assert len(printed[3].splitlines()) == head + 1 and "llama F16" in printed[3]
+    assert all(phase in "".join(phases) + err for phase in ("memory roof", "load", "bench"))
+
+
+def test_lengths_fit_the_context(exported, tiny):
+    """Unless they were asked for: then they are refused."""
+    path = exported(tiny("llama"), type="f16")[0]  # a context of 256
+    rows, _ = models.model_rows(path, gen=2, threads=[1], repeats=1)
+    assert [(r["n_prompt"], r["n_gen"]) for r in rows] == [(256, 0), (0, 2)]
+    with pytest.raises(GwqError, match="the model's is 256"):
+        models.model_rows(path, 512, threads=[1], repeats=1)
+
+
+def test_file_types_are_those_of_llama_cpp():
+    gguf = pytest.importorskip("gguf")
+    names = {int(t): t.name.partition("_")[2] for t in gguf.LlamaFileType}
+    assert {n: models.FILE_TYPES.get(n, "") for n in names} == names | {1024: ""}
+
+
+@pytest.mark.parametrize(
+    "key, types, expected",
+    [
+        (15, {"attn_q": "iq4_nl", "ffn_up": "q8_0"}, "llama Q4_K_M"),  # of a width with fallbacks
+        (0, {"attn_q": "f32", "ffn_up": "f32"}, "llama F32"),
+        (0, {"attn_q": "q8_0", "ffn_up": "q8_0"}, "llama q8_0"),  # the key is of another file
+        (1024, {"attn_q": "gwq4", "ffn_up": "q8_0"}, "llama q8_0+gwq4"),
+        (None, {"attn_q": "gwq4", "ffn_up": "gwq4"}, "llama gwq4"),
+    ],
+)
+def test_names_of_files(key, types, expected):
+    shape = (64, 64)
+    tensors = {
+        f"blk.0.{name}.weight": SimpleNamespace(
+            name=f"blk.0.{name}.weight",
+            type=TYPES[type],
+            shape=shape,
+            companion=False,
+            nbytes=TYPES[type].size(shape),
+        )
+        for name, type in types.items()
+    }
+    keys = {"general.architecture": "llama"} | ({} if key is None else {"general.file_type": key})
+    assert models.model_type(SimpleNamespace(metadata=keys, tensors=tensors)) == expected
 
 
 def test_memory_of_a_file_is_that_of_its_process(exported):

@@ -42,8 +42,11 @@ def test_options_are_checked_before_anything_is_read(tmp_path):
 
 def test_the_context_is_cut_to_the_models(tmp_path, tiny, calib, caplog):
     job = prepare(tiny("llama"), tmp_path / "m.gguf", ExportOptions(ctx=10**6, calib=calib))
-    assert job.options.ctx == 256 and job.calibration.tokens.shape[1] <= 256
-    assert "cut to 256" in caplog.text
+    assert job.calibration.tokens.shape[1] == 256
+    assert "--ctx 1000000 is longer" in caplog.text and "cut to 256" in caplog.text
+    caplog.clear()
+    job = prepare(tiny("llama"), tmp_path / "m.gguf", ExportOptions(calib=calib))
+    assert job.calibration.tokens.shape[1] == 256 and "--ctx" not in caplog.text
 
 
 def test_the_layout_is_the_file(tmp_path, tiny, calib):

@@ -62,7 +62,7 @@ def test_docs_show_the_table():
 
 def test_identity_is_what_changes_the_work():
     usual = ExportOptions().identity()
-    aside = {"work_dir", "dry_run", "verify", "verify_text", "max_kld", "report", "card"}
+    aside = {"threads", "work_dir", "dry_run", "verify", "verify_text", "max_kld", "report", "card"}
     assert set(FIELDS) - set(usual) == aside
     assert ExportOptions(report="x.html", verify=True).identity() == usual
     assert ExportOptions(seed=1).identity() != usual

@@ -81,7 +81,7 @@ def test_a_cache_of_codes_takes_half_the_memory(exported):
     """A KV cache in Q8_0 is 17/32 of one in FP16 and hardly changes what the model says."""
     path, _ = exported(type="gwq4")
     whole, codes = gwq_export.load(path), gwq_export.load(path, cache="q8_0")
-    assert codes.session(64)._cache.nbytes * 32 == whole.session(64)._cache.nbytes * 17
+    assert codes.session(64).cache_bytes * 32 == whole.session(64).cache_bytes * 17
     expected = whole.logits(IDS)
     got = codes.logits(IDS)
     assert 0 < kl_divergence(expected, got) < 1e-3

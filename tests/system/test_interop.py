@@ -227,9 +227,23 @@ def test_options_that_contradict(given, words):
 def test_no_tile_type_in_a_stock_file(tiny, tmp_path):
     with pytest.raises(GwqError, match="cannot load gwq3 beside q4_0"):
         gwq_export.export(REFERENCE, tmp_path / "x.gguf", stock="q4_0", tensor_type="attn_v=gwq3")
-    with pytest.raises(GwqError, match="multiple of 32, got 200"):  # TINY's
-        gwq_export.export(tiny("llama"), tmp_path / "x.gguf", stock="q4_0")
-    assert TINY["intermediate_size"] == 200 and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"type": "q8_0"}, {"type": "q4_0"}, {"stock": "iq4_nl"}])
+def test_widths_that_a_block_does_not_divide(tiny, tmp_path, caplog, options):
+    """Such matrices become F16, and a warning names them; llama.cpp's own quantizer does alike."""
+    out = tmp_path / "x.gguf"
+    gwq_export.export(tiny("llama"), out, samples=1, ctx=32, **options)
+    assert TINY["intermediate_size"] == 200 and TINY["hidden_size"] == 96
+    (asked,) = options.values()
+    for name, tensor in gwq_export.open_gguf(out).tensors.items():
+        if len(tensor.shape) > 1 and name.startswith("blk."):
+            assert tensor.type.name == ("f16" if "ffn_down" in name else asked), name
+    (said,) = (r.getMessage() for r in caplog.records if "stored in f16" in r.getMessage())
+    assert all(f"blk.{i}.ffn_down.weight" in said for i in range(3)) and "ffn_up" not in said
+    assert said.startswith(f"{asked} holds widths that are multiples of 32 only, so 3 matrices")
+    assert gwq_export.load(out).logits([5, 6]).shape == (2, TINY["vocab_size"])
 
 
 def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys):
