@@ -46,7 +46,8 @@ class ModelClass:
     def tensors(self, head: str) -> dict[str, tuple[int, ...]]:
         """{name: shape} of the weights that a model of this config has, tied ones too.
 
-        head: what checkpoints call that of the output; the class may have another name. Raises GwqError when there cannot be such a model.
+        head: what checkpoints call that of the output; the class may have another name. Raises
+        GwqError when there cannot be such a model.
         """
         import torch
         from transformers import AutoModelForCausalLM
