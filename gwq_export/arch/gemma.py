@@ -35,12 +35,6 @@ _GEMMA = Arch(  # what generations 2 and 3 share
     window="sliding_window",
     query_scalar="query_pre_attn_scalar",
     names={"hidden_act": "hidden_activation"},
-    defaults={
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "tie_word_embeddings": True,
-    },
     only={
         "hidden_act": ("gelu_pytorch_tanh",),
         "attention_bias": OFF,
@@ -52,8 +46,6 @@ ARCHS = {  # Hugging Face class name -> row
         _GEMMA,
         full_every=2,
         wide_queries=46,
-        defaults=_GEMMA.defaults
-        | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         numbers={
             "attn_logit_softcapping": "attn_logit_softcapping",
             "final_logit_softcapping": "final_logit_softcapping",
@@ -67,7 +59,7 @@ ARCHS = {  # Hugging Face class name -> row
         wide_queries=62,
         swa_base="rope_local_base_freq",
         model_type="gemma3_text",
-        defaults=_GEMMA.defaults | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        defaults={"rope_local_base_freq": 1e4},
         only=_GEMMA.only | {"attn_logit_softcapping": (None,), "final_logit_softcapping": (None,)},
     ),
 }

@@ -40,7 +40,6 @@ ARCHS = {  # Hugging Face class name -> row
             "intermediate_size": "n_inner",
             "hidden_act": "activation_function",
         },
-        defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
         only={
             "hidden_act": ("gelu_new",),
             "scale_attn_weights": (True,),
@@ -64,7 +63,6 @@ ARCHS = {  # Hugging Face class name -> row
         eps="layer_norm_eps",
         model_type="gpt_neox",
         names={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-        defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
         only={"hidden_act": ("gelu",), "attention_bias": (True,)},
     ),
 }

@@ -23,18 +23,11 @@ ARCHS = {  # Hugging Face class name -> row
         "smollm3",
         "pairs",
         unturned_every=4,
-        defaults={"rope_theta": 2e6, "tie_word_embeddings": True},
     ),
     "GraniteForCausalLM": Arch(
         "granite",
         "pairs",
         rope_kinds=LLAMA_ROPES,
-        defaults={
-            "embedding_multiplier": 1.0,
-            "residual_multiplier": 1.0,
-            "attention_multiplier": 1.0,
-            "logits_scaling": 1.0,
-        },
         numbers={
             "embedding_scale": "embedding_multiplier",
             "residual_scale": "residual_multiplier",
@@ -46,7 +39,6 @@ ARCHS = {  # Hugging Face class name -> row
         "olmo2",
         "halves",
         OLMO2_BLOCK,
-        defaults={"rms_norm_eps": 1e-5},
         only={"hidden_act": ("silu",), "attention_bias": OFF},
     ),
 }

@@ -41,7 +41,6 @@ ARCHS = {  # Hugging Face class name -> row
         "halves",
         EXPERTS_BLOCK,
         names={"num_local_experts": "num_experts"},
-        defaults={"norm_topk_prob": False},
         only=SILU | {"mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
         model_type="qwen3_moe",
         experts="mlp.experts",

@@ -19,6 +19,5 @@ ARCHS = {  # Hugging Face class name -> row
         window="sliding_window",
         rope_kinds=("default", "longrope"),
         partial=True,
-        defaults={"rms_norm_eps": 1e-5},
     ),
 }

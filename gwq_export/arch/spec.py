@@ -84,9 +84,9 @@ class Arch:
     ffn_times: int = 0
     # usual config key -> this architecture's own
     names: dict[str, str] = field(default_factory=dict)
-    # what transformers takes for a missing config key
+    # what a missing config key means, where the transformers class has no default for it
     defaults: dict[str, Any] = field(default_factory=dict)
-    # GGUF key -> config key of a positive number; null is no number, and not written
+    # GGUF key -> config key of a positive number
     numbers: dict[str, str] = field(default_factory=dict)
     # config key -> values that this runtime computes with; any other is refused by name, a missing
     # key is fine

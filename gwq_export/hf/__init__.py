@@ -3,6 +3,8 @@
 Modules import only those listed above them:
     hub
     shards
+    model_class
+    model_config
     source
     gguf_checkpoint
     gguf_source

@@ -175,7 +175,7 @@ def _full_every(source: Source) -> int:
     layer_types = source.config.get("layer_types") or ()
     if "full_attention" in layer_types:
         return layer_types.index("full_attention") + 1
-    return source.integer("sliding_window_pattern", source.arch.full_every)
+    return max(source.arch.full_every, source.layers + 1)
 
 
 def _attention_keys(source: Source) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def config_keys(source: Source) -> dict[str, Any]:
     arch = source.arch
     dims = source.dims
     norm_kind = "" if arch.layer_norm else "rms_"
-    eps = source.number(config.get(arch.eps, 1e-6), arch.eps)
+    eps = source.number(config.get(arch.eps), arch.eps)
     keys: dict[str, Any] = {
         "context_length": dims["ctx"],
         "embedding_length": dims["dim"],
@@ -276,8 +276,7 @@ def config_keys(source: Source) -> dict[str, Any]:
     keys["vocab_size"] = source.vocab
     keys |= _attention_keys(source) | rope
     for key, config_key in arch.numbers.items():
-        if config_key in arch.defaults or config.get(config_key) is not None:
-            keys[key] = source.number(config.get(config_key), config_key)
+        keys[key] = source.number(config.get(config_key), config_key)
     if arch.parallel:
         keys["use_parallel_residual"] = bool(config.get("use_parallel_residual", True))
     return {f"{arch.gguf}.{key}": value for key, value in keys.items()}

@@ -6,6 +6,8 @@ use.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,67 +19,50 @@ if TYPE_CHECKING:
     import torch
 
 Part = tuple[Any, ...]  # index of a part of a stored tensor, () for all of it
+Shape = tuple[int, ...]
+WEIGHTS = "model.safetensors"
+_PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of types that need no decoding
+log = logging.getLogger("gwq_export")
 
 
 class Shards:
     """The tensors of a folder's checkpoint under the names of `arch`.
 
-    Every matrix of an expert has a name of its own, however the checkpoint stores it. Raises
-    GwqError.
+    config: what the folder's config.json holds. Every matrix of an expert has a name of its own,
+    however the checkpoint stores it. Raises GwqError.
     """
 
-    shapes: dict[str, tuple[int, ...]]  # full tensor name -> shape
+    shapes: dict[str, Shape]  # full tensor name -> shape
+    coded: list[str]  # names in the file of tensors that are not plain floats
 
-    def __init__(self, folder: Path, arch: Arch):
+    def __init__(self, folder: Path, arch: Arch, config: Mapping[str, Any]):
         self._arch = arch
         self.shapes = {}
+        self.coded = []
         self._places: dict[str, tuple[Path, str, Part]] = {}  # -> (file, name there, part of it)
-        for path in _files(folder):
+        for path in _files(folder, config):
             self._add(path)
         self._add_prefix()
 
     def _add(self, path: Path) -> None:
         with _open(path) as f:
             for stored in f.keys():  # noqa: SIM118 (not a dict)
-                stored_shape = tuple(f.get_slice(stored).get_shape())
-                for name, shape, part in self._matrices(stored, stored_shape):
+                tensor = f.get_slice(stored)
+                if tensor.get_dtype() not in _PLAIN:
+                    self.coded.append(stored)
+                for name, shape, part in matrices(self._arch, stored, tuple(tensor.get_shape())):
                     self._places[name] = (path, stored, part)
                     self.shapes[name] = shape
 
-    def _matrices(
-        self, stored: str, shape: tuple[int, ...]
-    ) -> list[tuple[str, tuple[int, ...], Part]]:
-        """[(name, shape, part)] of what a checkpoint holds as one tensor.
-
-        Of experts that may be the matrices of all of them, or two matrices (gate and up) of all.
-        """
-        name = stored
-        for old, new in self._arch.renamed:
-            name = name.replace(old, new)
-        layer, _, kind = name.rpartition(".experts.")
-        fused = len(shape) == 3 and kind in ("gate_up_proj", "down_proj")
-        if not self._arch.experts or not fused:
-            return [(name, shape, ())]
-        experts, stored_rows, cols = shape
-        projections = kind.removesuffix("_proj").split("_")  # ["gate", "up"] or ["down"]
-        rows = stored_rows // len(projections)
-        return [
-            (
-                f"{layer}.experts.{j}.{projection}_proj.weight",
-                (rows, cols),
-                (j, slice(i * rows, (i + 1) * rows)),
-            )
-            for j in range(experts)
-            for i, projection in enumerate(projections)
-        ]
-
     def _add_prefix(self) -> None:
-        """Complete the names of a checkpoint that was saved from the bare decoder, as GPT-2's."""
-        prefix = self._arch.layers.partition(".")[0] + "."
-        embed = self._arch.embed
-        if embed not in self._places and embed.removeprefix(prefix) in self._places:
-            self._places = {prefix + name: place for name, place in self._places.items()}
-            self.shapes = {prefix + name: shape for name, shape in self.shapes.items()}
+        """Complete the names of what was saved from the bare decoder, as GPT-2's checkpoint."""
+        arch = self._arch
+        prefix = arch.layers.partition(".")[0] + "."
+        inside = (arch.layers, arch.embed, arch.positions, arch.norm)
+        bare = {name.removeprefix(prefix).partition(".")[0] for name in inside}
+        for name in [name for name in self.shapes if name.partition(".")[0] in bare]:
+            self._places[prefix + name] = self._places.pop(name)
+            self.shapes[prefix + name] = self.shapes.pop(name)
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor in its stored type."""
@@ -93,21 +78,58 @@ class Shards:
             ) from None
 
 
-def _files(folder: Path) -> list[Path]:
-    """The folder's safetensors files: those that its index names, if it has one."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index, "the shard index").get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise GwqError(f"{index}: no weight_map; download the model again")
-        return sorted({folder / str(file) for file in weight_map.values()})
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise GwqError(
-            f"{folder}: no *.safetensors; "
-            "save the model with save_pretrained(safe_serialization=True)"
+def matrices(arch: Arch, stored: str, shape: Shape) -> list[tuple[str, Shape, Part]]:
+    """[(name, shape, part)] of what a checkpoint or a class holds as one tensor, `arch`'s names.
+
+    Of experts that may be the matrices of all of them, or two matrices (gate and up) of all.
+    """
+    name = stored
+    for old, new in arch.renamed:
+        name = name.replace(old, new)
+    layer, _, kind = name.rpartition(".experts.")
+    fused = len(shape) == 3 and kind in ("gate_up_proj", "down_proj")
+    if not arch.experts or not fused:
+        return [(name, shape, ())]
+    experts, stored_rows, cols = shape
+    projections = kind.removesuffix("_proj").split("_")  # ["gate", "up"] or ["down"]
+    rows = stored_rows // len(projections)
+    return [
+        (
+            f"{layer}.experts.{j}.{projection}_proj.weight",
+            (rows, cols),
+            (j, slice(i * rows, (i + 1) * rows)),
         )
-    return files
+        for j in range(experts)
+        for i, projection in enumerate(projections)
+    ]
+
+
+def _files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files with the model's weights, by the rules of transformers.
+
+    That is the file that config.json names, else model.safetensors, else the files that an index
+    names; whatever else lies in the folder (older shards, adapters, other layouts) is not the
+    model.
+    """
+    named = config.get("transformers_weights")
+    names = [str(named)] if named else [WEIGHTS, f"{WEIGHTS}.index.json"]
+    if (folder / "adapter_config.json").exists():
+        log.warning(
+            "%s: adapter_config.json says that an adapter (LoRA) lies there too: it is left out; "
+            "merge it into the model first if it belongs to it",
+            folder,
+        )
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise GwqError(
+            f"{folder}: no {' and no '.join(names)}; save the model there with save_pretrained"
+        )
+    if path.suffix != ".json":
+        return [path]
+    weight_map = read_json(path, "the shard index").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise GwqError(f"{path}: no weight_map; download the model again")
+    return sorted({folder / str(file) for file in weight_map.values()})
 
 
 def _open(path: Path) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.arch.parts import TensorRow
-from gwq_export.arch.registry import ARCHS
-from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
-from gwq_export.files import read_json
-from gwq_export.hf.shards import Shards
+from gwq_export.hf.model_class import QUANTIZED
+from gwq_export.hf.model_config import ModelConfig
+from gwq_export.hf.shards import Shards, matrices
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 # buffers that old checkpoints carry
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$")
 _MODEL_FILES = (".json", ".safetensors", ".model", ".jinja")
+_ROWS = 4096  # of a matrix that are compared at once
+log = logging.getLogger("gwq_export")
 
 
-class Source:
+class Source(ModelConfig):
     """A model's config and weights. Every tensor's shape was compared with the config.
 
     Raises GwqError for a model that is not supported, not whole or not consistent.
@@ -30,125 +34,14 @@ class Source:
 
     again = "download the model again"  # what to do about weights that are not as they should be
 
-    folder: Path
-    config: dict[str, Any]  # as saved, with the architecture's names and defaults filled in
-    arch: Arch
-    layers: int
-    vocab: int
-    heads: dict[str, int]  # {"heads", "kv_heads"}
-    dims: dict[str, int]  # sizes by the names that the architecture's tensor tables use
     tied: bool  # the head is the embedding
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder)
-        self.config = read_json(self.folder / "config.json", "the config")
-        self.arch = self._find_arch()
-        self._complete_config()
-        self._read_sizes()
+        super().__init__(folder)
+        self._elsewhere: dict[str, str] = {}  # tensor -> the one that stands for it
         self._shapes = self._find_tensors()  # full tensor name -> shape
-        says_tied = bool(self.config.get("tie_word_embeddings"))
-        self.tied = self.arch.head not in self._shapes or says_tied
+        self.tied = self._tie()
         self._check_tensors()
-
-    # --- config -----------------------------------------------------------------------------------
-
-    def _class_name(self) -> str:
-        names = self.config.get("architectures")
-        if isinstance(names, list) and names and isinstance(names[0], str):
-            return names[0]
-        return str(names)
-
-    def _find_arch(self) -> Arch:
-        name = self._class_name()
-        if name not in ARCHS:
-            raise GwqError(
-                f"{self.folder}: architecture {name} is not supported; "
-                f"supported: {', '.join(ARCHS)}"
-            )
-        return ARCHS[name]
-
-    def _complete_config(self) -> None:
-        """Fill in usual names and defaults; refuse what the runtime does not compute."""
-        self.config |= {
-            key: self.config[saved]
-            for key, saved in self.arch.names.items()
-            if saved in self.config
-        }
-        self.config = self.arch.defaults | self.config
-        for key, allowed in self.arch.only.items():
-            if key in self.config and self.config[key] not in allowed:
-                raise GwqError(
-                    f"{self.folder}: {self._saved_key(key)} = {self.config[key]!r} "
-                    f"is not supported for {self._class_name()}"
-                )
-        if self.config.get("quantization_config"):
-            raise GwqError(
-                f"{self.folder}: the model is quantized already; "
-                "export the original FP16/BF16/FP32 model"
-            )
-
-    def _read_sizes(self) -> None:
-        self.layers = self.integer("num_hidden_layers")
-        self.vocab = self.integer("vocab_size")
-        dim = self.integer("hidden_size")
-        heads = self.integer("num_attention_heads")
-        kv_heads = self.integer("num_key_value_heads", heads)
-        head = self.integer("head_dim", max(1, dim // heads))
-        if heads % kv_heads or head % 2:
-            raise GwqError(
-                f"{self.folder}/config.json: {heads} heads over {kv_heads} key-value heads "
-                f"of size {head} cannot be"
-            )
-        self.heads = {"heads": heads, "kv_heads": kv_heads}
-        q = heads * head
-        kv = kv_heads * head
-        ffn = self.integer("intermediate_size", self.arch.ffn_times * dim or None)
-        self.dims = {
-            "dim": dim,
-            "q": q,
-            "kv": kv,
-            "qkv": q + 2 * kv,
-            "ffn": ffn,
-            "gate_up": 2 * ffn,
-            "head": head,
-            "vocab": self.vocab,
-            "ctx": self.integer("max_position_embeddings"),
-        }
-        if self.arch.experts:
-            self.dims["experts"] = self.integer("num_local_experts")
-            self.dims["expert_ffn"] = self.integer("moe_intermediate_size")
-
-    def _saved_key(self, key: str) -> str:
-        """What this architecture's configs call a key."""
-        saved = self.arch.names.get(key, key)
-        return saved if saved in self.config else key
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer of the config; the default stands for a missing or null one."""
-        value = self.config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-            raise GwqError(
-                f"{self.folder}/config.json: {self._saved_key(key)} is {value!r}, "
-                "expected a positive integer"
-            )
-        return value
-
-    def number(self, value: Any, key: str) -> float:
-        """A positive float that the config holds under `key`."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-            raise GwqError(
-                f"{self.folder}/config.json: {key} is {value!r}, expected a positive number"
-            )
-        return float(value)
-
-    @property
-    def embedding_scale(self) -> float:
-        """What a row of the embedding is multiplied by before the first block."""
-        if self.arch.scaled_embedding:
-            return self.dims["dim"] ** 0.5
-        key = self.arch.numbers.get("embedding_scale")
-        return 1.0 if key is None else self.config.get(key, 1.0)
 
     # --- where the weights are; a subclass may have them elsewhere --------------------------------
 
@@ -176,8 +69,29 @@ class Source:
 
     def _find_tensors(self) -> dict[str, tuple[int, ...]]:
         """{full name: shape} of all tensors."""
-        self._shards = Shards(self.folder, self.arch)
+        self._shards = Shards(self.folder, self.arch, self.config)
+        if self.config.get(QUANTIZED):
+            self._check_plain(self._shards.coded)
         return self._shards.shapes
+
+    def _check_plain(self, coded: list[str]) -> None:
+        """Raise GwqError when `quantization_config` is not just left over from a training."""
+        missing = next((name for name in self._needed if name not in self._shards.shapes), None)
+        settings = self.config[QUANTIZED]
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        if coded or missing:
+            why = f"tensor {coded[0]} is coded" if coded else f"there is no tensor {missing}"
+            raise GwqError(
+                f"{self.folder}: the model is quantized already ({QUANTIZED} in config.json says "
+                f"{method!r}, and {why}); export the original FP16/BF16/FP32 model"
+            )
+        log.warning(
+            "%s: config.json has a left-over %s (%r), but all weights are plain: exported as "
+            "they are",
+            self.folder,
+            QUANTIZED,
+            method,
+        )
 
     def _read(self, name: str) -> torch.Tensor:
         """A tensor in its stored type."""
@@ -198,7 +112,7 @@ class Source:
 
         if name not in self._shapes:
             raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
-        value = self._read(name)
+        value = self._read(self._elsewhere.get(name, name))
         if not value.is_floating_point():
             raise GwqError(
                 f"{self.place}: tensor {name} is {value.dtype}, expected a float type; "
@@ -234,18 +148,74 @@ class Source:
             rows += [row.of_expert(j) for row in of_experts]
         return rows
 
-    def _check_tensors(self) -> None:
-        """Raise GwqError unless exactly the architecture's tensors are there, in the right size."""
-        needed = {name: row for row, name in self.ends()}
-        optional: dict[str, TensorRow] = {}
-        (optional if self.tied else needed)[self.arch.head] = self.arch.first[0]
+    # --- which tensors there must be --------------------------------------------------------------
+
+    def _tie(self) -> bool:
+        """Whether the head is the embedding, by the rules of transformers.
+
+        Where the config ties them, the checkpoint may hold either of them for both, and two that
+        differ stay apart. Raises GwqError for an untied model without a head.
+        """
+        embed, head = self.arch.embed, self.arch.head
+        both = embed in self._shapes and head in self._shapes
+        if not self.config.get("tie_word_embeddings"):
+            if head not in self._shapes:
+                raise GwqError(
+                    f"{self.place}: tensor {head} is missing, and the config does not tie it to "
+                    f"the embedding (tie_word_embeddings); {self.again}"
+                )
+            return False
+        if head in self._shapes and not both:
+            self._shapes[embed] = self._shapes.pop(head)
+            self._elsewhere[embed] = head
+        if not both or self._equal(embed, head):
+            return True
+        log.warning(
+            "%s: tie_word_embeddings is set, but %s and %s differ: the head is exported as it is, "
+            "as transformers has it",
+            self.place,
+            head,
+            embed,
+        )
+        return False
+
+    def _equal(self, a: str, b: str) -> bool:
+        """Whether two tensors hold the same values."""
+        if self._shapes[a] != self._shapes[b]:
+            return False
+        pairs = zip(self._read(a).split(_ROWS), self._read(b).split(_ROWS), strict=True)
+        return all(bool((x.float() == y.float()).all()) for x, y in pairs)
+
+    def _table(self) -> Iterator[tuple[str, TensorRow]]:
+        """(name, row) of every tensor that the architecture's table knows, the head among them."""
+        for row, name in self.ends():
+            yield name, row
+        yield self.arch.head, self.arch.first[0]
         for i in range(self.layers):
             for row in self._rows():
-                (optional if row.optional else needed)[self._block_name(i, row)] = row
-        for name in needed:
+                yield self._block_name(i, row), row
+
+    @cached_property
+    def _needed(self) -> dict[str, tuple[int, ...]]:
+        """{name: shape} of the tensors of the class that transformers makes of the config."""
+        optional = {self.arch.head} if self.config.get("tie_word_embeddings") else set()
+        return {
+            name: shape
+            for stored, stored_shape in self._class.tensors(self.arch.head).items()
+            for name, shape, _ in matrices(self.arch, stored, stored_shape)
+            if name not in optional
+        }
+
+    def _check_tensors(self) -> None:
+        """Raise GwqError unless exactly the tensors of the config are there, in the right size."""
+        known: dict[str, TensorRow] = {}
+        for name, row in self._table():
+            if name not in self._shapes and not row.optional and name != self.arch.head:
+                raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
+            known[name] = row
+        for name in self._needed:
             if name not in self._shapes:
                 raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
-        known = needed | optional
         for name, shape in self._shapes.items():
             if name not in known:
                 if _IGNORED.search(name):
@@ -253,6 +223,11 @@ class Source:
                 raise GwqError(
                     f"{self.place}: tensor {name} has no place in {self.arch.gguf}; "
                     "this variant is not supported"
+                )
+            if name not in self._needed and name != self.arch.head:
+                raise GwqError(
+                    f"{self.place}: tensor {name} does not fit the config, by which "
+                    f"{self._class.name} has none: correct config.json, or leave the tensor out"
                 )
             row = known[name]
             expected = tuple(self.dims[d] for d in row.shape[-2:])[:: -1 if row.transposed else 1]

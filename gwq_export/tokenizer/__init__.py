@@ -5,6 +5,7 @@ Modules import only those listed above them:
     build
     chat_template
     tokenizer
+    hf_folder
     special_from_hf
     from_hf
     to_hf

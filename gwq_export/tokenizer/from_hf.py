@@ -31,6 +31,7 @@ from gwq_export.tokenizer.build import (
     build,
     from_json,
 )
+from gwq_export.tokenizer.hf_folder import keep_within, load_tokenizer
 from gwq_export.tokenizer.pretokenizer import name_of, parts
 from gwq_export.tokenizer.special_from_hf import chat_templates, special_keys
 
@@ -45,7 +46,7 @@ UNKNOWN_PRE = "unknown"  # llama.cpp refuses this name of a pre-tokenizer, as it
 def to_metadata(
     folder: str | os.PathLike[str], vocab_size: int, pre: str | None = None
 ) -> dict[str, Any]:
-    """The GGUF keys {key: value} of the tokenizer in a Hugging Face folder.
+    """The GGUF keys {key: value} of the tokenizer in a Hugging Face folder, as transformers has it.
 
     vocab_size: rows of the embedding; the ids that the tokenizer lacks become unused tokens. pre:
     llama.cpp's name of the pre-tokenizer, for a byte-level tokenizer with a structure that is not
@@ -58,14 +59,17 @@ def to_metadata(
             f"{folder} has no tokenizer.json: "
             "save the model's fast tokenizer there with save_pretrained"
         )
-    spec = read_optional_json(path)
     config = read_optional_json(folder / "tokenizer_config.json")
-    generation = read_optional_json(folder / "generation_config.json")
     try:
-        text = path.read_text(encoding="utf-8")
+        as_saved = from_json(path.read_text(encoding="utf-8"), path)
+        loaded = load_tokenizer(folder)
+        spec = loaded.spec
+        keep_within(spec, vocab_size, path)
+        text = json.dumps(spec, ensure_ascii=False)
         original = from_json(text, path)
+        _say_other(path, loaded.kind, as_saved, original)
         keys = _tokenizer_keys(path, spec, original, vocab_size, pre)
-        keys |= special_keys(folder, original, config, generation, vocab_size)
+        keys |= special_keys(folder, loaded, original, vocab_size)
         keys = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
         keys |= chat_templates(folder, config)
         return keys | _json_key(path, text, spec, original, keys)
@@ -76,6 +80,21 @@ def to_metadata(
             f"{path} or a file beside it is not what transformers writes "
             f"({one_line(repr(e))}): download the model again"
         ) from None
+
+
+def _say_other(
+    path: Path, kind: str, as_saved: tokenizers.Tokenizer, original: tokenizers.Tokenizer
+) -> None:
+    """Warn when transformers' class cuts texts in another way than the file itself says."""
+    probe = PROBE.read_bytes().decode()
+    ids, theirs = (t.encode(probe, add_special_tokens=False).ids for t in (as_saved, original))
+    if ids != theirs:
+        log.warning(
+            "transformers reads %s as a %s, which cuts texts in another way than the file says: "
+            "the export follows transformers",
+            path,
+            kind,
+        )
 
 
 # --- tokens and how text is cut into them ---------------------------------------------------------
@@ -101,11 +120,6 @@ def _tokenizer_keys(
             "only byte-level BPE, BPE with byte fallback and unigram are supported"
         )
     ids = original.get_vocab(with_added_tokens=True)
-    if max(ids.values()) >= vocab_size:
-        raise GwqError(
-            f"{path} has more ids than the model's {vocab_size} embeddings: "
-            "use the tokenizer that the model was trained with"
-        )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = np.full(vocab_size, UNUSED, np.int32)
     for token, id in ids.items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gwq_export.errors import GwqError
 from gwq_export.files import read_optional_json
 from gwq_export.tokenizer.build import KEY_NAMES
+from gwq_export.tokenizer.hf_folder import NAMES, HFTokenizer, end_ids, named_tokens
 
 if TYPE_CHECKING:
     import tokenizers
@@ -17,39 +19,34 @@ log = logging.getLogger("gwq_export")
 
 
 def special_keys(
-    folder: Path,
-    original: tokenizers.Tokenizer,
-    config: dict[str, Any],
-    generation: dict[str, Any],
-    vocab_size: int,
+    folder: Path, loaded: HFTokenizer, original: tokenizers.Tokenizer, vocab_size: int
 ) -> dict[str, Any]:
-    """The keys, without their prefix, of bos, eos, unk, pad and of other tokens that end a text."""
-    ids = original.get_vocab(with_added_tokens=True)
-    plain, full = (original.encode("a", add_special_tokens=flag).ids for flag in (False, True))
-    configs = [
-        config,
-        read_optional_json(folder / "special_tokens_map.json"),
-        generation,
-        read_optional_json(folder / "config.json"),
-    ]
-    if full[1:] == plain:
-        configs.append({"bos_token_id": full[0]})
-    special = _special_tokens(configs, ids)
+    """The keys, without their prefix, of bos, eos, unk, pad and of other tokens that end a text.
+
+    original: the tokenizer of loaded.spec. Raises GwqError where GGUF's keys cannot say what the
+    tokenizer does, and for a bos or eos without a row of the embedding.
+    """
+    before, after = _around(original)
+    special = _special_tokens(folder, loaded, before, vocab_size)
+    for id in (*before, *after):
+        if id >= vocab_size:
+            raise GwqError(
+                f"{folder}: the tokenizer puts token {id} around every text, for which the model's "
+                f"{vocab_size} embeddings have no row: "
+                "use the tokenizer that the model was trained with"
+            )
+    if before and before != [special.get("bos")]:
+        raise GwqError(
+            f"{folder}: the tokenizer puts {_texts(original, before)} before every text, but "
+            f"{_texts(original, [special['bos']])} is its bos_token; GGUF files cannot say that: "
+            "correct bos_token in tokenizer_config.json"
+        )
     keys: dict[str, Any] = {
         f"{KEY_NAMES.get(name, name)}_token_id": id for name, id in special.items()
     }
-    for name, end in (("bos", full[:1]), ("eos", full[-1:])):
-        added_by_json = len(full) > len(plain) and end == [special.get(name)]
-        said = config.get(f"add_{name}_token")
-        added = said if type(said) is bool else added_by_json
-        keys[f"add_{name}_token"] = name in special and added
-    others = []
-    if isinstance(generation.get("eos_token_id"), list):
-        others = [
-            id
-            for id in generation["eos_token_id"]
-            if id != special.get("eos") and 0 <= id < vocab_size
-        ]
+    keys["add_bos_token"] = bool(before)
+    keys["add_eos_token"] = bool(after) and after == [special.get("eos")]
+    others = [id for id in end_ids(folder) if id != special.get("eos") and 0 <= id < vocab_size]
     keys |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
     if others[2:]:
         log.warning(
@@ -61,20 +58,41 @@ def special_keys(
     return keys
 
 
-def _special_tokens(configs: Iterable[dict[str, Any]], ids: Mapping[Any, int]) -> dict[str, int]:
-    """{"bos": id} and eos, unk, pad: the first that a configuration names, by its text or id."""
-    special: dict[str, int] = {}
-    for config in configs:
-        for name in ("bos", "eos", "unk", "pad"):
-            token: Any = config.get(f"{name}_token")
-            id: Any = config.get(f"{name}_token_id")
-            if isinstance(token, dict):
-                token = token.get("content")
-            if isinstance(id, list) and id:
-                id = id[0]
-            id = ids.get(token, id)
-            if id in ids.values():
-                special.setdefault(name, id)
+def _around(original: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """(ids before, ids after) that the tokenizer puts around a text."""
+    plain, full = (original.encode("a", add_special_tokens=flag).ids for flag in (False, True))
+    starts = (i for i in range(len(full)) if full[i : i + len(plain)] == plain)
+    start = next(starts, 0)
+    return full[:start], full[start + len(plain) :]
+
+
+def _texts(original: tokenizers.Tokenizer, ids: Iterable[int]) -> str:
+    return " ".join(original.id_to_token(id) or str(id) for id in ids)
+
+
+def _special_tokens(
+    folder: Path, loaded: HFTokenizer, before: list[int], vocab_size: int
+) -> dict[str, int]:
+    """{"bos": id} and eos, unk, pad: of the tokenizer, else of the model's configs."""
+    named = named_tokens(folder)
+    special = {}
+    for name, id in loaded.special.items():
+        if id < vocab_size:
+            special[name] = id
+        elif name in ("bos", "eos") and name in named:
+            raise GwqError(
+                f"{folder}: the {name}_token has the id {id}, for which the model's {vocab_size} "
+                "embeddings have no row: use the tokenizer that the model was trained with"
+            )
+    for file in ("generation_config.json", "config.json"):
+        config = read_optional_json(folder / file)
+        for name in NAMES:
+            said: Any = config.get(f"{name}_token_id")
+            first = said[0] if isinstance(said, list) and said else said
+            if type(first) is int and 0 <= first < vocab_size:
+                special.setdefault(name, first)
+    if len(before) == 1:
+        special.setdefault("bos", before[0])
     return special
 
 

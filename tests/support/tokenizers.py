@@ -186,7 +186,7 @@ def save(folder, native, **files):
 
 GPT2_CONFIG = {
     "bos_token": "<|endoftext|>",
-    "eos_token": {"content": "<|endoftext|>"},
+    "eos_token": {"__type": "AddedToken", "content": "<|endoftext|>"},
     "pad_token": None,
 }
 LLAMA_CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

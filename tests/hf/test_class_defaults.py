@@ -1,0 +1,157 @@
+"""What config.json leaves out or says in two ways: the model is the one that transformers makes."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import gwq_export
+from gwq_export import GwqError
+from tests.support.models import TINY_MODELS
+
+# sizes without which the tensors would not fit; everything else may be left out
+SIZES = {
+    "architectures",
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_experts",
+    "num_local_experts",
+    "max_position_embeddings",
+    "attention_bias",
+    "tie_word_embeddings",
+    "n_embd",
+    "n_inner",
+    "n_layer",
+    "n_head",
+    "n_positions",
+    "num_experts_per_tok",
+    "pad_token_id",
+}
+IDS = np.random.default_rng(1).integers(5, 1000, 60).tolist()
+
+
+def copy_of(model, folder, change):
+    """A copy of a folder; change: takes its config and changes it."""
+    shutil.copytree(model, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def expected_logits(folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        return model(torch.tensor([IDS])).logits[0].numpy()
+
+
+def exported_logits(folder):
+    out = folder / "out.gguf"
+    gwq_export.export(folder, out, type="f32")
+    return gwq_export.load(out).logits(IDS)
+
+
+def agrees(folder):
+    """The exported file computes what transformers does."""
+    expected = expected_logits(folder)
+    error = np.abs(exported_logits(folder) - expected).max() / np.abs(expected).max()
+    assert error < 2e-4
+
+
+@pytest.mark.parametrize("name", sorted(TINY_MODELS))
+def test_missing_keys(tmp_path, tiny, name):
+    def only_sizes(config):
+        for key in set(config) - SIZES:
+            del config[key]
+
+    agrees(copy_of(tiny(name), tmp_path / name, only_sizes))
+
+
+# what config.json says of rotary positions, in the layouts of transformers 4 and 5
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+OLD_LINEAR = {"type": "linear", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0}
+ROPES = {
+    "scaling beside parameters": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+        "rope_scaling": LINEAR,
+    },
+    "scaling and base beside parameters": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+        "rope_scaling": OLD_LINEAR,
+        "rope_theta": 5e4,
+    },
+    "base beside parameters": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 3e4},
+        "rope_theta": 5e4,
+    },
+    "parameters without base": {"rope_parameters": LINEAR, "rope_theta": 5e4},
+    "base alone": {"rope_theta": 5e4},
+    "scaling alone": {"rope_scaling": OLD_LINEAR},
+    "scaling with a base of its own": {"rope_scaling": LINEAR | {"rope_theta": 7e4}},
+    "empty": {"rope_parameters": {}, "rope_scaling": {}},
+    "nulls": {"rope_parameters": None, "rope_scaling": None},
+    "llama3 without the original context": {"rope_scaling": LLAMA3},
+    "yarn without the original context": {"rope_scaling": YARN},
+    "yarn": {"rope_scaling": YARN | {"original_max_position_embeddings": 32}},
+}
+ROTARY = sorted(
+    set(TINY_MODELS)
+    & {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "mixtral",
+        "qwen3moe",
+        "smollm3",
+        "granite",
+        "olmo2",
+        "gemma2",
+        "gemma3",
+        "gptneox",
+    }
+)
+REFUSED = "rope scaling '(llama3|yarn)' is not supported"  # llama.cpp has it for some only
+
+
+@pytest.mark.parametrize("rope", sorted(ROPES))
+@pytest.mark.parametrize("name", ROTARY)
+def test_rope(tmp_path, tiny, name, rope):
+    def say(config):
+        for key in ("rope_parameters", "rope_scaling", "rope_theta"):
+            config.pop(key, None)
+        config |= ROPES[rope]
+
+    folder = copy_of(tiny(name), tmp_path / name, say)
+    try:
+        expected_logits(folder)
+    except Exception:  # transformers raises many kinds for what it does not accept
+        with pytest.raises(GwqError, match="transformers does not accept it"):
+            exported_logits(folder)
+        return
+    try:
+        agrees(folder)
+    except GwqError as e:
+        assert re.search(REFUSED, str(e)), e
