@@ -79,8 +79,7 @@ def _facts(reader: "Reader") -> dict[str, Any]:
     ]
     params = sum(math.prod(t.shape) for t in reader.tensors.values() if not t.companion)
     tensor_bytes = sum(t.nbytes for t in reader.tensors.values())
-    # every header ends on the alignment
-    header = sum(-(-n // reader.alignment) * reader.alignment for _, n in reader.headers)
+    header = reader.header_bytes
     return {
         "arch": reader.metadata.get("general.architecture"),
         "params": params,

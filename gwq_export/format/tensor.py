@@ -24,13 +24,14 @@ class Tensor:
     name: str
     type: TensorType
     shape: tuple[int, ...]  # numpy order: (rows, cols), (n,) or (experts, rows, cols)
-    offset: int  # of its first byte in the file
+    offset: int  # of its first byte in its file
     nbytes: int
     data: np.ndarray  # uint8 (nbytes,)
     # the side-tables of its matrices, one after another, or None:
     # (records uint8 (bytes,), offsets int32 (row groups + 1,))
     outliers: Outliers | None
     outlier_count: int  # of all matrices
+    path: str  # of its file, which is one of several where a model is split
 
     @property
     def companion(self) -> bool:
