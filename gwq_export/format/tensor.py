@@ -9,7 +9,7 @@ import numpy as np
 from gwq_export.errors import AGAIN, GwqError, about
 from gwq_export.format.layout import is_companion
 from gwq_export.format.tiles import Outliers, check_outliers, check_tiles, dequantize
-from gwq_export.format.types import TensorType, matrices
+from gwq_export.format.types import TYPES, TensorType, matrices
 
 CHECKED = 1 << 20  # weights of a ggml type that `Tensor.check` decodes at once
 
@@ -75,8 +75,8 @@ class Tensor:
 
         Raises GwqError for a value that is not finite, damaged tiles or a damaged side-table.
         """
-        if self.type.name in ("i8", "i32"):
-            return  # a side-table is checked with its matrix
+        if self.type.name in ("i8", "i32") or self.type.name not in TYPES:
+            return  # a side-table is checked with its matrix, other types by `foreign`
         with about(f"tensor {self.name}"), np.errstate(invalid="ignore"):
             for matrix in self.matrices():
                 matrix._check_matrix()

