@@ -224,9 +224,10 @@ def model_rows(
             contenders = []
             for i, (reader, names) in enumerate(files):
                 progress("load", i, len(files))
-                with open(reader.path, "rb") as f:  # into the page cache
-                    while f.read(1 << 24):
-                        pass
+                for part in reader.parts:
+                    with open(part.path, "rb") as f:  # into the page cache
+                        while f.read(1 << 24):
+                            pass
                 for c in contender.start(reader, names, t, ctx):
                     stack.callback(c.close)
                     contenders.append(c)

@@ -27,7 +27,8 @@ def parser() -> Parser:
     p.add_model(
         "model",
         "MODEL",
-        help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name",
+        help="model folder (config.json, *.safetensors, tokenizer.json), hub id org/name, or a GGUF"
+        " file (of one in parts, the first)",
         required=False,
     )
     p.add_argument("-o", "--out", metavar="FILE.gguf", help="the file to write")

@@ -19,7 +19,11 @@ each_type = pytest.mark.parametrize("type", TILES, ids=lambda t: t.name)
 
 
 def file_values(type, e, shape):
-    return dequantize(type, pack_tiles(type, e.table, e.row_scales, e.scales, e.codes, e.exponent, shape[1]), shape)
+    return dequantize(
+        type,
+        pack_tiles(type, e.table, e.row_scales, e.scales, e.codes, e.exponent, shape[1]),
+        shape,
+    )
 
 
 @each_type
