@@ -60,7 +60,8 @@ def cells(row):
     if "kld_mean" not in row:
         answers = [f"right {t['acc']:.1%} ± {t['acc_error']:.1%}" for t in row["tasks"]]
         return [*out, "0", "0", "100 %", *answers]
-    return out + [
+    return [
+        *out,
         f"{row['kld_mean']:.4f} ± {row['kld_error']:.4f}",
         f"{row['kld_p999']:.3f} ± {row['kld_p999_error']:.3f}",
         f"{row['top1_agreement']:.1%} ± {row['top1_error']:.1%}",
