@@ -57,7 +57,7 @@ def export(
     card: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Quantize the Hugging Face model `model` (folder or hub id) into the GGUF file `out`.
+    """Quantize the model `model` (a folder, a hub id or a GGUF file) into the GGUF file `out`.
 
     Size and types:
     type: of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, q4_0, iq4_nl, f16, bf16,

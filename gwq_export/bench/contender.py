@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gwq_export.errors import GwqError
-from gwq_export.format.foreign import foreign_type
-from gwq_export.format.header import GGML_NAMES
+from gwq_export.format.header import GGML_TYPES
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES, TensorType
 
@@ -103,9 +102,9 @@ class Contender:
 
 
 def _other_type(id: int) -> TensorType | None:
-    if str(id) in GGML_NAMES and not have_peer():
+    if id in GGML_TYPES and not have_peer():
         raise GwqError(MISSING)
-    return foreign_type(id)
+    return GGML_TYPES.get(id)
 
 
 def open_file(path: str | PathLike[str]) -> Reader:

@@ -176,9 +176,10 @@ def model_rows(
         with ExitStack() as stack:
             contenders = []
             for reader, names in files:
-                with open(reader.path, "rb") as f:  # into the page cache
-                    while f.read(1 << 24):
-                        pass
+                for part in reader.parts:
+                    with open(part.path, "rb") as f:  # into the page cache
+                        while f.read(1 << 24):
+                            pass
                 for c in contender.start(reader, names, t, ctx):
                     stack.callback(c.close)
                     contenders.append(c)

@@ -28,6 +28,9 @@ class ModelSource(Protocol):
     def embedding_scale(self) -> float:
         """What embeddings are multiplied by."""
 
+    def transformers_config(self) -> Any:
+        """The config by which transformers builds the model."""
+
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor, float32, by its Hugging Face name."""
 
@@ -110,11 +113,10 @@ class BlockModel:
         self.head = self.model.get_output_embeddings()
 
     def _empty_model(self) -> Any:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        folder = self.source.folder
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = self.source.transformers_config()
             config.use_cache = False
             soft_capped = getattr(config, "attn_logit_softcapping", None)  # sdpa knows none of it
             with _weightless():
@@ -123,9 +125,11 @@ class BlockModel:
                     dtype=torch.float32,
                     attn_implementation="eager" if soft_capped else "sdpa",
                 )
+        except GwqError:
+            raise
         except Exception as e:  # transformers raises many kinds for a config it does not accept
             raise GwqError(
-                f"{folder}/config.json: transformers does not accept it"
+                f"{self.source.folder}: transformers does not accept the config"
                 f" ({' '.join(str(e).split())[:200]})"
             ) from None
         return model.eval().requires_grad_(False)

@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "model",
-        help="model folder (config.json, *.safetensors, tokenizer.json) or hub id org/name",
+        help="model folder (config.json, *.safetensors, tokenizer.json), hub id org/name, or a GGUF"
+        " file (of one in parts, the first)",
     )
     p.add_argument("--out", metavar="FILE.gguf", help="the file to write")
     p.add_argument(

@@ -35,6 +35,8 @@ def parser() -> Parser:
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Run gwq-info; returns what --json prints."""
     from gwq_export.files import check_output, save
+    from gwq_export.format.foreign import check_foreign, foreign_type
+    from gwq_export.format.header import GGML_TYPES
     from gwq_export.format.reader import Reader
 
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
@@ -42,9 +44,11 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
     if args.report:
         check_output(args.report, "--report")
-    reader = Reader(args.file, base=args.base)
+    reads = args.check or args.to_safetensors is not None
+    reader = Reader(args.file, foreign_type if reads else GGML_TYPES.get, args.base)
     if args.check:
         reader.check()
+        check_foreign(reader)
     result = _facts(reader)
     if args.check:
         result["check"] = "ok"
@@ -79,8 +83,7 @@ def _facts(reader: "Reader") -> dict[str, Any]:
     ]
     params = sum(math.prod(t.shape) for t in reader.tensors.values() if not t.companion)
     tensor_bytes = sum(t.nbytes for t in reader.tensors.values())
-    # every header ends on the alignment
-    header = sum(-(-n // reader.alignment) * reader.alignment for _, n in reader.headers)
+    header = reader.header_bytes
     return {
         "arch": reader.metadata.get("general.architecture"),
         "params": params,
@@ -95,6 +98,8 @@ def _facts(reader: "Reader") -> dict[str, Any]:
 
 
 def _print_facts(path: str, facts: dict[str, Any]) -> None:
+    from gwq_export.format.types import TYPES
+
     tensors = facts["tensors"]
     print(
         f"{path}: {facts['arch']}, {facts['params'] / 1e6:.2f} M parameters, "
@@ -113,5 +118,11 @@ def _print_facts(path: str, facts: dict[str, Any]) -> None:
         f"  header {facts['header_bytes']} + tensors {facts['tensor_bytes']} "
         f"+ alignment {facts['alignment_bytes']} = {facts['bytes']} bytes"
     )
+    stock = dict.fromkeys(t["type"] for t in tensors if t["type"] not in TYPES)
+    if stock:
+        print(
+            f"  {', '.join(stock)}: only llama.cpp computes with this; gwq-export FILE.gguf makes "
+            "a file of it that gwq-run runs, gwq-eval takes it as it is"
+        )
     if "check" in facts:
         print("  check: ok")

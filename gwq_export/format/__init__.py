@@ -9,6 +9,7 @@ Modules import only those listed above them:
     layout
     bridge
     tensor
+    split
     reader
     header_bytes
     writer

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import numpy as np
 
-from gwq_export.errors import AGAIN, GwqError
-from gwq_export.format.header import GGML_NAMES
+from gwq_export.errors import AGAIN, GwqError, about
+from gwq_export.format.header import GGML_TYPES
 from gwq_export.format.reader import Reader
 from gwq_export.format.tensor import Tensor
 from gwq_export.format.types import TYPES, TensorType
@@ -35,20 +35,24 @@ def _gguf() -> ModuleType:
 
 
 def foreign_type(id: int) -> TensorType | None:
-    """The TensorType of a ggml type id, None for one that gguf-py cannot decode.
+    """The TensorType of a ggml type id that gguf-py decodes, None for an unknown id.
 
-    Raises GwqError without gguf-py.
+    Raises GwqError without gguf-py, and for a type that it does not decode.
     """
-    if str(id) not in GGML_NAMES:
+    if id not in GGML_TYPES:
         return None
+    type = GGML_TYPES[id]
     gguf = _gguf()
     try:
-        ggml_type = gguf.GGMLQuantizationType(id)
-        unit, unit_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
-        gguf.quants.dequantize(np.zeros((1, unit_bytes), np.uint8), ggml_type)
+        block = np.zeros((1, type.unit_bytes), np.uint8)
+        gguf.quants.dequantize(block, gguf.GGMLQuantizationType(id))
     except (ValueError, KeyError, NotImplementedError):
-        return None
-    return TensorType(ggml_type.name.lower(), id, unit, unit_bytes)
+        raise GwqError(
+            f"its ggml type {type.name} ({id}) is llama.cpp's, and the installed gguf-py does not "
+            "decode it: write the file again with `llama-quantize --allow-requantize FILE.gguf "
+            "NEW.gguf F16`, or update the package gguf"
+        ) from None
+    return type
 
 
 def as_float32(tensor: Tensor) -> Tensor:
@@ -72,6 +76,17 @@ def as_float32(tensor: Tensor) -> Tensor:
     )
 
 
+def check_foreign(reader: Reader) -> None:
+    """Decode every tensor of a type that is not in TYPES, one at a time.
+
+    Raises GwqError for a value that is not finite.
+    """
+    for tensor in reader.tensors.values():
+        if tensor.type.name not in TYPES:
+            with about(tensor.path):
+                as_float32(tensor)
+
+
 def open_any(path: str | os.PathLike[str], base: bool = False) -> Reader:
     """A Reader of `path` whose tensors all have types of TYPES: f32 in place of any other.
 
@@ -79,11 +94,9 @@ def open_any(path: str | os.PathLike[str], base: bool = False) -> Reader:
     base: as for Reader. Raises GwqError.
     """
     reader = Reader(path, foreign_type, base)
-    try:
+    with about(reader.path):
         reader.tensors = {
             name: tensor if tensor.type.name in TYPES else as_float32(tensor)
             for name, tensor in reader.tensors.items()
         }
-    except GwqError as e:
-        raise GwqError(f"{reader.path}: {e}") from None
     return reader

@@ -40,17 +40,34 @@ ID_OF = {np.dtype("<" + code): id for id, code in NUMBERS.items()}
 U32 = SCALARS[4]
 U64 = SCALARS[10]
 
-# ggml types that this package does not read, by id: for the message only
-_GGML_NAMES = """
-    3:q4_1 6:q5_0 7:q5_1 9:q8_1 10:q2_k 11:q3_k 12:q4_k 13:q5_k 14:q6_k 15:q8_k
-    16:iq2_xxs 17:iq2_xs 18:iq3_xxs 19:iq1_s 21:iq3_s 22:iq2_s 23:iq4_xs 25:i16 27:i64 28:f64
-    29:iq1_m 34:tq1_0 35:tq2_0 39:mxfp4 40:nvfp4 41:q1_0 42:q2_0
+# ggml types that this package does not compute with, as id:name:columns:bytes of a block
+_GGML = """
+    3:q4_1:32:20 6:q5_0:32:22 7:q5_1:32:24 9:q8_1:32:36 10:q2_k:256:84 11:q3_k:256:110
+    12:q4_k:256:144 13:q5_k:256:176 14:q6_k:256:210 15:q8_k:256:292 16:iq2_xxs:256:66
+    17:iq2_xs:256:74 18:iq3_xxs:256:98 19:iq1_s:256:50 21:iq3_s:256:110 22:iq2_s:256:82
+    23:iq4_xs:256:136 25:i16:1:2 27:i64:1:8 28:f64:1:8 29:iq1_m:256:56 34:tq1_0:256:54
+    35:tq2_0:256:66 39:mxfp4:32:17 40:nvfp4:64:36 41:q1_0:128:18 42:q2_0:64:18
 """
-GGML_NAMES: dict[str, str] = {
-    id: name for id, name in (entry.split(":") for entry in _GGML_NAMES.split())
+GGML_TYPES: dict[int, TensorType] = {
+    int(id): TensorType(name, int(id), int(unit), int(unit_bytes))
+    for id, name, unit, unit_bytes in (entry.split(":") for entry in _GGML.split())
 }
 
 Description = tuple[str, TensorType, tuple[int, ...]]  # (name, type, shape) of a tensor
+
+
+def _not_read(id: int) -> str:
+    """What a type is that is not read, and what to do."""
+    if id in GGML_TYPES:
+        return (
+            f"its ggml type {GGML_TYPES[id].name} ({id}) is one that only llama.cpp computes with: "
+            "gwq-export FILE.gguf --out NEW.gguf makes a file of it that runs here; "
+            "gwq-eval and gwq-info take the file as it is"
+        )
+    return (
+        f"it has the unknown type {id}: "
+        f"use a file with types of {', '.join(TYPES)}, or a newer gwq-export"
+    )
 
 
 class Metadata(Mapping[str, Any]):
@@ -188,14 +205,10 @@ class Cursor:
                     f"tensor {name} has the impossible shape {shape} ({dims} dimensions): {AGAIN}"
                 )
             id = self.number(U32)
-            type = TYPES_BY_ID.get(id) or other_type(id)
-            if type is None:
-                ggml_name = GGML_NAMES.get(str(id))
-                which = f"ggml type {ggml_name} ({id})" if ggml_name else f"unknown type {id}"
-                raise GwqError(
-                    f"tensor {name} has {which}: "
-                    f"use a file with types of {', '.join(TYPES)}, or a newer gwq-export"
-                )
+            with about(f"tensor {name}"):
+                type = TYPES_BY_ID.get(id) or other_type(id)
+                if type is None:
+                    raise GwqError(_not_read(id))
             tensors.append((name, type, shape))
             offsets.append(self.number(U64))
         return tensors, offsets

@@ -3,7 +3,8 @@
 File: header (metadata, then one descriptor per tensor), zero bytes up to the alignment, tensors in
 the order of their descriptors, each padded with zero bytes to the alignment. The side-tables of a
 bridge file lie in a second GGUF behind the last tensor, as its `gwq.bridge.*` keys say (see
-`bridge`).
+`bridge`). The other files of a model that is split into several are opened with the first (see
+`split`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gwq_export.errors import AGAIN, GwqError, about
-from gwq_export.format import bridge
+from gwq_export.format import bridge, split
 from gwq_export.format.header import MAGIC, U32, U64, VERSION, Cursor, Description, Metadata
 from gwq_export.format.layout import (
     ALIGNMENT,
@@ -56,23 +57,27 @@ class _Section:
 class Reader:
     """An open GGUF file: its header checked in full, its data read when used.
 
-    other_type: type id -> TensorType of a type that is not in TYPES (only its name and sizes are
-    used), or None. base: leave the deltas of a bridge file alone, whatever state they are in.
+    path: of a model that is split into several files, the first one's. other_type: type id ->
+    TensorType of a type that is not in TYPES (only its name and sizes are used), or None. base:
+    leave the deltas of a bridge file alone, whatever state they are in. part: of a split model,
+    which part this one is, counted from 0; only Reader itself gives it.
     Raises GwqError, naming the path, for anything but a whole and well-formed file.
     """
 
     path: str
-    nbytes: int  # size of the file
+    nbytes: int  # size of the file, or of all parts
     alignment: int  # bytes
     headers: list[Place]  # of a bridge file two
-    metadata: Metadata
-    tensors: dict[str, Tensor]  # in file order
+    metadata: Metadata  # of a split model, its first part's
+    tensors: dict[str, Tensor]  # in file order, of all parts
+    parts: list[Reader]  # the files of the model, this one first
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         other_type: Callable[[int], TensorType | None] = lambda id: None,
         base: bool = False,
+        part: int = 0,
     ):
         self.path = os.fspath(path)
         self._other_type = other_type
@@ -94,8 +99,40 @@ class Reader:
         with about(self.path):
             try:
                 self._parse(buffer)
-            except (struct.error, OverflowError):
+            except (struct.error, OverflowError, GwqError) as e:
+                if split.is_piece(self.path):
+                    raise GwqError(
+                        "this is a piece of a file that was cut by bytes: "
+                        "join all pieces in their order first, `cat PIECES > MODEL.gguf`"
+                    ) from None
+                if isinstance(e, GwqError):
+                    raise
                 raise GwqError(f"the file ends inside its header: {AGAIN}") from None
+        self.parts = [self]
+        if part == 0:
+            self._open_others()
+
+    def _open_others(self) -> None:
+        """Open the other files of a split model, and take their tensors."""
+        with about(self.path):
+            paths = split.later_parts(self.path, self.metadata)
+        for no, path in enumerate(paths, 1):
+            other = Reader(path, self._other_type, self._base, no)
+            with about(path):
+                split.check_part(self.metadata, other.metadata, no)
+            self.parts.append(other)
+        if paths:
+            with about(self.path):
+                names = [name for part in self.parts for name in part.tensors]
+                split.check_tensors(self.metadata, names)
+            for other in self.parts[1:]:
+                self.tensors |= other.tensors
+                self.nbytes += other.nbytes
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of all headers, each up to the alignment on which it ends."""
+        return sum(padded(n, part.alignment) for part in self.parts for _, n in part.headers)
 
     def _parse(self, buffer: memoryview) -> None:
         main = self._section(buffer)
@@ -123,7 +160,7 @@ class Reader:
             if name in counts:
                 outliers = (data[name + OUTLIERS], data[name + OFFSETS].view(np.int32))
             self.tensors[name] = Tensor(
-                name, type, shape, at, nbytes, data[name], outliers, counts.get(name, 0)
+                name, type, shape, at, nbytes, data[name], outliers, counts.get(name, 0), self.path
             )
 
     def _section(self, buffer: memoryview) -> _Section:
@@ -195,23 +232,25 @@ class Reader:
             )
 
     def check(self) -> None:
-        """Read the whole file.
+        """Read the whole file, or all parts.
 
         Raises GwqError for the first string, value, side-table or padding that is damaged.
         """
-        for key in self.metadata:
-            self.metadata[key]
-        with about(self.path):
-            for tensor in self.tensors.values():
+        for part in self.parts:
+            for key in part.metadata:
+                part.metadata[key]
+        for tensor in self.tensors.values():
+            with about(tensor.path):
                 tensor.check()
+        with about(self.path):
             if VERSION_KEY in self.metadata or len(self.headers) > 1:
                 self._check_padding()
 
     def _check_padding(self) -> None:
         """Between headers, tensors and the end there are only zero bytes."""
         tensors = [(t.offset, t.nbytes) for t in self.tensors.values()]
-        places = sorted([*self.headers, *tensors, (self.nbytes, 0)])
         with open(self.path, "rb") as f:
+            places = sorted([*self.headers, *tensors, (os.fstat(f.fileno()).st_size, 0)])
             for (start, size), (end, _) in pairwise(places):
                 f.seek(start + size)
                 if any(f.read(end - start - size)):
@@ -223,6 +262,7 @@ class Reader:
         Views taken before stay valid: the map is closed with the last of them.
         """
         self.tensors = {}
+        self.parts = [self]
 
     def __enter__(self) -> Reader:
         return self

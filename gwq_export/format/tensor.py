@@ -9,7 +9,7 @@ import numpy as np
 from gwq_export.errors import AGAIN, GwqError, about
 from gwq_export.format.layout import is_companion
 from gwq_export.format.tiles import Outliers, check_outliers, check_tiles, dequantize
-from gwq_export.format.types import TensorType, matrices
+from gwq_export.format.types import TYPES, TensorType, matrices
 
 CHECKED = 1 << 20  # weights of a ggml type that `Tensor.check` decodes at once
 
@@ -24,13 +24,14 @@ class Tensor:
     name: str
     type: TensorType
     shape: tuple[int, ...]  # numpy order: (rows, cols), (n,) or (experts, rows, cols)
-    offset: int  # of its first byte in the file
+    offset: int  # of its first byte in its file
     nbytes: int
     data: np.ndarray  # uint8 (nbytes,)
     # the side-tables of its matrices, one after another, or None:
     # (records uint8 (bytes,), offsets int32 (row groups + 1,))
     outliers: Outliers | None
     outlier_count: int  # of all matrices
+    path: str  # of its file, which is one of several where a model is split
 
     @property
     def companion(self) -> bool:
@@ -74,8 +75,8 @@ class Tensor:
 
         Raises GwqError for a value that is not finite, damaged tiles or a damaged side-table.
         """
-        if self.type.name in ("i8", "i32"):
-            return  # a side-table is checked with its matrix
+        if self.type.name in ("i8", "i32") or self.type.name not in TYPES:
+            return  # a side-table is checked with its matrix, other types by `foreign`
         with about(f"tensor {self.name}"), np.errstate(invalid="ignore"):
             for matrix in self.matrices():
                 matrix._check_matrix()

@@ -8,5 +8,7 @@ Modules import only those listed above them:
     gguf_source
     config_to_gguf
     config_from_gguf
+    gguf_model
+    opened
     restore
 """

@@ -19,11 +19,19 @@ from gwq_export.hf.config_to_gguf import ORIGINAL
 from gwq_export.tokenizer.to_hf import special_ids
 
 
-def config_json(reader: Reader, c: Config, dtype: str) -> dict[str, Any]:
+def config_json(
+    reader: Reader,
+    c: Config,
+    dtype: str,
+    remedy: str = "give the source model's folder with --config-from",
+    any_factors: bool = False,
+) -> dict[str, Any]:
     """config.json in the layout that transformers 4 and 5 read.
 
-    reader: the open file; c: its Config; dtype: torch's name of the weights' type. Raises GwqError
-    for what the keys do not determine.
+    reader: the open file; c: its Config; dtype: torch's name of the weights' type. Raises GwqError,
+    which ends in `remedy`, for what the keys do not determine. any_factors: write the divisors of
+    llama3's scaling as longrope's, with which transformers computes the same, instead of refusing
+    them: for a config that stays in memory.
     """
     name, arch = _class_of(c.arch, any(c.windows))
     config: dict[str, Any] = {
@@ -63,23 +71,24 @@ def config_json(reader: Reader, c: Config, dtype: str) -> dict[str, Any]:
         scalar = round(c.attention_scale**-2)
         config[arch.query_scalar] = scalar
         if not math.isclose(scalar**-0.5, c.attention_scale, rel_tol=1e-6):  # the key is a float32
-            _ask(reader, f"the key {arch.gguf}.attention.scale = {c.attention_scale}")
+            what = f"the key {arch.gguf}.attention.scale = {c.attention_scale}"
+            _ask(reader, what, remedy)
     for key, config_key in arch.numbers.items():
         if f"{arch.gguf}.{key}" not in reader.metadata:
-            _ask(reader, f"a file without the key {arch.gguf}.{key}")
+            _ask(reader, f"a file without the key {arch.gguf}.{key}", remedy)
         config[config_key] = _short(reader.metadata[f"{arch.gguf}.{key}"])
     if c.rope is not None:
+        if "rope_freqs.weight" in reader.tensors and not any_factors:
+            # three numbers of a config became a vector
+            _ask(reader, "its rope factors", remedy)
         config |= _rope(reader, c)
     config = {arch.names.get(key, key): value for key, value in config.items()}
     ids = special_ids(reader.metadata, "bos", "eos", "pad")
     return config | {f"{name}_token_id": id for name, id in ids.items()}
 
 
-def _ask(reader: Reader, what: str) -> NoReturn:
-    raise GwqError(
-        f"{reader.path}: config.json cannot be made again from {what}: "
-        "give the source model's folder with --config-from"
-    )
+def _ask(reader: Reader, what: str, remedy: str) -> NoReturn:
+    raise GwqError(f"{reader.path}: config.json cannot be made again from {what}: {remedy}")
 
 
 def _class_of(arch: Arch, windowed: bool) -> tuple[str, Arch]:
@@ -109,8 +118,6 @@ def _rope(reader: Reader, c: Config) -> dict[str, Any]:
         if int(part * c.head_dim) != rope.rotated:
             part = math.nextafter(part, 1)
         config["partial_rotary_factor"] = part
-    if "rope_freqs.weight" in reader.tensors:  # llama3: three numbers became a vector
-        _ask(reader, "its rope factors")
     scaling: dict[str, Any] = {}
     if kind in ("linear", "yarn"):
         scaling = {"rope_type": kind, "factor": _short(rope.factor)}
@@ -118,12 +125,15 @@ def _rope(reader: Reader, c: Config) -> dict[str, Any]:
         scaling[ORIGINAL] = rope.original
         scaling["beta_fast"] = _short(rope.beta_fast)
         scaling["beta_slow"] = _short(rope.beta_slow)
-    if "rope_factors_long.weight" in reader.tensors:
-        scaling = {"rope_type": "longrope"}
-        for name in ("short", "long"):
-            factors = reader.tensors[f"rope_factors_{name}.weight"].dequantize()
-            scaling[f"{name}_factor"] = [_short(v) for v in factors]
-        scaling["attention_factor"] = _short(rope.amplitude)
+    divisors = {
+        name: reader.tensors[tensor].dequantize()
+        for name in ("short", "long")
+        for tensor in (f"rope_factors_{name}.weight", "rope_freqs.weight")
+        if tensor in reader.tensors
+    }
+    if divisors:
+        scaling = {f"{name}_factor": [_short(v) for v in divisors[name]] for name in divisors}
+        scaling |= {"rope_type": "longrope", "attention_factor": _short(rope.amplitude)}
         scaling[ORIGINAL] = rope.original
         config[ORIGINAL] = rope.original
     if scaling:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -74,14 +75,27 @@ class Checkpoint:
             for j in range(tensor.shape[0] if len(tensor.shape) > 2 else 1):
                 self.places[hf.format(j)] = Place(name, j, tensor.shape[-2:], arrange)
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """For gwq.* keys: the name of the file, and the types of its matrices."""
+        tensors = self.reader.tensors.values()
+        types = dict.fromkeys(t.type.name for t in tensors if len(t.shape) > 1 and not t.companion)
+        return {"source_base": Path(self.reader.path).name, "source_base_types": ", ".join(types)}
+
+    @property
+    def files(self) -> list[tuple[str, int, int]]:
+        """[(whole path, bytes, time of last change in ns)] of the file, or of its parts."""
+        paths = [Path(part.path).resolve() for part in self.reader.parts]
+        return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+
     def read(self, name: str) -> np.ndarray:
         """A float32 copy of a tensor, in the checkpoint's layout. Raises GwqError for damage.
 
         It is read from the file, not through the map: mapped pages would stay, and count as memory.
         """
         place = self.places[name]
-        path = self.reader.path
         tensor = self.reader.tensors[place.gguf].matrices()[place.matrix]
+        path = tensor.path
         with about(path):
             try:
                 data = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.offset)

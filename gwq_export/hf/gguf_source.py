@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gwq_export.arch.config import read_config
@@ -97,14 +96,9 @@ class GGUFSource(Source):
     @property
     def provenance(self) -> dict[str, str]:
         """Which file, and the types of its matrices."""
-        matrices = [
-            t for t in self._reader.tensors.values() if len(t.shape) > 1 and not t.companion
-        ]
-        types = dict.fromkeys(t.type.name for t in matrices)
-        return {"source_base": Path(self._reader.path).name, "source_base_types": ", ".join(types)}
+        return self._checkpoint.provenance
 
     @property
     def files(self) -> list[tuple[str, int, int]]:
-        """The folder's, and the GGUF file, of which the whole path counts."""
-        path = Path(self._reader.path).resolve()
-        return [*super().files, (str(path), path.stat().st_size, path.stat().st_mtime_ns)]
+        """The folder's, and the GGUF file or its parts, of which the whole path counts."""
+        return [*super().files, *self._checkpoint.files]

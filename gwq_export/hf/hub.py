@@ -27,15 +27,10 @@ def resolve(
                 "leave it out or give a hub id"
             )
         return path
-    if path.exists():
-        raise GwqError(
-            f"{model} is a file: "
-            "give the model's folder (with config.json and *.safetensors) or a hub id"
-        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         raise GwqError(
-            f"{model}: no such folder; "
-            "give a Hugging Face model folder or a hub id such as org/name"
+            f"{model}: no such folder or file; "
+            "give a Hugging Face model folder, a GGUF file or a hub id such as org/name"
         )
     from huggingface_hub import snapshot_download
 

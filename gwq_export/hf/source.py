@@ -16,6 +16,7 @@ from gwq_export.hf.shards import Shards
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
 
 # buffers that old checkpoints carry
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.(attn|attention)\.bias$")
@@ -167,6 +168,12 @@ class Source:
         """[(name, bytes, time of last change in ns)] of the model and tokenizer files."""
         paths = sorted(p for p in self.folder.iterdir() if p.suffix in _MODEL_FILES)
         return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+
+    def transformers_config(self) -> PretrainedConfig:
+        """The config by which transformers builds the model."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder)
 
     def check_vocabulary(self, tokens: dict[str, Any]) -> None:
         """Raise GwqError when the weights are known to be for another vocabulary.

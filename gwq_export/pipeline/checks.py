@@ -8,9 +8,9 @@ from gwq_export.files import check_output
 from gwq_export.pipeline.options import ExportOptions, StrPath
 
 
-def check_options(options: ExportOptions, out: StrPath | None) -> None:
+def check_options(options: ExportOptions, model: StrPath, out: StrPath | None) -> None:
     """Raise GwqError for options that contradict each other, or for unusable output names."""
-    for is_so, sentence in _contradictions(options, out):
+    for is_so, sentence in _contradictions(options, model, out):
         if is_so:
             raise GwqError(sentence)
     for path, flag in ((options.report, "--report"), (options.card, "--card")):
@@ -18,7 +18,9 @@ def check_options(options: ExportOptions, out: StrPath | None) -> None:
             check_output(path, flag)
 
 
-def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[bool, str]]:
+def _contradictions(
+    o: ExportOptions, model: StrPath, out: StrPath | None
+) -> Iterable[tuple[bool, str]]:
     """(whether it is so, what is wrong and what to do), the first of which is reported."""
     typed = o.type is not None or o.stock is not None or o.preset != "default"
     yield (
@@ -45,6 +47,10 @@ def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[boo
     yield (
         _same_file(o.imatrix, out),
         f"--imatrix {o.imatrix}: that is the name of the model's file; give another one",
+    )
+    yield (
+        _same_file(model, out),
+        f"--out {out}: that is the model itself; give the file to be written another name",
     )
     yield (
         _same_file(o.base, out),

@@ -19,9 +19,8 @@ from gwq_export.files import check_place
 from gwq_export.format import bridge
 from gwq_export.format.types import TYPES, TensorType
 from gwq_export.format.writer import file_size
-from gwq_export.hf.config_to_gguf import config_keys, rope_factors
-from gwq_export.hf.gguf_source import GGUFSource
-from gwq_export.hf.hub import commit, resolve
+from gwq_export.hf.hub import commit
+from gwq_export.hf.opened import open_model
 from gwq_export.hf.source import Source
 from gwq_export.pipeline.checks import check_options
 from gwq_export.pipeline.options import ExportOptions, StrPath
@@ -29,7 +28,6 @@ from gwq_export.pipeline.plan import TensorPlan, plan_tensors
 from gwq_export.pipeline.presets import budget_bytes, overrides_of, recipe_of
 from gwq_export.pipeline.provenance import general_keys, provenance_keys
 from gwq_export.quantization.recipe import Recipe
-from gwq_export.tokenizer.from_hf import to_metadata
 from gwq_export.tokenizer.tokenizer import Tokenizer
 from gwq_export.version import __version__
 
@@ -115,36 +113,34 @@ class Job:
 
 def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     """The Job of an export. Raises GwqError for everything that can be known to be wrong by now."""
-    check_options(options, out)
+    check_options(options, model, out)
     recipe, samples = recipe_of(options)
     overrides = overrides_of(options)
     _check_device(options.device)
     if options.writes_model and out is not None:
         check_place(out)
-    source = _open_source(model, options)
+    opened = open_model(model, options.base, options.revision, options.tokenizer_pre)
+    source = opened.source
     options = _within_context(options, source)
     plans = plan_tensors(source, recipe, overrides)
     budget = budget_bytes(options.bpw, options.size, sum(p.weights for p in plans))
-    tokens = to_metadata(source.folder, source.vocab, options.tokenizer_pre)
-    source.check_vocabulary(tokens)
-    hub_id = source.folder != Path(model)
-    name = str(model) if hub_id else source.folder.resolve().name
-    calibration, held_out = _draw(options, plans, Tokenizer(tokens), samples)
+    calibration, held_out = _draw(options, plans, Tokenizer(opened.keys), samples)
+    type_name = "mixed" if options.budgeted else recipe.type.name
     job = Job(
         model=model,
         out=out,
         options=options,
         source=source,
-        name=name,
+        name=opened.name,
         recipe=recipe,
         plans=plans,
         budget=budget,
-        header=general_keys(source, name, "mixed" if options.budgeted else recipe.type.name),
-        rope=rope_factors(source),
+        header=general_keys(source, opened.name, type_name) | opened.keys,
+        rope=opened.rope,
         calibration=calibration,
         held_out=held_out,
     )
-    job.header |= config_keys(source) | tokens | _made_how(job)
+    job.header |= _made_how(job)
     return job
 
 
@@ -155,14 +151,9 @@ def _check_device(name: str) -> None:
         raise GwqError(f"--device {name}: choose cpu or cuda")
 
 
-def _open_source(model: StrPath, options: ExportOptions) -> Source:
-    folder = resolve(model, options.revision, weights=options.base is None)
-    return Source(folder) if options.base is None else GGUFSource(folder, options.base)
-
-
 def _within_context(options: ExportOptions, source: Source) -> ExportOptions:
     """The options with --ctx cut to the model's context."""
-    limit = source.integer("max_position_embeddings")
+    limit = source.dims["ctx"]
     if options.ctx <= limit:
         return options
     log.warning("--ctx %d is longer than the model's context: cut to %d", options.ctx, limit)

@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 def export(
     model: StrPath, out: StrPath | None, options: ExportOptions, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Quantize a Hugging Face model (folder or hub id) into the GGUF file `out`.
+    """Quantize a model (a folder, a hub id or a GGUF file) into the GGUF file `out`.
 
     progress(phase, done, total) is called as work goes on. Returns what `gwq_export.export`
     describes. Raises GwqError.

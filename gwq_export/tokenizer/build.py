@@ -8,6 +8,7 @@ too (`tokenizer.huggingface.json`), which is used instead of them.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gwq_export.errors import GwqError, one_line
-from gwq_export.tokenizer.pretokenizer import PRE, pre_tokenizer
+from gwq_export.tokenizer.pretokenizer import DEFAULT, PRE, pre_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Native
     from tokenizers.decoders import Decoder
     from tokenizers.normalizers import Normalizer
 
+log = logging.getLogger("gwq_export")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 JSON_KEY = "tokenizer.huggingface.json"
 KEY_NAMES = {"unk": "unknown", "pad": "padding"}  # Hugging Face's name -> GGUF's, where they differ
@@ -68,7 +70,13 @@ def _byte_level(metadata: Mapping[str, Any], ids: dict[str, int]) -> Native:
     from tokenizers import Tokenizer as Native
     from tokenizers import decoders, models, normalizers
 
-    pre = required(metadata, "pre", str)
+    pre = optional(metadata, "pre", str) or DEFAULT
+    if pre == DEFAULT:
+        log.warning(
+            "the file does not say how its tokenizer cuts text into words: it is cut as llama.cpp"
+            " does with such files, which is seldom what the model has learned from; if you know"
+            " llama.cpp's name for it, export the file with --tokenizer-pre NAME"
+        )
     steps = pre_tokenizer(pre)
     merges = [tuple(m.split(" ", 1)) for m in required(metadata, "merges", list)]
     native = Native(models.BPE(ids, merges, ignore_merges=PRE[pre].whole))

@@ -1,9 +1,10 @@
 """How byte-level BPE cuts a text into words: llama.cpp's names of `tokenizer.ggml.pre`.
 
-A row of ROWS is (names, normalizer, patterns, whole). Every pattern in turn cuts out its matches
-and keeps what lies between them; merges never cross a cut. `whole`: a word that is in the
-vocabulary is taken as it is, whatever the merges say. The patterns are those of the models' own
-tokenizer.json files. Names that llama.cpp treats alike share a row; the first is the one written.
+A row of ROWS is (names, normalizer, patterns, whole, bos). Every pattern in turn cuts out its
+matches and keeps what lies between them; merges never cross a cut. `whole`: a word that is in the
+vocabulary is taken as it is, whatever the merges say. `bos`: a text starts with bos where the file
+does not say. The patterns are those of the models' own tokenizer.json files. Names that llama.cpp
+treats alike share a row; the first is the one written.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ DIGITS = r"\p{N}+"
 DIGITS3 = r"\p{N}{1,3}"
 THREE = "[0-9][0-9][0-9]"
 PUNCTUATION = r"[\p{P}$+<=>^`|~]"
+# name of what llama.cpp does with files that name nothing (they are older than the key)
+DEFAULT = "default"
 # parts of the patterns that follow GPT-4's: "'s" and the like, what may stand before a word, other
 # characters (with marks or without), line breaks, white space
 SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -89,6 +92,7 @@ class Row(NamedTuple):
     normalizer: str | None  # None or "NFC"
     patterns: list[str]
     whole: bool
+    bos: bool = False
 
 
 class Pre(NamedTuple):
@@ -97,6 +101,7 @@ class Pre(NamedTuple):
     normalizer: str | None
     patterns: tuple[str, ...]
     whole: bool
+    bos: bool
 
 
 ROWS = [
@@ -123,11 +128,12 @@ ROWS = [
         None,
         [f"{SHORT}|{WORD}" % DIGITS3],
         True,
+        bos=True,
     ),
     Row("dbrx smaug-bpe glm4 chatglm-bpe", None, [f"{SHORT}|{WORD}" % DIGITS3], False),
     Row("minicpm5", None, [DIGITS3, f"{SHORT}|{WORD}" % DIGITS], True),
     Row("jais-2", None, [rf"{SHORT}|{LEAD}\p{{L}}+|{DIGITS3}{REST}{BREAK}{RUNS}"], False),
-    Row("tekken", None, [CASED % ("", "", DIGIT) + SLASH], True),
+    Row("tekken", None, [CASED % ("", "", DIGIT) + SLASH], True, bos=True),
     Row("gpt-4o llama4 kanana2 minimax-m2", None, [GPT4O], False),
     Row("tiny_aya cohere2moe", None, [r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O], False),
     Row("kimi-k2", None, [KIMI], False),
@@ -141,13 +147,14 @@ ROWS = [
     ),
     Row("youtu", None, [YOUTU, CASED % (f"{SHORT}?", f"{SHORT}?", DIGIT) + SLASH], True),
     Row("falcon", None, [f"{PUNCTUATION}+", GPT2, DIGITS, THREE], False),
+    Row(DEFAULT, None, [r"[\p{P}$+<=>^|~]+", GPT2, DIGITS, THREE], False),
     Row("bloom gpt3-finnish poro-chat", None, [BLOOM], False),
     Row("viking", None, [BLOOM, DIGIT], False),
     Row("seed-coder", None, [SEED], False),
     Row("bailingmoe bailingmoe2 llada-moe", None, [BAILING], False),
 ]
 PRE: dict[str, Pre] = {
-    name: Pre(row.normalizer, tuple(row.patterns), row.whole)
+    name: Pre(row.normalizer, tuple(row.patterns), row.whole, row.bos)
     for row in ROWS
     for name in row.names.split()
 }
@@ -162,8 +169,8 @@ def pre_tokenizer(name: str) -> tokenizers.pre_tokenizers.PreTokenizer:
 
     if name not in PRE:
         raise GwqError(
-            f"the file's pre-tokenizer {name!r} is unknown: "
-            "export the model with gwq-export, which stores more"
+            f"the file's pre-tokenizer {name!r} is unknown: export the model's folder with "
+            "gwq-export, which stores more, or the file with --tokenizer-pre NAME"
         )
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE[name].patterns]
     return pre_tokenizers.Sequence(

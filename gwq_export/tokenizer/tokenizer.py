@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gwq_export.errors import GwqError
 from gwq_export.tokenizer.build import BYTE_TOKEN, NO_TEXT, build, from_json, optional, required
 from gwq_export.tokenizer.chat_template import render
+from gwq_export.tokenizer.pretokenizer import DEFAULT, PRE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -55,8 +56,11 @@ class Tokenizer:
                 )
         self.bos = ids["bos"]
         self.eos = ids["eos"]
-        is_llama = optional(metadata, "model", str) == "llama"
-        self.add_bos = optional(metadata, "add_bos_token", bool, is_llama) and self.bos is not None
+        # what llama.cpp does where a file does not say
+        pre = PRE.get(optional(metadata, "pre", str) or DEFAULT)
+        family = optional(metadata, "model", str)
+        usual = family == "llama" or bool(family == "gpt2" and pre and pre.bos)
+        self.add_bos = optional(metadata, "add_bos_token", bool, usual) and self.bos is not None
         self.chat_template = optional(metadata, "tokenizer.chat_template", str)
         added = self._native.get_added_tokens_decoder()
         self._special = {id for id, token in added.items() if token.special}

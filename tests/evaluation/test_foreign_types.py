@@ -14,10 +14,12 @@ from gwq_export import GwqError
 from gwq_export.evaluation import predictors
 from gwq_export.evaluation.perplexity import evaluate, log_softmax, windows
 from gwq_export.format import foreign
+from gwq_export.format.header import GGML_TYPES
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES
 from studies.oracle import dequantized_model, logits, perplexity
 from tests.support.cli import assert_one_line, call
+from tests.support.gguf_files import descriptor, raw_file
 from tests.support.models import save_tiny
 from tests.support.paths import DATA
 
@@ -125,12 +127,55 @@ def test_same_log_probabilities_as_llama_cpp(mixed):
     assert len(top) == 50 and apart.mean() < 0.1 and apart.max() < 0.4 < np.ptp(ours) / 20
 
 
-def test_other_commands_refuse_stock_types(mixed, capsys):
-    for name, args in [("run", ["-p", "x"]), ("info", []), ("bench", [])]:
+def test_commands_that_compute_say_which_take_the_file(mixed, capsys):
+    for name, args in [("run", ["-p", "x"]), ("bench", [])]:
         status, _, err = call(capsys, name, mixed, *args)
-        assert_one_line(name, status, err, "ggml type q")
-    with pytest.raises(GwqError, match="ggml type q"):
+        assert_one_line(name, status, err, "ggml type q" if name == "run" else "")
+    with pytest.raises(GwqError, match=r"ggml type q.*gwq-export.*makes a file of it.*gwq-eval"):
         gwq_export.load(mixed)
+
+
+def test_info_lists_every_stock_type(mixed, tmp_path, capsys):
+    """Names and sizes without gguf-py; --check decodes values; a folder can be made of it."""
+    status, out, err = call(capsys, "info", mixed, "--json", "--check")
+    assert status == 0, err
+    facts = json.loads(out.splitlines()[-1])
+    expected = {t.name: t for t in gguf.GGUFReader(mixed).tensors}
+    for t in facts["tensors"]:
+        assert t["type"] == expected[t["name"]].tensor_type.name.lower()
+        assert t["bytes"] == expected[t["name"]].n_bytes
+    assert "q4_k" in out and "only llama.cpp computes with this; gwq-export FILE.gguf" in out
+    status, _, err = call(capsys, "info", mixed, "--to-safetensors", tmp_path / "hf")
+    assert status == 0, err
+    assert predictors.transformers_logits(tmp_path / "hf").ctx == 256
+    status, out, _ = call(capsys, "info", mixed, "--report", tmp_path / "r.html")
+    assert status == 0 and "q4_k" in (tmp_path / "r.html").read_text().lower()
+
+
+def test_sizes_are_gguf_pys():
+    sizes = {int(t): size for t, size in gguf.GGML_QUANT_SIZES.items()}
+    for id, type in GGML_TYPES.items():
+        if id in sizes and type.name != "q8_1":  # no file has it; gguf-py counts it otherwise
+            assert (type.unit, type.unit_bytes) == sizes[id], type
+
+
+def test_a_type_that_gguf_py_does_not_decode(tmp_path, capsys):
+    """Q2_0 is of llama.cpp's: 2-bit codes of 64 columns and their FP16 scale."""
+    path = tmp_path / "m.gguf"
+    name = "token_embd.weight"
+    raw_file(path, descriptors=[descriptor(name, (4, 64), 42, 0)], data=bytes(4 * 18))
+    status, out, err = call(capsys, "info", path)
+    assert status == 0 and "q2_0" in out and "72 bytes" in out, err
+    for command, args in [
+        ("eval", ["--text", DATA / "eval.txt"]),
+        ("export", ["--out", tmp_path / "out.gguf"]),
+        ("info", ["--check"]),
+    ]:
+        status, _, err = call(capsys, command, path, *args)
+        assert_one_line(command, status, err, "ggml type q2_0 (42) is llama.cpp's")
+        assert "llama-quantize --allow-requantize" in err
+    status, _, err = call(capsys, "run", path, "-p", "x")
+    assert_one_line("run", status, err, "ggml type q2_0 (42)")
 
 
 def test_damage_is_found(mixed, f32, tmp_path, capsys):

@@ -264,3 +264,28 @@ def test_missing_optional_keys(tmp_path):
     tok = Tokenizer(keys)
     assert tok.add_bos
     assert tok.encode("the fox") == native.encode("the fox").ids  # what other readers assume
+
+
+@pytest.mark.parametrize("pre", [None, "", "default"])
+def test_files_older_than_the_name_of_the_pre_tokenizer(tmp_path, caplog, pre):
+    """Text is cut as llama.cpp cuts it then (tests/peers), and the user is told."""
+    keys = to_metadata(save(tmp_path, byte_level()), 700)
+    expected = Tokenizer(keys | {"tokenizer.ggml.pre": "default"})
+    caplog.clear()
+    del keys["tokenizer.ggml.pre"]
+    tok = Tokenizer(keys | ({} if pre is None else {"tokenizer.ggml.pre": pre}))
+    assert "does not say how its tokenizer cuts text" in caplog.text
+    assert "--tokenizer-pre NAME" in caplog.text
+    for text in [*NASTY, *CORPUS[:3], PROBE]:
+        assert tok.encode(text) == expected.encode(text)
+        assert tok.decode(tok.encode(text)) == tok.decode(expected.encode(text))
+    assert len(tok.encode("$$a")) > 1
+
+
+@pytest.mark.parametrize("pre, starts", [("llama-bpe", True), ("tekken", True), ("gpt-2", False)])
+def test_bos_where_a_byte_level_file_does_not_say(tmp_path, pre, starts):
+    keys = to_metadata(save(tmp_path, byte_level(), tokenizer_config=GPT2_CONFIG), 700)
+    keys["tokenizer.ggml.pre"] = pre
+    del keys["tokenizer.ggml.add_bos_token"]
+    tok = Tokenizer(keys)
+    assert tok.add_bos is starts and (tok.encode("the")[0] == tok.bos) is starts

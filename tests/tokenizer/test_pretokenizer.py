@@ -36,7 +36,7 @@ def test_unknown_pre_tokenizer(tmp_path, caplog):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].split()[0])
 def test_every_stock_name_is_found_again(tmp_path, row):
-    names, normalizer, patterns, whole = row
+    names, normalizer, patterns, whole, _ = row
     native = byte_level(split(*patterns), normalizer and normalizers.NFC(), ignore_merges=whole)
     keys = to_metadata(save(tmp_path, native), 500)
     assert keys["tokenizer.ggml.pre"] == names.split()[0] and JSON_KEY not in keys
