@@ -21,7 +21,6 @@ from gwq_export import GwqError
 from gwq_export.format.foreign import foreign_type
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES
-from gwq_export.hf.restore import restore
 from studies import real_reference
 
 STOCK = "IQ2_S,IQ2_M,IQ3_S,Q3_K_M,Q4_0,IQ4_NL,IQ4_XS,Q4_K_M,Q5_K_M,Q6_K,Q8_0"
@@ -50,15 +49,16 @@ def quantizer():
 
 
 def digest(source):
-    """SHA-256 of a GGUF file; of a folder, of config.json and names and sizes of the weights."""
-    found = hashlib.sha256()
+    """SHA-256 of a GGUF file or its parts; of a folder, of config.json and its weights' sizes."""
     if source.is_dir():
         weights = sorted((p.name, p.stat().st_size) for p in source.glob("*.safetensors"))
-        found.update((source / "config.json").read_bytes() + repr(weights).encode())
-    else:
-        with open(source, "rb") as f:
-            while part := f.read(1 << 20):
-                found.update(part)
+        config = (source / "config.json").read_bytes()
+        return hashlib.sha256(config + repr(weights).encode()).hexdigest()
+    found = hashlib.sha256()
+    for part in Reader(source, foreign_type).parts:
+        with open(part.path, "rb") as f:
+            while data := f.read(1 << 20):
+                found.update(data)
     return found.hexdigest()
 
 
@@ -126,15 +126,10 @@ class Files:
                 real_reference.write(self.source, path, self.options["seed"])
         return path
 
-    @cached_property
+    @property
     def model(self):
-        """What gwq-export is given: the folder, or the reference as one."""
-        if self.source.is_dir():
-            return self.source
-        folder = self.folder / "hf"
-        if not folder.exists():
-            restore(Reader(self.reference), folder, "float16")
-        return folder
+        """What gwq-export is given: the folder, or the reference of a file."""
+        return self.source if self.source.is_dir() else self.reference
 
     @cached_property
     def importance(self):

@@ -24,7 +24,10 @@ from gwq_export.format.writer import Writer
 # F16 rounds to 1/2048 of a weight, far below a step; what quantizers and the evaluation see is the
 # rounded value, so nothing is lost between them.
 STORED = "f16"
-FILE_TYPE = np.uint32(1)  # general.file_type: mostly F16
+# general.file_type: mostly F16
+FILE_TYPE = np.uint32(1)
+# keys that say how the source was made or stored
+DROPPED = ("general.alignment", "general.quantization_version", "quantize.", "split.")
 EMBEDDING = "token_embd.weight"
 FLOATS = ("f32", "f16", "bf16")
 # type -> (first byte of a block's codes, the byte behind them, steps from all bits 0 to all bits 1)
@@ -85,17 +88,16 @@ def blurred(tensor, seed):
 def write(source, out, seed=0):
     """Write the float reference of the GGUF file `source` to the GGUF file `out`.
 
-    Its matrices are F16. Returns {"noise": tensors that got noise, "source_types": {type: tensors}}
-    of the matrices. Raises GwqError for a file that cannot be read, or a type whose step is not
-    known.
+    source: the first part of a split model stands for all. Matrices of `out` are F16, all else is
+    F32. Returns {type: matrices of that type} of the source. Raises GwqError for a file that cannot
+    be read, or a type whose step is not known.
     """
     reader = Reader(source, foreign_type)
     layout = [
         (t.name, TYPES[STORED if len(t.shape) > 1 else "f32"], t.shape)
         for t in reader.tensors.values()
     ]
-    # `Metadata` decodes a value when it is asked for
-    keys = {key: reader.metadata[key] for key in reader.metadata}
+    keys = {key: reader.metadata[key] for key in reader.metadata if not key.startswith(DROPPED)}
     types = {}
     with Writer(out, keys | {"general.file_type": FILE_TYPE}, layout) as writer:
         for name, type, _ in layout:
