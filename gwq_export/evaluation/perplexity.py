@@ -50,7 +50,13 @@ PROTOCOLS = {
     "llama.cpp": Protocol(512, lambda ctx: ctx // 2, bos=True, special=False),
     "window": Protocol(2048, lambda ctx: 0, bos=False, special=True),
 }
-QUANTILES = {"kld_median": 0.5, "kld_p90": 0.9, "kld_p99": 0.99, "kld_max": 1.0}
+QUANTILES = {
+    "kld_median": 0.5,
+    "kld_p90": 0.9,
+    "kld_p99": 0.99,
+    "kld_p999": 0.999,
+    "kld_max": 1.0,
+}
 
 
 def windows(
@@ -87,6 +93,18 @@ def mean_error(values: np.ndarray) -> tuple[float, float]:
     return values.mean(), values.std() / math.sqrt(len(values))
 
 
+def windows_error(values: np.ndarray) -> tuple[float, float]:
+    """(mean, its standard error over windows) of values (windows, n).
+
+    The tokens of a window are about one thing: taken as independent, they make the error several
+    times too small. One window tells nothing of others: its error is that over its tokens.
+    """
+    count = len(values)
+    if count == 1:
+        return mean_error(values[0])
+    return values.mean(), values.mean(1).std(ddof=1) / math.sqrt(count)
+
+
 def _finite(logp: np.ndarray, whose: str) -> np.ndarray:
     if not np.isfinite(logp).all():
         raise GwqError(f"{whose} logits are not finite: the file is damaged, or the model was")
@@ -119,7 +137,7 @@ def _score(logits: np.ndarray, targets: np.ndarray, reference: np.ndarray | None
     return np.concatenate(columns, axis=1)
 
 
-def _scores(
+def _window_scores(
     mine: Predictor, against: Predictor | None, window: np.ndarray, scored: int
 ) -> np.ndarray:
     """`_score` of the last `scored` predictions of a window (ctx,) of token ids."""
@@ -139,6 +157,26 @@ def _scores(
     return np.concatenate(columns, axis=1)
 
 
+def token_scores(
+    mine: Predictor,
+    rows: np.ndarray,
+    scored: int,
+    against: Predictor | None = None,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> np.ndarray:
+    """What `summary` sums up, float64 (1 or 4, windows, scored), of windows (n, ctx) of token ids.
+
+    By token: the negative log-likelihood in nats, and with the reference `against` also its
+    negative log-likelihood, the KL divergence from it, and 1 where both have the same likeliest
+    token. scored: how many predictions at the end of a window count. Raises GwqError.
+    """
+    found = []
+    for i, window in enumerate(rows):
+        found.append(_window_scores(mine, against, window, scored))
+        progress("evaluate", i + 1, len(rows))
+    return np.stack(found, axis=1)
+
+
 def evaluate(
     model: Model,
     text: str,
@@ -150,11 +188,11 @@ def evaluate(
     """Score `text`; returns ppl, ppl_error, nll (nats per token), tokens, ctx, windows, protocol.
 
     ctx: tokens per window (None: the protocol's), cut to the models' contexts. against: a Predictor
-    of the reference model; adds kld_mean, kld_error, kld_median, kld_p90, kld_p99, kld_max (KL
-    divergence of this model from the reference, nats), top1_agreement and top1_error (share of
-    tokens), ppl_against, and ppl_ratio and ppl_ratio_error (ppl / ppl_against). Errors are standard
-    errors over tokens; that of the ratio comes from the differences token by token. Raises
-    GwqError.
+    of the reference model; adds kld_mean, kld_error, kld_median, kld_p90, kld_p99, kld_p999,
+    kld_max (KL divergence of this model from the reference, nats), top1_agreement and top1_error
+    (share of tokens), ppl_against, and ppl_ratio and ppl_ratio_error (ppl / ppl_against). Errors
+    are those of `windows_error`; that of the ratio comes from the differences token by token.
+    Raises GwqError.
     """
     if protocol not in PROTOCOLS:
         raise GwqError(f"--protocol {protocol}: choose one of {', '.join(PROTOCOLS)}")
@@ -180,26 +218,26 @@ def score(
 
     Returns what `evaluate` does, without protocol.
     """
-    scores = []
-    for i, window in enumerate(rows):
-        scores.append(_scores(mine, against, window, scored))
-        progress("evaluate", i + 1, len(rows))
-    nll, *others = np.concatenate(scores, axis=1)
-    mean, error = mean_error(nll)
+    return summary(token_scores(mine, rows, scored, against, progress)) | {"ctx": rows.shape[1]}
+
+
+def summary(scores: np.ndarray) -> dict[str, Any]:
+    """The figures that `score` returns, but ctx, of an array that `token_scores` made."""
+    nll, *others = scores
+    mean, error = windows_error(nll)
     ppl = math.exp(min(mean, 700))
     out = {
         "ppl": ppl,
         "ppl_error": ppl * error,
         "nll": mean,
-        "tokens": len(nll),
-        "ctx": rows.shape[1],
-        "windows": len(rows),
+        "tokens": nll.size,
+        "windows": len(nll),
     }
-    if against:
+    if others:
         nll_against, kld, same = others
-        kld_mean, kld_error = mean_error(kld)
-        top1, top1_error = mean_error(same)
-        difference, difference_error = mean_error(nll - nll_against)
+        kld_mean, kld_error = windows_error(kld)
+        top1, top1_error = windows_error(same)
+        difference, difference_error = windows_error(nll - nll_against)
         ratio = math.exp(min(difference, 700))
         out |= {
             "kld_mean": kld_mean,

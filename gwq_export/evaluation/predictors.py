@@ -36,8 +36,8 @@ class Predictor:
     logits: Callable[..., Iterator[np.ndarray]]
 
 
-def _batches(start: int, n: int, keep: int) -> Iterator[tuple[int, int, int]]:
-    """Cut positions start .. n - 1 into batches: (first, last, kept).
+def batches(start: int, n: int, keep: int) -> Iterator[tuple[int, int, int]]:
+    """Cut positions start .. n - 1 into batches, as every Predictor does: (first, last, kept).
 
     kept: how many of the batch are among the last `keep` of all n.
     """
@@ -60,7 +60,7 @@ def runtime_logits(model: Model) -> Predictor:
         if not reuse:
             session.rewind()
         start = session.reuse(ids, keep)
-        for first, last, kept in _batches(start, len(ids), keep):
+        for first, last, kept in batches(start, len(ids), keep):
             out = session.forward(ids[first:last], keep=kept)
             if kept:
                 yield out
@@ -100,7 +100,7 @@ def module_logits(model: Any) -> Predictor:
     ) -> Iterator[np.ndarray]:
         out = model(input_ids=torch.as_tensor(np.asarray(ids, np.int64))[None]).logits[0, -keep:]
         at = 0
-        for _, _, kept in _batches(0, len(ids), keep):
+        for _, _, kept in batches(0, len(ids), keep):
             if kept:
                 yield out[at : at + kept].float().numpy()
             at += kept

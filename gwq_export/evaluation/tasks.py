@@ -199,33 +199,41 @@ def score(predictor: Predictor, head: list[int], tail: list[int]) -> tuple[float
     return float(logp[np.arange(len(tail)), tail].sum()), logp.argmax(-1)
 
 
-def _answer(
+def answer(
     predictor: Predictor, item: Item, pairs: Sequence[tuple[list[int], list[int]]]
 ) -> dict[str, Any]:
     """{"answer", "right", "right_norm", "loglikelihood"} of one item; which, depends on its format.
 
+    "answer": the index of the likeliest; of a greedy task the tokens up to the first wrong one.
     pairs: (head, tail) ids of its requests.
     """
     scores = [score(predictor, head, tail) for head, tail in pairs]
     loglikelihood = np.array([s[0] for s in scores])
     if item.gold is None:  # the answer is the greedy continuation, as far as it is known
-        _, likeliest = scores[0]
-        wrong = np.flatnonzero(likeliest != np.array(pairs[0][1]))
-        known = likeliest[: wrong[0] + 1] if len(wrong) else likeliest
+        _, greedy = scores[0]
+        wrong = np.flatnonzero(greedy != np.array(pairs[0][1]))
+        known = greedy[: wrong[0] + 1] if len(wrong) else greedy
         return {
-            "answer": tuple(known),
+            "answer": known.tolist(),
             "right": not len(wrong),
-            "loglikelihood": loglikelihood[0],
+            "loglikelihood": float(loglikelihood[0]),
         }
-    answer = int(loglikelihood.argmax())
-    out = {"answer": answer, "right": answer == item.gold}
+    likeliest = int(loglikelihood.argmax())
+    out = {"answer": likeliest, "right": likeliest == item.gold}
     if item.lengths:
         out["right_norm"] = int((loglikelihood / item.lengths).argmax()) == item.gold
     return out
 
 
-def _shares(answers: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracies with their standard errors over items, from the dicts of `_answer`."""
+def agreement(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> tuple[float, float]:
+    """(share of items that two models answer alike, its standard error), from dicts of `answer`."""
+    same = [a["answer"] == b["answer"] for a, b in zip(answers, others, strict=True)]
+    share, error = mean_error(np.array(same, np.float64))
+    return float(share), float(error)
+
+
+def shares(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracies with their standard errors over items, from the dicts of `answer`."""
     out = {}
     for key, name in (("right", "acc"), ("right_norm", "acc_norm")):
         if key in answers[0]:
@@ -263,9 +271,9 @@ def run(
     for i, item in enumerate(items):
         pairs = [encode_pair(model.tokenizer, *request) for request in item.requests]
         cut += any(len(head) + len(tail) > shortest + 1 for head, tail in pairs)
-        answers.append(_answer(mine, item, pairs))
+        answers.append(answer(mine, item, pairs))
         if against:
-            others.append(_answer(against, item, pairs))
+            others.append(answer(against, item, pairs))
         progress(name, i + 1, len(items))
     if cut:
         log.warning(
@@ -276,11 +284,8 @@ def run(
             len(items),
             shortest,
         )
-    out: dict[str, Any] = {"task": name, "n": len(items), "cut": cut} | _shares(answers)
+    out: dict[str, Any] = {"task": name, "n": len(items), "cut": cut} | shares(answers)
     if against:
-        same = [a["answer"] == b["answer"] for a, b in zip(answers, others, strict=True)]
-        share, error = mean_error(np.array(same, np.float64))
-        out["agreement"] = float(share)
-        out["agreement_error"] = float(error)
-        out |= {f"{key}_against": value for key, value in _shares(others).items()}
+        out["agreement"], out["agreement_error"] = agreement(answers, others)
+        out |= {f"{key}_against": value for key, value in shares(others).items()}
     return out
