@@ -37,6 +37,7 @@ def export(
     tensor_type: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     stock: str | None = None,
+    tune: int | None = None,
     norms: bool = True,
     base: str | Path | None = None,
     revision: str | None = None,
@@ -70,7 +71,8 @@ def export(
     tensor_type: "REGEX=TYPE" strings on GGUF names; later ones win
     exclude: regular expressions of matrices that stay F16, whatever else is asked for
     stock: in place of `type`, "q4_0" or "iq4_nl" with scales and codes chosen by the calibration
-    norms: tune them where that is worthwhile (below 4 bits); False: never
+    tune: steps that tune scales, tables, outliers and norms in the end; 0: none; None: where that
+        is worthwhile (below 4 bits), one for every 2048 calibration tokens. norms=False: tune=0
 
     Model and calibration:
     base: a GGUF file of the same model, in any type, from which the weights are taken
@@ -99,8 +101,8 @@ def export(
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds",
     "peak_rss_bytes"}; when calibrated, "calibration_tokens" and "calibration_loss" (nats per
-    token); where norms were tuned, "norms_kld", the KL divergence (before, after) of the
-    calibration samples that judge; with a budget or dry_run, "predicted_loss" (nats per token that
+    token); where the file was tuned, "tuned_kld", its KL divergence (before, after) on text
+    that neither calibration nor tuning has seen; with a budget or dry_run, "predicted_loss" (nats per token that
     quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan"
     ([{"name", "type", "outliers", "bytes", "loss"}]); with dry_run, "estimated_seconds" and
     "estimated_peak_rss_bytes"; with verify, "verify" (see `pipeline.verify.verify`); with
@@ -120,6 +122,7 @@ def export(
         tensor_type=tensor_type,
         exclude=exclude,
         stock=stock,
+        tune=tune,
         norms=norms,
         base=base,
         revision=revision,

@@ -64,25 +64,28 @@ def _drop(module: torch.nn.Module) -> None:
 
 
 class _Stand(torch.nn.Module):
-    """Stands in for a decoder block: notes what the model passes to it.
+    """Stands in for a decoder block: notes what the model passes to it, and hands that on.
 
-    It hands on `given.give`, which every thread sets for itself, or else its input.
+    Where there is a `given.give`, which every thread sets for itself, that is handed on instead,
+    and nothing is noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: threading.local) -> None:
         super().__init__()
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.seen: torch.Tensor | None = None
-        self.given = threading.local()
+        self.given = given
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """hidden (1, ctx, dim)."""
+        give = getattr(self.given, "give", None)
+        if give is not None:
+            return give
         self.args = args
         self.kwargs = kwargs
         self.seen = hidden
-        give = getattr(self.given, "give", None)
-        return hidden if give is None else give
+        return hidden
 
 
 class BlockModel:
@@ -101,7 +104,8 @@ class BlockModel:
         if source.arch.experts:
             for block in self.blocks:
                 unfuse(block, source.arch.experts)
-        self.stands = [_Stand() for _ in self.blocks]
+        self.given = threading.local()
+        self.stands = [_Stand(self.given) for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
             for part in module.modules():
@@ -204,9 +208,11 @@ class BlockModel:
         return tokens.shape[1] * len(self.head.weight)
 
     def logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 (ctx, vocab) for ids (1, ctx), from the last block's output (1, ctx, dim)."""
-        last = self.stands[-1]
-        last.given.give = hidden
+        """float32 (n, vocab) for ids (1, n), from the last block's output (1, n, dim).
+
+        n may be a part of a window: the arguments that blocks get stay those of `embed`.
+        """
+        self.given.give = hidden
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        last.given.give = None
+        self.given.give = None
         return logits

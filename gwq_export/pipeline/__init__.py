@@ -6,11 +6,14 @@ Modules import only those listed above them:
     checks
     presets
     plan
+    tuning_steps
     provenance
     job
     estimate
     sensitivity
-    norm_tuning
+    tuned_parts
+    tuned_blocks
+    tuning
     tensors
     imatrix
     verify

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from gwq_export.errors import GwqError
 
 try:
@@ -30,11 +32,11 @@ from gwq_export.pipeline.artifacts import finish, write_sensitivities
 from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.imatrix import write_imatrix
 from gwq_export.pipeline.job import Job, prepare
-from gwq_export.pipeline.norm_tuning import share, worthwhile
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import sizes
 from gwq_export.pipeline.sensitivity import Offers, fit, predictions, sensitivities
 from gwq_export.pipeline.tensors import encode, read, write
+from gwq_export.pipeline.tuning_steps import share, worthwhile
 
 log = logging.getLogger("gwq_export")
 Progress = Callable[[str, int, int], None]
@@ -60,9 +62,11 @@ def export(
             work.clear()
             return write_sensitivities(job, offers)
         result = _choose(job, offers)
-        tuned = options.norms and worthwhile(job.plans, result["bpw_linear"], job.calibration)
+        tuned = job.tune_tokens is not None and worthwhile(
+            job.plans, result["bpw_linear"], options.tune
+        )
         if job.coded:
-            job.header["gwq.norms_tuned"] = tuned
+            job.header["gwq.tuning_steps"] = np.uint32(job.tune_steps if tuned else 0)
         if estimate:
             result |= _estimate(job, estimate, tuned)
         else:
@@ -111,7 +115,9 @@ def _estimate(job: Job, estimate: Estimate, tuned: bool) -> dict[str, Any]:
     for plan in job.plans:
         if not plan.recipe.statistics:
             estimate.sample(plan, partial(read, job.source, plan.sources[0]), {})
-    tuning = share(*job.calibration.tokens.shape) if tuned and job.calibration else 0
+    tuning = 0.0
+    if tuned and job.calibration and job.tune_tokens is not None:
+        tuning = share(*job.tune_tokens.shape, job.tune_steps, job.calibration.tokens.numel())
     return {
         "estimated_seconds": estimate.seconds(job.plans, job.options.budgeted, tuning),
         "estimated_peak_rss_bytes": peak_rss(),
@@ -125,7 +131,7 @@ def _write(job: Job, work: Memory, pool: Pool, tuned: bool, progress: Progress) 
         text = options.calib or CALIBRATION
         write_imatrix(options.imatrix, job.source, job.calibration, text, options.device, progress)
     kld = write(job, work.section("tensors"), pool, tuned, progress)
-    return {"norms_kld": kld} if kld else {}
+    return {"tuned_kld": kld} if kld else {}
 
 
 def _warn_of_experts(job: Job) -> None:
