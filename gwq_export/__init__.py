@@ -101,10 +101,10 @@ def export(
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds",
     "peak_rss_bytes"}; when calibrated, "calibration_tokens" and "calibration_loss" (nats per
-    token); where the file was tuned, "tuned_kld", its KL divergence (before, after) on text
-    that neither calibration nor tuning has seen; with a budget or dry_run, "predicted_loss" (nats per token that
-    quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan"
-    ([{"name", "type", "outliers", "bytes", "loss"}]); with dry_run, "estimated_seconds" and
+    token); where the file was tuned, "tuned_kld", its KL divergence (before, after) on text that
+    neither calibration nor tuning has seen; with a budget or dry_run, "predicted_loss" (nats per
+    token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and
+    "plan" ([{"name", "type", "outliers", "bytes", "loss"}]); with dry_run, "estimated_seconds" and
     "estimated_peak_rss_bytes"; with verify, "verify" (see `pipeline.verify.verify`); with
     report_only, only what is known of model and calibration, and "sensitivities" ([{"name",
     "shape", "choices": [{"type", "outliers", "bytes", "loss"}]}]). Raises GwqError.

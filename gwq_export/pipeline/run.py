@@ -117,7 +117,8 @@ def _estimate(job: Job, estimate: Estimate, tuned: bool) -> dict[str, Any]:
             estimate.sample(plan, partial(read, job.source, plan.sources[0]), {})
     tuning = 0.0
     if tuned and job.calibration and job.tune_tokens is not None:
-        tuning = share(*job.tune_tokens.shape, job.tune_steps, job.calibration.tokens.numel())
+        windows, ctx = job.tune_tokens.shape
+        tuning = share(windows, ctx, job.tune_steps, job.calibration.tokens.numel())
     return {
         "estimated_seconds": estimate.seconds(job.plans, job.options.budgeted, tuning),
         "estimated_peak_rss_bytes": peak_rss(),

@@ -55,7 +55,7 @@ class Tuning:
         self.in_file = in_file(self._numbers)
         self.blocks = source.layers
         self.tokens = tokens
-        self.steps, self.judges = divided(*tokens.shape, steps)
+        self.steps, self.judges = divided(len(tokens), tokens.shape[1], steps)
         self.device = device
         self.progress = progress
         self.work = work
@@ -233,7 +233,6 @@ class Tuning:
                 for name, gradient in zip(targets, found, strict=True):
                     if gradient is not None:  # None: of an expert without a token
                         sums[name] = sums[name] + gradient if name in sums else gradient
-        del targets
         self.model.drop(i)
         known = {name: gradient.cpu().numpy() for name, gradient in sums.items()}
         return self.model.block.project(self.model.numbers, known)
