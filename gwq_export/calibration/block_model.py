@@ -15,6 +15,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gwq_export.calibration.moe_modules import unfuse
 from gwq_export.errors import GwqError
 
+LOGITS = 2**23  # floats of the logits that are worked on at once: 32 MiB
+MIN_PART = 16  # tokens
+
 
 class ModelSource(Protocol):
     """What is asked of a checkpoint here; `hf.source.Source` has it."""
@@ -206,6 +209,11 @@ class BlockModel:
     def logits_size(self, tokens: torch.Tensor) -> int:
         """Floats in the logits of one of the windows (samples, ctx), once the head is loaded."""
         return tokens.shape[1] * len(self.head.weight)
+
+    def parts(self, tokens: int) -> list[slice]:
+        """So many tokens in parts whose logits fit in memory, once the head is loaded."""
+        step = max(MIN_PART, LOGITS // len(self.head.weight))
+        return [slice(a, min(a + step, tokens)) for a in range(0, tokens, step)]
 
     def logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """float32 (n, vocab) for ids (1, n), from the last block's output (1, n, dim).

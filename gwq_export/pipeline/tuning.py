@@ -28,7 +28,6 @@ from gwq_export.pipeline.tuning_steps import divided
 RATE = 0.004
 MEMORY = 0.9, 0.95  # Adam's decay rates of the mean gradient and of the mean squared gradient
 EPSILON = np.float32(1e-20)
-LOGITS = 2**23  # floats of the logits that are worked on at once
 
 Progress = Callable[[str, int, int], None]
 
@@ -204,9 +203,8 @@ class Tuning:
             return *torch.autograd.grad(loss, [hidden, by]), kld
 
         def window(s: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-            step = max(16, LOGITS // len(model.head.weight))
             ctx = states.shape[1]
-            parts = [part(s, slice(a, a + step)) for a in range(0, ctx, step)]
+            parts = [part(s, at) for at in model.parts(ctx)]
             upstream, gradient, kld = zip(*parts, strict=True)
             return torch.cat(upstream, 1) / tokens, torch.stack(gradient).sum(0), sum(kld) / ctx
 
