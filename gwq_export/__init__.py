@@ -37,6 +37,7 @@ def export(
     tensor_type: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     stock: str | None = None,
+    tune: int | None = None,
     norms: bool = True,
     base: str | Path | None = None,
     revision: str | None = None,
@@ -71,7 +72,8 @@ def export(
     tensor_type: "REGEX=TYPE" strings on GGUF names; later ones win
     exclude: regular expressions of matrices that stay F16, whatever else is asked for
     stock: in place of `type`, "q4_0" or "iq4_nl" with scales and codes chosen by the calibration
-    norms: tune them where that is worthwhile (below 4 bits); False: never
+    tune: steps that tune scales, tables, outliers and norms in the end; 0: none; None: where that
+        is worthwhile (below 4 bits), one for every 2048 calibration tokens. norms=False: tune=0
 
     Model and calibration:
     base: a GGUF file of the same model, in any type, from which the weights are taken
@@ -101,10 +103,10 @@ def export(
 
     Returns {"out", "bytes", "params", "bpw", "bpw_linear", "outlier_fraction", "seconds",
     "peak_rss_bytes"}; when calibrated, "calibration_tokens" and "calibration_loss" (nats per
-    token); where norms were tuned, "norms_kld", the KL divergence (before, after) of the
-    calibration samples that judge; with a budget or dry_run, "predicted_loss" (nats per token that
-    quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and "plan"
-    ([{"name", "type", "outliers", "bytes", "loss"}]); with dry_run, "estimated_seconds" and
+    token); where the file was tuned, "tuned_kld", its KL divergence (before, after) on text that
+    neither calibration nor tuning has seen; with a budget or dry_run, "predicted_loss" (nats per
+    token that quantization adds), "calibration_ppl", "predicted_ppl" (of the calibration text) and
+    "plan" ([{"name", "type", "outliers", "bytes", "loss"}]); with dry_run, "estimated_seconds" and
     "estimated_peak_rss_bytes"; with verify, "verify" (see `pipeline.verify.verify`); with
     report_only, only what is known of model and calibration, and "sensitivities" ([{"name",
     "shape", "choices": [{"type", "outliers", "bytes", "loss"}]}]). Raises GwqError.
@@ -122,6 +124,7 @@ def export(
         tensor_type=tensor_type,
         exclude=exclude,
         stock=stock,
+        tune=tune,
         norms=norms,
         base=base,
         revision=revision,
@@ -156,8 +159,8 @@ def load(
     """Open a GGUF file for inference.
 
     threads: None: as many CPUs as this process may use. ctx: tokens at most, None: the model's
-    context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV cache, f16 (the default), q8_0 or f32.
-    Returns a `runtime.model.Model`. Raises GwqError.
+    context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV
+    cache, f16 (the default), q8_0 or f32. Returns a `runtime.model.Model`. Raises GwqError.
     """
     from gwq_export.runtime.model import Model
 

@@ -218,18 +218,18 @@ class Lab:
             self._keep(key, Row(bits, *self._quality(self.model), time.perf_counter() - start))
         return self.known[key]
 
-    def measure_norms(self, type, seed):
-        """Row of a file of the default preset whose norms were tuned.
+    def measure_tuned(self, type, seed):
+        """Row of a file of the default preset that was tuned.
 
         seconds: those of the same row without, and the tuning's.
         """
         untuned = self.measure(self.uniform(default(type), seed), seed)
-        key = f"{self.name} {self.ctx} {self.samples} {len(self.rows)} {seed} {type} norms"
+        key = f"{self.name} {self.ctx} {self.samples} {len(self.rows)} {seed} {type} tuned"
         if key not in self.known:
             times = []
 
             def note(phase, done, total):
-                if phase in ("write", "norms"):
+                if phase in ("write", "tune"):
                     times.append(time.perf_counter())
 
             with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from gwq_export.format.types import TYPES, tensor_type
 from gwq_export.machine import cpu_name
 from gwq_export.native.library import Pool, isa
 from gwq_export.native.ops import Ops
-from gwq_export.pipeline.norm_tuning import BITS
+from gwq_export.pipeline.tuning_steps import BITS
 from gwq_export.quantization.loss_model import OFFERED
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import Recipe
@@ -186,9 +186,9 @@ def ladder(lab, extent):
         bits = rows[-1][1].bpw
         spent = "allocation of types and outliers at the same bytes"
         if bits < BITS:
-            tuned = [lab.measure_norms(type, seed) for seed in lab.seeds]
-            rows.append(["+ norm tuning", mean(tuned)])
-            spent = f"instead of norm tuning: {spent}"
+            tuned = [lab.measure_tuned(type, seed) for seed in lab.seeds]
+            rows.append(["+ tuning", mean(tuned)])
+            spent = f"instead of tuning: {spent}"
         else:
             spent = f"+ {spent}"
         rows.append([spent, lab.over_seeds(allocated(lab, bits, extent))])
@@ -247,7 +247,7 @@ def files(lab, extent):
             recipe, samples = (paper(type), 1) if preset == "paper" else (default(type), None)
             here = lab.measure(lab.uniform(recipe, 0), 0, samples).kld
             options = {"samples": samples} if samples else {}
-            found = lab.of_file(type=type, preset=preset, seed=0, norms=False, **options)
+            found = lab.of_file(type=type, preset=preset, seed=0, tune=0, **options)
             cells = [f"{value:.5f}" for value in (here, *found)]
             rows.append([f"{type}, preset `{preset}`", *cells])
     say(lab, "real files")

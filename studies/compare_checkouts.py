@@ -29,8 +29,8 @@ MODEL = ROOT / "tests" / "data" / "gwq-reference"
 SMALL = ["--samples", "6", "--ctx", "64"]
 EXPORTS = {  # name -> (model, arguments)
     "gwq4": ("bundled", ["--type", "gwq4", *SMALL]),
-    "gwq3, norms tuned": ("bundled", ["--type", "gwq3", *SMALL]),
-    "gwq2, norms tuned": ("bundled", ["--type", "gwq2", *SMALL]),
+    "gwq3, tuned": ("bundled", ["--type", "gwq3", *SMALL]),
+    "gwq2, tuned": ("bundled", ["--type", "gwq2", *SMALL]),
     "gwq4, gradients choose": ("bundled", ["--type", "gwq4", "--saliency", "grad", *SMALL]),
     "budget": ("bundled", ["--bpw", "4.5", *SMALL]),
     "budget below 4 bits": ("bundled", ["--size", "2600KiB", *SMALL]),
@@ -50,7 +50,7 @@ EXPORTS = {  # name -> (model, arguments)
     ),
     "sensitivities": ("bundled", ["--report-only", "--report", "{out}.json", *SMALL]),
 }
-QUICK = ["gwq4", "gwq3, norms tuned", "budget", "bridge", "experts, gwq4"]
+QUICK = ["gwq4", "gwq3, tuned", "budget", "bridge", "experts, gwq4"]
 OTHERS = {  # name -> arguments of a command that reads the first export, {file}
     "info": ["info", "{file}", "--check"],
     "eval": ["eval", "{file}", "--text", str(ROOT / "tests/data/eval.txt"), "--ctx", "256"],

@@ -13,7 +13,8 @@ import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.format.outliers import pack_outliers
-from gwq_export.format.types import ENTRY_MAX, HEAD, LEVELS, TABLE, TYPES, TensorType
+from gwq_export.format.types import ENTRY_MAX, LEVELS, TABLE, TYPES, TensorType
+from gwq_export.format.types import HEAD as TENSOR_HEAD
 from gwq_export.native.library import F32, lib, pointer
 from gwq_export.native.matrix import Linear, Matrix
 from gwq_export.native.ops import CACHE, Ops
@@ -106,8 +107,8 @@ def random_bytes(
     fields |= dict.fromkeys(("q8_0", *LEVELS), data[1 :: type.unit_bytes])
     if type.bits:
         data[:TABLE] &= ENTRY_MAX
-        data[TABLE:HEAD] = 0
-        fields[type.name] = data[HEAD + 1 : type.head_bytes(rows) : 2]
+        data[TABLE:TENSOR_HEAD] = 0
+        fields[type.name] = data[TENSOR_HEAD + 1 : type.head_bytes(rows) : 2]
     fields[type.name] &= 0xBF  # keeps the exponent far from infinity
     table = None
     if outliers:

@@ -15,6 +15,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gwq_export.calibration.moe_modules import unfuse
 from gwq_export.errors import GwqError
 
+LOGITS = 2**23  # floats of the logits that are worked on at once: 32 MiB
+MIN_PART = 16  # tokens
+
 
 class ModelSource(Protocol):
     """What is asked of a checkpoint here; `hf.source.Source` has it."""
@@ -67,25 +70,28 @@ def _drop(module: torch.nn.Module) -> None:
 
 
 class _Stand(torch.nn.Module):
-    """Stands in for a decoder block: notes what the model passes to it.
+    """Stands in for a decoder block: notes what the model passes to it, and hands that on.
 
-    It hands on `given.give`, which every thread sets for itself, or else its input.
+    Where there is a `given.give`, which every thread sets for itself, that is handed on instead,
+    and nothing is noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: threading.local) -> None:
         super().__init__()
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.seen: torch.Tensor | None = None
-        self.given = threading.local()
+        self.given = given
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """hidden (1, ctx, dim)."""
+        give = getattr(self.given, "give", None)
+        if give is not None:
+            return give
         self.args = args
         self.kwargs = kwargs
         self.seen = hidden
-        give = getattr(self.given, "give", None)
-        return hidden if give is None else give
+        return hidden
 
 
 class BlockModel:
@@ -104,7 +110,8 @@ class BlockModel:
         if source.arch.experts:
             for block in self.blocks:
                 unfuse(block, source.arch.experts)
-        self.stands = [_Stand() for _ in self.blocks]
+        self.given = threading.local()
+        self.stands = [_Stand(self.given) for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
             for part in module.modules():
@@ -207,10 +214,17 @@ class BlockModel:
         """Floats in the logits of one of the windows (samples, ctx), once the head is loaded."""
         return tokens.shape[1] * len(self.head.weight)
 
+    def parts(self, tokens: int) -> list[slice]:
+        """So many tokens in parts whose logits fit in memory, once the head is loaded."""
+        step = max(MIN_PART, LOGITS // len(self.head.weight))
+        return [slice(a, min(a + step, tokens)) for a in range(0, tokens, step)]
+
     def logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 (ctx, vocab) for ids (1, ctx), from the last block's output (1, ctx, dim)."""
-        last = self.stands[-1]
-        last.given.give = hidden
+        """float32 (n, vocab) for ids (1, n), from the last block's output (1, n, dim).
+
+        n may be a part of a window: the arguments that blocks get stay those of `embed`.
+        """
+        self.given.give = hidden
         logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
-        last.given.give = None
+        self.given.give = None
         return logits

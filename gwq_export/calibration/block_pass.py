@@ -1,6 +1,6 @@
 """One walk through a model, forward and backward, with one decoder block in memory at a time.
 
-Calibration, norm tuning and verification all load a block, run every sample through it and drop it.
+Calibration, tuning and verification all load a block, run every sample through it and drop it.
 What they do to a block while it is there, and what they differentiate, they hand in.
 """
 

@@ -14,7 +14,7 @@ import torch
 
 from gwq_export.calibration.block_model import BlockModel, ModelSource
 from gwq_export.calibration.block_pass import BlockPass
-from gwq_export.calibration.labels import labels_loss
+from gwq_export.calibration.labels import labels_gradient, labels_loss
 from gwq_export.calibration.statistics import FACTORS, Tap, Totals
 from gwq_export.calibration.text import Calibration
 from gwq_export.compute.linalg import add_gram, mirror
@@ -34,7 +34,6 @@ def gradients(
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     keep: Memory | None = None,
     finished: Callable[[str], bool] = lambda name: False,
-    last: bool = False,
     sampled_labels: bool = False,
 ) -> Iterator[Item]:
     """Yield (Hugging Face name, weight, {statistic: array}) for every linear weight of the decoder.
@@ -46,8 +45,7 @@ def gradients(
     block.
 
     keep: for what blocks hand on; with a Workdir, another run of this function goes on from there
-    and leaves out the tensors of which `finished` is true. last: leave the hidden states after the
-    last of N blocks there, as `state.N`.
+    and leaves out the tensors of which `finished` is true.
 
     sampled_labels: differentiate the loss of labels sampled from the model's own predictions
     instead of the text's tokens. The second moment of these gradients is the Fisher information,
@@ -65,7 +63,7 @@ def gradients(
     if remaining or ends:
         model = BlockModel(source, device)
         walk = BlockPass(model, calibration.tokens, keep)
-        _forward(walk, bool(ends) or last, progress, sampled_labels)
+        _forward(walk, bool(ends), progress, sampled_labels)
     calibration.losses[:] = keep.need("losses")[0].tolist()
     for i in reversed(range(remaining, blocks)):
         tokens_seen = keep.need(f"reached.{i}")[0].tolist()
@@ -106,11 +104,11 @@ def _forward(
     upstream = walk.get(f"state.{blocks}").clone()
 
     def differentiate(s: int) -> float:
-        output = upstream[s : s + 1].clone().requires_grad_()
         seed = s if sampled_labels else None
-        loss, wanted = labels_loss(walk.model, walk.tokens[s : s + 1], output, seed)
-        upstream[s] = torch.autograd.grad(wanted, output)[0]
-        return loss.item()
+        part = slice(s, s + 1)
+        loss, gradient = labels_gradient(walk.model, walk.tokens[part], upstream[part], seed)
+        upstream[s] = gradient[0]
+        return loss
 
     losses = walk.at_the_end(differentiate, len(walk.tokens))
     if not np.isfinite(losses).all():

@@ -83,6 +83,31 @@ def draw_held_out(
     return held_out(ids, None if text else calibration, ctx, seed, _bos(tokenizer))
 
 
+def draw_tuning(
+    tokenizer: Encoder,
+    calib: str | Path | None,
+    calibration: Calibration,
+    count: int,
+    seed: int,
+) -> torch.Tensor:
+    """int64 (at most count, ctx) windows to tune a calibrated file on.
+
+    They are shuffled windows of the same text: first those that neither calibration has used nor
+    verification would use, then the calibration's own. Raises GwqError.
+    """
+    ctx = calibration.tokens.shape[1]
+    ids = _read_ids(tokenizer, calib or CALIBRATION, "--calib")
+    left = _left(ids, calibration, ctx, seed, _bos(tokenizer))
+    kept = {w.tobytes() for w in _spread(left)}
+    fresh = [w for w in left if w.tobytes() not in kept]
+    rng = np.random.default_rng(seed)
+    shuffled = [
+        np.reshape(windows, (-1, ctx))[rng.permutation(len(windows))]
+        for windows in (fresh, calibration.tokens.numpy())
+    ]
+    return torch.from_numpy(np.concatenate(shuffled)[:count])
+
+
 def _read_ids(tokenizer: Encoder, path: str | Path, flag: str) -> list[int]:
     """Token ids of a text file. Raises GwqError."""
     text = read_text(path, flag).replace("\r\n", "\n").replace("\r", "\n")
@@ -127,13 +152,26 @@ def held_out(
 
     Raises GwqError when there are none.
     """
-    windows = sample_tokens(ids, len(ids), ctx, seed, bos).numpy()
-    used = {w.tobytes() for w in calibration.tokens.numpy()} if calibration else set()
-    left = [w for w in windows if w.tobytes() not in used]
+    left = _left(ids, calibration, ctx, seed, bos)
     if not left:
         raise GwqError(
             "--verify: calibration takes all of its text: give another one with --verify-text FILE,"
             " or fewer --samples"
         )
-    chosen = np.unique(np.linspace(0, len(left) - 1, HELD_OUT).astype(int))
-    return np.stack([left[i] for i in chosen])
+    return np.stack(_spread(left))
+
+
+def _left(
+    ids: Sequence[int], calibration: Calibration | None, ctx: int, seed: int, bos: int | None
+) -> list[np.ndarray]:
+    """The windows of `ids`, int64 (ctx,) each, that calibration did not use."""
+    windows = sample_tokens(ids, len(ids), ctx, seed, bos).numpy()
+    used = {w.tobytes() for w in calibration.tokens.numpy()} if calibration else set()
+    return [w for w in windows if w.tobytes() not in used]
+
+
+def _spread(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """At most HELD_OUT of them, evenly spread."""
+    if not windows:
+        return []
+    return [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, HELD_OUT).astype(int))]

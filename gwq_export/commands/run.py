@@ -191,7 +191,8 @@ def _say_if_large(model: "Model", ctx: int) -> None:
     most, free = model.cache_bytes(ctx), free_memory()
     if free is not None and most > free:
         log.warning(
-            "the KV cache of a full context (%d tokens) takes %s and %s are free: to go that far, %s",
+            "the KV cache of a full context (%d tokens) takes %s and %s are free: to go that far,"
+            " %s",
             ctx,
             size(most),
             size(free),

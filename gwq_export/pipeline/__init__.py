@@ -7,11 +7,14 @@ Modules import only those listed above them:
     presets
     plan
     budget
+    tuning_steps
     provenance
     job
     estimate
     sensitivity
-    norm_tuning
+    tuned_parts
+    tuned_blocks
+    tuning
     tensors
     imatrix
     verify

@@ -44,6 +44,10 @@ def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[boo
         " fix tensors with --tensor-type",
     )
     yield (
+        bool(o.tune) and not o.norms,
+        f"--no-norms is the former name of --tune 0: leave it out beside --tune {o.tune}",
+    )
+    yield (
         out is None and not o.report_only,
         "--out FILE.gguf is missing: give the name of the file to write",
     )

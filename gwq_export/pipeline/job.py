@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gwq_export.calibration.text import Calibration, draw_calibration, draw_held_out
+from gwq_export.calibration.text import Calibration, draw_calibration, draw_held_out, draw_tuning
 from gwq_export.compute.results import Memory, Workdir
 from gwq_export.errors import GwqError
 from gwq_export.files import check_space
@@ -28,6 +28,7 @@ from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import TensorPlan, plan_tensors
 from gwq_export.pipeline.presets import budget_bytes, overrides_of, recipe_of
 from gwq_export.pipeline.provenance import general_keys, provenance_keys
+from gwq_export.pipeline.tuning_steps import WINDOWS, check_steps, default_steps, windows_wanted
 from gwq_export.quantization.recipe import Recipe
 from gwq_export.tokenizer.tokenizer import Tokenizer
 from gwq_export.version import __version__
@@ -36,7 +37,7 @@ log = logging.getLogger("gwq_export")
 
 CTX = 512  # tokens of a calibration sample, unless asked for
 # Of what lies in a work folder. A folder of another layout is refused like another export's.
-WORK_LAYOUT = 2
+WORK_LAYOUT = 3
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Job:
     rope: dict[str, np.ndarray]  # rope factor tensors, float32, written as they are
     calibration: Calibration | None
     held_out: np.ndarray | None  # int64 (windows, ctx), to verify the file on
+    tune_steps: int  # of tuning, if it comes to that
+    tune_tokens: torch.Tensor | None  # int64 (windows, ctx), for them
 
     @property
     def coded(self) -> list[TensorPlan]:
@@ -127,8 +130,11 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     source = opened.source
     ctx = _context(options.ctx, source)
     plans = plan_tensors(source, recipe, overrides)
+    check_steps(plans, options.tune)
     budget = budget_bytes(options.bpw, options.size, sum(p.weights for p in plans))
-    calibration, held_out = _draw(options, plans, Tokenizer(opened.keys), samples, ctx)
+    tokenizer = Tokenizer(opened.keys)
+    calibration, held_out = _draw(options, plans, tokenizer, samples, ctx)
+    steps = _steps(options, calibration)
     type_name = "mixed" if options.budgeted else recipe.type.name
     job = Job(
         model=model,
@@ -143,6 +149,8 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
         rope=opened.rope,
         calibration=calibration,
         held_out=held_out,
+        tune_steps=steps,
+        tune_tokens=_draw_tuning(options, tokenizer, calibration, steps),
     )
     job.header |= _made_how(job)
     if budget is not None:
@@ -184,6 +192,24 @@ def _draw(
     return calibration, held_out
 
 
+def _steps(options: ExportOptions, calibration: Calibration | None) -> int:
+    """How many steps of tuning there are, if any."""
+    if calibration is None or not options.norms:
+        return 0
+    return default_steps(calibration.tokens.numel()) if options.tune is None else options.tune
+
+
+def _draw_tuning(
+    options: ExportOptions, tokenizer: Tokenizer, calibration: Calibration | None, steps: int
+) -> torch.Tensor | None:
+    """Windows for so many steps, None where they are too few."""
+    if calibration is None or not steps:
+        return None
+    count = windows_wanted(steps, calibration.tokens.shape[1])
+    tokens = draw_tuning(tokenizer, options.calib, calibration, count, options.seed)
+    return tokens if len(tokens) >= WINDOWS else None
+
+
 def _made_how(job: Job) -> dict[str, Any]:
     """`gwq.*` keys of the header."""
     keys: dict[str, Any] = {}
@@ -198,6 +224,6 @@ def _made_how(job: Job) -> dict[str, Any]:
             source_name=job.name,
             budget_bytes=job.budget,
             source_revision=commit(job.source.folder),
-            norms_tuned=False,  # until it is known
+            tuning_steps=np.uint32(0),  # until it is known
         )
     return keys | {f"gwq.{key}": value for key, value in job.source.provenance.items()}

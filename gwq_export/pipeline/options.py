@@ -129,11 +129,19 @@ class ExportOptions:
             metavar="TYPE",
         ),
     )
+    tune: int | None = field(
+        default=None,
+        metadata=_row(
+            _SIZE,
+            "steps that tune scales, tables, outliers and norms in the end, of 1024 tokens each; 0"
+            " for none (default: below 4 bits, one for every 2048 calibration tokens)",
+            metavar="N",
+            kind=int,
+        ),
+    )
     norms: bool = field(
         default=True,
-        metadata=_row(
-            _SIZE, "leave the norms as they are (else they are tuned below 4 bits)", kind="off"
-        ),
+        metadata=_row(_SIZE, "former name of --tune 0", kind="off"),
     )
     base: StrPath | None = field(
         default=None,

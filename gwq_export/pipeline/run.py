@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from gwq_export.errors import GwqError
 
 try:
@@ -32,11 +34,11 @@ from gwq_export.pipeline.artifacts import finish, write_sensitivities
 from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.imatrix import write_imatrix
 from gwq_export.pipeline.job import Job, prepare
-from gwq_export.pipeline.norm_tuning import share, worthwhile
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import sizes
 from gwq_export.pipeline.sensitivity import Offers, fit, predictions, sensitivities
 from gwq_export.pipeline.tensors import encode, read, write
+from gwq_export.pipeline.tuning_steps import share, worthwhile
 
 log = logging.getLogger("gwq_export")
 Progress = Callable[[str, int, int], None]
@@ -83,9 +85,11 @@ def _make(job: Job, progress: Progress) -> dict[str, Any]:
             work.clear()
             return write_sensitivities(job, offers)
         result = _choose(job, offers)
-        tuned = options.norms and worthwhile(job.plans, result["bpw_linear"], job.calibration)
+        tuned = job.tune_tokens is not None and worthwhile(
+            job.plans, result["bpw_linear"], options.tune
+        )
         if job.coded:
-            job.header["gwq.norms_tuned"] = tuned
+            job.header["gwq.tuning_steps"] = np.uint32(job.tune_steps if tuned else 0)
         if estimate:
             result |= _estimate(job, estimate, tuned)
         else:
@@ -153,7 +157,10 @@ def _estimate(job: Job, estimate: Estimate, tuned: bool) -> dict[str, Any]:
     for plan in job.plans:
         if not plan.recipe.statistics:
             estimate.sample(plan, partial(read, job.source, plan.sources[0]), {})
-    tuning = share(*job.calibration.tokens.shape) if tuned and job.calibration else 0
+    tuning = 0.0
+    if tuned and job.calibration and job.tune_tokens is not None:
+        windows, ctx = job.tune_tokens.shape
+        tuning = share(windows, ctx, job.tune_steps, job.calibration.tokens.numel())
     return {
         "estimated_seconds": estimate.seconds(job.plans, job.options.budgeted, tuning),
         "estimated_peak_rss_bytes": peak_rss(),
@@ -167,7 +174,7 @@ def _write(job: Job, work: Memory, pool: Pool, tuned: bool, progress: Progress) 
         text = options.calib or CALIBRATION
         write_imatrix(options.imatrix, job.source, job.calibration, text, options.device, progress)
     kld = write(job, work.section("tensors"), pool, tuned, progress)
-    return {"norms_kld": kld} if kld else {}
+    return {"tuned_kld": kld} if kld else {}
 
 
 def _warn_of_padding(job: Job) -> None:
@@ -177,8 +184,8 @@ def _warn_of_padding(job: Job) -> None:
         most = max(padded, key=lambda p: p.padding)
         rows, cols = most.shape[-2:]
         log.warning(
-            "%s of %d x %d takes %.0f %% more than its weights, as %s stores rows in 16s and columns"
-            " in 16s or 32s; so it is with %d matrices in all. A ggml type may be smaller:"
+            "%s of %d x %d takes %.0f %% more than its weights, as %s stores rows in 16s and"
+            " columns in 16s or 32s; so it is with %d matrices in all. A ggml type may be smaller:"
             " --tensor-type REGEX=q8_0",
             most.name,
             rows,

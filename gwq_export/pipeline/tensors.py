@@ -1,6 +1,7 @@
 """Every tensor of a file: calibrated, quantized, written."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from gwq_export.format.writer import Writer
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
 from gwq_export.pipeline.job import Job
-from gwq_export.pipeline.norm_tuning import is_norm, tune
 from gwq_export.pipeline.plan import TensorPlan
+from gwq_export.pipeline.tuned_blocks import TunedSource
+from gwq_export.pipeline.tuning import Tuning
+from gwq_export.pipeline.tuning_steps import can_be_tuned, is_norm
 from gwq_export.quantization.curvature import Curvatures
 from gwq_export.quantization.quantize import quantize
 
@@ -26,9 +29,9 @@ def write(
 ) -> tuple[float, float] | None:
     """Quantize and write every tensor of the file.
 
-    Those that need gradients come block by block as these appear, then the others, and the norms
-    last when they are tuned. What `work` holds of an earlier run is not quantized again. Returns
-    the KL divergence before and after tuning (`norm_tuning.tune`), or None. Raises GwqError.
+    Those that need gradients come block by block as these appear, then the others. What is tuned
+    waits in `work` until that is done. What `work` holds of an earlier run is not quantized again.
+    Returns the KL divergence before and after tuning (`Tuning.run`), or None. Raises GwqError.
     """
     assert job.out is not None  # check_options has seen to it
     norms = [p for p in job.plans if tuned and is_norm(p.name)]
@@ -36,31 +39,52 @@ def write(
     with Writer(job.out, job.header, job.layout()) as writer:
         for name, array in job.rope.items():
             writer.write(name, array)
-        finished = _write_finished(writer, work, job.plans)
-        _write_calibrated(writer, work, job, pool, finished, tuned, progress)
-        _write_others(writer, work, job.source, others, pool, finished, progress)
-        return _write_norms(writer, work, job, norms, progress) if norms else None
+        files = _Tensors(writer, work, tuned)
+        finished = _write_finished(files, job.plans)
+        _write_calibrated(files, job, pool, finished, progress)
+        _write_others(files, job.source, others, pool, finished, progress)
+        return _write_tuned(files, job, norms, progress) if tuned else None
 
 
-def _write_finished(writer: Writer, work: Memory, plans: Sequence[TensorPlan]) -> set[str]:
+class _Tensors:
+    """Where quantized matrices go: `work`, and the file, but for those that are to be tuned."""
+
+    def __init__(self, writer: Writer, work: Memory, tuned: bool):
+        self.writer = writer
+        self.work = work
+        self.tuned = tuned
+
+    def store(self, plan: TensorPlan, j: int, parts: Sequence[np.ndarray]) -> None:
+        """Take the j-th matrix of a plan, with its side-table."""
+        if self.tuned and can_be_tuned(plan):
+            self.work.put(plan.sources[j], *parts)
+        else:
+            self.work.save(plan.sources[j], *parts)
+            self.put(plan, j, parts)
+
+    def put(self, plan: TensorPlan, j: int, parts: Sequence[np.ndarray]) -> None:
+        """Write it."""
+        names = [name for name, _, _ in plan.recipe.tensors(plan.name, plan.shape)]
+        for name, data in zip(names, parts, strict=True):
+            self.writer.write(name, data, j, len(plan.sources))
+
+
+def _write_finished(tensors: _Tensors, plans: Sequence[TensorPlan]) -> set[str]:
     """Write what an earlier run quantized; returns the Hugging Face names of these matrices."""
     finished = set()
     for plan in plans:
+        waits = tensors.tuned and can_be_tuned(plan)
         for j, hf in enumerate(plan.sources):
-            if parts := work.get(hf):
-                _put(writer, plan, j, parts)
+            if waits and hf in tensors.work:
+                finished.add(hf)
+            elif not waits and (parts := tensors.work.get(hf)):
+                tensors.put(plan, j, parts)
                 finished.add(hf)
     return finished
 
 
 def _write_calibrated(
-    writer: Writer,
-    work: Memory,
-    job: Job,
-    pool: Pool,
-    finished: set[str],
-    tuned: bool,
-    progress: Progress,
+    tensors: _Tensors, job: Job, pool: Pool, finished: set[str], progress: Progress
 ) -> None:
     """Quantize and write the matrices that need gradients; adds them to `finished`."""
     calibrated = {
@@ -76,20 +100,18 @@ def _write_calibrated(
         [hf for hf, (p, _) in calibrated.items() if not p.linear],
         job.options.device,
         progress,
-        work,
+        tensors.work,
         lambda name: name in finished or name not in calibrated,
-        tuned,
     )
     for name, weight, statistics in items:
         plan, j = calibrated[name]
         statistics = curvatures.put(statistics, job.calibration.reached.get(name))
-        _store(writer, work, plan, j, encode(pool, plan, weight, statistics))
+        tensors.store(plan, j, encode(pool, plan, weight, statistics))
         finished.add(name)
 
 
 def _write_others(
-    writer: Writer,
-    work: Memory,
+    tensors: _Tensors,
     source: Source,
     plans: Sequence[TensorPlan],
     pool: Pool,
@@ -103,33 +125,45 @@ def _write_others(
     for plan in plans:
         for j, hf in enumerate(plan.sources):
             if hf not in finished:
-                _store(writer, work, plan, j, encode(pool, plan, read(source, hf), {}))
+                tensors.store(plan, j, encode(pool, plan, read(source, hf), {}))
         done += plan.weights
         progress("write", done, total)
 
 
-def _write_norms(
-    writer: Writer, work: Memory, job: Job, norms: Sequence[TensorPlan], progress: Progress
+def _write_tuned(
+    tensors: _Tensors, job: Job, norms: Sequence[TensorPlan], progress: Progress
 ) -> tuple[float, float]:
-    """Tune the norms on the file as far as it is written, and write them."""
-    source = job.source
-    assert job.calibration is not None  # without one, norms are not tuned
-    with Reader(writer.part) as reader:
-        factors, kld = tune(
+    """Tune the file as far as it is quantized, and write what waited for that."""
+    source, work = job.source, tensors.work
+    assert job.tune_tokens is not None  # without, nothing is tuned
+    waiting = {hf: (p, j) for p in job.plans if can_be_tuned(p) for j, hf in enumerate(p.sources)}
+    with Reader(tensors.writer.part) as reader:
+        in_file = partial(
+            TunedSource,
             source,
-            reader,
             job.plans,
-            job.calibration.tokens,
-            work.need(f"state.{source.layers}")[0],
+            lambda plan, j: work.need(plan.sources[j]),
+            lambda plan, j: reader.tensors[plan.name].matrices()[j].dequantize(),
+        )
+        tuning = Tuning(
+            source,
+            in_file,
+            job.tune_tokens,
+            job.tune_steps,
             job.options.device,
             progress,
-            work.section("norms"),
+            work.section("tuning"),
         )
+        before, after = tuning.run()
+    better = after < before
+    factors = tuning.factors() if better else {}
+    for hf, parts in tuning.tensors() if better else ((hf, work.need(hf)) for hf in waiting):
+        tensors.put(*waiting[hf], parts)
     for plan in norms:
         (hf,) = plan.sources
         weight = plan.arrange.weight(read(source, hf)) * factors.get(hf, np.float32(1))
-        _put(writer, plan, 0, quantize(weight, {}, plan.recipe))
-    return kld
+        tensors.put(plan, 0, quantize(weight, {}, plan.recipe))
+    return before, after
 
 
 def read(source: Source, hf: str) -> np.ndarray:
@@ -153,17 +187,3 @@ def encode(
         )
     except GwqError as e:
         raise GwqError(f"{plan.name}: {e}") from None
-
-
-def _store(
-    writer: Writer, work: Memory, plan: TensorPlan, j: int, parts: Sequence[np.ndarray]
-) -> None:
-    work.save(plan.sources[j], *parts)
-    _put(writer, plan, j, parts)
-
-
-def _put(writer: Writer, plan: TensorPlan, j: int, parts: Sequence[np.ndarray]) -> None:
-    """Write the j-th matrix of a tensor, with its side-table."""
-    names = [name for name, _, _ in plan.recipe.tensors(plan.name, plan.shape)]
-    for name, data in zip(names, parts, strict=True):
-        writer.write(name, data, j, len(plan.sources))

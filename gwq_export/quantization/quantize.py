@@ -116,8 +116,8 @@ def check_range(weight: np.ndarray, recipe: Recipe) -> None:
 def _clear(e: Encoded, row: np.ndarray, col: np.ndarray, type: TensorType) -> None:
     """Give outliers a code that stands for zero, where the table has one.
 
-    Their FP16 value is then the weight itself, and exact. There is such a code if it stands for zero
-    whatever the neighbour's bits are.
+    Their FP16 value is then the weight itself, and exact. There is such a code if it stands for
+    zero whatever the neighbour's bits are.
     """
     by_window = levels(type, e.table).reshape(-1, 1 << type.bits)  # (neighbour's bits, code)
     zero = np.flatnonzero((by_window == 0).all(0))

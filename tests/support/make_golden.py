@@ -13,7 +13,8 @@ from tests.support.paths import DATA
 
 GOLDEN = DATA / "golden"
 TILES = [type for type in TYPES.values() if type.bits]
-FILES = {  # name -> (seed, [(tensor, type, shape)]): full and narrow tiles, short blocks, padded rows
+# name -> (seed, [(tensor, type, shape)]): full and narrow tiles, short blocks, padded rows
+FILES = {
     **{
         type.name: (type.bits, [("w.weight", type, (21, 330)), ("v.weight", type, (8, 112))])
         for type in TILES
