@@ -62,9 +62,10 @@ def export(
     """Quantize the model `model` (a folder, a hub id or a GGUF file) into the GGUF file `out`.
 
     Size and types:
-    type: of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, q4_0, iq4_nl, f16, bf16,
-        f32, or bridge (a ggml type with FP16 deltas, docs/bridge.md)
-    bpw: bits per weight of the whole file: type and outliers of every matrix are chosen under it
+    type: one type for all of the decoder's linear layers: gwq6, gwq5, gwq4, gwq3, gwq2, q8_0, q4_0,
+        iq4_nl, f16, bf16, f32, or bridge (a ggml type with FP16 deltas, docs/bridge.md)
+    bpw: bits per weight of the whole file: type and outliers of every matrix are chosen under it;
+        4.5 where no other argument names types or size
     size: the same by size, bytes or text such as "640MiB"
     outliers: fraction of each matrix that stays FP16; None: the preset's, 0.0025
     saliency: rule that picks these weights; None: the preset's, "loss"

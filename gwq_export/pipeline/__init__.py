@@ -11,6 +11,7 @@ Modules import only those listed above them:
     provenance
     job
     estimate
+    statistics_store
     sensitivity
     tuned_parts
     tuned_blocks

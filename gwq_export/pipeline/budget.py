@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from gwq_export.errors import GwqError
 from gwq_export.format.types import TYPES
@@ -13,16 +14,22 @@ from gwq_export.quantization.recipe import Recipe
 Size = Callable[[Sequence[TensorPlan]], int]  # bytes of the file of these plans
 
 
-def check_budget(
-    budget: int, plans: Sequence[TensorPlan], fraction: float | None, size: Size
-) -> None:
-    """Raise GwqError when no choice of types and outliers gives a file of `budget` bytes.
+class Reach(NamedTuple):
+    """The smallest and the largest file that choices of types and outliers give, in bytes."""
+
+    smallest: int
+    largest: int
+    weights: int  # of the model
+
+
+def within_reach(plans: Sequence[TensorPlan], fraction: float | None, size: Size) -> Reach:
+    """What a budget for these plans can reach.
 
     fraction: of outliers, None where that is chosen too.
     """
     smallest = [replace(p, recipe=min(_ways(p, fraction), key=_size_of(p))) for p in plans]
     largest = [replace(p, recipe=max(_ways(p, fraction), key=_size_of(p))) for p in plans]
-    refuse(budget, size(smallest), size(largest), sum(p.weights for p in plans))
+    return Reach(size(smallest), size(largest), sum(p.weights for p in plans))
 
 
 def _size_of(plan: TensorPlan) -> Callable[[Recipe], int]:
@@ -42,18 +49,16 @@ def _ways(plan: TensorPlan, fraction: float | None) -> list[Recipe]:
     ]
 
 
-def refuse(budget: int, smallest: int, largest: int, params: int) -> None:
-    """Raise GwqError for a budget below the smallest file or far above the largest, in bytes.
-
-    params: weights of the model.
-    """
+def check_budget(budget: int, reach: Reach) -> None:
+    """Raise GwqError for a budget below the smallest file or far above the largest."""
+    smallest, largest, weights = reach
     if budget < smallest:
         raise GwqError(
             f"the budget of {budget} bytes is too small: the smallest file takes {smallest}"
-            f" ({8 * smallest / params:.2f} bits per weight); give a larger --size or --bpw"
+            f" ({8 * smallest / weights:.2f} bits per weight); give a larger --size or --bpw"
         )
     if budget * 0.995 > largest:
         raise GwqError(
             f"the budget of {budget} bytes is larger than the model in F16 ({largest} bytes,"
-            f" {8 * largest / params:.2f} bits per weight): use --type f16"
+            f" {8 * largest / weights:.2f} bits per weight): use --type f16"
         )

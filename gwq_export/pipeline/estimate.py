@@ -59,8 +59,8 @@ class Estimate:
     ) -> float | None:
         """Seconds that an export by these plans takes.
 
-        budgeted: a sensitivity pass comes before it. tuning: time of norm tuning, as a share of the
-        calibration's. None when an earlier run did the calibration.
+        budgeted: what choosing under a budget takes comes on top. tuning: time of tuning, as a
+        share of the calibration's. None when an earlier run did the calibration.
         """
         calibrated = sum(p.weights for p in plans if p.recipe.statistics)
         if calibrated and not self._seen:
@@ -76,8 +76,9 @@ class Estimate:
             return self._coding.get((plan.shape, encoded), plan.weights * rate)
 
         total = sum(map(coding, plans))
-        if calibrated:
-            total += self._calibrating * (calibrated / self._seen + tuning)
-        if budgeted:
+        if budgeted:  # one calibration, of all matrices
             total += self._calibrating + self._choosing - self._sampling
+        elif calibrated:
+            total += self._calibrating * calibrated / self._seen
+        total += self._calibrating * tuning
         return total

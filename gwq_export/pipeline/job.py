@@ -22,7 +22,7 @@ from gwq_export.format.writer import file_size
 from gwq_export.hf.hub import commit
 from gwq_export.hf.opened import open_model
 from gwq_export.hf.source import Source
-from gwq_export.pipeline.budget import check_budget
+from gwq_export.pipeline.budget import check_budget, within_reach
 from gwq_export.pipeline.checks import check_options
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import TensorPlan, plan_tensors
@@ -37,7 +37,7 @@ log = logging.getLogger("gwq_export")
 
 CTX = 512  # tokens of a calibration sample, unless asked for
 # Of what lies in a work folder. A folder of another layout is refused like another export's.
-WORK_LAYOUT = 3
+WORK_LAYOUT = 4
 
 
 @dataclass
@@ -131,7 +131,7 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     ctx = _context(options.ctx, source)
     plans = plan_tensors(source, recipe, overrides)
     check_steps(plans, options.tune)
-    budget = budget_bytes(options.bpw, options.size, sum(p.weights for p in plans))
+    budget = budget_bytes(options, sum(p.weights for p in plans))
     tokenizer = Tokenizer(opened.keys)
     calibration, held_out = _draw(options, plans, tokenizer, samples, ctx)
     steps = _steps(options, calibration)
@@ -154,7 +154,12 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     )
     job.header |= _made_how(job)
     if budget is not None:
-        check_budget(budget, plans, options.outliers, job.file_bytes)
+        reach = within_reach(plans, options.outliers, job.file_bytes)
+        if options.plain:
+            job.budget = min(max(budget, reach.smallest), reach.largest)
+            job.header |= _made_how(job)
+        else:
+            check_budget(budget, reach)
     return job
 
 

@@ -14,6 +14,7 @@ from typing import Any
 StrPath = str | Path
 GROUPS = ["Size and types", "Model and calibration", "The run", "Beside the file"]
 _SIZE, _CALIBRATION, _RUN, _BESIDE = GROUPS
+DEFAULT_BPW = 4.5  # bits per weight of the whole file
 
 
 def fraction(text: str) -> float:
@@ -57,8 +58,9 @@ class ExportOptions:
         default=None,
         metadata=_row(
             _SIZE,
-            "type of the decoder's linear layers: gwq4 (default), gwq3, gwq2, q8_0, q4_0, iq4_nl,"
-            " f16, bf16, f32, or bridge: a ggml type with FP16 deltas behind it (docs/bridge.md)",
+            "one type for all of the decoder's linear layers: gwq6, gwq5, gwq4, gwq3, gwq2, q8_0,"
+            " q4_0, iq4_nl, f16, bf16, f32, or bridge: a ggml type with FP16 deltas behind it"
+            " (docs/bridge.md)",
         ),
     )
     bpw: float | None = field(
@@ -66,7 +68,7 @@ class ExportOptions:
         metadata=_row(
             _SIZE,
             "bits per weight of the whole file: choose type and outliers of every matrix under this"
-            " budget",
+            " budget (default, where no other option names types or size: 4.5)",
             metavar="B",
             kind=float,
         ),
@@ -302,9 +304,15 @@ class ExportOptions:
             object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing says how large the file is to be: then DEFAULT_BPW does."""
+        sized = (self.type, self.stock, self.bpw, self.size)
+        return not self.report_only and self.preset == "default" and sized == (None,) * 4
+
+    @property
     def budgeted(self) -> bool:
         """Whether types and outliers are chosen under a budget."""
-        return self.bpw is not None or self.size is not None
+        return self.bpw is not None or self.size is not None or self.plain
 
     @property
     def verifies(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gwq_export.errors import GwqError
 from gwq_export.format.types import LEVELS, TYPES, TensorType, tensor_type
-from gwq_export.pipeline.options import ExportOptions
+from gwq_export.pipeline.options import DEFAULT_BPW, ExportOptions
 from gwq_export.quantization.recipe import MAX_OUTLIERS, Recipe
 from gwq_export.quantization.saliency import SALIENCY
 
@@ -129,8 +129,13 @@ def _ggml_type(options: ExportOptions, type: str | None) -> str:
     return (options.stock or "q4_0").lower()
 
 
-def budget_bytes(bpw: float | None, size: str | int | None, params: int) -> int | None:
-    """The byte budget of --bpw or --size ("640MiB", "1.2GB", bytes), or None. Raises GwqError."""
+def budget_bytes(options: ExportOptions, params: int) -> int | None:
+    """The byte budget of --bpw or --size ("640MiB", "1.2GB", bytes), or None. Raises GwqError.
+
+    params: weights of the model. Where nothing names a size or a type, DEFAULT_BPW does.
+    """
+    size = options.size
+    bpw = DEFAULT_BPW if options.plain else options.bpw
     if bpw is None and size is None:
         return None
     if bpw is not None and size is not None:

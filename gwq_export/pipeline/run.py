@@ -6,10 +6,12 @@ its place as soon as its block's gradients exist (last block first).
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from gwq_export.pipeline.job import Job, prepare
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import sizes
 from gwq_export.pipeline.sensitivity import Offers, fit, predictions, sensitivities
+from gwq_export.pipeline.statistics_store import StatisticsStore, opened_beside, store_bytes
 from gwq_export.pipeline.tensors import encode, read, write
 from gwq_export.pipeline.tuning_steps import share, worthwhile
 
@@ -78,9 +81,13 @@ def _make(job: Job, progress: Progress) -> dict[str, Any]:
     options = job.options
     pool = Pool()
     estimate = Estimate(partial(encode, pool)) if options.dry_run else None
-    with one_thread_each(), job.open_work() as work, _said_what_is_kept(job, work):
+    with ExitStack() as stack:
+        stack.enter_context(one_thread_each())
+        work = stack.enter_context(job.open_work())
+        stack.enter_context(_said_what_is_kept(job, work))
+        kept = _statistics_store(job, work, stack)
         job.check_space(work)
-        offers = _measure(job, work, progress, estimate)
+        offers = _measure(job, work, progress, estimate, kept)
         if options.report_only:
             work.clear()
             return write_sensitivities(job, offers)
@@ -93,7 +100,7 @@ def _make(job: Job, progress: Progress) -> dict[str, Any]:
         if estimate:
             result |= _estimate(job, estimate, tuned)
         else:
-            result |= _write(job, work, pool, tuned, progress)
+            result |= _write(job, work, pool, tuned, progress, kept)
             work.clear()
     _warn_of_experts(job)
     _warn_of_padding(job)
@@ -122,7 +129,39 @@ def _said_what_is_kept(job: Job, work: Memory) -> Iterator[None]:
         raise
 
 
-def _measure(job: Job, work: Memory, progress: Progress, estimate: Estimate | None) -> Offers:
+def _statistics_store(job: Job, work: Memory, stack: ExitStack) -> StatisticsStore | None:
+    """Where one calibration leaves what choice and codes need, closed by `stack`.
+
+    None where there is no choice, or no room: then the matrices are calibrated once more.
+    """
+    options = job.options
+    if not (options.budgeted and options.writes_model and job.calibration):
+        return None
+    assert job.out is not None  # check_options has seen to it
+    out = Path(job.out).absolute()
+    folder = work.folder or out.parent
+    needed = store_bytes(job.plans)
+    free = shutil.disk_usage(folder).free - (job.budget or 0)
+    if needed > free:
+        log.warning(
+            "the statistics take %.1f GB and %.1f GB are free in %s: calibration runs twice",
+            needed / 1e9,
+            free / 1e9,
+            folder,
+        )
+        return None
+    if work.folder is not None:
+        return StatisticsStore(work.section("statistics"))
+    return StatisticsStore(stack.enter_context(opened_beside(out)))
+
+
+def _measure(
+    job: Job,
+    work: Memory,
+    progress: Progress,
+    estimate: Estimate | None,
+    kept: StatisticsStore | None,
+) -> Offers:
     """What storing each matrix in each way would cost, where that is asked for."""
     options = job.options
     chooses = options.budgeted or options.report_only
@@ -139,6 +178,7 @@ def _measure(job: Job, work: Memory, progress: Progress, estimate: Estimate | No
         progress,
         work.section("sensitivity"),
         estimate,
+        kept,
     )
 
 
@@ -167,13 +207,20 @@ def _estimate(job: Job, estimate: Estimate, tuned: bool) -> dict[str, Any]:
     }
 
 
-def _write(job: Job, work: Memory, pool: Pool, tuned: bool, progress: Progress) -> dict[str, Any]:
+def _write(
+    job: Job,
+    work: Memory,
+    pool: Pool,
+    tuned: bool,
+    progress: Progress,
+    kept: StatisticsStore | None,
+) -> dict[str, Any]:
     """Write the file, and the importance matrix before it."""
     options = job.options
     if options.imatrix and job.calibration:
         text = options.calib or CALIBRATION
         write_imatrix(options.imatrix, job.source, job.calibration, text, options.device, progress)
-    kld = write(job, work.section("tensors"), pool, tuned, progress)
+    kld = write(job, work.section("tensors"), pool, tuned, progress, kept)
     return {"tuned_kld": kld} if kld else {}
 
 

@@ -16,9 +16,10 @@ from gwq_export.errors import about
 from gwq_export.format.types import TYPES
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
-from gwq_export.pipeline.budget import refuse
+from gwq_export.pipeline.budget import Reach, check_budget
 from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.plan import TensorPlan, file_bytes
+from gwq_export.pipeline.statistics_store import StatisticsStore
 from gwq_export.quantization.allocate import Choice, allocate, fill, frontier
 from gwq_export.quantization.curvature import Curvatures
 from gwq_export.quantization.loss_model import Sample, choices, offered
@@ -38,12 +39,13 @@ def sensitivities(
     progress: Callable[[str, int, int], None],
     work: Memory | None = None,
     estimate: Estimate | None = None,
+    kept: StatisticsStore | None = None,
 ) -> Offers:
     """The choices of every matrix, with their bytes and predicted losses.
 
     free: all there is to choose, where a plan is not fixed; else what the plan says. fraction: of
     outliers; None offers those of `loss_model.OFFERED`. work: results of an earlier run are taken
-    from there. estimate: looks on.
+    from there. estimate: looks on. kept: takes the statistics of every matrix.
     """
     work = work or Memory()
     pool = Pool()
@@ -67,6 +69,8 @@ def sensitivities(
         plan = plan_of.get(name)
         if plan is None:
             continue
+        if kept is not None:
+            kept.put(name, statistics)
         statistics = curvatures.put(statistics, calibration.reached.get(name))
         if estimate and plan.recipe.statistics:
             estimate.sample(plan, partial(np.asarray, weight), statistics)
@@ -95,7 +99,7 @@ def _offers(
         recipe.seed,
         pool.ptr,
     )
-    types = {recipe.type.name: (recipe.outliers,)}
+    types: dict[str, tuple[float, ...]] = {recipe.type.name: (recipe.outliers,)}
     if is_free:
         types = offered(sample.shape[1], fraction)
     with about(plan.name):
@@ -175,7 +179,7 @@ def fit(
     sizes = [partial(file_bytes, p.name, p.shape) for p in chosen]
     smallest = size(with_recipes([o[0].recipe for o in fronts]))
     largest = size(with_recipes([o[-1].recipe for o in fronts]))
-    refuse(budget, smallest, largest, sum(p.weights for p in plans))
+    check_budget(budget, Reach(smallest, largest, sum(p.weights for p in plans)))
     overhead = smallest - sum(o[0].nbytes for o in fronts)
     room = budget - overhead
     while True:  # the header's own alignment may take what was left

@@ -1,12 +1,12 @@
 """Every tensor of a file: calibrated, quantized, written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gwq_export.calibration.gradients import gradients
+from gwq_export.calibration.gradients import Item, gradients
 from gwq_export.compute.results import Memory
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
@@ -15,6 +15,7 @@ from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
 from gwq_export.pipeline.job import Job
 from gwq_export.pipeline.plan import TensorPlan
+from gwq_export.pipeline.statistics_store import StatisticsStore
 from gwq_export.pipeline.tuned_blocks import TunedSource
 from gwq_export.pipeline.tuning import Tuning
 from gwq_export.pipeline.tuning_steps import can_be_tuned, is_norm
@@ -25,11 +26,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def write(
-    job: Job, work: Memory, pool: Pool, tuned: bool, progress: Progress
+    job: Job,
+    work: Memory,
+    pool: Pool,
+    tuned: bool,
+    progress: Progress,
+    kept: StatisticsStore | None = None,
 ) -> tuple[float, float] | None:
     """Quantize and write every tensor of the file.
 
-    Those that need gradients come block by block as these appear, then the others. What is tuned
+    Those that need gradients come block by block as these appear, or as `kept` has their
+    statistics, then the others. What is tuned
     waits in `work` until that is done. What `work` holds of an earlier run is not quantized again.
     Returns the KL divergence before and after tuning (`Tuning.run`), or None. Raises GwqError.
     """
@@ -41,7 +48,7 @@ def write(
             writer.write(name, array)
         files = _Tensors(writer, work, tuned)
         finished = _write_finished(files, job.plans)
-        _write_calibrated(files, job, pool, finished, progress)
+        _write_calibrated(files, job, pool, finished, progress, kept)
         _write_others(files, job.source, others, pool, finished, progress)
         return _write_tuned(files, job, norms, progress) if tuned else None
 
@@ -84,7 +91,12 @@ def _write_finished(tensors: _Tensors, plans: Sequence[TensorPlan]) -> set[str]:
 
 
 def _write_calibrated(
-    tensors: _Tensors, job: Job, pool: Pool, finished: set[str], progress: Progress
+    tensors: _Tensors,
+    job: Job,
+    pool: Pool,
+    finished: set[str],
+    progress: Progress,
+    kept: StatisticsStore | None,
 ) -> None:
     """Quantize and write the matrices that need gradients; adds them to `finished`."""
     calibrated = {
@@ -93,21 +105,35 @@ def _write_calibrated(
     if not calibrated or job.calibration is None:
         return
     curvatures = Curvatures(job.calibration.tokens.numel())
-    items = gradients(
-        job.source,
-        job.calibration,
-        sorted({s for p, _ in calibrated.values() for s in p.recipe.statistics}),
-        [hf for hf, (p, _) in calibrated.items() if not p.linear],
-        job.options.device,
-        progress,
-        tensors.work,
-        lambda name: name in finished or name not in calibrated,
-    )
+    if kept is not None:
+        names = [hf for hf in calibrated if hf not in finished]
+        items = _kept_items(job.source, kept, names, progress)
+    else:
+        items = gradients(
+            job.source,
+            job.calibration,
+            sorted({s for p, _ in calibrated.values() for s in p.recipe.statistics}),
+            [hf for hf, (p, _) in calibrated.items() if not p.linear],
+            job.options.device,
+            progress,
+            tensors.work,
+            lambda name: name in finished or name not in calibrated,
+        )
     for name, weight, statistics in items:
         plan, j = calibrated[name]
         statistics = curvatures.put(statistics, job.calibration.reached.get(name))
         tensors.store(plan, j, encode(pool, plan, weight, statistics))
         finished.add(name)
+
+
+def _kept_items(
+    source: Source, kept: StatisticsStore, names: Sequence[str], progress: Progress
+) -> Iterator[Item]:
+    """Matrices and their kept statistics, as `calibration.gradients` yields them."""
+    for i, name in enumerate(names):
+        progress("quantize", i, len(names))
+        yield name, read(source, name), kept.get(name)
+    progress("quantize", len(names), len(names))
 
 
 def _write_others(

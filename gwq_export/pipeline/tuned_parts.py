@@ -1,11 +1,11 @@
 """The numbers of a coded matrix that can still change once its codes are chosen.
 
 A dense weight is row scale * (scale of its sub-block * entry), and an outlier adds to it, all in
-units of the matrix's power of two, which stays. An entry is table[window], or as `tiles.levels` says.
-The codes, and so the windows, stay; what multiplies them is tuned: masters in float32, of which the
-file gets FP16 row scales and outliers, six-bit scales and table entries. A gradient is taken at the
-rounded numbers and moves the masters (straight-through), so small changes add up until they round
-to another number.
+units of the matrix's power of two, which stays. An entry is table[window], or what `tiles.levels`
+makes of the table. The codes, and so the windows, stay; what multiplies them is tuned: masters in
+float32, of which the file gets FP16 row scales and outliers, six-bit scales and table entries. A
+gradient is taken at the rounded numbers and moves the masters (straight-through), so small changes
+add up until they round to another number.
 """
 
 from collections.abc import Sequence

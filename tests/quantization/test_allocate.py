@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gwq_export import GwqError
 from gwq_export.format.tiles import dequantize
 from gwq_export.format.types import TYPES
+from gwq_export.pipeline.options import ExportOptions
 from gwq_export.pipeline.plan import file_bytes
 from gwq_export.pipeline.presets import budget_bytes
 from gwq_export.quantization.allocate import Choice, allocate, hull
@@ -78,10 +79,10 @@ def test_a_hull_has_no_dents():
 
 
 def test_budget_of_words():
-    assert budget_bytes(None, None, 8) is None
-    assert budget_bytes(4.5, None, 16) == 9
+    assert budget_bytes(ExportOptions(type="gwq4"), 8) is None
+    assert budget_bytes(ExportOptions(bpw=4.5), 16) == budget_bytes(ExportOptions(), 16) == 9
     sizes = {"640MiB": 640 << 20, "1.5 GB": 15 * 10**8, "12k": 12000, 777: 777, "2gib": 2 << 30}
-    assert {s: budget_bytes(None, s, 1) for s in sizes} == sizes
+    assert {s: budget_bytes(ExportOptions(size=s), 1) for s in sizes} == sizes
     for bpw, size in [
         (0, None),
         (-1, None),
@@ -93,7 +94,7 @@ def test_budget_of_words():
         (None, "1.2.3M"),
     ]:
         with pytest.raises(GwqError, match=r"--bpw|--size"):
-            budget_bytes(bpw, size, 100)
+            budget_bytes(ExportOptions(bpw=bpw, size=size), 100)
 
 
 def test_prediction_of_a_matrix():
