@@ -14,6 +14,7 @@ from gwq_export.format.foreign import foreign_type
 from gwq_export.format.reader import Reader
 from gwq_export.hf.config_from_gguf import config_json
 from gwq_export.hf.gguf_checkpoint import ROPE_TENSORS, Checkpoint
+from gwq_export.hf.model_class import ModelClass
 from gwq_export.hf.source import Source
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ class GGUFModel(Source):
         self.folder = Path(path)  # for messages: there is no folder
         self._reader = reader = Reader(path, foreign_type)
         self._numbers = c = read_config(reader)
-        # all that is asked of a config.json here; hyperparameters go from file to file as keys
-        self.config = {"license": reader.metadata.get("general.license")}
         self.arch = c.arch
         self.layers = c.layers
         self.vocab = c.vocab
@@ -55,7 +54,14 @@ class GGUFModel(Source):
         self._checkpoint = Checkpoint(reader, c.arch, c.layers, c.dims, self.heads)
         places = self._checkpoint.places
         self._shapes = {name: place.checkpoint_shape for name, place in places.items()}
+        self._elsewhere = {}
         self.tied = self.arch.head not in self._shapes
+        # all that is asked of a config.json here; hyperparameters go from file to file as keys
+        self.config = {
+            "license": reader.metadata.get("general.license"),
+            "tie_word_embeddings": self.tied,
+        }
+        self._class = ModelClass(self._config_json(), self.folder)
         self._check_tensors()
 
     @property
@@ -95,9 +101,12 @@ class GGUFModel(Source):
         """
         from transformers import CONFIG_MAPPING
 
-        remedy = "give the model's folder, and this file as --base"
-        config = config_json(self._reader, self._numbers, "float32", remedy, any_factors=True)
+        config = self._config_json()
         return CONFIG_MAPPING[config["model_type"]].from_dict(config)
+
+    def _config_json(self) -> dict[str, Any]:
+        remedy = "give the model's folder, and this file as --base"
+        return config_json(self._reader, self._numbers, "float32", remedy, any_factors=True)
 
     @property
     def provenance(self) -> dict[str, str]:
