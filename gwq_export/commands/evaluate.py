@@ -66,7 +66,7 @@ def parser() -> Parser:
 
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Run gwq-eval; returns what --json prints."""
-    from gwq_export.evaluation import perplexity, predictors, tasks
+    from gwq_export.evaluation import perplexity, predictors, reference, tasks
 
     if args.text is None and not args.task:
         raise GwqError("give --text FILE for perplexity, --task NAME for a task, or both")
@@ -83,7 +83,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         for p in map(tasks.find, args.task)
     ]
     model = predictors.load(args.file, args.threads, args.base)
-    against = args.against and predictors.reference_logits(args.against, model, args.threads)
+    against = args.against and reference.reference_logits(args.against, model, args.threads)
     result: dict[str, Any] = {"bytes": model.weights.reader.nbytes}
     if text is not None:
         result |= perplexity.evaluate(

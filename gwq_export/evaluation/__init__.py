@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     predictors
+    reference
     perplexity
     tasks
     lm_eval

@@ -9,12 +9,10 @@ compute again what the ids share with those of the call before.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gwq_export.errors import GwqError
 from gwq_export.format.foreign import open_any
 from gwq_export.runtime.model import Model
 from gwq_export.runtime.session import BATCH, Session
@@ -68,28 +66,6 @@ def runtime_logits(model: Model) -> Predictor:
     return Predictor(model.ctx, logits)
 
 
-def transformers_logits(folder: str | PathLike[str]) -> Predictor:
-    """A Predictor by transformers in float32, from a Hugging Face folder.
-
-    Raises GwqError without the export extra, or when transformers cannot load the folder.
-    """
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM
-    except ImportError as e:
-        raise GwqError(
-            f'--against a Hugging Face folder needs {e.name}: pip install "gwq-export[export]"'
-        ) from None
-    try:
-        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    except (OSError, ValueError) as e:
-        raise GwqError(
-            f"--against {folder}: transformers cannot load it ({str(e).splitlines()[0]})"
-        ) from None
-
-    return module_logits(reference)
-
-
 def module_logits(model: Any) -> Predictor:
     """A Predictor by a transformers model in memory (a torch module with `config`)."""
     import torch
@@ -106,22 +82,3 @@ def module_logits(model: Any) -> Predictor:
             at += kept
 
     return Predictor(getattr(model.config, "max_position_embeddings", None) or 1 << 31, logits)
-
-
-def reference_logits(
-    path: str | PathLike[str], model: Model, threads: int | None = None
-) -> Predictor:
-    """A Predictor for --against: a Hugging Face folder, or any GGUF file.
-
-    Raises GwqError when the file cannot be read or its vocabulary is not that of `model`.
-    """
-    if Path(path).is_dir():
-        return transformers_logits(path)
-    reference = load(path, threads)
-    ours, theirs = (m.weights.reader.metadata["tokenizer.ggml.tokens"] for m in (model, reference))
-    if any(a != b for a, b in zip(ours, theirs, strict=False)):
-        raise GwqError(
-            f"--against {path}: its vocabulary is another one: "
-            "give an unquantized file of the same model"
-        )
-    return runtime_logits(reference)

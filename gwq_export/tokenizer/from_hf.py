@@ -31,7 +31,7 @@ from gwq_export.tokenizer.build import (
     build,
     from_json,
 )
-from gwq_export.tokenizer.hf_folder import keep_within, load_tokenizer
+from gwq_export.tokenizer.hf_folder import PROBE, keep_within, load_tokenizer
 from gwq_export.tokenizer.pretokenizer import name_of, parts
 from gwq_export.tokenizer.special_from_hf import chat_templates, special_keys
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 log = logging.getLogger("gwq_export")
-PROBE = Path(__file__).parents[1] / "data" / "tokenizer_probe.txt"
 UNKNOWN_PRE = "unknown"  # llama.cpp refuses this name of a pre-tokenizer, as it should
 
 
@@ -82,6 +81,24 @@ def to_metadata(
         ) from None
 
 
+def token_texts(folder: str | os.PathLike[str], vocab_size: int) -> list[str]:
+    """The tokens of a folder's tokenizer as `to_metadata` writes them, by id. Raises GwqError."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise GwqError(f"{folder} has no tokenizer.json, so its vocabulary is not known")
+    spec = load_tokenizer(Path(folder)).spec
+    keep_within(spec, vocab_size, path)
+    return _tokens(from_json(json.dumps(spec), path), vocab_size)
+
+
+def _tokens(original: tokenizers.Tokenizer, vocab_size: int) -> list[str]:
+    """The tokens by id; ids without one have a name of their own."""
+    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    for token, id in original.get_vocab(with_added_tokens=True).items():
+        tokens[id] = token
+    return tokens
+
+
 def _say_other(
     path: Path, kind: str, as_saved: tokenizers.Tokenizer, original: tokenizers.Tokenizer
 ) -> None:
@@ -120,10 +137,9 @@ def _tokenizer_keys(
             "only byte-level BPE, BPE with byte fallback and unigram are supported"
         )
     ids = original.get_vocab(with_added_tokens=True)
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    tokens = _tokens(original, vocab_size)
     types = np.full(vocab_size, UNUSED, np.int32)
     for token, id in ids.items():
-        tokens[id] = token
         types[id] = BYTE if not byte_level and BYTE_TOKEN.fullmatch(token) else NORMAL
     for added in spec.get("added_tokens") or []:
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED

@@ -15,6 +15,7 @@ from typing import Any
 from gwq_export.errors import GwqError, one_line
 from gwq_export.files import read_optional_json
 
+PROBE = Path(__file__).parents[1] / "data" / "tokenizer_probe.txt"
 log = logging.getLogger("gwq_export")
 NAMES = ("bos", "eos", "unk", "pad")  # of special tokens
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")  # where a folder names them
@@ -39,6 +40,7 @@ def load_tokenizer(folder: Path) -> HFTokenizer:
         loaded = loader.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, mistral_format=False
         )
+        loaded(PROBE.read_bytes().decode())  # a class may take files that it cannot use
     except Exception as e:  # transformers raises many kinds for files it does not accept
         raise GwqError(
             f"{folder}: transformers cannot load the tokenizer ({one_line(e)}): "

@@ -8,7 +8,8 @@ import pytest
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.evaluation.perplexity import PROTOCOLS, evaluate, log_softmax, windows
-from gwq_export.evaluation.predictors import Predictor, runtime_logits, transformers_logits
+from gwq_export.evaluation.predictors import Predictor, runtime_logits
+from gwq_export.evaluation.reference import transformers_logits
 from studies.oracle import dequantized_model, logits
 from tests.support.paths import DATA, REFERENCE
 

@@ -1,14 +1,11 @@
 """What config.json leaves out or says in two ways: the model is the one that transformers makes."""
 
-import json
 import re
-import shutil
 
-import numpy as np
 import pytest
 
-import gwq_export
 from gwq_export import GwqError
+from tests.support.folders import agrees, edited, expected_logits, exported_logits
 from tests.support.models import TINY_MODELS
 
 # sizes without which the tensors would not fit; everything else may be left out
@@ -36,41 +33,6 @@ SIZES = {
     "num_experts_per_tok",
     "pad_token_id",
 }
-IDS = np.random.default_rng(1).integers(5, 1000, 60).tolist()
-
-
-def copy_of(model, folder, change):
-    """A copy of a folder; change: takes its config and changes it."""
-    shutil.copytree(model, folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config)
-    path.write_text(json.dumps(config))
-    return folder
-
-
-def expected_logits(folder):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    with torch.no_grad():
-        return model(torch.tensor([IDS])).logits[0].numpy()
-
-
-def exported_logits(folder):
-    out = folder / "out.gguf"
-    gwq_export.export(folder, out, type="f32")
-    return gwq_export.load(out).logits(IDS)
-
-
-def agrees(folder):
-    """The exported file computes what transformers does."""
-    expected = expected_logits(folder)
-    error = np.abs(exported_logits(folder) - expected).max() / np.abs(expected).max()
-    assert error < 2e-4
 
 
 @pytest.mark.parametrize("name", sorted(TINY_MODELS))
@@ -79,7 +41,7 @@ def test_missing_keys(tmp_path, tiny, name):
         for key in set(config) - SIZES:
             del config[key]
 
-    agrees(copy_of(tiny(name), tmp_path / name, only_sizes))
+    agrees(edited(tiny(name), tmp_path / name, only_sizes))
 
 
 # what config.json says of rotary positions, in the layouts of transformers 4 and 5
@@ -144,7 +106,7 @@ def test_rope(tmp_path, tiny, name, rope):
             config.pop(key, None)
         config |= ROPES[rope]
 
-    folder = copy_of(tiny(name), tmp_path / name, say)
+    folder = edited(tiny(name), tmp_path / name, say)
     try:
         expected_logits(folder)
     except Exception:  # transformers raises many kinds for what it does not accept

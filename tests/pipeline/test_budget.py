@@ -149,7 +149,7 @@ def test_dry_run_and_budget_through_files(tmp_path):
     the uniform file of its size.
     """
     from gwq_export.evaluation.perplexity import evaluate
-    from gwq_export.evaluation.predictors import transformers_logits
+    from gwq_export.evaluation.reference import transformers_logits
 
     text = (DATA / "eval.txt").read_text()[:24000]
     against = transformers_logits(REFERENCE)
@@ -182,7 +182,7 @@ def test_prediction_for_a_model_that_is_too_sure(tmp_path):
     surprise does not count.
     """
     from gwq_export.evaluation.perplexity import evaluate
-    from gwq_export.evaluation.predictors import transformers_logits
+    from gwq_export.evaluation.reference import transformers_logits
 
     folder = shutil.copytree(REFERENCE, tmp_path / "sure")
     tensors = load_file(REFERENCE / "model.safetensors")

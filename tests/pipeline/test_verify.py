@@ -10,7 +10,8 @@ from gwq_export import GwqError
 from gwq_export.arch.layout import Arrangement
 from gwq_export.calibration.text import HELD_OUT, draw_calibration, draw_held_out
 from gwq_export.evaluation.perplexity import score
-from gwq_export.evaluation.predictors import runtime_logits, transformers_logits
+from gwq_export.evaluation.predictors import runtime_logits
+from gwq_export.evaluation.reference import transformers_logits
 from gwq_export.hf.source import Source
 from gwq_export.pipeline import tensors as produce
 from tests.support.paths import DATA, REFERENCE

@@ -85,7 +85,8 @@ def test_what_the_keys_cannot_say_goes_as_json(tmp_path, make):
     native = make()
     folder = save(tmp_path / "hf", native)
     keys = to_metadata(folder, 700)
-    assert json.loads(keys[JSON_KEY]) == json.loads((folder / "tokenizer.json").read_text())
+    kept, saved = map(json.loads, (keys[JSON_KEY], (folder / "tokenizer.json").read_text()))
+    assert kept | {"post_processor": None} == saved | {"post_processor": None}
     same(Tokenizer(keys), native, [*NASTY, "a <mask> b<mask>", "tok a tok, token", "</s> a</s>b"])
     del keys[JSON_KEY]  # the standard keys are there too
     assert Tokenizer(keys).encode("quick") == native.encode("quick").ids
