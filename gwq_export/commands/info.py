@@ -58,6 +58,10 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
     if args.report:
         check_output(args.report, "--report")
+    if args.to_safetensors:
+        from gwq_export.hf.restore import check_folder
+
+        check_folder(args.to_safetensors)
     reader = Reader(args.file, base=args.base)
     if args.check:
         reader.check()

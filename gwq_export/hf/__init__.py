@@ -3,6 +3,7 @@
 Modules import only those listed above them:
     hub
     shards
+    strangers
     source
     gguf_checkpoint
     gguf_source

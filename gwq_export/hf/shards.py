@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
     if not files:
         raise GwqError(
             f"{folder}: no *.safetensors; "
-            "save the model with save_pretrained(safe_serialization=True)"
+            "load the model with transformers and save it with save_pretrained, which writes them"
         )
     return files
 

@@ -13,6 +13,7 @@ from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 from gwq_export.files import read_json
 from gwq_export.hf.shards import Shards
+from gwq_export.hf.strangers import refuse_folder, refuse_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class Source:
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
+        refuse_folder(self.folder)
         self.config = read_json(self.folder / "config.json", "the config")
         self.arch = self._find_arch()
         self._complete_config()
@@ -59,6 +61,11 @@ class Source:
         return str(names)
 
     def _find_arch(self) -> Arch:
+        if not self.config.get("architectures"):
+            raise GwqError(
+                f"{self.folder}/config.json names no class: set architectures to the class that it"
+                f' was saved from, such as ["{self._likely_class()}"]'
+            )
         name = self._class_name()
         if name not in ARCHS:
             raise GwqError(
@@ -66,6 +73,12 @@ class Source:
                 f"supported: {', '.join(ARCHS)}"
             )
         return ARCHS[name]
+
+    def _likely_class(self) -> str:
+        """A supported class whose name fits the config's model_type."""
+        kind = str(self.config.get("model_type")).removesuffix("_text").replace("_", "")
+        names = {f"{kind}forcausallm", f"{kind}lmheadmodel"}
+        return next((name for name in ARCHS if name.lower() in names), "LlamaForCausalLM")
 
     def _complete_config(self) -> None:
         """Fill in usual names and defaults; refuse what the runtime does not compute."""
@@ -236,6 +249,7 @@ class Source:
 
     def _check_tensors(self) -> None:
         """Raise GwqError unless exactly the architecture's tensors are there, in the right size."""
+        refuse_tensors(self.folder, self.place, self._shapes)
         needed = {name: row for row, name in self.ends()}
         optional: dict[str, TensorRow] = {}
         (optional if self.tied else needed)[self.arch.head] = self.arch.first[0]
