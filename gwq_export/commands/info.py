@@ -60,6 +60,10 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
     if args.report:
         check_output(args.report, "--report")
+    if args.to_safetensors:
+        from gwq_export.hf.restore import check_folder
+
+        check_folder(args.to_safetensors)
     reads = args.check or args.to_safetensors is not None
     reader = Reader(args.file, foreign_type if reads else GGML_TYPES.get, args.base)
     if args.check:

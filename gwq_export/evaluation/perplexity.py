@@ -197,11 +197,12 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise GwqError(f"--protocol {protocol}: choose one of {', '.join(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
-    ctx = rules.ctx if ctx is None else ctx
     limit = min(model.config.ctx, against.ctx if against else model.config.ctx)
-    if ctx > limit:
-        log.warning("--ctx %d is longer than the model's context: cut to %d", ctx, limit)
+    if (ctx or rules.ctx) > limit:
+        asked = f"--ctx {ctx} is" if ctx else f"the protocol's windows of {rules.ctx} tokens are"
+        log.warning("%s longer than the model's context: cut to %d", asked, limit)
         ctx = limit
+    ctx = rules.ctx if ctx is None else ctx
     rows = windows(model.tokenizer, text, ctx, rules)
     scores = score(runtime_logits(model), rows, rules.scored(ctx), against, progress)
     return scores | {"protocol": protocol}

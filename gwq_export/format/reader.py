@@ -84,6 +84,11 @@ class Reader:
         self._base = base
         if not os.path.isfile(path):
             what = "is a folder" if os.path.isdir(path) else "does not exist or is not a file"
+            if os.path.isfile(f"{self.path}.part"):
+                raise GwqError(
+                    f"{self.path} {what}, but {self.path}.part does: its export was stopped; run"
+                    " the same command again (with --work-dir it goes on), or delete the .part"
+                )
             raise GwqError(f"{self.path} {what}: give the path of a .gguf file")
         try:
             with open(path, "rb") as f:

@@ -5,6 +5,7 @@ Modules import only those listed above them:
     shards
     model_class
     model_config
+    strangers
     source
     gguf_checkpoint
     gguf_source

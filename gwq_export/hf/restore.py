@@ -19,7 +19,7 @@ from typing import Any
 from gwq_export.arch.config import Config, read_config
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, about
-from gwq_export.files import as_json
+from gwq_export.files import as_json, check_space
 from gwq_export.format.ggml_types import encode_ggml
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TensorType, tensor_type
@@ -67,11 +67,7 @@ def restore(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise GwqError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise GwqError(f"{folder} exists already and is not an empty folder: choose another name")
-    parent = folder.absolute().parent
-    if not parent.is_dir():
-        raise GwqError(f"the folder {parent} does not exist: create it or choose another name")
+    check_folder(folder)
     config = read_config(reader)
     heads = {"heads": config.heads, "kv_heads": config.kv_heads}
     checkpoint = Checkpoint(reader, config.arch, config.layers, config.dims, heads)
@@ -79,6 +75,9 @@ def restore(
         files = _copied_files(Path(config_from), dtype)
     else:
         files = made_files(reader, config, dtype)
+    type = tensor_type(DTYPES[dtype][1])
+    weights = sum(prod(p.shape) for p in checkpoint.places.values()) * type.unit_bytes
+    check_space([(folder.absolute().parent, weights, str(folder))])
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -101,6 +100,16 @@ def restore(
         "bytes": sum((folder / name).stat().st_size for name in names),
         "files": names,
     }
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise GwqError when no new folder can be made there."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise GwqError(f"{folder} exists already and is not an empty folder: choose another name")
+    parent = folder.absolute().parent
+    if not parent.is_dir():
+        raise GwqError(f"the folder {parent} does not exist: create it or choose another name")
 
 
 # --- config and tokenizer -------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gwq_export.errors import GwqError
 from gwq_export.hf.model_class import QUANTIZED
 from gwq_export.hf.model_config import ModelConfig
 from gwq_export.hf.shards import Shards, matrices
+from gwq_export.hf.strangers import refuse_folder, refuse_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +39,11 @@ class Source(ModelConfig):
     tied: bool  # the head is the embedding
 
     def __init__(self, folder: str | os.PathLike[str]):
+        refuse_folder(Path(folder))
         super().__init__(folder)
         self._elsewhere: dict[str, str] = {}  # tensor -> the one that stands for it
         self._shapes = self._find_tensors()  # full tensor name -> shape
+        refuse_tensors(self.folder, self.place, self._shapes)
         self.tied = self._tie()
         self._check_tensors()
 
