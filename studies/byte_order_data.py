@@ -16,6 +16,7 @@ class Matrix:
     """Some rows of a matrix, (rows, columns), and the mean of x x^T of its inputs."""
 
     name: str
+    depth: float  # of its block, as asked for
     weight: np.ndarray
     hessian: np.ndarray
 
@@ -26,11 +27,11 @@ def matrices(folder, layers, rows, samples):
     layers: which, as fractions of the depth. samples: of CTX tokens of the bundled text.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(folder)(CALIBRATION.read_text()).input_ids
+    ids = AutoTokenizer.from_pretrained(folder)(CALIBRATION.read_text(), verbose=False).input_ids
     count = min(samples, len(ids) // CTX)
     tokens = torch.tensor(ids[: count * CTX]).reshape(count, CTX)
     blocks = model.get_decoder().layers
-    chosen = sorted({int(fraction * len(blocks)) for fraction in layers})
+    chosen = {int(fraction * len(blocks)): fraction for fraction in layers}
     sums, handles = {}, []
     for i in chosen:
         for name, module in blocks[i].named_modules():
@@ -48,7 +49,7 @@ def matrices(folder, layers, rows, samples):
         i, _, name = key.partition(".")
         weight = blocks[int(i)].get_submodule(name).weight.detach().numpy()
         hessian = (total / tokens.numel()).numpy().astype(np.float32)
-        found.append(Matrix(key, weight[:rows].copy(), hessian))
+        found.append(Matrix(key, chosen[int(i)], weight[:rows].copy(), hessian))
     return found
 
 

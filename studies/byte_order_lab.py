@@ -33,17 +33,17 @@ class Coding:
 
     history: bits of the neighbour's code in a window; the ring runs through the rows of a column,
     then through the next column. index: for a book instead, (words, cells), which entry of the
-    table stands for a cell of a word. apart: rows of a group lie so far apart, columns likewise.
+    table stands for a cell of a word. row_order, column_order: (count, step) of the order in which
+    the search takes them: `count` that lie `step` apart, then the next such ones.
     """
 
-    name: str
     bits: int
     rows: int
     columns: int
     history: int = 0
     index: np.ndarray | None = None
-    row_step: int = 1
-    column_step: int = 1
+    row_order: tuple[int, int] = 1, 1
+    column_order: tuple[int, int] = 1, 1
 
     @property
     def entries(self):
@@ -54,9 +54,7 @@ class Coding:
         """(rows, columns) of a matrix in the order in which the search takes them."""
         return tuple(
             np.arange(n).reshape(-1, count, step).swapaxes(1, 2).ravel()
-            for n, count, step in zip(
-                shape, (self.rows, self.columns), (self.row_step, self.column_step), strict=True
-            )
+            for n, (count, step) in zip(shape, (self.row_order, self.column_order), strict=True)
         )
 
     def lanes(self, matrix):
@@ -65,16 +63,15 @@ class Coding:
         return np.ascontiguousarray(groups.swapaxes(1, 2))
 
 
-def pair(position):
-    """Index of words of four bits that stand for two weights each, `position` cells of them."""
+def pairs():
+    """Index of words of four bits that stand for two weights, a table each."""
     word = np.arange(16)
-    return np.stack([word + 16 * p for p in range(position)], 1)
+    return np.stack([word, word + 16], 1)
 
 
-def chain():
-    """Index of bytes whose four codes have the windows at bits 0, 2, 4 and 4, a table each."""
-    byte = np.arange(256)
-    return np.stack([(byte >> shift & 15) + 16 * p for p, shift in enumerate((0, 2, 4, 4))], 1)
+def any_byte():
+    """Index of bytes that stand for any four values."""
+    return np.arange(1024).reshape(256, 4)
 
 
 def library(folder):
@@ -88,7 +85,9 @@ def _pointer(array):
     return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
 
 
-def run(lib, coding, table, target, row_scale, fit=None, cost=None, gain=None):
+def run(
+    lib, coding, table, target, row_scale, fit=None, cost=None, gain=None, rounds=0, joint=True
+):
     """Encode up to SUB columns: target (columns, rows, groups) float32, changed by feedback.
 
     Returns scale (rows, groups), index, value, error (as target). Index is an entry of the table.
@@ -115,7 +114,9 @@ def run(lib, coding, table, target, row_scale, fit=None, cost=None, gain=None):
     fit = None if fit is None else np.ascontiguousarray(fit, np.float32)
     gain = None if gain is None else np.ascontiguousarray(gain, np.float32)
     arrays = target, end, row_scale, fit, cost, gain, scale, index, value, error
-    lib.encode(ctypes.byref(struct), n, ctypes.c_int64(groups), *map(_pointer, arrays))
+    lib.encode(
+        ctypes.byref(struct), n, rounds, int(joint), ctypes.c_int64(groups), *map(_pointer, arrays)
+    )
     if coding.index is not None:
         index = index.astype(np.int16)
         for k, (r, c) in enumerate(places):
@@ -153,11 +154,12 @@ class Coded:
     value: np.ndarray
 
 
-def encode(lib, coding, table, weight, hessian=None):
+def encode(lib, coding, table, weight, hessian=None, rounds=0, joint=True):
     """Encode as the product does: row scales, six-bit scales of sub-blocks, then codes.
 
     hessian: (columns, columns), for error feedback and a fit of the row scales at its end, or None
-    for the squared error of the weights.
+    for the squared error of the weights. rounds: of the search of scales, see fit_scale. joint:
+    whether the codes of a ring of several columns are chosen with the feedback among themselves.
     """
     rows, columns = coding.order(weight.shape)
     w = padded(coding, weight)
@@ -182,7 +184,7 @@ def encode(lib, coding, table, weight, hessian=None):
         inner = None if gain is None else gain[:, part]
         block = np.ascontiguousarray(target[part])
         s, index[part], value[part], error = run(
-            lib, coding, table, block, d, fit[part], cost[part], inner
+            lib, coding, table, block, d, fit[part], cost[part], inner, rounds, joint
         )
         scale[part] = s * d
         if gain is not None:
@@ -207,7 +209,7 @@ def loss(coding, coded, hessian=None):
     e = coded.value.reshape(w.shape) - w
     if hessian is None:
         return float((e * e).sum()), float((w * w).sum())
-    columns = coding.order((coding.rows * coding.row_step, len(w)))[1]
+    columns = coding.order((64, len(w)))[1]
     h = hessian[np.ix_(columns, columns)]
     return float((e * (h @ e)).sum()), float((w * (h @ w)).sum())
 

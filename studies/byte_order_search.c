@@ -82,8 +82,61 @@ static void search_book(const coding *c, const lanes *t, const lanes *s, const f
     }
 }
 
-INLINE void search_ring(const int bits, const int history, const coding *c, const lanes *t,
-                        const lanes *s, const float *w, const float *gain, path *best) {
+/* Without feedback inside the group: what cell k costs does not depend on the path so far, so the
+ * best window of every state is kept and read backwards. */
+INLINE void search_plain(const int bits, const int history, const coding *c, const lanes *t,
+                         const lanes *s, const float *w, path *best) {
+    const int cells = c->rows * c->columns, states = 1 << history, low = (1 << bits) >> history;
+    const int windows = 1 << (bits + history);
+    lanes cost[CELLS][16], least = all(FLT_MAX);
+    flags how[STATES][CELLS][STATES], first = {0}, at;
+    for (int k = 0; k < cells; k++)
+        for (int v = 0; v < windows; v++) {
+            lanes e = s[k] * c->table[v] - t[k];
+            cost[k][v] = e * e * w[c->column[k]];
+        }
+    for (int start = 0; start < states; start++) {
+        lanes now[STATES] = {{0}}, next[STATES] = {{0}};
+        for (int k = 0; k < cells; k++) {
+            for (int state = 0; state < states; state++) {
+                lanes lowest = all(FLT_MAX);
+                flags window = {0};
+                for (int seen = k ? 0 : start; seen < (k ? states : start + 1); seen++)
+                    for (int code = state * low; code < (state + 1) * low; code++) {
+                        int v = code | seen << bits;
+                        lanes sum = k ? cost[k][v] + now[seen] : cost[k][v];
+                        flags better = (flags)(sum < lowest);
+                        lowest = pick(better, sum, lowest);
+                        window = picki(better, (flags){0} + v, window);
+                    }
+                next[state] = lowest;
+                how[start][k][state] = window;
+            }
+            memcpy(now, next, sizeof now);
+        }
+        flags better = (flags)(now[start] < least);
+        least = pick(better, now[start], least);
+        first = picki(better, (flags){0} + start, first);
+    }
+    best->cost = least;
+    at = first;
+    for (int k = cells - 1; k >= 0; k--) {
+        flags window = {0};
+        for (int start = 0; start < states; start++)
+            for (int state = 0; state < states; state++)
+                window = picki((first == start) & (at == state), how[start][k][state], window);
+        lanes entry;
+        for (int l = 0; l < LANES; l++) entry[l] = c->table[window[l]];
+        best->index[k] = window;
+        best->value[k] = s[k] * entry;
+        best->error[k] = best->value[k] - t[k];
+        at = window >> bits;
+    }
+}
+
+/* With feedback: every state keeps the path that leads to it, with its errors. */
+INLINE void search_fed(const int bits, const int history, const coding *c, const lanes *t,
+                       const lanes *s, const float *w, const float *gain, path *best) {
     const int cells = c->rows * c->columns, states = 1 << history, low = (1 << bits) >> history;
     path now[STATES], next[STATES];
     best->cost = all(FLT_MAX);
@@ -125,6 +178,12 @@ INLINE void search_ring(const int bits, const int history, const coding *c, cons
     }
 }
 
+INLINE void search_ring(const int bits, const int history, const coding *c, const lanes *t,
+                        const lanes *s, const float *w, const float *gain, path *best) {
+    if (gain) search_fed(bits, history, c, t, s, w, gain, best);
+    else search_plain(bits, history, c, t, s, w, best);
+}
+
 static void search(const coding *c, const lanes *t, const lanes *s, const float *w,
                    const float *gain, path *best) {
     if (c->words) search_book(c, t, s, w, gain, best);
@@ -164,8 +223,17 @@ static void sums(const sub_block *b, const lanes *units, lanes *up, lanes *down,
     }
 }
 
-/* As fit_scale of native/cpu/encode.h: FACTORS multiples toward either end, then least squares */
-static void fit_scale(const sub_block *b, const float end[2], lanes *best) {
+static lanes whole_error(const sub_block *b, const lanes *units) {
+    lanes up[CELLS], down[CELLS], error[CELLS], sum = all(0);
+    sums(b, units, up, down, error);
+    for (int r = 0; r < b->c->rows; r++) sum += error[r];
+    return sum;
+}
+
+/* As fit_scale of native/cpu/encode.h: FACTORS multiples toward either end, then least squares.
+ * There each row takes its best of them as if the others had kept theirs. `rounds` more: row after
+ * row, all of them again while the others stay, by the error of the whole group. */
+static void fit_scale(const sub_block *b, const float end[2], int rounds, lanes *best) {
     const int rows = b->c->rows;
     lanes whole[CELLS], least[CELLS], units[CELLS], up[CELLS], down[CELLS], error[CELLS];
     for (int r = 0; r < rows; r++) {
@@ -197,14 +265,26 @@ static void fit_scale(const sub_block *b, const float end[2], lanes *best) {
             best[r] = pick(better, units[r], best[r]);
         }
     }
+    lanes now = rounds ? whole_error(b, best) : all(0);
+    for (int at = 0; at < rounds * rows * 2 * FACTORS; at++) {
+        int r = at / (2 * FACTORS) % rows, k = at % (2 * FACTORS);
+        float factor = 0.6f + 0.8f * (float)(k % FACTORS) / (FACTORS - 1);
+        memcpy(units, best, sizeof units);
+        units[r] = six_bits(whole[r] * (factor / end[k / FACTORS]));
+        lanes error_now = whole_error(b, units);
+        flags better = (flags)(error_now < now);
+        now = pick(better, error_now, now);
+        best[r] = pick(better, units[r], best[r]);
+    }
 }
 
 /* Codes of n columns (a multiple of c->columns, at most SUB) of `groups` groups of rows (a multiple
  * of 8). target (n, rows, groups): in, as the feedback leaves it out. end: ends of the table.
  * row_scale (rows, groups). fit_weight (n): of the columns where scales are fitted; NULL: all
  * scales are 1. cost_weight (n): likewise where codes are chosen. gain (n, n) or NULL:
- * target[b] += gain[a][b] error[a]. Out: scale (rows, groups), index, value, error (as target). */
-void encode(const coding *c, int n, int64_t groups, float *target, const float *end,
+ * target[b] += gain[a][b] error[a]. rounds: see fit_scale. joint: 0 where the codes of a group are
+ * chosen as if its columns did not feed back to each other. Out: scale (rows, groups), index, value, error (as target). */
+void encode(const coding *c, int n, int rounds, int joint, int64_t groups, float *target, const float *end,
             const float *row_scale, const float *fit_weight, const float *cost_weight,
             const float *gain, float *scale, uint8_t *index, float *value, float *error) {
     for (int64_t g = 0; g < groups; g += LANES) {
@@ -215,7 +295,7 @@ void encode(const coding *c, int n, int64_t groups, float *target, const float *
             for (int k = 0; k < n; k++) t[k][r] = load(target + (k * c->rows + r) * groups + g);
         }
         sub_block b = {c, n, (const lanes(*)[CELLS])t, fit_weight, d};
-        if (fit_weight) fit_scale(&b, end, units);
+        if (fit_weight) fit_scale(&b, end, rounds, units);
         for (int r = 0; r < c->rows; r++) memcpy(scale + r * groups + g, units + r, sizeof *units);
         for (int first = 0; first < n; first += c->columns) {
             lanes at[CELLS], s[CELLS];
@@ -228,7 +308,10 @@ void encode(const coding *c, int n, int64_t groups, float *target, const float *
             for (int a = 0; gain && a < c->columns; a++)
                 for (int i = 0; i < c->columns; i++)
                     inner[a * c->columns + i] = gain[(first + a) * n + first + i];
-            search(c, at, s, cost_weight + first, gain && c->columns > 1 ? inner : 0, &p);
+            const float *among = gain && c->columns > 1 ? inner : 0;
+            search(c, at, s, cost_weight + first, joint ? among : 0, &p);
+            for (int k = 0; among && k < c->rows * c->columns; k++)
+                p.error[k] = p.value[k] - moved(c, at, among, p.error, k);
             for (int k = 0; k < c->rows * c->columns; k++) {
                 int r = c->row[k], column = first + c->column[k];
                 int64_t to = ((int64_t)column * c->rows + r) * groups + g;
