@@ -22,8 +22,9 @@ These make models:
     synthetic        writes a Llama of random weights and any size
 
 The other modules are theirs: ablation_lab, ablation_tables, ablation_svg, claims_rows,
-byte_order_lab, byte_order_data and byte_order_counts of one study each; block_cycles, oracle (transformers with a file's weights), ggml (llama.cpp's own
-quantizers), text_halves and paths of several.
+byte_order_lab, byte_order_data and byte_order_counts of one study each; block_cycles, oracle
+(transformers with a file's weights), ggml (llama.cpp's own quantizers), text_halves and paths of
+several.
 
 Studies import gwq_export, the build script's flags and each other, never tests or tools.
 """

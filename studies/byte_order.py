@@ -1,12 +1,13 @@
 """Where the bits above a code should come from: quality and instructions of other neighbours.
 
-    studies/byte_order FOLDER            Markdown tables on stdout, those of docs/results/byte_order.md
-    studies/byte_order --no-quality      instructions, cycles and time alone
+    studies/byte_order FOLDER         the tables of docs/results/byte_order.md, on stdout
+    studies/byte_order --no-quality   instructions, cycles and time alone
 
-FOLDER is a Hugging Face folder (default: the bundled model). A window of four bits is a code and bits
-of its neighbour. In the format the neighbour is the row before, in a ring of 8 rows. Here it lies in
-the same byte or in the same four bytes, or two codes are read together. Quality: studies/byte_order_lab.py;
-kernels: studies/byte_order_kernels.c and .cu, counted by studies/byte_order_counts.py.
+FOLDER is a Hugging Face folder (default: the bundled model). A window of four bits is a code and
+bits of its neighbour. In the format the neighbour is the row before, in a ring of 8 rows. Here it
+lies in the same byte or in the same four bytes, or two codes are read together. Quality is
+byte_order_lab's and byte_order_search.c's; the kernels, byte_order_kernels.c and
+byte_order_kernels.cu, are counted by byte_order_counts.
 """
 
 import argparse

@@ -134,18 +134,19 @@ class Kernels:
         run(["gcc", *FLAGS.split(), *AVX2.split(), "-shared", SOURCE, "-o", path])
         self.lib = ctypes.CDLL(str(path))
 
-    def call(self, kernel, table, data, q, dx, bias, y):
-        """y (16 or 64 rows) += 1 / 256 of the product of blocks in a row.
+    def call(self, kernel, table, data, q, dx, bias, y, times=1):
+        """y (16 or 64 rows) += 256 times the product of blocks in a row, `times` times.
 
-        table: uint8 (2, 64), entries + 32. data: uint8, the blocks. q: int8 (columns), a multiple
-        of 64. dx: float32 (blocks). bias: int16 (8 blocks). The lines of a block are preceded by
-        its scales.
+        table: uint8 (2, 64), entries + 32. data: uint8, the blocks, each its scales and its lines.
+        q: int8 (columns), a multiple of 64. dx: float32 (blocks). bias: int16 (8 blocks).
         """
         arrays = table, bias, data, q, dx, y
         pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in arrays]
-        getattr(self.lib, kernel)(*pointers, ctypes.c_int64(len(dx)))
+        self.lib.again(
+            ctypes.c_int64(times), getattr(self.lib, kernel), *pointers, ctypes.c_int64(len(dx))
+        )
 
-    def seconds(self, kernel, bits, repeat=400):
+    def seconds(self, kernel, bits, repeat=1000):
         """CPU seconds of COUNTED weights, when 64 blocks of 16 x 64 are read again and again."""
         blocks = 64 // groups(kernel)
         rng = np.random.default_rng(0)
@@ -156,8 +157,7 @@ class Kernels:
         y = np.zeros(16 * groups(kernel), np.float32)
         self.call(kernel, table, data, q, dx, bias, y)
         start = time.thread_time()
-        for _ in range(repeat):
-            self.call(kernel, table, data, q, dx, bias, y)
+        self.call(kernel, table, data, q, dx, bias, y, repeat)
         return (time.thread_time() - start) / repeat / 64
 
 

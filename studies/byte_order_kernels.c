@@ -323,3 +323,14 @@ KERNEL(byte3, 3, 4, 0, byte3_rows)
 KERNEL(lane3, 3, 4, 0, lane3_rows)
 KERNEL(stream3, 3, 1, 0, stream3_columns)
 KERNEL(stream3, 3, 4, 1, stream3_mixed)
+
+typedef void kernel(const uint8_t *, const int16_t *, const uint8_t *, const int8_t *,
+                    const float *, float *, int64_t);
+
+/* For timing: the call of a kernel, again and again */
+__attribute__((visibility("default"))) void again(int64_t times, kernel *f, const uint8_t *table,
+                                                  const int16_t *bias, const uint8_t *p,
+                                                  const int8_t *q, const float *dx, float *y,
+                                                  int64_t blocks) {
+    for (int64_t i = 0; i < times; i++) f(table, bias, p, q, dx, y, blocks);
+}

@@ -22,7 +22,7 @@ HEADROOM = 0.9 * 31  # the largest scale of a row's sub-blocks, as in quantizati
 
 
 class _Struct(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in "rows columns bits history words".split()]
+    _fields_ = [(name, ctypes.c_int) for name in ("rows", "columns", "bits", "history", "words")]
     _fields_ += [("row", ctypes.c_int * CELLS), ("column", ctypes.c_int * CELLS)]
     _fields_ += [("table", ctypes.POINTER(ctypes.c_float))]
 
@@ -161,7 +161,7 @@ def encode(lib, coding, table, weight, hessian=None, rounds=0, joint=True):
     for the squared error of the weights. rounds: of the search of scales, see fit_scale. joint:
     whether the codes of a ring of several columns are chosen with the feedback among themselves.
     """
-    rows, columns = coding.order(weight.shape)
+    columns = coding.order(weight.shape)[1]
     w = padded(coding, weight)
     target = coding.lanes(w)
     original = target.copy()
