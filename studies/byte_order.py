@@ -28,24 +28,29 @@ from studies.paths import REFERENCE
 
 @dataclass(frozen=True)
 class Layout:
-    """kernel: in byte_order_kernels.c, if there is one; cuda: in byte_order_kernels.cu."""
+    """kernel: in byte_order_kernels.c, if there is one.
+
+    cuda, shared: in byte_order_kernels.cu, the second with its table in shared memory.
+    """
 
     name: str
     coding: lab.Coding
     kernel: str | None = None
     cuda: str | None = None
+    shared: str | None = None
 
 
 FOUR_ROWS, FOUR_COLUMNS = (4, 16), (4, 4)  # of a byte: 16 rows or 4 columns apart
 Coding = lab.Coding
 LAYOUTS = (
-    Layout("none", Coding(2, 1, 1), "none2_columns", "none2"),
     Layout("row before: 8 rows (the format)", Coding(2, 8, 1, 2), "row2_columns", "row2"),
+    Layout("none", Coding(2, 1, 1), "none2_columns", "none2"),
     Layout(
         "same byte: 4 columns",
         Coding(2, 1, 4, 2, column_order=FOUR_COLUMNS),
         "byte2_columns",
         "byte2",
+        "byte_shared2",
     ),
     Layout("same byte: 4 rows", Coding(2, 4, 1, 2, row_order=FOUR_ROWS), "byte2_rows"),
     Layout(
@@ -63,21 +68,23 @@ LAYOUTS = (
         Coding(2, 1, 16, 2, column_order=FOUR_COLUMNS),
         "word2_columns",
         "word2",
+        "word_shared2",
     ),
     Layout(
         "table of pairs: 2 columns",
         Coding(2, 1, 2, index=lab.pairs(), column_order=FOUR_COLUMNS),
         "pair2_columns",
         "pair2",
+        "byte_shared2",
     ),
     Layout("table of pairs: 2 rows", Coding(2, 2, 1, index=lab.pairs()), "pair2_rows"),
     Layout(
         "table of 256 x 4: 4 columns",
         Coding(2, 1, 4, index=lab.any_byte(), column_order=FOUR_COLUMNS),
-        cuda="shared2",
+        shared="byte_shared2",
     ),
-    Layout("none", Coding(3, 1, 1), "none3_columns", "none3"),
     Layout("row before: 8 rows (the format)", Coding(3, 8, 1, 1), "row3_columns", "row3"),
+    Layout("none", Coding(3, 1, 1), "none3_columns", "none3"),
     Layout(
         "same byte of the lines: 4 columns",
         Coding(3, 1, 4, 1, column_order=(4, 8)),
@@ -118,6 +125,43 @@ def print_head(cells):
     print("|" + " --- |" * len(cells))
 
 
+# What is scored of a checkpoint's matrices: under the Hessian of their inputs?, options of `encode`
+SCORES = {
+    "weights": (False, {"rounds": 1}),
+    "outputs": (True, {"rounds": 1}),
+    "outputs, the product's search of scales": (True, {}),
+    "outputs, columns of a ring apart": (True, {"rounds": 1, "joint": False}),
+}
+
+
+def applies(coding, options):
+    """Whether options make a difference to a coding."""
+    return coding.columns > 1 if "joint" in options else coding.rows > 1 or bool(options)
+
+
+def score(lib, coding, table, matrices, outputs, options):
+    """[(error, whole)] of matrices."""
+    parts = []
+    for m in matrices:
+        hessian = m.hessian if outputs else None
+        coded = lab.encode(lib, coding, table, m.weight, hessian, **options)
+        parts.append(lab.loss(coding, coded, hessian))
+    return parts
+
+
+def gain(parts, others):
+    """Mean and standard error of the decibels by which parts are better than others."""
+    found = [decibels([a]) - decibels([b]) for a, b in zip(parts, others, strict=True)]
+    return f"{np.mean(found):+.2f} ± {np.std(found, ddof=1) / len(found) ** 0.5:.2f}"
+
+
+def tables_of(lib, coding, starts, weights):
+    """The tables for Gaussian weights and, integers, for those given."""
+    known = [np.array(TABLES["trellis"][f"gwq{coding.bits}"]) / 13] if coding.history else []
+    table = lab.fit_gaussian(lib, coding, np.random.default_rng(1), starts, first=known)
+    return table, lab.fit_real(lib, coding, table, weights)
+
+
 def quality(args, folder):
     """Print how well every layout stores Gaussian weights and those of a checkpoint."""
     from studies.byte_order_data import matrices
@@ -126,42 +170,25 @@ def quality(args, folder):
     found = matrices(args.folder, (args.fit_at, *args.score_at), args.rows, args.samples)
     to_fit = [m.weight[: args.fit_rows] for m in found if m.depth == args.fit_at]
     to_score = [m for m in found if m.depth in args.score_at]
-    print(f"{args.folder}: {', '.join(m.name for m in to_score)}; {args.rows} rows of each.\n")
+    print(f"{args.rows} rows each of {', '.join(m.name for m in to_score)}. Decibels.\n")
     test = np.random.default_rng(5).standard_normal((512, 512)).astype(np.float32)
-    print_head(
-        (
-            "bits",
-            "neighbour",
-            "Gaussian, dB",
-            "weights, dB: search of the product",
-            "scales together",
-            "outputs, dB: search of the product",
-            "scales together",
-            "table",
-        )
-    )
+    print_head(("bits", "neighbour", "Gaussian", *SCORES, "outputs beside the format", "table"))
+    today = {}
     for layout in LAYOUTS:
         coding = layout.coding
-        known = [np.array(TABLES["trellis"][f"gwq{coding.bits}"]) / 13] if coding.history else []
-        table = lab.fit_gaussian(lib, coding, np.random.default_rng(1), args.starts, first=known)
-        target, _, value = lab.gaussian(lib, coding, table, test)
+        for_gaussian, table = tables_of(lib, coding, args.starts, to_fit)
+        target, _, value = lab.gaussian(lib, coding, for_gaussian, test)
         cells = [decibels([(((target - value) ** 2).sum(), (target**2).sum())])]
-        table = lab.fit_real(lib, coding, table, to_fit)
-        for metric in ("weights", "outputs"):
-            for rounds in (0, 1):
-                if rounds and coding.rows == 1:
-                    cells.append(cells[-1])  # a row's scales are searched together anyway
-                    continue
-                parts = []
-                for m in to_score:
-                    hessian = None if metric == "weights" else m.hessian
-                    coded = lab.encode(lib, coding, table, m.weight, hessian, rounds)
-                    parts.append(lab.loss(coding, coded, hessian))
-                cells.append(decibels(parts))
-        entries = (
-            " ".join(f"{t:.0f}" for t in table) if len(table) <= 32 else f"{len(table)} entries"
-        )
-        print_row((coding.bits, layout.name, *(f"{cell:.2f}" for cell in cells), entries))
+        parts = {
+            name: score(lib, coding, table, to_score, outputs, options)
+            for name, (outputs, options) in SCORES.items()
+            if applies(coding, options)
+        }
+        cells += [decibels(parts[name]) if name in parts else None for name in SCORES]
+        beside = today.setdefault(coding.bits, parts["outputs"])  # the format comes first
+        entries = " ".join(f"{t:.0f}" for t in table) if len(table) <= 32 else len(table)
+        shown = ("" if cell is None else f"{cell:.2f}" for cell in cells)
+        print_row((coding.bits, layout.name, *shown, gain(parts["outputs"], beside), entries))
 
 
 def counted(args, folder):
@@ -189,12 +216,14 @@ def counted(args, folder):
     else:
         missing.append("time: no AVX2 here")
     print(f"For {counts.COUNTED} weights (16 rows x 64 columns).\n")
-    print_head(("bits", "neighbour", *columns, "sm_87: instructions of a thread"))
+    threads = "sm_87: instructions of a thread"
+    print_head(("bits", "neighbour", *columns, threads, "table in shared memory"))
     for layout in LAYOUTS:
         cells = [
             f"{column[layout.kernel]:.0f}" if layout.kernel else "" for column in columns.values()
         ]
-        cells.append(f"{cuda[layout.cuda]:.0f}" if cuda and layout.cuda else "")
+        for name in (layout.cuda, layout.shared):
+            cells.append(f"{cuda[name]:.0f}" if cuda and name else "")
         print_row((layout.coding.bits, layout.name, *cells))
     for reason in missing:
         print(f"\nLeft out: {reason}.")

@@ -1,6 +1,7 @@
 // CUDA side of the study of byte orders: the dense part of UNITS units (one line of gwq2, three of
 // gwq3) of 8 rows by one thread, which has the rows of a ring in its own registers. Two sizes of
-// UNITS are compiled, and the difference counted. Tables are read by PRMT, which takes nibbles.
+// UNITS are compiled, and the difference counted. Tables are read by PRMT, which takes nibbles, or
+// lie in shared memory.
 #include <stdint.h>
 
 struct table { // 16 entries of int8, or twice 16
@@ -67,15 +68,21 @@ struct pair2 {
         look8(t.t + 4, x[0], v + 2);
     }
 };
-// All four codes of a byte from 256 words in shared memory
-struct shared2 {
-    enum { lines = 1 };
-    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *, uint32_t *v);
-};
+// All four codes of a byte by one look into shared memory: 256 words, or 1024 where the last window
+// has two bits of the next byte
 extern __shared__ uint32_t words[];
-__device__ void shared2::entries(const table &, const uint32_t *x, const uint32_t *, uint32_t *v) {
-    for (int i = 0; i < 4; i++) v[i] = words[x[0] >> 8 * i & 255];
-}
+struct byte_shared2 {
+    enum { lines = 1 };
+    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *, uint32_t *v) {
+        for (int i = 0; i < 4; i++) v[i] = words[x[0] >> 8 * i & 255];
+    }
+};
+struct word_shared2 {
+    enum { lines = 1 };
+    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *, uint32_t *v) {
+        for (int i = 0; i < 4; i++) v[i] = words[__funnelshift_r(x[0], x[0], 8 * i) & 1023];
+    }
+};
 
 __device__ __forceinline__ uint32_t last3(const uint32_t *x) {
     return (x[0] >> 3 & 0x11111111) | (x[1] >> 2 & 0x22222222) | (x[2] >> 1 & 0x44444444);
@@ -162,7 +169,8 @@ KERNEL(row2)
 KERNEL(byte2)
 KERNEL(word2)
 KERNEL(pair2)
-KERNEL(shared2)
+KERNEL(byte_shared2)
+KERNEL(word_shared2)
 KERNEL(none3)
 KERNEL(row3)
 KERNEL(byte3)
