@@ -10,6 +10,7 @@ docs/results holds:
     ablation         what each part of the method is worth: ablation.md and ablation.svg
     claims           what the paper's abstracts state, checked: claims.md
     compare_formats  what the layout of the file costs: a table of docs/format.md on stdout
+    byte_order       where a window's upper bits could come from: tables of byte_order.md on stdout
 
 This one compares two checkouts of the repository, before and after a change:
 
@@ -20,9 +21,10 @@ These make models:
     train_reference  trains the bundled model, or a larger one
     synthetic        writes a Llama of random weights and any size
 
-The other modules are theirs: ablation_lab, ablation_tables, ablation_svg, claims_rows and
-block_cycles of one study each; oracle (transformers with a file's weights), ggml (llama.cpp's own
-quantizers), text_halves and paths of several.
+The other modules are theirs: ablation_lab, ablation_tables, ablation_svg, claims_rows,
+byte_order_lab, byte_order_data and byte_order_counts of one study each; block_cycles, oracle
+(transformers with a file's weights), ggml (llama.cpp's own quantizers), text_halves and paths of
+several.
 
 Studies import gwq_export, the build script's flags and each other, never tests or tools.
 """
