@@ -29,7 +29,7 @@ CTX = 512
 # takes the same type, so that all files have about 4.5 bits per weight.
 EMBEDDING = "token_embd="
 FILES = {
-    "gwq-export": ["--bpw", "4.5"],
+    "gwq-export": [],  # by default it has 4.5, too
     "iq4_nl": ["--stock", "iq4_nl", "--tensor-type", f"{EMBEDDING}iq4_nl"],
     "q4_0": ["--stock", "q4_0", "--tensor-type", f"{EMBEDDING}q4_0"],
 }
