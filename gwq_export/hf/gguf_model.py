@@ -55,8 +55,15 @@ class GGUFModel(Source):
         self._checkpoint = Checkpoint(reader, c.arch, c.layers, c.dims, self.heads)
         places = self._checkpoint.places
         self._shapes = {name: place.checkpoint_shape for name, place in places.items()}
-        self.tied = self.arch.head not in self._shapes
+        self.tied = self.arch.head not in self._shapes or self._has_copy()
         self._check_tensors()
+
+    def _has_copy(self) -> bool:
+        """Whether the head is a copy of the embedding, which some tools write."""
+        head, embed = (
+            self._reader.tensors[name] for name in ("output.weight", "token_embd.weight")
+        )
+        return head.type == embed.type and np.array_equal(head.data, embed.data)
 
     @property
     def embedding_scale(self) -> float:
