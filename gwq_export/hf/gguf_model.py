@@ -55,7 +55,7 @@ class GGUFModel(Source):
         places = self._checkpoint.places
         self._shapes = {name: place.checkpoint_shape for name, place in places.items()}
         self._elsewhere = {}
-        self.tied = self.arch.head not in self._shapes
+        self.tied = self.arch.head not in self._shapes or self._has_copy()
         # all that is asked of a config.json here; hyperparameters go from file to file as keys
         self.config = {
             "license": reader.metadata.get("general.license"),
@@ -63,6 +63,13 @@ class GGUFModel(Source):
         }
         self._class = ModelClass(self._config_json(), self.folder)
         self._check_tensors()
+
+    def _has_copy(self) -> bool:
+        """Whether the head is a copy of the embedding, which some tools write."""
+        head, embed = (
+            self._reader.tensors[name] for name in ("output.weight", "token_embd.weight")
+        )
+        return head.type == embed.type and np.array_equal(head.data, embed.data)
 
     @property
     def embedding_scale(self) -> float:

@@ -1,6 +1,7 @@
 """A GGUF file alone is a model: what is exported from it is what its folder would give."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,29 @@ def changed(path, keys):
         for name, array in data.items():
             writer.write(name, array)
     return out
+
+
+def test_a_head_that_is_a_copy_of_the_embedding_is_not_stored_twice(tiny, exported, tmp_path):
+    from gwq_export.format.writer import Writer
+
+    path, _ = exported(tiny("llama-bias"), type="f32")
+    there = reader(path)
+    embed = there.tensors["token_embd.weight"]
+    assert "output.weight" not in there.tensors
+    for change in (0, 1):
+        out = tmp_path / f"{change}.gguf"
+        copy = embed.data.copy()
+        copy[5] ^= change
+        tensors = [*there.tensors.values(), replace(embed, name="output.weight", data=copy)]
+        metadata = {key: there.metadata[key] for key in there.metadata}
+        with Writer(out, metadata, [(t.name, t.type, t.shape) for t in tensors]) as writer:
+            for t in tensors:
+                writer.write(t.name, t.data)
+        assert GGUFModel(out).tied is not bool(change)
+        gwq_export.export(out, tmp_path / "m.gguf", type="f32")
+        assert ("output.weight" in reader(tmp_path / "m.gguf").tensors) == bool(change)
+        expected, found = (gwq_export.load(p, threads=1) for p in (out, tmp_path / "m.gguf"))
+        assert np.array_equal(found.logits([1, 2]), expected.logits([1, 2]))
 
 
 @pytest.mark.parametrize("kind", ["gwq3", "bridge"])
