@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from gwq_export.commands.console import Parser, Progress, add_common, size
 from gwq_export.errors import GwqError
 from gwq_export.pipeline.flags import add_arguments
-from gwq_export.pipeline.options import ExportOptions
+from gwq_export.pipeline.options import ExportOptions, StrPath
 
 
 def parser() -> Parser:
@@ -67,15 +68,15 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     return result
 
 
+FAR = 0.3  # nats per token: a quarter or more of the top tokens are others
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def _print_result(result: dict[str, Any], options: ExportOptions) -> None:
-    for row in result.get("plan", []):
-        outliers = f"{row['outliers']} outliers" if row["outliers"] else ""
-        loss = "" if row["loss"] is None else f"{row['loss']:.2e} nats"
-        _say(f"  {row['name']:28} {row['type']:5} {row['bytes']:>12} bytes  {outliers:>16}  {loss}")
+    _print_plan(result.get("plan", []), options.dry_run)
     if "predicted_ppl" in result:
         _say(
             f"  calibration text: perplexity {result['calibration_ppl']:.3f}, predicted"
@@ -96,19 +97,54 @@ def _print_result(result: dict[str, Any], options: ExportOptions) -> None:
         f" decoder's linear layers), {result['outlier_fraction']:.3%} outliers;"
         f" {time}, peak memory {size(result['peak_rss_bytes'])}"
     )
+    text = options.verify_text or "calibration's own text, held out"
     if "verify" in result:
-        _print_verify(result["verify"])
+        _print_verify(result["verify"], text)
+    _print_warning(result, text)
 
 
-def _print_verify(r: dict[str, Any]) -> None:
+def _print_plan(plan: Sequence[dict[str, Any]], whole: bool) -> None:
+    """Every tensor of a plan, or how much of the file each type takes."""
+    if whole:
+        for row in plan:
+            outliers = f"{row['outliers']} outliers" if row["outliers"] else ""
+            loss = "" if row["loss"] is None else f"{row['loss']:.2e} nats"
+            _say(
+                f"  {row['name']:28} {row['type']:5} {row['bytes']:>12} bytes  {outliers:>16}"
+                f"  {loss}"
+            )
+        return
+    matrices = [row for row in plan if row["loss"] is not None]
+    for name in sorted({row["type"] for row in matrices}):
+        rows = [row for row in matrices if row["type"] == name]
+        nbytes = size(sum(row["bytes"] for row in rows))
+        _say(f"  {name:6} {len(rows):4} matrices  {nbytes:>11}")
+
+
+def _print_verify(r: dict[str, Any], text: StrPath) -> None:
     _say(
-        f"  held-out text ({r['tokens']} tokens): perplexity {r['ppl_against']:.3f} ->"
+        f"  {text} ({r['tokens']} tokens): perplexity {r['ppl_against']:.3f} ->"
         f" {r['ppl']:.3f}, KL divergence {r['kld_mean']:.5f} ± {r['kld_error']:.5f}, same top token"
-        f" {r['top1_agreement']:.2%}"
+        f" {r['top1_agreement']:.2%}; on another text the figures differ"
     )
     measured = [t for t in r["tensors"] if t["output_error"] is not None]
     for t in sorted(measured, key=lambda t: -t["output_error"])[:3]:
         _say(f"  {t['name']:28} {t['type']:5} output error {t['output_error']:.2%}")
+
+
+def _print_warning(result: dict[str, Any], text: StrPath) -> None:
+    """Say in the last line that a file is far from its model, as well as that is known."""
+    known = [
+        (result.get("verify", {}).get("kld_mean"), f"on {text}"),
+        (result.get("tuned_kld", (None, None))[1], "on text held out of calibration and tuning"),
+        (result.get("predicted_loss"), "predicted"),
+    ]
+    kld, where = next(((kld, where) for kld, where in known if kld is not None), (0.0, ""))
+    if kld > FAR:
+        _say(
+            f"warning: its predictions are far from the model's, {kld:.2f} nats per token ({where}):"
+            " give it more bits with --bpw or --size"
+        )
 
 
 def _print_sensitivities(result: dict[str, Any]) -> None:
