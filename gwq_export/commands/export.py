@@ -142,7 +142,8 @@ def _print_warning(result: dict[str, Any], text: StrPath) -> None:
     kld, where = next(((kld, where) for kld, where in known if kld is not None), (0.0, ""))
     if kld > FAR:
         _say(
-            f"warning: its predictions are far from the model's, {kld:.2f} nats per token ({where}):"
+            f"warning: its predictions are far from the model's, {kld:.2f} nats per token"
+            f" ({where}):"
             " give it more bits with --bpw or --size"
         )
 
