@@ -14,7 +14,7 @@ import torch
 
 from gwq_export.calibration.block_model import BlockModel, ModelSource
 from gwq_export.calibration.block_pass import BlockPass
-from gwq_export.calibration.labels import labels_gradient, labels_loss
+from gwq_export.calibration.labels import labels_gradient, labels_loss, labels_parts
 from gwq_export.calibration.statistics import FACTORS, Tap, Totals
 from gwq_export.calibration.text import Calibration
 from gwq_export.compute.linalg import add_gram, mirror
@@ -181,16 +181,18 @@ def _end_gradients(
     tap = Tap().attach({"head": model.head} if totals.factors else {})
     for s, ids in enumerate(tokens):
         hidden = last[s : s + 1].clone().requires_grad_()
-        _, loss = labels_loss(model, ids[None], hidden, s if sampled_labels else None)
+        seed = s if sampled_labels else None
         if totals.factors:
-            (gradient,) = torch.autograd.grad(loss, tap.z["head"], retain_graph=True)
-            totals.factor({"head": tap.x["head"]}, {"head": gradient})
-        outputs = [loss]
-        given = [torch.ones_like(loss)]
-        if source.arch.embed in weights:
-            outputs.append(model.embed(ids[None]))
-            given.append(upstream[s : s + 1])
+            for part in labels_parts(model, ids[None], hidden, seed):
+                (gradient,) = torch.autograd.grad(part, tap.z["head"])
+                totals.factor({"head": tap.x["head"]}, {"head": gradient})
         if totals.per_weight:
+            _, loss = labels_loss(model, ids[None], hidden, seed)
+            outputs = [loss]
+            given = [torch.ones_like(loss)]
+            if source.arch.embed in weights:
+                outputs.append(model.embed(ids[None]))
+                given.append(upstream[s : s + 1])
             found = torch.autograd.grad(outputs, list(weights.values()), given)
             for name, gradient in zip(weights, found, strict=True):
                 totals.weight(name, gradient)

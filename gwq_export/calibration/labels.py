@@ -11,6 +11,8 @@ Gaussian where those of drawn labels are almost all zero, so sums over few token
 The surrogate is linear in the logits: its gradient by them is that vector.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -50,6 +52,25 @@ def labels_gradient(
         gradient[:, part] = torch.autograd.grad(wanted, given)[0] / count
         total += loss.item()
     return total / count, gradient
+
+
+def labels_parts(
+    model: BlockModel, ids: torch.Tensor, hidden: torch.Tensor, seed: int | None
+) -> Iterator[torch.Tensor]:
+    """What is to be differentiated, part by part: they add up to what `labels_loss` returns.
+
+    The head sees every token once, the last of them in the last part.
+    """
+    count = ids.shape[1] - 1
+    generator = None if seed is None else _generator(ids.device, seed)
+    for part in model.parts(count):
+        stop = part.stop + (part.stop == count)
+        shown = slice(part.start, stop)
+        logits = model.logits(ids[:, shown], hidden[:, shown])[: part.stop - part.start]
+        if generator is None:
+            yield cross_entropy(logits, ids[0, 1:][part], reduction="sum") / count
+        else:
+            yield _surrogate(logits, generator) / count
 
 
 def _generator(device: torch.device, seed: int) -> torch.Generator:

@@ -28,14 +28,15 @@ from typing import Any
 import numpy as np
 
 from gwq_export.compute.linalg import add_product
-from gwq_export.format.types import MAX_EXPONENT, TensorType, ffi
+from gwq_export.format.types import MAX_EXPONENT, RING, TensorType, ffi
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.ggml_codes import GgmlCodes
-from gwq_export.quantization.lanes import rows_to_lanes, to_lanes
+from gwq_export.quantization.lanes import LANES, rows_to_lanes, to_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes
 from gwq_export.quantization.tile_codes import TileCodes
 
 LARGEST_POWER = 11  # of two: the largest weight is below it, see `exponent_of`
+AT_ONCE = 1 << 23  # weights that are worked on at once: rows do not depend on each other
 ROW_FLOOR = 0.1  # times the mean row weight is added to every one, as the estimate is noisy
 
 
@@ -69,13 +70,63 @@ def encode(
     """
     rows, cols = weight.shape
     exponent = exponent_of(weight) if type.bits else 0
-    w = to_lanes(np.ldexp(np.asarray(weight, np.float32), -exponent))
+    relative_weight = np.ones(rows, np.float32) if row_weight is None else relative(row_weight)
+    step = max(1, AT_ONCE // (cols * RING * LANES)) * RING * LANES
+    runs = []
+    for first in range(0, rows, step):
+        run = slice(first, first + step)
+        e = _encode_rows(
+            np.ldexp(np.asarray(weight[run], np.float32), -exponent),
+            type,
+            np.asarray(table, np.float32),
+            curvature,
+            relative_weight[run],
+            None if outlier is None else outlier[run],
+            feedback,
+            sweeps,
+            pool,
+        )
+        runs.append(replace(e, values=np.ldexp(e.values, exponent), exponent=exponent))
+    return _joined(runs)
+
+
+def _joined(runs: Sequence[Encoded]) -> Encoded:
+    """Runs of rows of one matrix, one after another."""
+    if len(runs) == 1:
+        return runs[0]
+    scales = [run.row_scales for run in runs if run.row_scales is not None]
+    return replace(
+        runs[0],
+        row_scales=np.concatenate(scales) if scales else None,
+        scales=np.concatenate([run.scales for run in runs]),
+        codes=np.concatenate([run.codes for run in runs]),
+        values=np.concatenate([run.values for run in runs]),
+    )
+
+
+def _encode_rows(
+    weight: np.ndarray,
+    type: TensorType,
+    table: np.ndarray,
+    curvature: Curvature | None,
+    row_weight: np.ndarray,
+    outlier: np.ndarray | None,
+    feedback: bool,
+    sweeps: int,
+    pool: Any,
+) -> Encoded:
+    """`encode` for a run of whole rings, in units of the matrix's power of two.
+
+    row_weight: as `relative` makes it.
+    """
+    rows, cols = weight.shape
+    w = to_lanes(weight)
     padded, _, rings = w.shape
     make = TileCodes if type.bits else GgmlCodes
     codes: MatrixCodes = make(
         type,
-        np.asarray(table, np.float32),
-        _row_weight_in_lanes(row_weight, rows, rings),
+        table,
+        rows_to_lanes(row_weight, rings, 1),
         w,
         None if outlier is None else to_lanes(outlier.astype(np.uint8)),
         pool,
@@ -93,8 +144,7 @@ def encode(
         for _ in range(sweeps):
             codes.sweep(curvature.matrix)
         codes.refit(curvature.matrix)
-    e = codes.encoded(rows, cols)
-    return replace(e, values=np.ldexp(e.values, exponent), exponent=exponent)
+    return codes.encoded(rows, cols)
 
 
 def exponent_of(weight: np.ndarray) -> int:
@@ -106,11 +156,6 @@ def exponent_of(weight: np.ndarray) -> int:
     """
     _, power = np.frexp(np.abs(weight).max(initial=0))  # largest = m 2^power, 1/2 <= m < 1
     return int(np.clip(power - LARGEST_POWER, -MAX_EXPONENT, MAX_EXPONENT)) if power else 0
-
-
-def _row_weight_in_lanes(row_weight: np.ndarray | None, rows: int, rings: int) -> np.ndarray:
-    weight = np.ones(rows, np.float32) if row_weight is None else relative(row_weight)
-    return rows_to_lanes(weight, rings, 1)
 
 
 def _encode_with_feedback(

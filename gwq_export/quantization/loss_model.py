@@ -58,6 +58,7 @@ OFFERED: dict[str, tuple[float, ...]] = {
 # Beside these where rows are short: they need no row scale, and no columns beyond 32s.
 NARROW = 256  # columns
 OFFERED_NARROW: dict[str, tuple[float, ...]] = {"q4_0": (0.0,), "iq4_nl": (0.0,)}
+ROWS_AT_ONCE = 4096  # of squares
 RINGS = 24  # n: rings of eight rows that stand for a matrix of more than twice as many
 
 
@@ -88,7 +89,9 @@ class Sample:
         self.pool = pool
         h = diagonal(self.curvature)
         s = statistics["rows"]
-        row_size = s * product(weight * weight, h)  # (rows,): the loss if the row were zero
+        runs = [slice(a, a + ROWS_AT_ONCE) for a in range(0, len(weight), ROWS_AT_ONCE)]
+        squares = [product(weight[run] ** 2, h) for run in runs]
+        row_size = s * np.concatenate(squares)  # (rows,): the loss if the row were zero
         ring_size = np.add.reduceat(row_size, np.arange(0, len(row_size), RING))
         total = float(row_size.sum())
         if len(ring_size) > 2 * RINGS:
@@ -182,7 +185,7 @@ def offered(cols: int, fraction: float | None = None) -> dict[str, tuple[float, 
 
     fraction: of outliers in the types that have them, if it is fixed.
     """
-    types = OFFERED | OFFERED_NARROW if cols % BLOCK or cols <= NARROW else OFFERED
+    types = OFFERED | OFFERED_NARROW if cols % BLOCK or cols < NARROW else OFFERED
     if fraction is None:
         return types
     return {name: (fraction,) if TYPES[name].bits else (0.0,) for name in types}

@@ -49,12 +49,20 @@ def _relief(w: np.ndarray) -> np.ndarray:
     return score.reshape(rows, -1)[:, :cols]
 
 
+def _squares(w: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """w^2 times a factor for each row and one for each column, in one new array."""
+    out = w * w
+    out *= columns
+    out *= rows[:, None]
+    return out
+
+
 SALIENCY = {
     # The loss that is expected without the weight (Optimal Brain Damage, LeCun et al. 1989), F w^2
     # up to a factor: the Fisher information F of a weight as the product s_i H_jj of its factors
     "loss": Rule(
         ("rows", "hessian"),
-        lambda w, s, rng, first: s["rows"][:, None] * diagonal(s["hessian"]) * w * w,
+        lambda w, s, rng, first: _squares(w, s["rows"], diagonal(s["hessian"])),
     ),
     # the same with the Fisher information of every single weight
     "fisher-loss": Rule(
@@ -120,7 +128,7 @@ def select(score: np.ndarray, count: int) -> np.ndarray:
     tiles = -(-cols // TILE)
     flat = score.astype(np.float32).reshape(-1)  # a copy: scores are struck out below
     while True:
-        taken = np.sort(np.argpartition(-flat, count - 1)[:count])
+        taken = _largest(flat, count)
         slot = taken // cols * tiles + taken % cols // TILE  # (row, tile) as one number
         full = np.flatnonzero(np.bincount(slot, minlength=rows * tiles) > MAX_PER_SLOT)
         if not len(full):
@@ -129,3 +137,12 @@ def select(score: np.ndarray, count: int) -> np.ndarray:
             inside = taken[slot == f]
             descending = np.argsort(-flat[inside], kind="stable")
             flat[inside[descending[MAX_PER_SLOT:]]] = -np.inf
+
+
+def _largest(flat: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest numbers, ascending; the first of those that are equal."""
+    least = np.partition(flat, len(flat) - count)[len(flat) - count]
+    above = flat > least
+    equal = np.flatnonzero(flat == least)
+    above[equal[: count - np.count_nonzero(above)]] = True
+    return np.flatnonzero(above)

@@ -12,6 +12,8 @@ from tests.support.paths import REFERENCE
 def small(tmp_path_factory):
     """A quick export: (path, JSON result)."""
     path = tmp_path_factory.mktemp("cli") / "m.gguf"
-    done = command("export", REFERENCE, "--out", path, "--samples", 1, "--ctx", 128, "--json")
+    done = command(
+        "export", REFERENCE, "--out", path, "--type", "gwq4", "--samples", 1, "--ctx", 128, "--json"
+    )
     assert done.returncode == 0, done.stderr
     return path, json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
 """A GGUF file alone is a model: what is exported from it is what its folder would give."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -169,6 +170,8 @@ def test_in_parts_with_a_budget_and_a_kept_folder(tiny, exported, calib, tmp_pat
     path, _ = exported(tiny("llama"), type="f32")
     names = list(gwq_export.open_gguf(path).tensors)
     first, second = split(path, tmp_path, [names[:7]])
+    # a name of the same length, as the file says what it was made from
+    path = shutil.copy(path, tmp_path / "whole.gguf".rjust(len(first.name), "x"))
     options = {"bpw": 6.0, "calib": calib} | QUICK
     results = [
         gwq_export.export(model, tmp_path / f"{i}.gguf", **options)
@@ -222,7 +225,7 @@ def test_refusals(tiny, exported, tmp_path, capsys):
         status, _, err = call(capsys, "export", model, "--out", out, "--type", "f16", *options)
         assert_one_line("export", status, err, words)
     status, _, err = call(capsys, "export", copy, "--out", copy, "--type", "f16")
-    assert_one_line("export", status, err, "that is the model itself")
+    assert_one_line("export", status, err, "that is the file of MODEL too")
     # calibration reads text
     status, _, err = call(
         capsys, "export", changed(path, {"tokenizer.ggml.tokens": None}), "--out", out

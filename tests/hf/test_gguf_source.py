@@ -213,7 +213,7 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
     narrow = np.ones((199, 96), np.float32)
     for settings, file, words in [
         (
-            {"architectures": ["Qwen2ForCausalLM"]},
+            {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
             {},
             "its architecture is llama, that of .*hf is qwen2",
         ),
@@ -311,7 +311,7 @@ def test_flags(tiny, exported, tmp_path, capsys):
     assert data(out) == data(exported(tiny("llama"), type="q8_0", tensor_type="ffn_down=f16")[0])
     (tmp_path / "x").write_text("x")
     for base, words in [
-        (out, "that is the file to be written"),
+        (out, "that is the file of --base too"),
         (tmp_path / "x", "not a GGUF file"),
         (tmp_path / "y", "does not exist"),
     ]:

@@ -60,12 +60,12 @@ def test_the_file_decodes_to_what_was_tuned(name, outliers):
 
 @pytest.mark.parametrize("name", TILES)
 def test_gradients_are_those_of_torch(name):
-    """By the numbers of the formula row * (scale * table[window]) + outlier."""
+    """By the numbers of the formula 2^e * (row * (scale * entry) + outlier)."""
     _, parts = coded(name, 0.01)
     type = TYPES[name]
     matrix = TunedMatrix(type, SHAPE, parts)
     rows, cols = SHAPE
-    table, row_scales, scales, codes = unpack_tiles(type, parts[0], rows, cols)
+    table, row_scales, scales, codes, exponent = unpack_tiles(type, parts[0], rows, cols)
     row, col, value = unpack_outliers(parts[1], parts[2].view(np.int32), SHAPE)
     subs = -(-cols // type.sub)
     numbers = [row_scales, scales[:rows, :subs], table, value]
@@ -73,8 +73,14 @@ def test_gradients_are_those_of_torch(name):
     r, s, t, o = numbers
     index = torch.from_numpy(windows(type, codes)[:rows, :cols].astype(np.int64))
     spread = s.repeat_interleave(type.sub, 1)[:, :cols]
-    dense = r[:, None] * (spread * t[index])
+    entry = t[index % 16]
+    if type.bits == 5:
+        entry = torch.where(index < 16, entry, -1 - entry)
+    if type.bits == 6:
+        entry = index - 32 + 0 * entry
+    dense = r[:, None] * (spread * entry)
     whole = dense.index_put((torch.from_numpy(row), torch.from_numpy(col)), o, accumulate=True)
+    whole = whole * 2.0**exponent
     gradient = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
     wanted = torch.autograd.grad(whole, numbers, torch.from_numpy(gradient).double())
     wanted = np.concatenate([g.numpy().ravel() for g in wanted])

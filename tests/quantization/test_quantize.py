@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gwq_export import GwqError
 from gwq_export.format.outliers import unpack_outliers
-from gwq_export.format.tiles import check_tiles, dequantize
-from gwq_export.format.types import TYPES
+from gwq_export.format.tiles import check_tiles, dequantize, levels
+from gwq_export.format.types import EXPONENT_AT, TYPES
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.encoder import encode
 from gwq_export.quantization.quantize import quantize
@@ -76,11 +76,11 @@ def test_any_shape(rows, cols, name, outliers, saliency, table, curvature, seed)
         assert len(row) == recipe.outlier_count(weight.shape)
         if not curvature:  # then nothing but the weight is wanted there
             dense = dequantize(recipe.type, parts[0], weight.shape)[row, col]
-            added = weight[row, col] - dense
+            exponent = parts[0][EXPONENT_AT].view(np.int8)
+            added = np.ldexp(weight[row, col] - dense, -exponent)
             assert np.array_equal(value, added.astype(np.float16))
-            assert (
-                np.abs(got[row, col] - weight[row, col]) <= 2.0**-11 * np.abs(added) + 1e-6
-            ).all()
+            error = np.ldexp(got[row, col] - weight[row, col], -exponent)
+            assert (np.abs(error) <= 2.0**-11 * np.abs(added) + 1e-3).all()
     check_tiles(recipe.type, parts[0], weight.shape, table)
     assert all(
         np.array_equal(a, b) for a, b in zip(parts, quantize(weight, stats, recipe), strict=True)
@@ -130,7 +130,8 @@ def test_outliers_hold_what_the_encoder_wanted():
         }
         e = encode(weight, type, TABLES["trellis"][type.name], **options)
         dense = dequantize(type, parts[0], weight.shape)
-        assert np.array_equal(value, (e.values - dense)[mask].astype(np.float16))
+        added = np.ldexp(e.values - dense, -e.exponent)
+        assert np.array_equal(value, added[mask].astype(np.float16))
         assert (
             np.abs(decode(recipe, weight, parts) - e.values).max() < 2e-3 * np.abs(e.values).max()
         )
@@ -177,14 +178,16 @@ def test_tables():
             name: ((coded(Recipe(t, table=name, curvature=False), weight, {}) - weight) ** 2).mean()
             for name in TABLES
         }
-        assert error["scalar"] < 0.97 * error["grid"], (t.name, error)
+        # the 64 entries of gwq6 are always a grid, the 32 of gwq5 nearly
+        assert error["scalar"] < {6: 1.001, 5: 0.985}.get(t.bits, 0.97) * error["grid"], error
         assert error["trellis"] < (0.98 if t.history else 1.001) * error["scalar"], (t.name, error)
         for name, entries in TABLES.items():
             entries = np.array(entries[t.name])
             assert entries.shape == (16,) and entries.min() >= -32 and entries.max() <= 31
+            by_window = levels(t, entries)
             # under outliers
-            assert name != "grid" or (entries.reshape(-1, 1 << t.bits) == 0).all(0).sum() == 1
-            assert t.history or (np.diff(entries) > 0).all()  # what the encoder's search asks for
+            assert name != "grid" or (by_window.reshape(-1, 1 << t.bits) == 0).all(0).sum() == 1
+            assert t.history or len(set(by_window)) == 1 << t.bits
 
 
 def test_importance_moves_the_error():
@@ -209,7 +212,7 @@ def test_importance_moves_the_error():
 def test_edge_values():
     for t in TILES:
         for recipe in (Recipe(t, **PAPER), Recipe(t, table="scalar", curvature=False), Recipe(t)):
-            for value in (0.0, 1e-30, 6e4, -1.0):
+            for value in (0.0, 1e-18, 3e-6, 6e4, 1e9, -1.0):
                 weight = np.full((3, 70), value, np.float32)
                 got = coded(
                     recipe,
@@ -217,14 +220,10 @@ def test_edge_values():
                     {"hessian": np.eye(70, dtype=np.float32), "rows": np.ones(3, np.float32)},
                 )
                 assert np.isfinite(got).all(), (t.name, recipe, value)
-                assert np.abs(got - weight).max() <= 0.15 * abs(value) + 1e-6, (
-                    t.name,
-                    recipe,
-                    value,
-                )
-    with pytest.raises(GwqError, match="too large for FP16"):
+                assert np.abs(got - weight).max() <= 0.15 * abs(value), (t.name, recipe, value)
+    with pytest.raises(GwqError, match="too large for gwq4"):
         quantize(
-            np.float32([[1e6, 1.0]]), {}, Recipe(TYPES["gwq4"], 0.5, "magnitude", curvature=False)
+            np.float32([[1e13, 1.0]]), {}, Recipe(TYPES["gwq4"], 0.5, "magnitude", curvature=False)
         )
-    with pytest.raises(GwqError, match="too large for FP16"):
+    with pytest.raises(GwqError, match="too large for gwq4"):
         quantize(np.float32([[np.nan, 1.0]]), {}, Recipe(TYPES["gwq4"], curvature=False))
