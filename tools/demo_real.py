@@ -148,4 +148,5 @@ def main() -> None:
     print(f"\nKL divergence from {source.name}, nats per token. {minutes:.1f} minutes.")
 
 
-main()
+if __name__ == "__main__":
+    main()
