@@ -5,6 +5,8 @@ docs/results holds:
 
     compare          ours beside ggml types and the paper's recipe at equal size: tables of
                      quality.md, docs/llama.cpp.md and docs/method.md on stdout
+    real_models      whole files of llama.cpp's types and ours, of any GGUF file or folder, at equal
+                     bytes; resumable row by row: real_models.md
     measure          quality and speed through files and the runtime: tables of quality.md on stdout
     bench_synthetic  speed beside llama.cpp on 1.1 billion weights: benchmarks.md, behind speed.md
     ablation         what each part of the method is worth: ablation.md and ablation.svg
@@ -22,9 +24,9 @@ These make models:
     synthetic        writes a Llama of random weights and any size
 
 The other modules are theirs: ablation_lab, ablation_tables, ablation_svg, claims_rows,
-byte_order_lab, byte_order_data and byte_order_counts of one study each; block_cycles, oracle
-(transformers with a file's weights), ggml (llama.cpp's own quantizers), text_halves and paths of
-several.
+byte_order_lab, byte_order_data and byte_order_counts, real_reference (a float model of a quantized
+file), real_files, real_scores and real_page of one study each; block_cycles, oracle (transformers
+with a file's weights), ggml (llama.cpp's own quantizers), text_halves and paths of several.
 
 Studies import gwq_export, the build script's flags and each other, never tests or tools.
 """

@@ -118,7 +118,8 @@ class Board:
         # a trailing ".." or "." has no name of its own
         self.folder = args.work / (model.name if model.is_file() else model.resolve().name)
         self.rows_path = self.folder / "rows.jsonl"
-        names = [REFERENCE, *row_names(args.types.split(","), filter(None, args.sizes.split(",")))]
+        types, sizes = (filter(None, given.split(",")) for given in (args.types, args.sizes))
+        names = [REFERENCE, *row_names(types, sizes)]
         self.names = [name for name in names if re.search(args.rows, name)]
         if not self.names:
             raise GwqError(f"--rows {args.rows}: no row is called so; --list names them")
