@@ -125,6 +125,7 @@ class BlockModel:
         try:
             config = self.source.transformers_config()
             config.use_cache = False
+            config.tie_word_embeddings = self.source.tied  # a head of its own stays one
             soft_capped = getattr(config, "attn_logit_softcapping", None)  # sdpa knows none of it
             with _weightless():
                 model = AutoModelForCausalLM.from_config(

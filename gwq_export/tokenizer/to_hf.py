@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 def special_ids(metadata: Mapping[str, Any], *names: str) -> dict[str, int | None]:
     """{name: id or None} of special tokens, by Hugging Face's names: bos, eos, unk, pad."""
     ids = {}
+    tokens = metadata.get("tokenizer.ggml.tokens") or ()
     for name in names:
         id = metadata.get(f"tokenizer.ggml.{KEY_NAMES.get(name, name)}_token_id")
-        exists = type(id) is int and id < len(metadata["tokenizer.ggml.tokens"])
+        exists = type(id) is int and id < len(tokens)
         ids[name] = id if exists else None
     return ids
 

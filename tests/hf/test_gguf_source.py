@@ -224,7 +224,7 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
             {},
             "attention heads is 6",
         ),
-        ({"hidden_size": 128}, {}, "its width is 96"),
+        ({"hidden_size": 192}, {}, "its width is 96"),
         ({"vocab_size": 1000}, {}, "its vocabulary size is 1024"),
         (
             {"intermediate_size": 256},

@@ -74,7 +74,7 @@ def test_commands(tmp_path, capsys):
     result = json.loads(stdout.splitlines()[-1])
     assert status == 0
     assert result["verify"]["kld_mean"] < 0.1
-    assert "held-out text" in err
+    assert "calibration's own text, held out" in err
     assert "output error" in err
     assert types(out)["blk.0.attn_k.weight"] == "f16"
     assert (tmp_path / "r.html").exists()
