@@ -27,7 +27,9 @@ def reweighted(model, folder, change, config=None):
 
 
 def other_head(weights):
-    weights[HEAD] = weights[EMBED] + 0.3 * weights[EMBED].std() * torch.randn_like(weights[EMBED])
+    embed = weights[EMBED]
+    noise = torch.randn(embed.shape, generator=torch.Generator().manual_seed(1))
+    weights[HEAD] = embed + 0.3 * embed.std() * noise
 
 
 def only_head(weights):
