@@ -94,7 +94,7 @@ def test_rope(tmp_path, tiny, name, rope):
     try:
         expected_logits(folder)
     except Exception:  # transformers raises many kinds for what it does not accept
-        with pytest.raises(GwqError, match="transformers does not accept it"):
+        with pytest.raises(GwqError, match=r"transformers (does not accept it|cannot make)"):
             exported_logits(folder)
         return
     try:
