@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gwq_export.arch.registry import ARCHS
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 from gwq_export.files import read_json
 from gwq_export.hf.model_class import QUANTIZED, ModelClass
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class ModelConfig:
@@ -34,6 +38,10 @@ class ModelConfig:
         self.arch = self._find_arch()
         self._complete_config()
         self._read_sizes()
+
+    def transformers_config(self) -> PretrainedConfig:
+        """The config by which transformers builds the model."""
+        return deepcopy(self._class.parsed)
 
     def _class_name(self) -> str:
         names = self.config.get("architectures")

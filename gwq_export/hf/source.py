@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.arch.parts import TensorRow
 from gwq_export.errors import GwqError
-from gwq_export.hf.model_class import QUANTIZED
+from gwq_export.hf.model_class import QUANTIZED, tensors_of
 from gwq_export.hf.model_config import ModelConfig
 from gwq_export.hf.shards import Shards, matrices
 from gwq_export.hf.strangers import refuse_folder, refuse_tensors
@@ -37,11 +38,11 @@ class Source(ModelConfig):
     again = "download the model again"  # what to do about weights that are not as they should be
 
     tied: bool  # the head is the embedding
+    _elsewhere: Mapping[str, str] = MappingProxyType({})  # tensor -> the one that stands for it
 
     def __init__(self, folder: str | os.PathLike[str]):
         refuse_folder(Path(folder))
         super().__init__(folder)
-        self._elsewhere: dict[str, str] = {}  # tensor -> the one that stands for it
         self._shapes = self._find_tensors()  # full tensor name -> shape
         refuse_tensors(self.folder, self.place, self._shapes)
         self.tied = self._tie()
@@ -86,7 +87,9 @@ class Source(ModelConfig):
 
     def _check_plain(self, coded: list[str]) -> None:
         """Raise GwqError when `quantization_config` is not just left over from a training."""
-        missing = next((name for name in self._needed if name not in self._shards.shapes), None)
+        missing = next(
+            (name for name in sorted(self._needed) if name not in self._shards.shapes), None
+        )
         settings = self.config[QUANTIZED]
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
         if coded or missing:
@@ -177,7 +180,7 @@ class Source(ModelConfig):
             return False
         if head in self._shapes and not both:
             self._shapes[embed] = self._shapes.pop(head)
-            self._elsewhere[embed] = head
+            self._elsewhere = {embed: head}
         if not both or self._equal(embed, head):
             return True
         log.warning(
@@ -206,15 +209,12 @@ class Source(ModelConfig):
                 yield self._block_name(i, row), row
 
     @cached_property
-    def _needed(self) -> dict[str, tuple[int, ...]]:
-        """{name: shape} of the tensors of the class that transformers makes of the config."""
-        optional = {self.arch.head} if self.config.get("tie_word_embeddings") else set()
-        return {
-            name: shape
-            for stored, stored_shape in self._class.tensors(self.arch.head).items()
-            for name, shape, _ in matrices(self.arch, stored, stored_shape)
-            if name not in optional
-        }
+    def _needed(self) -> set[str]:
+        """The tensors of the class that transformers makes of the config, but the head."""
+        head = self.arch.head
+        of_class = tensors_of(self.transformers_config(), head, self.place)
+        parts = (matrices(self.arch, name, shape) for name, shape in of_class.items())
+        return {name for part in parts for name, *_ in part} - {head}
 
     def _check_tensors(self) -> None:
         """Raise GwqError unless exactly the tensors of the config are there, in the right size."""
@@ -223,7 +223,7 @@ class Source(ModelConfig):
             if name not in self._shapes and not row.optional and name != self.arch.head:
                 raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
             known[name] = row
-        for name in self._needed:
+        for name in sorted(self._needed):
             if name not in self._shapes:
                 raise GwqError(f"{self.place}: tensor {name} is missing; {self.again}")
         for name, shape in self._shapes.items():
@@ -236,8 +236,8 @@ class Source(ModelConfig):
                 )
             if name not in self._needed and name != self.arch.head:
                 raise GwqError(
-                    f"{self.place}: tensor {name} does not fit the config, by which "
-                    f"{self._class.name} has none: correct config.json, or leave the tensor out"
+                    f"{self.place}: tensor {name} does not fit the config, by which there is none: "
+                    "correct the config, or leave the tensor out"
                 )
             row = known[name]
             expected = tuple(self.dims[d] for d in row.shape[-2:])[:: -1 if row.transposed else 1]

@@ -78,23 +78,7 @@ ROPES = {
     "yarn without the original context": {"rope_scaling": YARN},
     "yarn": {"rope_scaling": YARN | {"original_max_position_embeddings": 32}},
 }
-ROTARY = sorted(
-    set(TINY_MODELS)
-    & {
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "mixtral",
-        "qwen3moe",
-        "smollm3",
-        "granite",
-        "olmo2",
-        "gemma2",
-        "gemma3",
-        "gptneox",
-    }
-)
+ROTARY = ["llama", "qwen3", "mixtral", "smollm3", "granite", "gemma2", "gemma3", "gptneox"]
 REFUSED = "rope scaling '(llama3|yarn)' is not supported"  # llama.cpp has it for some only
 
 
@@ -110,7 +94,7 @@ def test_rope(tmp_path, tiny, name, rope):
     try:
         expected_logits(folder)
     except Exception:  # transformers raises many kinds for what it does not accept
-        with pytest.raises(GwqError, match="transformers does not accept it"):
+        with pytest.raises(GwqError, match=r"transformers (does not accept it|cannot make)"):
             exported_logits(folder)
         return
     try:

@@ -115,19 +115,21 @@ def framed():
     return native
 
 
-SETTINGS = [
-    {},
-    {"add_prefix_space": True},
-    {"add_prefix_space": False},
-    {"add_bos_token": True},
-    {"add_bos_token": False, "add_eos_token": False},
-    {"add_eos_token": True},
-    {"clean_up_tokenization_spaces": True},
-    {"legacy": True},
-    {"legacy": False},
-    {"bos_token": None, "unk_token": None},
-    {"do_lower_case": True},
-]
+ON = dict.fromkeys(
+    [
+        "add_prefix_space",
+        "add_bos_token",
+        "add_eos_token",
+        "legacy",
+        "clean_up_tokenization_spaces",
+    ],
+    True,
+)
+SETTINGS = {
+    "none": {},
+    "on": ON,
+    "off": dict.fromkeys(ON, False) | {"bos_token": None, "unk_token": None},
+}
 CLASSES = [
     None,
     "PreTrainedTokenizerFast",
@@ -139,7 +141,7 @@ CLASSES = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize(
     "make, model, named",
@@ -155,7 +157,7 @@ CLASSES = [
     ],
 )
 def test_settings(tmp_path, make, model, named, kind, settings):
-    config = ({"tokenizer_class": kind} if kind else {}) | named | settings
+    config = ({"tokenizer_class": kind} if kind else {}) | named | SETTINGS[settings]
     folder = folder_of(tmp_path, make(), model, tokenizer_config=config)
     try:
         from transformers import AutoTokenizer
