@@ -156,7 +156,8 @@ def load(
     """Open a GGUF file for inference.
 
     threads: None: as many CPUs as this process may use. ctx: tokens at most, None: the model's
-    context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV cache, f16 (the default), q8_0 or f32.
+    context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV
+    cache, f16 (the default), q8_0 or f32.
     Returns a `runtime.model.Model`. Raises GwqError.
     """
     from gwq_export.runtime.model import Model

@@ -16,6 +16,7 @@ import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.format.foreign import open_any
+from gwq_export.machine import default_threads
 from gwq_export.runtime.model import Model
 from gwq_export.runtime.session import BATCH, Session
 
@@ -68,9 +69,10 @@ def runtime_logits(model: Model) -> Predictor:
     return Predictor(model.ctx, logits)
 
 
-def transformers_logits(folder: str | PathLike[str]) -> Predictor:
+def transformers_logits(folder: str | PathLike[str], threads: int | None = None) -> Predictor:
     """A Predictor by transformers in float32, from a Hugging Face folder.
 
+    threads: that torch uses from now on; None: as many CPUs as this process may use.
     Raises GwqError without the export extra, or when transformers cannot load the folder.
     """
     try:
@@ -87,6 +89,8 @@ def transformers_logits(folder: str | PathLike[str]) -> Predictor:
             f"--against {folder}: transformers cannot load it ({str(e).splitlines()[0]})"
         ) from None
 
+    # torch by itself does not see a container's quota
+    torch.set_num_threads(threads or min(torch.get_num_threads(), default_threads()))
     return module_logits(reference)
 
 
@@ -116,7 +120,7 @@ def reference_logits(
     Raises GwqError when the file cannot be read or its vocabulary is not that of `model`.
     """
     if Path(path).is_dir():
-        return transformers_logits(path)
+        return transformers_logits(path, threads)
     reference = load(path, threads)
     ours, theirs = (m.weights.reader.metadata["tokenizer.ggml.tokens"] for m in (model, reference))
     if any(a != b for a, b in zip(ours, theirs, strict=False)):

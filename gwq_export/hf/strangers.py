@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,10 +64,8 @@ def refuse_tensors(folder: Path, place: str | Path, names: Iterable[str]) -> Non
 
 def _adapter(folder: Path) -> GwqError:
     base = "its base model"
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         base = json.loads((folder / _ADAPTER).read_text())["base_model_name_or_path"] or base
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     return GwqError(
         f"{folder} is an adapter (LoRA) of {base}, no model: merge it with peft's"
         " merge_and_unload(), save the result with save_pretrained, and export that folder"

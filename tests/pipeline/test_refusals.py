@@ -66,7 +66,9 @@ def options_with(path, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-@pytest.mark.parametrize("kind", ["folder", "no folder", "device", "long", "forbidden", "in a file"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "no folder", "device", "long", "forbidden", "in a file"]
+)
 def test_unusable_outputs(tmp_path, monkeypatch, name, kind):
     (tmp_path / "file").write_text("x")
     path = {
@@ -138,5 +140,3 @@ def test_a_base_alone(capsys):
     assert_one_line("export", status, err, "gwq-export model.gguf without --base")
     status, _, err = call(capsys, "export", "--out", "x.gguf")
     assert_one_line("export", status, err, "MODEL is missing")
-
-
