@@ -57,6 +57,11 @@ def free_memory() -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def size(nbytes: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.2f} MiB"
+
+
 def cpu_name() -> str:
     """The CPU as the operating system calls it."""
     try:

@@ -184,11 +184,6 @@ def thread_counts(text: str) -> list[int]:
     return values
 
 
-def size(n: float) -> str:
-    """Bytes as MiB or GiB."""
-    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
-
-
 class _Interrupt:
     """Ctrl-C as a KeyboardInterrupt that nothing can swallow for good.
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from gwq_export.commands.console import Parser, Progress, add_common, size
+from gwq_export.commands.console import Parser, Progress, add_common
 from gwq_export.errors import GwqError
+from gwq_export.machine import size
 from gwq_export.pipeline.flags import add_arguments
 from gwq_export.pipeline.options import ExportOptions, StrPath
 
@@ -32,7 +33,8 @@ def parser() -> Parser:
         " file (of one in parts, the first)",
         required=False,
     )
-    p.add_argument("-o", "--out", metavar="FILE.gguf", help="the file to write")
+    group = p.add_argument_group("Output")
+    group.add_argument("-o", "--out", metavar="FILE.gguf", help="the file to write")
     group = add_arguments(p)["The run"]
     group.add_argument(
         "--progress",

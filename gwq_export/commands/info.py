@@ -4,8 +4,9 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, add_common, size
+from gwq_export.commands.console import Parser, Progress, add_base, add_common
 from gwq_export.errors import GwqError
+from gwq_export.machine import size
 
 if TYPE_CHECKING:
     from gwq_export.format.reader import Reader

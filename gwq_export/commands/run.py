@@ -14,11 +14,10 @@ from gwq_export.commands.console import (
     add_threads,
     ctrl_c_asks,
     explained,
-    size,
 )
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
-from gwq_export.machine import free_memory
+from gwq_export.machine import free_memory, size
 
 if TYPE_CHECKING:
     from gwq_export.runtime.chat import Chat
@@ -191,8 +190,8 @@ def _say_if_large(model: "Model", ctx: int) -> None:
     most, free = model.cache_bytes(ctx), free_memory()
     if free is not None and most > free:
         log.warning(
-            "the KV cache of a full context (%d tokens) takes %s and %s are free: to go that far,"
-            " %s",
+            "the KV cache of a full context (%d tokens) takes %s and %s are free:"
+            " for so long a chat %s",
             ctx,
             size(most),
             size(free),

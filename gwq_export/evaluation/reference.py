@@ -14,6 +14,7 @@ import numpy as np
 
 from gwq_export.errors import GwqError, one_line
 from gwq_export.evaluation.predictors import Predictor, load, module_logits, runtime_logits
+from gwq_export.machine import default_threads
 from gwq_export.runtime.model import Model
 from gwq_export.tokenizer.build import NORMAL
 from gwq_export.tokenizer.from_hf import token_texts
@@ -34,18 +35,18 @@ def reference_logits(
         reference = load(path, threads)
         check_vocabulary(ours, reference.weights.reader.metadata["tokenizer.ggml.tokens"], path)
         return runtime_logits(reference)
-    predictor, rows = _of_folder(path)
+    predictor, rows = _of_folder(path, threads)
     check_vocabulary(ours, token_texts(path, rows), path)
     return predictor
 
 
-def transformers_logits(folder: str | PathLike[str]) -> Predictor:
+def transformers_logits(folder: str | PathLike[str], threads: int | None = None) -> Predictor:
     """A Predictor by transformers in float32, from a Hugging Face folder.
 
-    Raises GwqError without the export extra, when transformers cannot load the folder, and when
+    threads: that torch uses from now on; None: as many CPUs as this process may use. Raises GwqError without the export extra, when transformers cannot load the folder, and when
     that is not a language model with all of its weights.
     """
-    return _of_folder(folder)[0]
+    return _of_folder(folder, threads)[0]
 
 
 def check_vocabulary(
@@ -70,7 +71,7 @@ def check_vocabulary(
     raise GwqError(f"--against {path}: its vocabulary is another one ({why}): {SAME}")
 
 
-def _of_folder(folder: str | PathLike[str]) -> tuple[Predictor, int]:
+def _of_folder(folder: str | PathLike[str], threads: int | None) -> tuple[Predictor, int]:
     """(a Predictor of the model in a folder, rows of its embedding). Raises GwqError."""
     try:
         import torch
@@ -109,6 +110,8 @@ def _of_folder(folder: str | PathLike[str]) -> tuple[Predictor, int]:
         )
         raise refuse(f"{len(missing)} of its tensors are missing, such as {missing[0]}{said}")
     reference.eval()
+    # torch by itself does not see a container's quota
+    torch.set_num_threads(threads or min(torch.get_num_threads(), default_threads()))
     if not _is_causal(reference):
         raise refuse(f"its {type(reference).__name__} sees later tokens, as encoders do")
     return module_logits(reference), len(reference.get_input_embeddings().weight)

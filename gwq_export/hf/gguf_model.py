@@ -14,7 +14,6 @@ from gwq_export.format.foreign import foreign_type
 from gwq_export.format.reader import Reader
 from gwq_export.hf.config_from_gguf import config_json
 from gwq_export.hf.gguf_checkpoint import ROPE_TENSORS, Checkpoint
-from gwq_export.hf.model_class import ModelClass
 from gwq_export.hf.source import Source
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ class GGUFModel(Source):
             "license": reader.metadata.get("general.license"),
             "tie_word_embeddings": self.tied,
         }
-        self._class = ModelClass(self._config_json(), self.folder)
         self._check_tensors()
 
     def _has_copy(self) -> bool:

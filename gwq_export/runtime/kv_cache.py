@@ -7,7 +7,7 @@ import numpy as np
 
 from gwq_export.errors import NoMemory
 from gwq_export.format.types import TensorType
-from gwq_export.machine import free_memory
+from gwq_export.machine import free_memory, size
 from gwq_export.native.library import NULL, Pointer, pointer
 
 Layer: TypeAlias = tuple[Pointer, Pointer, np.ndarray]
@@ -53,8 +53,8 @@ class KVCache:
         free = free_memory()
         raise NoMemory(
             f"the KV cache ({self.type.name}) of {positions} positions takes"
-            f" {self.nbytes(positions) / 2**30:.2f} GiB"
-            + ("" if free is None else f" and {free / 2**30:.2f} GiB are free")
+            f" {size(self.nbytes(positions))}"
+            + ("" if free is None else f" and {size(free)} are free")
         )
 
     def _grow(self, room: int) -> bool:

@@ -141,7 +141,7 @@ class Model:
                 "prompt_tokens": len(ids),
                 "tokens": made,
                 "stop": stop,
-                "prompt_tps": len(ids) / (prefilled - start) if limit else 0.0,
+                "prompt_tps": len(ids) / (prefilled - start) if prefilled > start else 0.0,
                 "decode_tps": (made - 1) / (now - prefilled) if made > 1 else 0.0,
             }
 

@@ -4,6 +4,7 @@ They are evaluated as gguf-py decodes them, and refused everywhere else.
 """
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.evaluation import predictors
+from gwq_export.evaluation import reference
 from gwq_export.evaluation.perplexity import evaluate, log_softmax, windows
 from gwq_export.format import foreign
 from gwq_export.format.header import GGML_TYPES
@@ -69,6 +70,7 @@ def test_log_probabilities_equal_transformers_on_dequantized_weights(folder, mix
 def test_command_against_the_dequantized_model(folder, mixed, f32, tmp_path, capsys):
     """--against takes a Hugging Face folder and any GGUF file."""
     dequantized_model(folder, mixed, decoded(mixed)).save_pretrained(tmp_path / "hf")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "hf")
     (tmp_path / "t.txt").write_text(TEXT)
     found = {}
     for name, file, against in [
@@ -147,7 +149,7 @@ def test_info_lists_every_stock_type(mixed, tmp_path, capsys):
     assert "q4_k" in out and "only llama.cpp computes with this; gwq-export FILE.gguf" in out
     status, _, err = call(capsys, "info", mixed, "--to-safetensors", tmp_path / "hf")
     assert status == 0, err
-    assert predictors.transformers_logits(tmp_path / "hf").ctx == 256
+    assert reference.transformers_logits(tmp_path / "hf").ctx == 256
     status, out, _ = call(capsys, "info", mixed, "--report", tmp_path / "r.html")
     assert status == 0 and "q4_k" in (tmp_path / "r.html").read_text().lower()
 

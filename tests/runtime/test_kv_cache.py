@@ -110,7 +110,7 @@ def test_a_cache_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(kv_cache, "free_memory", lambda: cache.nbytes(100))
     cache.reserve(300)
     assert cache.room == 300
-    with pytest.raises(GwqError, match=r"\(f16\) of 600 positions takes 0\.00 GiB and 0\.00 GiB"):
+    with pytest.raises(GwqError, match=r"\(f16\) of 600 positions takes 0\.02 MiB and 0\.00 MiB"):
         cache.reserve(600)
     assert cache.room == 300
     monkeypatch.setattr(kv_cache, "free_memory", lambda: None)
