@@ -43,8 +43,9 @@ def reference_logits(
 def transformers_logits(folder: str | PathLike[str], threads: int | None = None) -> Predictor:
     """A Predictor by transformers in float32, from a Hugging Face folder.
 
-    threads: that torch uses from now on; None: as many CPUs as this process may use. Raises GwqError without the export extra, when transformers cannot load the folder, and when
-    that is not a language model with all of its weights.
+    threads: that torch uses from now on; None: as many CPUs as this process may use. Raises
+    GwqError without the export extra, when transformers cannot load the folder, and when that is
+    not a language model with all of its weights.
     """
     return _of_folder(folder, threads)[0]
 

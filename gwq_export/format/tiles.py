@@ -232,11 +232,9 @@ def _without_missing(type: TensorType, biased: np.ndarray, cols: int) -> np.ndar
 
     The bits of a missing scale lie above those of the block's first ones.
     """
-    scale_bytes, _ = type.block_bytes(cols % BLOCK or BLOCK)
-    if scale_bytes == type.block_bytes(BLOCK)[0]:
-        return biased
+    subs = -(-type.stored(cols % BLOCK or BLOCK) // type.sub)
     biased = biased.copy()
-    biased[:, -1, :, scale_bytes // ROWS :] = 0
+    biased[:, -1, :, subs:] = 0
     return biased
 
 

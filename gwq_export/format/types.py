@@ -94,9 +94,13 @@ class TensorType:
         """Bytes before the tiles: head and row scales, up to a multiple of 64."""
         return -(-(HEAD + 2 * padded_rows(rows)) // 64) * 64
 
+    def stored(self, cols: int) -> int:
+        """Columns that a block of `cols` columns stores."""
+        return -(-cols // self.line_columns) * self.line_columns
+
     def block_bytes(self, cols: int) -> tuple[int, int]:
         """Bytes of the scales and of the lines of a block that holds `cols` columns, 1 to 64."""
-        stored = -(-cols // self.line_columns) * self.line_columns
+        stored = self.stored(cols)
         subs = -(-stored // self.sub)
         whole = subs == BLOCK // self.sub
         scales = ROWS * BLOCK // self.sub * SCALE_BITS // 8 if whole else ROWS * subs

@@ -12,7 +12,7 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.evaluation import reference
+from gwq_export.evaluation import predictors, reference
 from gwq_export.evaluation.perplexity import evaluate, log_softmax, windows
 from gwq_export.format import foreign
 from gwq_export.format.header import GGML_TYPES

@@ -128,7 +128,7 @@ def test_unknown_type(small):
         ([pair(b"general.alignment", 8, struct.pack("<Q", 1) + b"8")], ["general.alignment"]),
         (
             [
-                pair(b"gwq.format_version", 4, struct.pack("<I", 1)),
+                pair(b"gwq.format_version", 4, struct.pack("<I", FORMAT_VERSION)),
                 pair(b"general.alignment", 4, struct.pack("<I", 32)),
             ],
             ["general.alignment", "64"],
