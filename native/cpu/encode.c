@@ -15,8 +15,7 @@ int gwq_encode(gwq_pool *pool, const gwq_encoding *e) {
     if (!e || !e->table || !e->row_scale || !e->row_weight) return GWQ_E_ARGUMENT;
     if (!e->target || !e->scale || !e->code || !e->value) return GWQ_E_ARGUMENT;
     if (e->fit && !e->column_weight) return GWQ_E_ARGUMENT;
-    int kind = gwq_type_index(e->type);
-    int bits = kind < 0 ? 0 : gwq_types[kind].bits;
+    int bits = bits_of(e->type);
     if (!bits) return GWQ_E_TYPE;
     if (e->columns < 1 || e->columns > COLUMNS) return GWQ_E_SHAPE;
     if (e->rings < 1 || e->rings % LANES || e->rings > INT32_MAX) return GWQ_E_SHAPE;

@@ -54,6 +54,18 @@ GWQ_INLINE lanes look_up(const float *table, flags at) {
     return v;
 }
 
+/* Bits of a tile type's code, 0 for any other type */
+GWQ_INLINE int bits_of(int32_t type) {
+    switch (type) {
+    case GWQ_TYPE_GWQ2: return 2;
+    case GWQ_TYPE_GWQ3: return 3;
+    case GWQ_TYPE_GWQ4: return 4;
+    case GWQ_TYPE_GWQ5: return 5;
+    case GWQ_TYPE_GWQ6: return 6;
+    default: return 0;
+    }
+}
+
 /* Entries of a type's table */
 GWQ_INLINE int entries_of(int bits) { return bits > 4 ? 1 << bits : WINDOWS; }
 
