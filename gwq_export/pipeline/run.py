@@ -132,10 +132,12 @@ def _said_what_is_kept(job: Job, work: Memory) -> Iterator[None]:
 def _statistics_store(job: Job, work: Memory, stack: ExitStack) -> StatisticsStore | None:
     """Where one calibration leaves what choice and codes need, closed by `stack`.
 
-    None where there is no choice, or no room: then the matrices are calibrated once more.
+    None where there is no choice, or no room: then the matrices are calibrated once more. A dry run
+    leaves them in its work folder.
     """
     options = job.options
-    if not (options.budgeted and options.writes_model and job.calibration):
+    wanted = options.writes_model or (options.dry_run and options.work_dir)
+    if not (options.budgeted and wanted and job.calibration):
         return None
     assert job.out is not None  # check_options has seen to it
     out = Path(job.out).absolute()

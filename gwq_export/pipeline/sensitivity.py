@@ -52,7 +52,10 @@ def sensitivities(
     curvatures = Curvatures(calibration.tokens.numel())
     chosen = [p for p in plans if len(p.shape) > 1 and (p.recipe.encoded or (free and not p.fixed))]
     plan_of = {hf: p for p in chosen for hf in p.sources}
-    rows = {hf: done[0] for hf in plan_of if (done := work.get(hf))}  # of OFFER, by matrix
+    rows = {}  # of OFFER, by matrix
+    for hf in plan_of:
+        if (done := work.get(hf)) and (kept is None or hf in kept):
+            rows[hf] = done[0]
     by_rule = {s for p in chosen for s in SALIENCY[p.recipe.saliency].statistics}
     items = gradients(
         source,

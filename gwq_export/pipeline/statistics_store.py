@@ -32,6 +32,9 @@ class StatisticsStore:
         self._results = results
         self._hessian: tuple[str, np.ndarray] | None = None  # the last one that was kept or read
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._results
+
     def put(self, name: str, statistics: dict[str, Any]) -> None:
         """Keep the statistics of a matrix: float32 arrays by name."""
         keys = sorted(set(statistics) - {"hessian"})

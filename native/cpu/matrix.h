@@ -141,7 +141,8 @@ GWQ_INLINE const uint8_t *gwq_whole_tile(const gwq_matrix *m, int bits, const ui
 
 /* 2^exponent of a tile matrix; 1 for a ggml type */
 static inline float gwq_power(const gwq_matrix *m) {
-    if (!gwq_types[gwq_kind_of(m)].bits) return 1;
+    const int32_t first = 0xffffff; /* three letters of a FourCC: GWQ */
+    if ((m->type & first) != (GWQ_TYPE_GWQ2 & first)) return 1;
     uint32_t bits = (uint32_t)(127 + ((const struct gwq_head *)m->data)->exponent) << 23;
     float f;
     memcpy(&f, &bits, sizeof f);
