@@ -4,7 +4,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, add_common
+from gwq_export.commands.arguments import Parser, add_base, add_common
+from gwq_export.commands.console import Progress
 from gwq_export.errors import GwqError
 from gwq_export.machine import size
 

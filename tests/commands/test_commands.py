@@ -189,7 +189,8 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples):
 @pytest.mark.parametrize("after", ["raises", "goes on", "reports"])
 def test_ctrl_c_outranks_what_it_was_turned_into(after, capsys):
     """C code may answer Ctrl-C with an error of its own, or not at all."""
-    from gwq_export.commands.console import make_parser, run_command
+    from gwq_export.commands.arguments import Parser, add_common
+    from gwq_export.commands.console import run_command
 
     def work(args, progress):
         with contextlib.suppress(KeyboardInterrupt):
@@ -201,9 +202,14 @@ def test_ctrl_c_outranks_what_it_was_turned_into(after, capsys):
             raise AssertionError("the report did not stop it")
         return {}
 
+    def parser():
+        p = Parser("gwq-x", "")
+        add_common(p)
+        return p
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert run_command("gwq-x", lambda: make_parser("gwq-x", ""), work, ["--json"]) == 130
+        assert run_command("gwq-x", parser, work, ["--json"]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     out, err = capsys.readouterr()
