@@ -66,7 +66,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         check_folder(args.to_safetensors)
     reader = Reader(args.file, base=args.base)
     if args.check:
-        reader.check()
+        reader.check(progress)
+        progress.close()
     result = _facts(reader)
     if args.check:
         result["check"] = "ok"

@@ -199,16 +199,22 @@ class Reader:
                 "export the model again, or use the gwq-export that wrote it"
             )
 
-    def check(self) -> None:
+    def check(
+        self, progress: Callable[[str, int, int], None] = lambda phase, done, total: None
+    ) -> None:
         """Read the whole file.
 
-        Raises GwqError for the first string, value, side-table or padding that is damaged.
+        progress(phase, done, total) is called with bytes of tensors, as it goes on. Raises GwqError for the first string, value, side-table or padding that is damaged.
         """
         for key in self.metadata:
             self.metadata[key]
         with about(self.path):
+            done, total = 0, sum(t.nbytes for t in self.tensors.values())
             for tensor in self.tensors.values():
+                progress("check", done, total)
                 tensor.check()
+                done += tensor.nbytes
+            progress("check", total, total)
             if VERSION_KEY in self.metadata or len(self.headers) > 1:
                 self._check_padding()
 
