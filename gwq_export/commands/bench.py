@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from gwq_export.commands.console import Parser, Progress, add_common, thread_counts
+from gwq_export.commands.arguments import Parser, add_common, thread_counts
+from gwq_export.commands.console import Progress
 from gwq_export.errors import GwqError
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: argument types, the progress bar, and what becomes of an exception.
+"""What every command shares: the progress bar, and what becomes of an exception.
 
 Exit status: 0 success, 2 what the user can mend (one line on stderr), 130 after Ctrl-C, 1 a fault
 of ours.
@@ -15,82 +15,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+from gwq_export.commands.arguments import Parser
 from gwq_export.errors import GwqError
-from gwq_export.version import __version__
 
 # torch's words, which has no MemoryError
 _NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose help has groups and examples.
-
-    text: what the command does. examples: lines of a shell, shown after the options. memory: which
-    options help where memory is short.
-    """
-
-    def __init__(
-        self, prog: str, text: str, examples: Sequence[str] = (), memory: str = ""
-    ) -> None:
-        super().__init__(
-            prog=prog,
-            description=text,
-            epilog="\n  ".join(["examples:", *examples]) if examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            add_help=False,
-        )
-        self.memory = memory
-        self._model: tuple[str, str, bool] | None = None  # its dest and metavar; whether it must be
-
-    def add_model(
-        self, dest: str, metavar: str, help: str | None = None, required: bool = True
-    ) -> None:
-        """Add the argument that names the model: by its place, or after -m as in llama.cpp."""
-        self._model = dest, metavar, required
-        self.usage = f"%(prog)s {metavar} [options]"
-        text = f"{help or 'the file'}; -m {metavar} does the same"
-        self.add_argument(dest, nargs="?", metavar=metavar, help=text)
-        self.add_argument("-m", "--model", dest="_m", metavar=metavar, help=argparse.SUPPRESS)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse's; the model of -m gets its own name."""
-        found, others = super().parse_known_args(args, namespace)
-        if self._model is not None:
-            dest, metavar, required = self._model
-            named = found.__dict__.pop("_m")
-            if named is not None and getattr(found, dest) is not None:
-                self.error(f"{metavar} and -m both name the model: give one")
-            if named is not None:
-                setattr(found, dest, named)
-            if required and getattr(found, dest) is None:
-                self.error(f"{metavar} is missing: give it, or -m {metavar}")
-        return found, others
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
-def add_common(group: Any) -> None:
-    """Add what all commands have to a parser or to a group of it."""
-    group.add_argument(
-        "--json", action="store_true", help="one JSON object as the last line of stdout"
-    )
-    group.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    group.add_argument("-h", "--help", action="help", help="show this and exit")
-
-
-def add_threads(group: Any) -> None:
-    """Add the flag -t."""
-    group.add_argument(
-        "-t",
-        "--threads",
-        type=int,
-        metavar="N",
-        help="CPU threads (default: as many CPUs as this process may use)",
-    )
 
 
 class Progress:
@@ -162,26 +93,6 @@ class Progress:
             self.bar.close()
         self.phase = None
         self.bar = None
-
-
-def add_base(group: Any) -> None:
-    """Add the flag --base."""
-    group.add_argument(
-        "--base",
-        action="store_true",
-        help="of a bridge file, only what llama.cpp runs: without its deltas",
-    )
-
-
-def thread_counts(text: str) -> list[int]:
-    """Argument type: thread counts from 1 to 256, separated by commas."""
-    try:
-        values = [int(t) for t in text.split(",")]
-    except ValueError:
-        values = [0]
-    if min(values) < 1 or max(values) > 256:
-        raise argparse.ArgumentTypeError(f"{text!r}: give thread counts from 1 to 256, such as 1,2")
-    return values
 
 
 class _Interrupt:

@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, add_common, add_threads
+from gwq_export.commands.arguments import Parser, add_base, add_common, add_threads
+from gwq_export.commands.console import Progress
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from gwq_export.commands.console import Parser, Progress, add_common
+from gwq_export.commands.arguments import Parser, add_common
+from gwq_export.commands.console import Progress
 from gwq_export.errors import GwqError
 from gwq_export.machine import size
 from gwq_export.pipeline.flags import add_arguments

@@ -4,7 +4,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import Parser, Progress, add_base, add_common
+from gwq_export.commands.arguments import Parser, add_base, add_common
+from gwq_export.commands.console import Progress
 from gwq_export.errors import GwqError
 from gwq_export.machine import size
 
@@ -68,7 +69,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     reads = args.check or args.to_safetensors is not None
     reader = Reader(args.file, foreign_type if reads else GGML_TYPES.get, args.base)
     if args.check:
-        reader.check()
+        reader.check(progress)
+        progress.close()
         check_foreign(reader)
     result = _facts(reader)
     if args.check:

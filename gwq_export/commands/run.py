@@ -6,15 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.console import (
-    Parser,
-    Progress,
-    add_base,
-    add_common,
-    add_threads,
-    ctrl_c_asks,
-    explained,
-)
+from gwq_export.commands.arguments import Parser, add_base, add_common, add_threads
+from gwq_export.commands.console import Progress, ctrl_c_asks, explained
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 from gwq_export.machine import free_memory, size

@@ -236,17 +236,25 @@ class Reader:
                 "export the model again, or use the gwq-export that wrote it"
             )
 
-    def check(self) -> None:
+    def check(
+        self, progress: Callable[[str, int, int], None] = lambda phase, done, total: None
+    ) -> None:
         """Read the whole file, or all parts.
 
-        Raises GwqError for the first string, value, side-table or padding that is damaged.
+        progress(phase, done, total) is called with bytes of tensors, as it goes on. Raises GwqError
+        for the first string, value, side-table or padding that is damaged.
         """
         for part in self.parts:
             for key in part.metadata:
                 part.metadata[key]
+        done = 0
+        total = sum(tensor.nbytes for tensor in self.tensors.values())
         for tensor in self.tensors.values():
+            progress("check", done, total)
             with about(tensor.path):
                 tensor.check()
+            done += tensor.nbytes
+        progress("check", total, total)
         with about(self.path):
             if VERSION_KEY in self.metadata or len(self.headers) > 1:
                 self._check_padding()

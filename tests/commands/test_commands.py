@@ -189,7 +189,8 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples):
 @pytest.mark.parametrize("after", ["raises", "goes on", "reports"])
 def test_ctrl_c_outranks_what_it_was_turned_into(after, capsys):
     """C code may answer Ctrl-C with an error of its own, or not at all."""
-    from gwq_export.commands.console import Parser, add_common, run_command
+    from gwq_export.commands.arguments import Parser, add_common
+    from gwq_export.commands.console import run_command
 
     def work(args, progress):
         with contextlib.suppress(KeyboardInterrupt):
