@@ -13,11 +13,12 @@ import subprocess
 from pathlib import Path
 
 from gwq_export import GwqError
-from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format.types import TYPES
 from native.build import CFLAGS, FOLDERS, INCLUDE_FLAGS
 
 SCALE_BYTES = 32  # of a block of the proposal: 16 rows, FP16
+
+TILE_TYPES = ["gwq2", "gwq3", "gwq4"]  # what there was a proposal for
 
 # CPU of llvm-mca -> the instruction set that it runs
 CPUS = {

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from gwq_export import GwqError
-from gwq_export.bench.cases import SHAPES, TILE_TYPES, random_bytes
+from gwq_export.bench.cases import SHAPES, random_bytes
 from gwq_export.format.types import TYPES, ffi
 from gwq_export.machine import cpu_name, default_threads
 from gwq_export.native.library import pointer
-from studies.block_cycles import CPUS, SCALE_BYTES, block_bytes, cycles
+from studies.block_cycles import CPUS, SCALE_BYTES, TILE_TYPES, block_bytes, cycles
 from studies.paths import ROOT
 
 PROPOSAL = "85e5f43"
