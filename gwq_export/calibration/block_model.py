@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gwq_export.calibration.moe_modules import unfuse
 from gwq_export.errors import GwqError
 
-LOGITS = 2**23  # floats of the logits that are worked on at once: 32 MiB
+LOGITS = 2**21  # floats of the logits that are worked on at once: 8 MiB, and of several copies
 MIN_PART = 16  # tokens
 
 
