@@ -13,7 +13,7 @@ import numpy as np
 from gwq_export.errors import GwqError
 from gwq_export.format.ggml_types import encode_ggml, pack_codes
 from gwq_export.format.outliers import pack_outliers
-from gwq_export.format.tiles import dequantize, levels, pack_tiles
+from gwq_export.format.tiles import levels, pack_tiles, windows
 from gwq_export.format.types import TensorType, ffi
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.deltas import corrections
@@ -89,10 +89,18 @@ def _quantize_tiles(
     row, col = np.divmod(keep, weight.shape[1])
     _clear(e, row, col, type)
     tiles = _pack(type, e, weight.shape[1])
-    beneath = dequantize(type, tiles, weight.shape)[row, col]
+    beneath = _values_at(type, e, row, col)
     added = np.ldexp(e.values[row, col] - beneath, -e.exponent).astype(np.float16)
     records, offsets = pack_outliers(row, col, added, weight.shape)
     return [tiles, records, offsets.view(np.uint8)]
+
+
+def _values_at(type: TensorType, e: Encoded, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """float32: what the codes at some places stand for, as `tiles.dequantize` has it."""
+    assert e.row_scales is not None  # every tile type has them
+    entry = levels(type, e.table)[windows(type, e.codes)[row, col]].astype(np.float32)
+    scale = e.scales[row, col // type.sub].astype(np.float32)
+    return np.ldexp(e.row_scales[row].astype(np.float32) * (scale * entry), e.exponent)
 
 
 def _pack(type: TensorType, e: Encoded, cols: int) -> np.ndarray:

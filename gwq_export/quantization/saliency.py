@@ -126,13 +126,14 @@ def select(score: np.ndarray, count: int) -> np.ndarray:
     """
     rows, cols = score.shape
     tiles = -(-cols // TILE)
-    flat = score.astype(np.float32).reshape(-1)  # a copy: scores are struck out below
+    flat = np.asarray(score, np.float32).reshape(-1)
     while True:
         taken = _largest(flat, count)
         slot = taken // cols * tiles + taken % cols // TILE  # (row, tile) as one number
         full = np.flatnonzero(np.bincount(slot, minlength=rows * tiles) > MAX_PER_SLOT)
         if not len(full):
             return taken
+        flat = flat.copy()
         for f in full:
             inside = taken[slot == f]
             descending = np.argsort(-flat[inside], kind="stable")
