@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from gwq_export.format.reader import Reader
 
 
+LARGE = 1 << 28  # bytes from which on a check takes long enough to show its progress
+
+
 def parser() -> Parser:
     """Arguments of gwq-info."""
     p = Parser(
@@ -69,8 +72,11 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     reads = args.check or args.to_safetensors is not None
     reader = Reader(args.file, foreign_type if reads else GGML_TYPES.get, args.base)
     if args.check:
-        reader.check(progress)
-        progress.close()
+        if sum(t.nbytes for t in reader.tensors.values()) > LARGE:
+            reader.check(progress)
+            progress.close()
+        else:
+            reader.check()
         check_foreign(reader)
     result = _facts(reader)
     if args.check:

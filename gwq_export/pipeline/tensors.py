@@ -50,7 +50,7 @@ def write(
         finished = _write_finished(files, job.plans)
         _write_calibrated(files, job, pool, finished, progress, kept)
         _write_others(files, job.source, others, pool, finished, progress)
-        return _write_tuned(files, job, norms, progress) if tuned else None
+        return _write_tuned(files, job, norms, finished, progress) if tuned else None
 
 
 class _Tensors:
@@ -157,7 +157,11 @@ def _write_others(
 
 
 def _write_tuned(
-    tensors: _Tensors, job: Job, norms: Sequence[TensorPlan], progress: Progress
+    tensors: _Tensors,
+    job: Job,
+    norms: Sequence[TensorPlan],
+    finished: set[str],
+    progress: Progress,
 ) -> tuple[float, float]:
     """Tune the file as far as it is quantized, and write what waited for that."""
     source, work = job.source, tensors.work
@@ -187,8 +191,9 @@ def _write_tuned(
         tensors.put(*waiting[hf], parts)
     for plan in norms:
         (hf,) = plan.sources
-        weight = plan.arrange.weight(read(source, hf)) * factors.get(hf, np.float32(1))
-        tensors.put(plan, 0, quantize(weight, {}, plan.recipe))
+        if hf not in finished:
+            weight = plan.arrange.weight(read(source, hf)) * factors.get(hf, np.float32(1))
+            tensors.store(plan, 0, quantize(weight, {}, plan.recipe))
     return before, after
 
 

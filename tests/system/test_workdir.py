@@ -322,17 +322,26 @@ def test_nothing_is_written_elsewhere(tmp_path, tiny, calib):
     opened, watching = [], [True]
 
     def hook(event, args):
-        if event == "open" and watching and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if event != "open" or not watching or isinstance(args[0], int):
+            return
+        if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             opened.append(Path(os.fsdecode(args[0])))
 
-    sys.addaudithook(hook)
+    sys.addaudithook(hook)  # it cannot be taken away again
+    try:
+        _exports_write_only_there(tmp_path, tiny, calib, opened)
+    finally:
+        watching.clear()
+
+
+def _exports_write_only_there(tmp_path, tiny, calib, opened):
     tiny("llama")
-    opened.clear()
     for options, folders in (
         ({}, {"out", "out/m.gguf.statistics"}),
         ({"work_dir": tmp_path / "work"}, {"out", "work"}),
     ):
         (tmp_path / "out").mkdir(exist_ok=True)
+        opened.clear()
         gwq_export.export(
             tiny("llama"), tmp_path / "out" / "m.gguf", samples=1, ctx=16, calib=calib, **options
         )
@@ -341,4 +350,3 @@ def test_nothing_is_written_elsewhere(tmp_path, tiny, calib):
         written = {p for p in written if p.parent != Path(tempfile.gettempdir())}
         assert written == {tmp_path / name for name in folders}
         assert {p.name for p in (tmp_path / "out").iterdir()} == {"m.gguf"}
-    watching.clear()
