@@ -204,7 +204,8 @@ class Reader:
     ) -> None:
         """Read the whole file.
 
-        progress(phase, done, total) is called with bytes of tensors, as it goes on. Raises GwqError for the first string, value, side-table or padding that is damaged.
+        progress(phase, done, total) is called with bytes of tensors, as it goes on. Raises
+        GwqError for the first string, value, side-table or padding that is damaged.
         """
         for key in self.metadata:
             self.metadata[key]
