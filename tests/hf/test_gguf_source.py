@@ -213,7 +213,7 @@ def test_files_of_another_model_are_refused(tiny, exported, tmp_path):
     narrow = np.ones((199, 96), np.float32)
     for settings, file, words in [
         (
-            {"architectures": ["Qwen2ForCausalLM"]},
+            {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
             {},
             "its architecture is llama, that of .*hf is qwen2",
         ),

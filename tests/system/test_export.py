@@ -272,8 +272,6 @@ def broken(tmp_path, name):
             config["hidden_act"] = "gelu"
         case "rope":
             config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-        case "quantized":
-            config["quantization_config"] = {"bits": 4}
         case "layers":
             config["num_hidden_layers"] = 5
         case "size":
@@ -324,21 +322,20 @@ def broken(tmp_path, name):
         ("architecture", "BertModel is not supported"),
         ("activation", "hidden_act = 'gelu'"),
         ("rope", "'dynamic' is not supported"),
-        ("quantized", "quantized already"),
         ("layers", "layers.3.input_layernorm.weight is missing"),
         ("size", "would fit the config"),
         ("heads", "cannot be"),
         ("no heads", "num_key_value_heads is 0"),
-        ("text for a number", "hidden_size is '96'"),
-        ("epsilon", "rms_norm_eps is 'small'"),
+        ("text for a number", "does not accept it .*hidden_size"),
+        ("epsilon", "does not accept it .*rms_norm_eps"),
         ("a list", "not an object"),
         ("list of lists", "is not supported"),
         ("model type", "transformers does not accept it"),
         ("bias", "bias is missing"),
-        ("linear", "factor is None"),
+        ("linear", "factor"),
         ("no config", "no config.json"),
         ("no tokenizer", "tokenizer"),
-        ("no weights", "no \\*.safetensors"),
+        ("no weights", "no model.safetensors"),
         ("truncated weights", "download the model again"),
         ("nan", "NaN or infinity"),
     ],
@@ -346,8 +343,6 @@ def broken(tmp_path, name):
 def test_bad_models_are_refused_and_leave_nothing(tmp_path, name, words, type):
     folder = broken(tmp_path, name)
     out = tmp_path / "m.gguf"
-    if type == "f16" and name in ("model type", "bias"):
-        pytest.skip("only calibration asks transformers")
     with pytest.raises(GwqError, match=words):
         gwq_export.export(folder, out, type=type, samples=1, ctx=32)
     assert not out.exists() and not list(tmp_path.glob("*.part"))
