@@ -172,12 +172,43 @@ def test_a_longer_ring_stores_more(search):
 
 
 @needs_avx2
-def test_the_tables_name_every_layout(capsys):
-    small = ["--rows", "16", "--fit-rows", "16", "--samples", "1", "--starts", "1", "--rounds", "1"]
-    byte_order.main(small)
-    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
-    rows = [cells for cells in lines if cells[0] in ("| 2", "| 3")]
-    names = [[f"| {layout.coding.bits}", layout.name] for layout in byte_order.LAYOUTS]
-    assert [cells[:2] for cells in rows] == names * 2
-    for cells in rows[len(names) :]:
-        assert all(5 < float(cell) < 30 for cell in cells[2:7] if cell)
+def test_tables_are_fitted_to_the_weights(search):
+    rng = np.random.default_rng(3)
+    coding = byte_order_lab.Coding(2, 1, 2, index=byte_order_lab.pairs())
+    weights = [rng.standard_normal((8, 64)).astype(np.float32) for _ in range(2)]
+    start = rng.standard_normal(coding.entries)
+    fitted = byte_order_lab.fit_real(search, coding, start, weights)
+    assert np.array_equal(fitted, np.clip(np.rint(fitted), -32, 31))
+
+    def error(table):
+        coded = [byte_order_lab.encode(search, coding, table, w) for w in weights]
+        return sum(byte_order_lab.loss(coding, c)[0] for c in coded)
+
+    assert error(fitted) < 0.9 * error(start / np.abs(start).max() * 31)
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+def test_every_kernel_is_counted(tmp_path):
+    found = byte_order_counts.instructions("avx2", byte_order_counts.assembly("avx2", tmp_path))
+    assert sorted(found) == sorted(KERNELS)
+    # 32 products, as many additions, 32 look-ups and 8 loads of codes, at least
+    assert all(104 < count < 1000 for count in found.values())
+    assert found["word2_columns"] < found["byte2_columns"] < found["row2_columns"]
+    assert found["stream3_columns"] < found["byte3_columns"] < found["row3_columns"]
+
+
+@needs_avx2
+def test_quality_is_told_beside_the_format(capsys, monkeypatch):
+    chosen = [x for x in byte_order.LAYOUTS if x.kernel in ("row2_columns", "word2_columns")]
+    monkeypatch.setattr(byte_order, "LAYOUTS", chosen)
+    table = np.array(byte_order.TABLES["trellis"]["gwq2"], np.float32)
+    monkeypatch.setattr(byte_order, "tables_of", lambda *_: (table / 13, table))
+    byte_order.main(["--no-instructions", "--rows", "32", "--samples", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| 2 |")]
+    assert [cells[1] for cells in rows] == [layout.name for layout in chosen]
+    (*_, weights, outputs, searched, _, own, _), (*_, other, _) = rows
+    assert 8 < float(weights) < 14
+    assert float(searched) < float(outputs)  # a second pass over the scales of a ring
+    assert own == "+0.00 ± 0.00"
+    assert float(other.split()[0]) > 0
