@@ -186,9 +186,9 @@ def pack_tiles(
 
     table (16,) int8 in -32 .. 31; row_scales (rows,) float16; scales (padded rows, sub-blocks) int8
     in -32 .. 31; codes (padded rows, padded columns) uint8 in 0 .. 2^bits-1; exponent in -64 .. 64.
-    Rows are padded to a multiple of 16, columns to one of 64: a code beyond the matrix may be a real
-    one's neighbour. cols: how many columns there are, all if None; the last block is as short as
-    they allow.
+    Rows are padded to a multiple of 16, columns to one of 64; a code beyond the matrix may be the
+    neighbour of a real one. cols: how many columns there are, all if None; the last block is as
+    short as they allow.
     """
     rows = len(row_scales)
     cols = codes.shape[1] if cols is None else cols

@@ -40,7 +40,7 @@ class Encoded:
 class MatrixCodes(ABC):
     """Codes and values of a matrix, encoded `step` columns at a time.
 
-    w: float32 (padded cols, padded rows), the weights. codes: uint8 and values: float32, of the same
+    w: float32 (padded cols, padded rows), the weights. codes: uint8, values: float32, of the same
     shape. outlier: uint8 of the same shape, 1 where a weight is held out, or None. row_weight:
     float32 (padded rows,), how much a squared error of each row counts. table: float32, as
     `struct gwq_encoding` takes it.

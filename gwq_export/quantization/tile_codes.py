@@ -118,7 +118,8 @@ def first_row_scales(
     """Row scales in whose units the scales of all sub-blocks will fit six bits.
 
     The largest weight m of a row would take a sub-block scale of m / max|table|; that is to be 0.9
-    of the largest one, 31. weight and outlier: (cols, rows). Returns FP16 values as float32, (rows,).
+    of the largest one, 31. weight and outlier: (cols, rows). Returns FP16 values as float32,
+    (rows,).
     """
     dense = weight if outlier is None else np.where(outlier, 0, weight)
     scale = np.abs(dense).max(0) / (np.abs(table).max() * HEADROOM * (SCALE_BIAS - 1))
