@@ -131,7 +131,7 @@ GWQ_INLINE int column_of(int bits, int c) {
  *     cost[k][state] = min over c of state, and over seen, of error[k][c | seen << bits]
  *                                                             + cost[k - 1][seen]
  *
- * The least cost[n-1][S] over S wins. */
+ * The least cost[n-1][S] over S wins. `least_cost` finds that S, `best_windows` the path from it. */
 struct ring {
     const float *table;
     lanes t[RING], w[RING], s;
@@ -147,18 +147,24 @@ GWQ_INLINE lanes lesser(lanes a, lanes b) {
     return v;
 }
 
-/* The least cost alone. Of the codes of one state only the best counts, whatever S is. */
-GWQ_INLINE lanes least_cost(const int bits, const struct ring *g) {
+/* The least cost without feedback, and the S that has it. Of the codes of one state only the best
+ * counts, whatever S is. */
+GWQ_INLINE lanes least_cost(const int bits, const struct ring *g, flags *first) {
     const int n = ring_of(bits), states = 1 << (4 - bits), codes = 1 << bits;
     lanes branch[RING][STATES][STATES], least = all(FLT_MAX); /* [k][seen][state] */
+    lanes value[WINDOWS];
+    for (int v = 0; v < WINDOWS; v++) value[v] = g->s * g->table[v];
+    *first = (flags){0};
 #pragma GCC unroll 1
     for (int k = 0; k < n; k++)
         for (int seen = 0; seen < states; seen++)
-            for (int c = 0; c < codes; c++) {
-                lanes e = g->t[k] - g->s * g->table[c | seen << bits];
-                e = e * e * g->w[k];
-                lanes *best = &branch[k][seen][c & (states - 1)];
-                *best = c < states ? e : lesser(e, *best);
+            for (int state = 0; state < states; state++) {
+                lanes best = all(FLT_MAX);
+                for (int c = state; c < codes; c += states) {
+                    lanes e = g->t[k] - value[c | seen << bits];
+                    best = c < states ? e * e : lesser(e * e, best);
+                }
+                branch[k][seen][state] = best * g->w[k];
             }
 #pragma GCC unroll 1
     for (int start = 0; start < states; start++) {
@@ -173,6 +179,7 @@ GWQ_INLINE lanes least_cost(const int bits, const struct ring *g) {
             }
             memcpy(cost, next, sizeof cost);
         }
+        *first = picki((flags)(cost[start] < least), (flags){0} + start, *first);
         least = lesser(cost[start], least);
     }
     return least;
@@ -183,114 +190,95 @@ struct path {
     lanes cost, error[RING];
 };
 
-/* The windows of the best path. With feedback every path carries the errors of its codes along, and
- * what a code costs is what it adds to the quadratic form whose gradient the feedback is; paths are
- * dropped as without. */
-GWQ_INLINE void best_windows(const int bits, const int fed, const struct ring *g, flags *window) {
+/* The windows of the best path, whose first code sees the state `first`. With feedback every path
+ * carries the errors of its codes along, and what a code costs is what it adds to the quadratic form
+ * whose gradient the feedback is; paths are dropped as without. */
+GWQ_INLINE void best_windows(const int bits, const int fed, const struct ring *g,
+                             const flags first, flags *window) {
     const int n = ring_of(bits), states = 1 << (4 - bits), codes = 1 << bits;
-    flags from[STATES][RING][STATES]; /* [S][k][state]: the window of k on the best path to it */
-    lanes least = all(FLT_MAX), value[WINDOWS];
-    flags first = {0}; /* the S of least cost */
+    flags from[RING][STATES]; /* [k][state]: the window of k on the best path to it */
+    struct path now[STATES], next[STATES];
+    lanes value[WINDOWS];
     for (int v = 0; v < WINDOWS; v++) value[v] = g->s * g->table[v];
+    for (int state = 0; state < states; state++)
+        now[state].cost = pick((flags)(first == state), all(0), all(FLT_MAX));
 #pragma GCC unroll 1
-    for (int start = 0; start < states; start++) {
-        struct path now[STATES], next[STATES];
+    for (int k = 0; k < n; k++) {
+        lanes target[STATES];
+        for (int state = 0; state < states; state++) {
+            next[state].cost = all(FLT_MAX);
+            from[k][state] = (flags){0};
+        }
+        for (int seen = 0; seen < states; seen++) {
+            target[seen] = g->t[k];
 #pragma GCC unroll 1
-        for (int k = 0; k < n; k++) {
-            lanes target[STATES], sum[STATES][STATES];
-            flags how[STATES][STATES]; /* [state][seen]: the best window of those two */
-            const int low = k ? 0 : start, high = k ? states : start + 1;
-            for (int seen = low; seen < high; seen++) {
-                target[seen] = g->t[k];
-#pragma GCC unroll 1
-                for (int j = 0; fed && j < k; j++)
-                    target[seen] += now[seen].error[j] * g->gain[j][k];
-                for (int c = 0; c < codes; c++) {
-                    lanes v = value[c | seen << bits], e = v - target[seen], cost;
-                    if (fed && g->before)
-                        cost = (v - g->before[k]) * (e + (g->before[k] - target[seen])) * g->w[k];
-                    else cost = e * e * g->w[k];
-                    int state = c & (states - 1);
-                    flags at = (flags){0} + (c | seen << bits);
-                    flags better = (flags)(cost < sum[state][seen]);
-                    if (c < states) better = (flags){0} - 1;
-                    sum[state][seen] = pick(better, cost, sum[state][seen]);
-                    how[state][seen] = picki(better, at, how[state][seen]);
-                }
-            }
-            for (int state = 0; state < states; state++) {
-                if (k + 1 == n && state != start) continue;
-                lanes lowest = all(FLT_MAX);
-                flags at = {0};
-                for (int seen = low; seen < high; seen++) {
-                    lanes cost = k ? now[seen].cost + sum[state][seen] : sum[state][seen];
-                    flags better = (flags)(cost < lowest);
-                    lowest = pick(better, cost, lowest);
-                    at = picki(better, how[state][seen], at);
-                }
-                from[start][k][state] = at;
-                next[state].cost = lowest;
-                if (!fed || k + 1 == n) continue;
-                flags seen = at >> bits;
-                lanes aim = target[low];
-                if (k) memcpy(next[state].error, now[0].error, (size_t)k * sizeof(lanes));
-                for (int other = low + 1; other < high; other++) {
-                    flags here = (flags)(seen == other);
-                    aim = pick(here, target[other], aim);
-#pragma GCC unroll 1
-                    for (int j = 0; j < k; j++)
-                        next[state].error[j] =
-                            pick(here, now[other].error[j], next[state].error[j]);
-                }
-                lanes v = pick(g->held[k], aim, g->s * look_up(g->table, at));
-                next[state].error[k] = v - (g->before ? g->before[k] : aim);
-            }
-            for (int state = 0; state < states; state++) {
-                now[state].cost = next[state].cost;
-#pragma GCC unroll 1
-                for (int j = 0; fed && j <= k; j++) now[state].error[j] = next[state].error[j];
+            for (int j = 0; fed && j < k; j++)
+                target[seen] += now[seen].error[j] * g->gain[j][k];
+            for (int c = 0; c < codes; c++) {
+                const int state = c & (states - 1);
+                lanes v = value[c | seen << bits], e = v - target[seen];
+                lanes cost = e * e;
+                if (fed && g->before)
+                    cost = (v - g->before[k]) * (e + (g->before[k] - target[seen]));
+                cost = cost * g->w[k] + now[seen].cost;
+                flags better = (flags)(cost < next[state].cost);
+                next[state].cost = pick(better, cost, next[state].cost);
+                from[k][state] = picki(better, (flags){0} + (c | seen << bits), from[k][state]);
             }
         }
-        flags better = (flags)(now[start].cost < least);
-        least = pick(better, now[start].cost, least);
-        first = picki(better, (flags){0} + start, first);
+        for (int state = 0; fed && k + 1 < n && state < states; state++) {
+            flags seen = from[k][state] >> bits, here[STATES];
+            for (int s = 1; s < states; s++) here[s] = (flags)(seen == s);
+            lanes aim = target[0];
+            for (int s = 1; s < states; s++) aim = pick(here[s], target[s], aim);
+#pragma GCC unroll 1
+            for (int j = 0; j < k; j++) {
+                lanes error = now[0].error[j];
+                for (int s = 1; s < states; s++) error = pick(here[s], now[s].error[j], error);
+                next[state].error[j] = error;
+            }
+            lanes v = pick(g->held[k], aim, g->s * look_up(g->table, from[k][state]));
+            next[state].error[k] = v - (g->before ? g->before[k] : aim);
+        }
+        for (int state = 0; state < states; state++) {
+            now[state].cost = next[state].cost;
+#pragma GCC unroll 1
+            for (int j = 0; fed && j <= k; j++) now[state].error[j] = next[state].error[j];
+        }
     }
     flags at = first; /* the state that code k passes on; windows are read backwards */
 #pragma GCC unroll 1
     for (int k = n - 1; k >= 0; k--) {
-        window[k] = (flags){0};
-        for (int start = 0; start < states; start++)
-            for (int state = 0; state < states; state++)
-                if (k + 1 < n || state == start) {
-                    flags here = (flags)(first == start) & (flags)(at == state);
-                    window[k] = picki(here, from[start][k][state], window[k]);
-                }
+        window[k] = from[k][0];
+        for (int state = 1; state < states; state++)
+            window[k] = picki((flags)(at == state), from[k][state], window[k]);
         at = window[k] >> bits;
     }
 }
 
 /* Not inlined: the compiler takes minutes for copies of them. */
 #define RING_TYPE(bits)                                                                     \
-    static __attribute__((noinline)) lanes least_cost##bits(const struct ring *g) {         \
-        return least_cost(bits, g);                                                         \
+    static __attribute__((noinline)) lanes least_cost##bits(const struct ring *g,           \
+                                                            flags *first) {                 \
+        return least_cost(bits, g, first);                                                  \
     }                                                                                       \
-    static __attribute__((noinline)) void plain_windows##bits(const struct ring *g,         \
-                                                              flags *window) {              \
-        best_windows(bits, 0, g, window);                                                   \
-    }                                                                                       \
-    static __attribute__((noinline)) void fed_windows##bits(const struct ring *g,           \
-                                                            flags *window) {                \
-        best_windows(bits, 1, g, window);                                                   \
+    static __attribute__((noinline)) void windows##bits(const struct ring *g,               \
+                                                        flags *window) {                    \
+        flags first;                                                                        \
+        least_cost##bits(g, &first);                                                        \
+        if (g->gain) best_windows(bits, 1, g, first, window);                               \
+        else best_windows(bits, 0, g, first, window);                                       \
     }
 RING_TYPE(2)
 RING_TYPE(3)
 
 GWQ_INLINE lanes ring_cost(const int bits, const struct ring *g) {
-    return bits == 2 ? least_cost2(g) : least_cost3(g);
+    flags first;
+    return bits == 2 ? least_cost2(g, &first) : least_cost3(g, &first);
 }
 GWQ_INLINE void ring_windows(const int bits, const struct ring *g, flags *window) {
-    if (g->gain) bits == 2 ? fed_windows2(g, window) : fed_windows3(g, window);
-    else bits == 2 ? plain_windows2(g, window) : plain_windows3(g, window);
+    if (bits == 2) windows2(g, window);
+    else windows3(g, window);
 }
 
 /* --- scale of a sub-block --------------------------------------------------------------------- */
