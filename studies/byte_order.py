@@ -4,8 +4,9 @@
     studies/byte_order --no-quality   instructions, cycles and time alone
 
 FOLDER is a Hugging Face folder (default: the bundled model). A window of four bits is a code and
-bits of its neighbour. In the format the neighbour is the row before, in a ring of 8 rows. Here it
-lies in the same byte or in the same four bytes, or two codes are read together. Quality is
+bits of its neighbour. In version 1 of the format the neighbour is the row before, in a ring of 8
+rows. Here it lies in the same byte or in the same four bytes (version 2: "same 4 bytes: 16 columns"
+and "24 bits of three bytes: 8 columns"), or two codes are read together. Quality is
 byte_order_lab's and byte_order_search.c's; the kernels, byte_order_kernels.c and
 byte_order_kernels.cu, are counted by byte_order_counts.
 """
@@ -43,7 +44,7 @@ class Layout:
 FOUR_ROWS, FOUR_COLUMNS = (4, 16), (4, 4)  # of a byte: 16 rows or 4 columns apart
 Coding = lab.Coding
 LAYOUTS = (
-    Layout("row before: 8 rows (the format)", Coding(2, 8, 1, 2), "row2_columns", "row2"),
+    Layout("row before: 8 rows (version 1)", Coding(2, 8, 1, 2), "row2_columns", "row2"),
     Layout("none", Coding(2, 1, 1), "none2_columns", "none2"),
     Layout(
         "same byte: 4 columns",
@@ -83,7 +84,7 @@ LAYOUTS = (
         Coding(2, 1, 4, index=lab.any_byte(), column_order=FOUR_COLUMNS),
         shared="byte_shared2",
     ),
-    Layout("row before: 8 rows (the format)", Coding(3, 8, 1, 1), "row3_columns", "row3"),
+    Layout("row before: 8 rows (version 1)", Coding(3, 8, 1, 1), "row3_columns", "row3"),
     Layout("none", Coding(3, 1, 1), "none3_columns", "none3"),
     Layout(
         "same byte of the lines: 4 columns",
@@ -157,7 +158,12 @@ def gain(parts, others):
 
 def tables_of(lib, coding, starts, weights):
     """The tables for Gaussian weights and, integers, for those given."""
-    known = [np.array(TABLES["trellis"][f"gwq{coding.bits}"]) / 13] if coding.history else []
+    known = []
+    if coding.history:  # the format passes a code's lowest bits on, the search its topmost
+        window = np.arange(16)
+        code = window & ((1 << coding.bits) - 1)
+        low = (code << coding.history | code >> coding.bits - coding.history) & code.max()
+        known = [np.array(TABLES["trellis"][f"gwq{coding.bits}"])[low | window - code] / 13]
     table = lab.fit_gaussian(lib, coding, np.random.default_rng(1), starts, first=known)
     return table, lab.fit_real(lib, coding, table, weights)
 
@@ -172,7 +178,7 @@ def quality(args, folder):
     to_score = [m for m in found if m.depth in args.score_at]
     print(f"{args.rows} rows each of {', '.join(m.name for m in to_score)}. Decibels.\n")
     test = np.random.default_rng(5).standard_normal((512, 512)).astype(np.float32)
-    print_head(("bits", "neighbour", "Gaussian", *SCORES, "outputs beside the format", "table"))
+    print_head(("bits", "neighbour", "Gaussian", *SCORES, "outputs beside version 1", "table"))
     today = {}
     for layout in LAYOUTS:
         coding = layout.coding
@@ -185,7 +191,7 @@ def quality(args, folder):
             if applies(coding, options)
         }
         cells += [decibels(parts[name]) if name in parts else None for name in SCORES]
-        beside = today.setdefault(coding.bits, parts["outputs"])  # the format comes first
+        beside = today.setdefault(coding.bits, parts["outputs"])  # version 1 comes first
         entries = " ".join(f"{t:.0f}" for t in table) if len(table) <= 32 else len(table)
         shown = ("" if cell is None else f"{cell:.2f}" for cell in cells)
         print_row((coding.bits, layout.name, *shown, gain(parts["outputs"], beside), entries))

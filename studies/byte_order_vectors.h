@@ -52,7 +52,13 @@ INLINE V join(int m, V a, V b) {
 INLINE V next4(V v) { return _mm256_shuffle_epi32(v, 0x39); }
 INLINE V before4(V v) { return _mm256_shuffle_epi32(v, 0x93); }
 INLINE V turn(V v) { return _mm256_or_si256(_mm256_srli_epi32(v, 6), _mm256_slli_epi32(v, 26)); }
-INLINE V before8(const uint8_t *line, int part) { return rows_before(line + PART * part); }
+INLINE V before8(const uint8_t *line, int part) {
+    const uint8_t *p = line + PART * part;
+    int32_t last;
+    memcpy(&last, p + 28, 4);
+    V rows = load(p - 4); /* what lies before a line: a line, or scales */
+    return _mm256_blend_epi32(rows, _mm256_set1_epi32(last), 1);
+}
 
 #else
 #include <arm_neon.h>

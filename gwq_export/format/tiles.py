@@ -22,7 +22,6 @@ from gwq_export.format.types import (
     EXPONENT_AT,
     HEAD,
     MAX_EXPONENT,
-    RING,
     ROWS,
     SCALE_BIAS,
     TABLE,
@@ -64,27 +63,19 @@ def _unpack_gwq2(lines: np.ndarray) -> np.ndarray:
 
 
 def _pack_gwq3(codes: np.ndarray) -> np.ndarray:
-    """2 x 3 lines A B C, with v(p) = column 32j+4p+i, p = 0..7:
-
-    A = v0 | v1 << 4 | bit 0 of v6 << 3 | bit 0 of v7 << 7
-    B = v2 | v3 << 4 | bit 1 of v6 << 3 | bit 1 of v7 << 7
-    C = v4 | v5 << 4 | bit 2 of v6 << 3 | bit 2 of v7 << 7
-    """
-    c = codes.reshape(*codes.shape[:-1], 2, 8, 4)  # (..., row, j, p, i)
-    v = [np.moveaxis(c[..., p, :], -3, -2) for p in range(8)]  # each (..., j, row, i)
-    abc = [
-        v[2 * k] | v[2 * k + 1] << 4 | (v[6] >> k & 1) << 3 | (v[7] >> k & 1) << 7 for k in range(3)
-    ]
-    lines = np.stack(abc, axis=-3)  # (..., j, 3, row, i)
+    """2 x 3 lines A B C: bits 3p .. 3p+2 of A | B << 8 | C << 16 = column 32j+4p+i, p = 0..7"""
+    c = codes.reshape(*codes.shape[:-1], 2, 8, 4).astype(np.uint32)  # (..., row, j, p, i)
+    x = (c << 3 * np.arange(8, dtype=np.uint32)[:, None]).sum(-2, dtype=np.uint32)
+    abc = [(x >> 8 * k & 255).astype(np.uint8) for k in range(3)]  # each (..., row, j, i)
+    lines = np.moveaxis(np.stack(abc, axis=-2), -4, -2)  # (..., j, 3, row, i)
     return lines.reshape(*lines.shape[:-4], 6, ROWS, 4)
 
 
 def _unpack_gwq3(lines: np.ndarray) -> np.ndarray:
     lines = lines.reshape(*lines.shape[:-3], 2, 3, ROWS, 4)  # (..., j, 3, row, i)
-    a, b, c = (np.moveaxis(lines[..., k, :, :], -3, -2) for k in range(3))  # each (..., row, j, i)
-    v = [line >> shift & 7 for line in (a, b, c) for shift in (0, 4)]
-    v += [a >> s & 1 | (b >> s & 1) << 1 | (c >> s & 1) << 2 for s in (3, 7)]
-    return np.stack(v, axis=-2)
+    abc = (np.moveaxis(lines[..., k, :, :], -3, -2).astype(np.uint32) for k in range(3))
+    x = sum(line << 8 * k for k, line in enumerate(abc))  # (..., row, j, i)
+    return np.stack([(x >> 3 * p & 7).astype(np.uint8) for p in range(8)], axis=-2)
 
 
 def _pack_nibbles(codes: np.ndarray, high_bits: int) -> np.ndarray:
@@ -195,9 +186,9 @@ def pack_tiles(
 
     table (16,) int8 in -32 .. 31; row_scales (rows,) float16; scales (padded rows, sub-blocks) int8
     in -32 .. 31; codes (padded rows, padded columns) uint8 in 0 .. 2^bits-1; exponent in -64 .. 64.
-    Rows are padded to a multiple of 16, as a padded row may be a real one's neighbour, columns to a
-    multiple of 64. cols: how many of them there are, all if None; the last block is as short as
-    they allow.
+    Rows are padded to a multiple of 16, columns to one of 64; a code beyond the matrix may be the
+    neighbour of a real one. cols: how many columns there are, all if None; the last block is as
+    short as they allow.
     """
     rows = len(row_scales)
     cols = codes.shape[1] if cols is None else cols
@@ -295,15 +286,29 @@ def levels(type: TensorType, table: np.ndarray) -> np.ndarray:
 def windows(type: TensorType, codes: np.ndarray) -> np.ndarray:
     """What indexes the table: each code with bits of its neighbour's code above it.
 
-    window = code | (neighbour >> (bits - history)) << bits
+    window = code | (neighbour & (2^history - 1)) << bits
 
-    codes: uint8 (padded rows, columns). The neighbour is the row before in a ring of RING rows.
+    codes: uint8 (rows, columns), columns a multiple of `line_columns`. The neighbour is the next
+    code of the row in the order 4p+i, p first, in a ring of `type.ring` codes.
     """
     if not type.history:
         return codes
-    ring = codes.reshape(-1, RING, codes.shape[-1])
-    neighbour = np.roll(ring, 1, axis=1).reshape(codes.shape)
-    return codes | neighbour >> (type.bits - type.history) << type.bits
+    columns = ring_order(type, codes.shape[-1])
+    rings = codes[..., columns].reshape(*codes.shape[:-1], -1, type.ring)
+    neighbour = np.empty_like(codes)
+    neighbour[..., columns] = np.roll(rings, -1, axis=-1).reshape(codes.shape)
+    return codes | (neighbour & ((1 << type.history) - 1)) << type.bits
+
+
+def ring_order(type: TensorType, count: int) -> np.ndarray:
+    """The columns 0 .. count-1 ring after ring, int (count,); without history as they come.
+
+    count: a multiple of `line_columns`, in which column 4p+i comes as p runs for each i in turn.
+    """
+    columns = np.arange(count)
+    if not type.history:
+        return columns
+    return columns.reshape(-1, type.line_columns // 4, 4).swapaxes(-1, -2).reshape(-1)
 
 
 def check_tiles(

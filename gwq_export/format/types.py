@@ -41,7 +41,6 @@ _GEOMETRY = ffi.typeof("enum gwq_geometry").relements
 
 FORMAT_VERSION: int = _GEOMETRY["GWQ_FORMAT_VERSION"]
 ROWS: int = _GEOMETRY["GWQ_ROWS"]  # of a row group
-RING: int = _GEOMETRY["GWQ_RING"]  # rows that are each other's neighbours
 BLOCK: int = _GEOMETRY["GWQ_BLOCK"]  # columns
 TILE: int = _GEOMETRY["GWQ_TILE"]  # columns of a full tile
 TILE_BLOCKS: int = _GEOMETRY["GWQ_TILE_BLOCKS"]  # blocks of a full tile
@@ -84,6 +83,11 @@ class TensorType:
     def line_columns(self) -> int:
         """Tile types: columns whose lines belong together, where a short block may end."""
         return 32 if self.bits % 2 else 16
+
+    @property
+    def ring(self) -> int:
+        """Tile types: codes of a ring, which are each other's neighbours; 1 without history."""
+        return _GEOMETRY.get(f"GWQ_RING{self.bits}", 1)
 
     @property
     def lines(self) -> int:

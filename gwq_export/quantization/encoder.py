@@ -15,8 +15,8 @@ error sum_i s_i E_i H E_i^T (`calibration.statistics`), in three steps:
 2. **Coordinate descent** (`MatrixCodes.sweep`): each column is coded again, given all others.
 3. **A fit of the scales** to the codes that were found (`refit`).
 
-Rows do not interact in the output error, except that at 2 and 3 bits the codes of the eight rows of
-a ring restrict each other; there s_i decides whose errors matter more.
+Rows do not interact. At 2 and 3 bits the codes of a ring, 16 or 8 columns of a row, restrict each
+other and are chosen together.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.compute.linalg import add_product
-from gwq_export.format.types import MAX_EXPONENT, RING, TensorType, ffi
+from gwq_export.compute.linalg import add_product, product
+from gwq_export.format.tiles import ring_order
+from gwq_export.format.types import MAX_EXPONENT, TensorType, ffi
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.ggml_codes import GgmlCodes
 from gwq_export.quantization.lanes import LANES, rows_to_lanes, to_lanes
@@ -71,7 +72,7 @@ def encode(
     rows, cols = weight.shape
     exponent = exponent_of(weight) if type.bits else 0
     relative_weight = np.ones(rows, np.float32) if row_weight is None else relative(row_weight)
-    step = max(1, AT_ONCE // (cols * RING * LANES)) * RING * LANES
+    step = max(1, AT_ONCE // (cols * LANES)) * LANES
     runs = []
     for first in range(0, rows, step):
         run = slice(first, first + step)
@@ -115,18 +116,18 @@ def _encode_rows(
     sweeps: int,
     pool: Any,
 ) -> Encoded:
-    """`encode` for a run of whole rings, in units of the matrix's power of two.
+    """`encode` for a run of rows, in units of the matrix's power of two.
 
     row_weight: as `relative` makes it.
     """
     rows, cols = weight.shape
     w = to_lanes(weight)
-    padded, _, rings = w.shape
+    padded, count = w.shape
     make = TileCodes if type.bits else GgmlCodes
     codes: MatrixCodes = make(
         type,
         table,
-        rows_to_lanes(row_weight, rings, 1),
+        rows_to_lanes(row_weight, count, 1),
         w,
         None if outlier is None else to_lanes(outlier.astype(np.uint8)),
         pool,
@@ -138,7 +139,8 @@ def _encode_rows(
     if curvature is None or not feedback:
         for first in range(0, padded, codes.step):
             part = slice(first, first + codes.step)
-            codes.run(first, w[part], column_weight=column_weight[part])
+            weight_here = column_weight[part]
+            codes.run(first, w[part], column_weight=weight_here, cost=weight_here)
     else:
         _encode_with_feedback(codes, curvature.factor, column_weight)
         for _ in range(sweeps):
@@ -162,17 +164,45 @@ def _encode_with_feedback(
     codes: MatrixCodes, factor: np.ndarray, column_weight: np.ndarray
 ) -> None:
     """Step 1 of the module's docstring. factor: U (padded cols, padded cols)."""
-    diagonal = np.diag(factor)
     target = codes.w.copy()
-    flat = target.reshape(len(target), -1)  # (padded cols, rows), the same memory
     for first in range(0, len(target), codes.step):
         part = slice(first, first + codes.step)
-        gain = factor[part, first:] / diagonal[part, None]  # [j, k]: U_jk / U_jj
+        rows = _in_coding_order(codes, factor[part, first:])
+        diagonal = np.diag(rows)
+        gain = rows / diagonal[:, None]  # [j, k]: U_jk / U_jj
+        cost = 1 / np.square(diagonal)
         error = codes.run(
             first,
             target[part],
             column_weight=column_weight[part],
             feedback=gain[:, : codes.step],
+            cost=cost / cost.mean(),
         )
         if part.stop < len(target):
-            add_product(flat[part.stop :], gain[:, codes.step :].T, error)
+            add_product(target[part.stop :], gain[:, codes.step :].T, error)
+
+
+def _in_coding_order(codes: MatrixCodes, rows: np.ndarray) -> np.ndarray:
+    """The rows of U that belong to a block of columns if those come in the order of their coding.
+
+    rows: (step, columns from the block on). With P the block's columns in that order, U_block P =
+    Q R, and Q^T U has the same Gram matrix as U and is triangular in that order. Rows and columns
+    are returned as they lie in the matrix.
+    """
+    if not codes.type.history:
+        return rows
+    order = coding_order(codes.type, codes.step)
+    q, _ = np.linalg.qr(rows[:, order].astype(np.float64))
+    turned = np.empty_like(rows)
+    turned[order] = product(np.ascontiguousarray(q.T, np.float32), np.ascontiguousarray(rows))
+    return turned
+
+
+def coding_order(type: TensorType, count: int) -> np.ndarray:
+    """The columns 0 .. count-1 as the native encoder takes them, int (count,).
+
+    A code's neighbour comes before it, so rings run backwards, and with them the columns of a line.
+    """
+    if not type.history:
+        return np.arange(count)
+    return ring_order(type, count).reshape(-1, type.line_columns)[:, ::-1].reshape(-1)

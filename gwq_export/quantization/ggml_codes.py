@@ -16,15 +16,15 @@ FACTORS = np.linspace(0.7, 1.2, 11, dtype=np.float32)
 class GgmlCodes(MatrixCodes):
     """A weight is unit scale * level; the scale may be negative and is fitted here.
 
-    scales: float32 (units, 8, rings), FP16 values; a unit is `step` = 32 columns of a row.
+    scales: float32 (units, rows), FP16 values; a unit is `step` = 32 columns of a row.
     """
 
     def prepare(self) -> None:
         """Make room for the scales of the units."""
-        unit, rings = self.type.unit, self.w.shape[1:]
+        unit, rows = self.type.unit, self.w.shape[1]
         self.step = unit
-        self.scales = np.zeros((len(self.w) // unit, *rings), np.float32)
-        self._ones = np.ones((unit // TYPES["gwq4"].sub, *rings), np.int8)
+        self.scales = np.zeros((len(self.w) // unit, rows), np.float32)
+        self._ones = np.ones((unit // TYPES["gwq4"].sub, rows), np.int8)
 
     def run(
         self,
@@ -33,6 +33,7 @@ class GgmlCodes(MatrixCodes):
         column_weight: np.ndarray | None = None,
         feedback: np.ndarray | None = None,
         before: np.ndarray | None = None,
+        cost: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `MatrixCodes.run`.
 
@@ -59,7 +60,7 @@ class GgmlCodes(MatrixCodes):
 
         The new scale is clipped to between half and twice the old one and rounded to FP16.
         """
-        error = (self.values - self.w).reshape(len(h), -1)
+        error = self.values - self.w
         for unit, old in enumerate(self.scales.copy()):
             part = slice(unit * self.step, (unit + 1) * self.step)
             level = self.table[self.codes[part]]
@@ -67,15 +68,14 @@ class GgmlCodes(MatrixCodes):
             if self.outlier is not None:
                 level[self.outlier[part] > 0] = 0
                 outliers = np.where(self.outlier[part], self.values[part], 0)
-            v = (old * level).reshape(self.step, -1)
+            v = old * level
             down = (v * product(h[part, part], v)).sum(0)
             up = (v * product(h[part], error)).sum(0)
             reduction = np.divide(up, down, out=np.zeros_like(up), where=down > 0)
-            factor = 1 - reduction.reshape(old.shape)
-            new = round_half(old * np.clip(factor, 0.5, 2))
+            new = round_half(old * np.clip(1 - reduction, 0.5, 2))
             self.scales[unit] = new
             self.values[part] = new * level + outliers
-            error[part] += ((new - old) * level).reshape(self.step, -1)
+            error[part] += (new - old) * level
 
     def encoded(self, rows: int, cols: int) -> Encoded:
         """See `MatrixCodes.encoded`."""
@@ -96,9 +96,9 @@ def fit_units(
 ) -> np.ndarray:
     """Scales of least weighted squared error for one unit of columns in all rows.
 
-    target: float32 (columns, 8, rings); table: float32 (16,), ascending; weight: (columns,), how
-    much the squared error of a column counts; outlier: (columns, 8, rings), where targets do not
-    count, or None. Returns FP16 values as float32, (8, rings).
+    target: float32 (columns, rows); table: float32 (16,), ascending; weight: (columns,), how
+    much the squared error of a column counts; outlier: (columns, rows), where targets do not
+    count, or None. Returns FP16 values as float32, (rows,).
 
     First the scales that map the largest target x_max near either end of the table are tried:
 
@@ -111,15 +111,15 @@ def fit_units(
     and taken if the codes nearest at the new scale have a smaller error.
     """
     if outlier is None:
-        weight = weight[:, None, None] * np.ones_like(target)
+        weight = weight[:, None] * np.ones_like(target)
     else:
-        weight = np.where(outlier, 0, weight[:, None, None])
+        weight = np.where(outlier, 0, weight[:, None])
     x = np.where(weight > 0, target, 0)
     extreme = np.take_along_axis(x, np.abs(x).argmax(0)[None], 0)[0]
     middle = (table[1:] + table[:-1]) / 2  # the nearest level changes here
 
     def measure(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values of the nearest codes at scales d (8, rings), and their squared errors."""
+        """Values of the nearest codes at scales d (rows,), and their squared errors."""
         inverse = np.divide(1, d, out=np.zeros_like(d), where=d != 0)
         value = d * table[np.searchsorted(middle, x * inverse)]
         return value, (weight * (x - value) ** 2).sum(0)

@@ -12,11 +12,11 @@ and losses of different matrices add up. Two simplifications make it cheap:
   with an error of about the same size, of which the columns that follow compensate a part. What
   they cannot compensate costs E_ij^2 / U_jj^2, where U^T U = H^-1 (`curvature`), so that 1 / U_jj^2
   takes the place of H_jj, which is never smaller.
-- Rows. Some rings of eight rows stand for all. The size of a ring is the loss that its rows would
+- Rows. Some runs of eight rows stand for all. The size of a run is the loss that its rows would
   cause if they were zero, P_g = sum_i s_i sum_j H_jj w_ij^2, because quantization causes about the
   same fraction of that everywhere. Systematic sampling with probability proportional to size takes
-  the rings at n equally spaced points of the cumulative sizes, ring g maybe several times, t_g. The
-  sum over all rings is then estimated by (Hansen and Hurwitz, 1943)
+  the runs at n equally spaced points of the cumulative sizes, run g maybe several times, t_g. The
+  sum over all runs is then estimated by (Hansen and Hurwitz, 1943)
 
       sum_g loss_g  ~  sum over sampled g of  t_g P / (n P_g) loss_g,     P = sum_g P_g
 
@@ -36,7 +36,7 @@ import numpy as np
 from gwq_export.compute.linalg import product
 from gwq_export.errors import GwqError
 from gwq_export.format.ggml_types import decode_ggml, encode_ggml
-from gwq_export.format.types import BLOCK, RING, TYPES, ffi
+from gwq_export.format.types import BLOCK, TYPES, ffi
 from gwq_export.quantization.allocate import Choice
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.encoder import encode
@@ -59,7 +59,8 @@ OFFERED: dict[str, tuple[float, ...]] = {
 NARROW = 256  # columns
 OFFERED_NARROW: dict[str, tuple[float, ...]] = {"q4_0": (0.0,), "iq4_nl": (0.0,)}
 ROWS_AT_ONCE = 4096  # of squares
-RINGS = 24  # n: rings of eight rows that stand for a matrix of more than twice as many
+RUN = 8  # rows
+RUNS = 24  # n: runs of rows that stand for a matrix of more than twice as many
 
 
 class Sample:
@@ -92,20 +93,20 @@ class Sample:
         runs = [slice(a, a + ROWS_AT_ONCE) for a in range(0, len(weight), ROWS_AT_ONCE)]
         squares = [product(weight[run] ** 2, h) for run in runs]
         row_size = s * np.concatenate(squares)  # (rows,): the loss if the row were zero
-        ring_size = np.add.reduceat(row_size, np.arange(0, len(row_size), RING))
+        run_size = np.add.reduceat(row_size, np.arange(0, len(row_size), RUN))
         total = float(row_size.sum())
-        if len(ring_size) > 2 * RINGS:
-            chosen, times = _systematic_sample(ring_size, RINGS)
+        if len(run_size) > 2 * RUNS:
+            chosen, times = _systematic_sample(run_size, RUNS)
         else:
-            chosen = np.arange(len(ring_size))
+            chosen = np.arange(len(run_size))
             times = None
-        rows = (chosen[:, None] * RING + np.arange(RING)).reshape(-1)
-        real = rows < len(weight)  # the last ring may be shorter
+        rows = (chosen[:, None] * RUN + np.arange(RUN)).reshape(-1)
+        real = rows < len(weight)  # the last run may be shorter
         self.rows = rows[real]
         if times is None:
             self.expansion = np.ones(len(self.rows))
         else:
-            self.expansion = (times / ring_size[chosen] / RINGS).repeat(RING)[real] * total
+            self.expansion = (times / run_size[chosen] / RUNS).repeat(RUN)[real] * total
         self.weight = weight[self.rows]
         self.row_weight = s[self.rows]
         self.largest = weight[[np.abs(weight).max(1).argmax()]]

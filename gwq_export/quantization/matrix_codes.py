@@ -40,9 +40,9 @@ class Encoded:
 class MatrixCodes(ABC):
     """Codes and values of a matrix, encoded `step` columns at a time.
 
-    w: float32 (padded cols, 8, rings), the weights. codes: uint8 and values: float32, of the same
+    w: float32 (padded cols, padded rows), the weights. codes: uint8, values: float32, of the same
     shape. outlier: uint8 of the same shape, 1 where a weight is held out, or None. row_weight:
-    float32 (8, rings), how much a squared error of each row counts. table: float32, as
+    float32 (padded rows,), how much a squared error of each row counts. table: float32, as
     `struct gwq_encoding` takes it.
     """
 
@@ -79,13 +79,15 @@ class MatrixCodes(ABC):
         column_weight: np.ndarray | None = None,
         feedback: np.ndarray | None = None,
         before: np.ndarray | None = None,
+        cost: np.ndarray | None = None,
     ) -> np.ndarray:
         """Encode the `step` columns from `first` on and return value - target, (step, rows).
 
-        target: (step, 8, rings). column_weight: (step,), with which scales are fitted; None keeps
-        the scales. feedback: (step, step) or None; entry [j, k] of column j's error is added to
-        target k > j, in place, before that is coded. The error is value - target or, with `before`
-        (step, 8, rings), value - before.
+        target: (step, rows). column_weight: (step,), with which scales are fitted; None keeps the
+        scales. feedback: (step, step) or None; entry [j, k] of column j's error is added to the
+        target of a column k that is coded after j, in place. The error is value - target or, with
+        `before` (step, rows), value - before. cost: (step,), how much a column's error counts
+        beside those of its ring; None for columns that count alike.
         """
 
     @abstractmethod
@@ -105,15 +107,16 @@ class MatrixCodes(ABC):
         of the native encoder's feedback, with `before` so that it counts changes and not errors.
         (Coordinate descent after GPTQ: QuantEase, arXiv 2309.01885.)
         """
-        error = (self.values - self.w).reshape(len(self.w), -1)
+        error = self.values - self.w
         diagonal = np.diag(h)
         for first in range(0, len(self.w), self.step):
             part = slice(first, first + self.step)
-            change = (product(h[part], error) / diagonal[part, None]).reshape(self.w[part].shape)
+            change = product(h[part], error) / diagonal[part, None]
             before = self.values[part].copy()
             feedback = -h[part, part] / diagonal[None, part]
-            self.run(first, before - change, feedback=feedback, before=before)
-            error[part] = (self.values[part] - self.w[part]).reshape(self.step, -1)
+            cost = diagonal[part] / diagonal[part].mean()
+            self.run(first, before - change, feedback=feedback, before=before, cost=cost)
+            error[part] = self.values[part] - self.w[part]
 
     def _encode_columns(
         self,
@@ -125,6 +128,7 @@ class MatrixCodes(ABC):
         column_weight: np.ndarray | None,
         feedback: np.ndarray | None,
         before: np.ndarray | None,
+        cost: np.ndarray | None = None,
     ) -> np.ndarray:
         """Call `gwq_encode` for the columns from `first` on; returns value - target, (step, rows).
 
@@ -138,6 +142,7 @@ class MatrixCodes(ABC):
             "row_scale": row_scale,
             "row_weight": self.row_weight,
             "column_weight": column_weight,
+            "column_cost": cost,
             "outlier": None if self.outlier is None else self.outlier[part],
             "feedback": feedback,
             "before": before,
@@ -149,7 +154,7 @@ class MatrixCodes(ABC):
         e = ffi.new("gwq_encoding *")
         e.type = type.id
         e.columns = self.step
-        e.rings = target.shape[2]
+        e.rows = target.shape[1]
         e.fit = column_weight is not None
         alive = []  # the library's pointers do not keep arrays alive
         for name, array in arrays.items():
@@ -158,7 +163,7 @@ class MatrixCodes(ABC):
                 alive.append(array)
                 setattr(e, name, pointer(array, _POINTERS[array.dtype.name]))
         check(lib().gwq_encode(self.pool, e), "the encoder")
-        return (self.values[part] - target).reshape(self.step, -1)
+        return self.values[part] - target
 
 
 def round_half(values: np.ndarray) -> np.ndarray:

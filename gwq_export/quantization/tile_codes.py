@@ -19,7 +19,7 @@ HEADROOM = 0.9
 class TileCodes(MatrixCodes):
     """A weight is row scale * sub-block scale * entry; the native encoder fits the second.
 
-    row_scales: float32 (8, rings). scales: int8 (sub-blocks, 8, rings).
+    row_scales: float32 (rows,). scales: int8 (sub-blocks, rows).
     """
 
     def prepare(self) -> None:
@@ -27,7 +27,7 @@ class TileCodes(MatrixCodes):
         self.entries = self.table
         self.table, self.code_of = native_table(self.type, self.table)
         self.row_scales = first_row_scales(self.w, self.table, self.outlier)
-        self.scales = np.empty((len(self.w) // self.type.sub, *self.w.shape[1:]), np.int8)
+        self.scales = np.empty((len(self.w) // self.type.sub, self.w.shape[1]), np.int8)
 
     def run(
         self,
@@ -36,6 +36,7 @@ class TileCodes(MatrixCodes):
         column_weight: np.ndarray | None = None,
         feedback: np.ndarray | None = None,
         before: np.ndarray | None = None,
+        cost: np.ndarray | None = None,
     ) -> np.ndarray:
         """See `MatrixCodes.run`."""
         sub_blocks = slice(first // self.type.sub, (first + self.step) // self.type.sub)
@@ -48,6 +49,7 @@ class TileCodes(MatrixCodes):
             column_weight,
             feedback,
             before,
+            cost,
         )
 
     def refit(self, h: np.ndarray) -> None:
@@ -61,9 +63,7 @@ class TileCodes(MatrixCodes):
 
         The new scale is clipped to between half and twice the old one and rounded to FP16.
         """
-        w = self.w.reshape(len(h), -1)  # (cols, rows), as all below
-        values = self.values.reshape(len(h), -1)
-        outlier = None if self.outlier is None else self.outlier.reshape(len(h), -1)
+        w, values, outlier = self.w, self.values, self.outlier  # (cols, rows)
 
         def moments(part: slice) -> tuple[np.ndarray, np.ndarray]:
             """Numerator and denominator of f for some rows."""
@@ -80,7 +80,7 @@ class TileCodes(MatrixCodes):
         down = np.concatenate(denominators)
         factor = np.divide(up, down, out=np.ones_like(up), where=down > 0)
         old = self.row_scales
-        new = round_half(old * np.clip(factor.reshape(old.shape), 0.5, 2))
+        new = round_half(old * np.clip(factor, 0.5, 2))
         ratio = np.divide(new, old, out=np.zeros_like(old), where=old > 0)
         self.values *= ratio if self.outlier is None else np.where(self.outlier, 1, ratio)
         self.row_scales = new
@@ -118,8 +118,8 @@ def first_row_scales(
     """Row scales in whose units the scales of all sub-blocks will fit six bits.
 
     The largest weight m of a row would take a sub-block scale of m / max|table|; that is to be 0.9
-    of the largest one, 31. weight and outlier: (cols, 8, rings). Returns FP16 values as float32,
-    (8, rings).
+    of the largest one, 31. weight and outlier: (cols, rows). Returns FP16 values as float32,
+    (rows,).
     """
     dense = weight if outlier is None else np.where(outlier, 0, weight)
     scale = np.abs(dense).max(0) / (np.abs(table).max() * HEADROOM * (SCALE_BIAS - 1))

@@ -5,10 +5,11 @@
 
 static void encode_task(void *arg, int thread, int threads) {
     const gwq_encoding *e = arg;
-    int64_t count = e->rings / LANES;
+    const int64_t together = LANES * VECTORS;
+    int64_t count = e->rows / together;
     int64_t end = gwq_share(count, thread + 1, threads);
     for (int64_t i = gwq_share(count, thread, threads); i < end; i++)
-        gwq_in_use()->encode(e, i * LANES, (i + 1) * LANES);
+        gwq_in_use()->encode(e, i * together, (i + 1) * together);
 }
 
 int gwq_encode(gwq_pool *pool, const gwq_encoding *e) {
@@ -18,7 +19,8 @@ int gwq_encode(gwq_pool *pool, const gwq_encoding *e) {
     int bits = bits_of(e->type);
     if (!bits) return GWQ_E_TYPE;
     if (e->columns < 1 || e->columns > COLUMNS) return GWQ_E_SHAPE;
-    if (e->rings < 1 || e->rings % LANES || e->rings > INT32_MAX) return GWQ_E_SHAPE;
+    if (e->columns % unit_of(bits)) return GWQ_E_SHAPE;
+    if (e->rows < 1 || e->rows % (LANES * VECTORS) || e->rows > INT32_MAX) return GWQ_E_SHAPE;
     for (int v = 0; v < entries_of(bits); v++)
         if (!(fabsf(e->table[v]) <= 128)) return GWQ_E_TABLE;
     gwq_pool_run(pool, encode_task, (void *)e);

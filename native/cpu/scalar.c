@@ -2,12 +2,12 @@
  * all that the other scalar_*.c hold. */
 #include "scalar.h"
 
-/* --- tile types: one function per width turns the lines of a block into codes ----------------- */
+/* --- tile types: one function per width turns the lines of a block into windows --------------- */
 
-typedef uint8_t codes[GWQ_ROWS][GWQ_BLOCK];
-typedef void (*unpack_fn)(const uint8_t *line, codes c);
+typedef uint8_t windows[GWQ_ROWS][GWQ_BLOCK];
+typedef void (*unpack_fn)(const uint8_t *line, windows c);
 
-static void unpack4(const uint8_t *line, codes c) {
+static void unpack4(const uint8_t *line, windows c) {
     for (int j = 0; j < 8; j++, line += 64)
         for (int r = 0; r < 16; r++)
             for (int i = 0; i < 4; i++) {
@@ -17,33 +17,25 @@ static void unpack4(const uint8_t *line, codes c) {
             }
 }
 
-static void unpack3(const uint8_t *line, codes c) {
+static void unpack3(const uint8_t *line, windows c) {
     for (int j = 0; j < 2; j++, line += 192)
-        for (int r = 0; r < 16; r++)
-            for (int i = 0; i < 4; i++) {
-                uint8_t A = line[4 * r + i];
-                uint8_t B = line[64 + 4 * r + i];
-                uint8_t C = line[128 + 4 * r + i];
-                uint8_t *v = &c[r][32 * j + i];
-                v[0] = A & 7;
-                v[4] = A >> 4 & 7;
-                v[8] = B & 7;
-                v[12] = B >> 4 & 7;
-                v[16] = C & 7;
-                v[20] = C >> 4 & 7;
-                v[24] = (A >> 3 & 1) | (B >> 3 & 1) << 1 | (C >> 3 & 1) << 2;
-                v[28] = A >> 7 | B >> 7 << 1 | C >> 7 << 2;
-            }
+        for (int at = 0; at < 64; at++) {
+            uint32_t x = line[at] | (uint32_t)line[64 + at] << 8 | (uint32_t)line[128 + at] << 16;
+            x |= x << 24; /* the first code follows the last */
+            for (int p = 0; p < 8; p++) c[at / 4][32 * j + 4 * p + at % 4] = x >> 3 * p & 15;
+        }
 }
 
-static void unpack2(const uint8_t *line, codes c) {
+static void unpack2(const uint8_t *line, windows c) {
     for (int j = 0; j < 4; j++, line += 64)
-        for (int r = 0; r < 16; r++)
-            for (int i = 0; i < 4; i++)
-                for (int p = 0; p < 4; p++) c[r][16 * j + 4 * p + i] = line[4 * r + i] >> 2 * p & 3;
+        for (int r = 0; r < 16; r++) {
+            uint64_t x = gwq_load_u32(line + 4 * r);
+            x |= x << 32;
+            for (int k = 0; k < 16; k++) c[r][16 * j + 4 * (k % 4) + k / 4] = x >> 2 * k & 15;
+        }
 }
 
-static void unpack5(const uint8_t *line, codes c) {
+static void unpack5(const uint8_t *line, windows c) {
     for (int j = 0; j < 2; j++, line += 320)
         for (int r = 0; r < 16; r++)
             for (int i = 0; i < 4; i++)
@@ -54,7 +46,7 @@ static void unpack5(const uint8_t *line, codes c) {
                 }
 }
 
-static void unpack6(const uint8_t *line, codes c) {
+static void unpack6(const uint8_t *line, windows c) {
     for (int j = 0; j < 4; j++, line += 192)
         for (int r = 0; r < 16; r++)
             for (int i = 0; i < 4; i++)
@@ -85,25 +77,21 @@ struct block {
     int scale[GWQ_ROWS][4];
 };
 
-/* What a code stands for, beside its neighbour's */
-static inline int entry(int bits, const int8_t *table, int code, int neighbour) {
-    if (bits == 6) return code - 32;
-    if (bits == 5) return code & 16 ? -1 - table[code & 15] : table[code];
-    if (bits == 4) return table[code];
-    return table[code | neighbour >> (2 * bits - 4) << bits]; /* its topmost 4 - bits */
+/* What a window stands for */
+static inline int entry(int bits, const int8_t *table, int window) {
+    if (bits == 6) return window - 32;
+    if (bits == 5) return window & 16 ? -1 - table[window & 15] : table[window];
+    return table[window];
 }
 
 /* Block k of a tile of nb blocks */
 static inline void decode(int bits, unpack_fn unpack, const int8_t *table, const uint8_t *tile,
                           int64_t nb, int64_t k, struct block *out) {
-    codes c;
+    windows c;
     unpack(tile + nb * gwq_scale_bytes(bits) + k * gwq_line_bytes(bits), c);
     unpack_scales(bits, tile + k * gwq_scale_bytes(bits), out->scale);
-    for (int r = 0; r < GWQ_ROWS; r++) {
-        const uint8_t *before = c[r / GWQ_RING * GWQ_RING + (r + GWQ_RING - 1) % GWQ_RING];
-        for (int i = 0; i < GWQ_BLOCK; i++)
-            out->entry[r][i] = entry(bits, table, c[r][i], before[i]);
-    }
+    for (int r = 0; r < GWQ_ROWS; r++)
+        for (int i = 0; i < GWQ_BLOCK; i++) out->entry[r][i] = entry(bits, table, c[r][i]);
 }
 
 static inline void tile_dequantize(int bits, unpack_fn unpack, const gwq_matrix *m, int64_t group,

@@ -25,22 +25,23 @@
  *     gwq5:              table[code], and -1 - table[code - 16] for the codes 16..31
  *     gwq6:              code - 32; the table is zero
  *
- * The window is the weight's code and, above it, bits of the code of its neighbour in the same
- * column: of the row before it in a ring of 8 rows (row 0's neighbour is row 7, row 8's is row 15).
- * `history` = 4 - bits of them, the topmost:
+ * The window is the weight's code and, above it, the lowest `history` = 4 - bits bits of the code of
+ * its neighbour, the next one in a ring of codes of the same row:
  *
- *     window = code | (neighbour >> (bits - history)) << bits
+ *     window = code | (neighbour & ((1 << history) - 1)) << bits
  *
- * so gwq4 has none, gwq3 one bit, gwq2 the neighbour's whole code.
+ * so gwq4 has none, gwq3 one bit, gwq2 the neighbour's whole code. Rings are drawn below; in them a
+ * window is four bits that follow one another, and the first code's bits follow the last one's.
  *
  * Which code bits lie where in a line, with c a column within the block:
  *
  *   gwq4, 8 lines:   line j: low nibble = column 8j+i, high nibble = column 8j+4+i
  *   gwq2, 4 lines:   line j: bits 2p,2p+1 = column 16j+4p+i, p = 0..3
- *   gwq3, 2 x 3 lines A B C: with v(p) = code of column 32j+4p+i, p = 0..7
- *         A = v0 | v1 << 4 | (v6 & 1) << 3 | (v7 & 1) << 7
- *         B = v2 | v3 << 4 | (v6 >> 1 & 1) << 3 | (v7 >> 1 & 1) << 7
- *         C = v4 | v5 << 4 | (v6 >> 2) << 3 | (v7 >> 2) << 7
+ *         ring: the 16 codes of a row in a line; in the order of the bits of its four bytes, read as
+ *         one number x, bits 2k,2k+1 of x = column 16j + 4(k%4) + k/4; window = x >> 2k & 15
+ *   gwq3, 2 x 3 lines A B C: with x = A | B << 8 | C << 16
+ *         bits 3p,3p+1,3p+2 of x = column 32j+4p+i, p = 0..7
+ *         ring: the 8 codes of x; window = x >> 3p & 15
  *   gwq5, 2 x 5 lines: with v(p) = code of column 32j+4p+i, p = 0..7
  *         line k = (v(2k) & 15) | (v(2k+1) & 15) << 4, k = 0..3; line 4: bit p = v(p) >> 4
  *   gwq6, 4 x 3 lines: with v(p) = code of column 16j+4p+i, p = 0..3
@@ -83,7 +84,8 @@
 enum gwq_geometry {
     GWQ_FORMAT_VERSION = 2, /* a reader accepts the version it was built for, no other */
     GWQ_ROWS = 16,          /* rows of a row group */
-    GWQ_RING = 8,           /* rows that are each other's neighbours */
+    GWQ_RING2 = 16,         /* codes of a ring of gwq2 */
+    GWQ_RING3 = 8,          /* codes of a ring of gwq3 */
     GWQ_BLOCK = 64,         /* columns of a block */
     GWQ_TILE_BLOCKS = 4,    /* blocks of a full tile */
     GWQ_TILE = 256,         /* columns of a full tile */

@@ -20,14 +20,6 @@ GWQ_INLINE __m256i load_once(const void *p) {
     return v;
 }
 
-/* Row r of the result: the row before r in the ring of 8 whose rows lie at p */
-GWQ_INLINE __m256i rows_before(const uint8_t *p) {
-    int32_t last;
-    memcpy(&last, p + 28, 4);
-    __m256i rows = load(p - 4); /* what lies before a line: a line, or scales */
-    return _mm256_blend_epi32(rows, _mm256_set1_epi32(last), 1);
-}
-
 /* Entries of the windows in the low and in the high nibbles. */
 GWQ_INLINE void look_up(__m256i table, __m256i windows, __m256i *low, __m256i *high) {
     *low = _mm256_shuffle_epi8(table, both(windows, 15));
@@ -39,29 +31,40 @@ GWQ_INLINE void quads4(__m256i table, const uint8_t *line, __m256i *v) {
     look_up(table, load_once(line + 64), v + 2, v + 3);
 }
 
-GWQ_INLINE void quads3(__m256i table, const uint8_t *line, __m256i *v) {
-    __m256i part[3], before;
-    __m256i last = _mm256_setzero_si256(); /* the last two quads: the bits 3 of A, B and C */
-    for (int k = 0; k < 3; k++) {
-        part[k] = load_once(line + 64 * k);
-        last = _mm256_or_si256(last, both(_mm256_srli_epi16(part[k], 3 - k), 0x11 << k));
-    }
-    for (int k = 0; k < 3; k++) {
-        before = rows_before(line + 64 * k);
-        __m256i windows =
-            _mm256_or_si256(both(part[k], 0x77), both(_mm256_slli_epi16(before, 1), 0x88));
-        look_up(table, windows, v + 2 * k, v + 2 * k + 1);
-    }
-    /* the topmost bits of the last quads' neighbours are in C as they are wanted */
-    look_up(table, _mm256_or_si256(last, both(before, 0x88)), v + 6, v + 7);
+/* Entries of the windows in the bits `shift` .. shift + 3 of each byte */
+GWQ_INLINE __m256i look_at(__m256i table, __m256i v, int shift) {
+    return _mm256_shuffle_epi8(table, both(_mm256_srli_epi16(v, shift), 15));
 }
 
+/* Entries of the windows that begin at bit `shift` of a byte of v and end in the byte of next */
+GWQ_INLINE __m256i look_across(__m256i table, __m256i v, int shift, __m256i next) {
+    __m256i low = both(_mm256_srli_epi16(v, shift), 255 >> shift);
+    __m256i high = both(_mm256_slli_epi16(next, 8 - shift), 15 & 255 << (8 - shift));
+    return _mm256_shuffle_epi8(table, _mm256_or_si256(low, high));
+}
+
+/* 24 bits, a window at every third */
+GWQ_INLINE void quads3(__m256i table, const uint8_t *line, __m256i *v) {
+    __m256i a = load_once(line), b = load_once(line + 64), c = load_once(line + 128);
+    v[0] = _mm256_shuffle_epi8(table, both(a, 15));
+    v[1] = look_at(table, a, 3);
+    v[2] = look_across(table, a, 6, b);
+    v[3] = look_at(table, b, 1);
+    v[4] = look_at(table, b, 4);
+    v[5] = look_across(table, b, 7, c);
+    v[6] = look_at(table, c, 2);
+    v[7] = look_across(table, c, 5, a);
+}
+
+/* 32 bits, a window at every second: three lie within a byte, the fourth within the bytes turned by
+ * six bits */
 GWQ_INLINE void quads2(__m256i table, const uint8_t *line, __m256i *v) {
-    __m256i a = load_once(line), before = rows_before(line);
-    __m256i even = _mm256_or_si256(both(a, 0x33), both(_mm256_slli_epi16(before, 2), 0xcc));
-    look_up(table, even, v, v + 2);
-    __m256i odd = _mm256_or_si256(both(_mm256_srli_epi16(a, 2), 0x33), both(before, 0xcc));
-    look_up(table, odd, v + 1, v + 3);
+    __m256i a = load_once(line);
+    __m256i turned = _mm256_or_si256(_mm256_srli_epi32(a, 6), _mm256_slli_epi32(a, 26));
+    v[0] = _mm256_shuffle_epi8(table, both(a, 15));
+    v[1] = look_at(table, a, 2);
+    v[2] = look_at(table, a, 4);
+    v[3] = _mm256_shuffle_epi8(table, both(turned, 15));
 }
 
 /* The table where the top bit of a byte of `high` is 0, its mirror image where it is 1 */

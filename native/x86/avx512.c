@@ -111,12 +111,6 @@ GWQ_INLINE __m512i either(int mask, __m512i a, __m512i b) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)mask), a, b, 0xca);
 }
 
-/* Row r of the result: the row before r in its ring of 8. */
-GWQ_INLINE __m512i rows_before(__m512i v) {
-    return _mm512_permutexvar_epi32(
-        _mm512_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6, 15, 8, 9, 10, 11, 12, 13, 14), v);
-}
-
 /* Entries of the windows in the low and in the high nibbles. */
 GWQ_INLINE void look_up(__m512i table, __m512i windows, __m512i *low, __m512i *high) {
     const __m512i mask = _mm512_set1_epi8(15);
@@ -129,25 +123,40 @@ GWQ_INLINE void quads4(__m512i table, const uint8_t *line, __m512i *v) {
     look_up(table, _mm512_loadu_si512(line + 64), v + 2, v + 3);
 }
 
+/* Entries of the windows in the bits `shift` .. shift + 3 of each byte */
+GWQ_INLINE __m512i look_at(__m512i table, __m512i v, int shift) {
+    __m512i window = _mm512_and_si512(_mm512_srli_epi16(v, shift), _mm512_set1_epi8(15));
+    return _mm512_shuffle_epi8(table, window);
+}
+
+/* Entries of the windows that begin at bit `shift` of a byte of v and end in the byte of next */
+GWQ_INLINE __m512i look_across(__m512i table, __m512i v, int shift, __m512i next) {
+    __m512i window = either(255 >> shift, _mm512_srli_epi16(v, shift),
+                            _mm512_slli_epi16(next, 8 - shift));
+    return look_at(table, window, 0);
+}
+
+/* 24 bits, a window at every third */
 GWQ_INLINE void quads3(__m512i table, const uint8_t *line, __m512i *v) {
     __m512i a = _mm512_loadu_si512(line);
     __m512i b = _mm512_loadu_si512(line + 64);
     __m512i c = _mm512_loadu_si512(line + 128);
-    __m512i before = rows_before(c);
-    look_up(table, either(0x77, a, _mm512_slli_epi16(rows_before(a), 1)), v, v + 1);
-    look_up(table, either(0x77, b, _mm512_slli_epi16(rows_before(b), 1)), v + 2, v + 3);
-    look_up(table, either(0x77, c, _mm512_slli_epi16(before, 1)), v + 4, v + 5);
-    /* the bits 3 of A, B and C are the codes of the last two quads; the neighbours' topmost are in
-     * C as they are wanted */
-    a = either(0x33, either(0x11, _mm512_srli_epi16(a, 3), _mm512_srli_epi16(b, 2)),
-               _mm512_srli_epi16(c, 1));
-    look_up(table, either(0x77, a, before), v + 6, v + 7);
+    v[0] = look_at(table, a, 0);
+    v[1] = look_at(table, a, 3);
+    v[2] = look_across(table, a, 6, b);
+    v[3] = look_at(table, b, 1);
+    v[4] = look_at(table, b, 4);
+    v[5] = look_across(table, b, 7, c);
+    v[6] = look_at(table, c, 2);
+    v[7] = look_across(table, c, 5, a);
 }
 
+/* 32 bits, a window at every second: three lie within a byte, the fourth within the bytes turned by
+ * six bits */
 GWQ_INLINE void quads2(__m512i table, const uint8_t *line, __m512i *v) {
-    __m512i a = _mm512_loadu_si512(line), before = rows_before(a);
-    look_up(table, either(0x33, a, _mm512_slli_epi16(before, 2)), v, v + 2);
-    look_up(table, either(0x33, _mm512_srli_epi16(a, 2), before), v + 1, v + 3);
+    __m512i a = _mm512_loadu_si512(line);
+    for (int p = 0; p < 3; p++) v[p] = look_at(table, a, 2 * p);
+    v[3] = look_at(table, _mm512_ror_epi32(a, 6), 0);
 }
 
 /* Entries of nibbles: of the table where bit p of a byte of `high` is 0, else of its mirror image */

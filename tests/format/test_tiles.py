@@ -1,5 +1,7 @@
 """The specification against hand-made bytes and its own inverse."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -113,7 +115,7 @@ def test_lines_by_hand():
     parts = zeros("gwq3")
     parts[3][0, 32:64:4] = [1, 2, 3, 4, 5, 6, 3, 5]
     line = pack_tiles(TYPES["gwq3"], *parts)[64 + 24 + 3 * 64 :]
-    assert [line[0], line[64], line[128]] == [0x29 | 1 << 7, 0x4B, 0x65 | 1 << 7]
+    assert [line[0], line[64], line[128]] == [0b11_010_001, 0b0_101_100_0, 0b101_011_11]
     parts = zeros("gwq5")
     parts[3][0, 32:64:4] = [17, 2, 3, 20, 5, 6, 7, 31]
     line = pack_tiles(TYPES["gwq5"], *parts)[64 + 48 + 5 * 64 :]
@@ -125,30 +127,53 @@ def test_lines_by_hand():
 
 
 def test_windows_by_hand():
-    """A code's upper bits lie above the code of the next row of its ring; row 0 follows row 7, row
-    8 follows row 15.
+    """A code's lowest bits lie above the code before it in its ring, whose first code follows its
+    last: at 2 bits the columns 0, 4, 8, 12, 1, 5, .. 15, at 3 bits 0, 4, .. 28.
     """
-    for name, above in (("gwq3", {3: 0, 5: 8, 7: 8}), ("gwq2", {1: 4, 2: 8, 3: 12})):
+    rings = {"gwq2": (8, 12, 1, 5), "gwq3": (20, 24, 28, 0)}
+    for name, above in (("gwq3", {3: 8, 5: 8, 6: 0}), ("gwq2", {1: 4, 2: 8, 3: 12})):
+        ends = {"gwq2": (15, 0), "gwq3": (31, 3)}[name]
         for code, bits in above.items():
-            for row, after in ((0, 1), (6, 7), (7, 0), (8, 9), (15, 8)):
-                parts = zeros(name)
-                parts[3][row, 5] = code
-                expected = np.zeros((16, 64), np.float32)
-                expected[row, 5], expected[after, 5] = code, bits
-                assert np.array_equal(windows(TYPES[name], parts[3]), expected)
-                assert np.array_equal(
-                    dequantize(TYPES[name], pack_tiles(TYPES[name], *parts), (16, 64)), expected
-                )
+            for before, column in (*pairwise(rings[name]), ends):
+                for row, first in ((0, 0), (7, 32), (15, 32)):
+                    parts = zeros(name)
+                    parts[3][row, first + column] = code
+                    expected = np.zeros((16, 64), np.float32)
+                    expected[row, first + column], expected[row, first + before] = code, bits
+                    assert np.array_equal(windows(TYPES[name], parts[3]), expected)
+                    data = pack_tiles(TYPES[name], *parts)
+                    assert np.array_equal(dequantize(TYPES[name], data, (16, 64)), expected)
     parts = zeros("gwq4")
     parts[3][3, 5] = 15
     assert windows(TYPES["gwq4"], parts[3]).sum() == 15
 
 
-def test_a_padded_row_can_be_a_neighbour():
+def test_windows_are_bits_that_follow_one_another():
+    rng = np.random.default_rng(0)
+    for name, unit, lines in (("gwq2", 16, 1), ("gwq3", 32, 3)):
+        parts = zeros(name)
+        parts[3][:] = rng.integers(0, 1 << TYPES[name].bits, (16, 64))
+        data = pack_tiles(TYPES[name], *parts)
+        bits = np.unpackbits(data[64 + 24 :].reshape(-1, lines, 16, 4), bitorder="little")
+        bits = bits.reshape(-1, lines, 16, 4, 8)  # (unit, line, row, i, bit)
+        # of a ring in turn: the four bytes of a row, or the three lines of a byte
+        axes = (0, 2, 1, 3, 4) if name == "gwq2" else (0, 2, 3, 1, 4)
+        ring = bits.transpose(axes).reshape(64 // unit, 16, -1, 32 if name == "gwq2" else 24)
+        got = dequantize(TYPES[name], data, (16, 64))  # the windows themselves
+        for k in range(TYPES[name].ring):
+            window = np.roll(ring, -TYPES[name].bits * k, -1)[..., :4] @ [1, 2, 4, 8]
+            if name == "gwq2":
+                assert np.array_equal(window[..., 0].T, got[:, 4 * (k % 4) + k // 4 :: 16])
+            else:
+                for i in range(4):
+                    assert np.array_equal(window[..., i].T, got[:, 4 * k + i :: 32])
+
+
+def test_a_code_beyond_the_matrix_can_be_a_neighbour():
     parts = zeros("gwq2", 1)
-    parts[3][7, 2] = 3
+    parts[3][0, 4] = 3
     data = pack_tiles(TYPES["gwq2"], *parts, cols=3)
-    assert dequantize(TYPES["gwq2"], data, (1, 3)).tolist() == [[0, 0, 12]]
+    assert dequantize(TYPES["gwq2"], data, (1, 3)).tolist() == [[12, 0, 0]]
 
 
 def test_weight_by_hand():
@@ -234,13 +259,17 @@ def test_round_trip(shape, name, fraction, seed):
     # one by one, as the header says
     for r, c in zip(rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20), strict=True):
         code = int(codes[r, c])
-        before = int(codes[r // 8 * 8 + (r - 1) % 8, c])
+        if t.bits == 2:  # the next in the order of the bits of four bytes
+            k = (c % 4 * 4 + c % 16 // 4 + 1) % 16
+            after = int(codes[r, c // 16 * 16 + k % 4 * 4 + k // 4])
+        else:
+            after = int(codes[r, c // 32 * 32 + (c + 4) % 32])
         entry = {
             6: lambda code=code: code - 32,
             5: lambda code=code: int(table[code % 16]) if code < 16 else -1 - int(table[code % 16]),
             4: lambda code=code: int(table[code]),
-            3: lambda code=code, before=before: int(table[code + 8 * (before // 4)]),
-            2: lambda code=code, before=before: int(table[code + 4 * before]),
+            3: lambda code=code, after=after: int(table[code + 8 * (after % 2)]),
+            2: lambda code=code, after=after: int(table[code + 4 * after]),
         }[t.bits]()
         weight = 2.0**exponent * float(row_scales[r]) * float(scales[r, c // t.sub]) * entry
         assert dequantize(t, data, shape)[r, c] == weight

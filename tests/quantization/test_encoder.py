@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gwq_export.format.tiles import dequantize, pack_tiles
-from gwq_export.format.types import BLOCK, RING, TYPES, ffi, padded_rows
+from gwq_export.format.types import BLOCK, TYPES, ffi, padded_rows
 from gwq_export.native.library import Pool
 from gwq_export.quantization.curvature import Curvature, Curvatures
 from gwq_export.quantization.encoder import encode
@@ -108,8 +108,8 @@ def test_pool_and_lanes():
     )
     assert np.array_equal(a.codes, b.codes) and np.array_equal(a.values, b.values)
     lanes = to_lanes(weight)
-    assert lanes.shape == (192, RING, 24)
-    assert np.array_equal(lanes[5, 3], np.r_[weight[3::8, 5], np.zeros(24 - 16, np.float32)])
+    assert lanes.shape == (192, 192)
+    assert np.array_equal(lanes[5], np.r_[weight[:, 5], np.zeros(192 - 130, np.float32)])
     assert np.array_equal(from_lanes(lanes, 130)[:130], weight)
     assert not from_lanes(lanes, 130)[130:].any()
 

@@ -60,21 +60,28 @@ def row_scales_of_block(b, r, bits):
     return b[r] & 63, b[r] >> 6 | high << 2
 
 
-def code_at(lines, r, c, bits):
-    """The code of row r and column c of a block whose lines of 64 bytes are `lines`."""
+def window_at(lines, r, c, bits):
+    """The window of row r and column c of a block whose lines of 64 bytes are `lines`."""
     p, at = c // 4, 4 * r + c % 4
-    if bits in (2, 4):
-        per = 8 // bits  # codes in a byte
-        return lines[64 * (p // per) + at] >> bits * (p % per) & (1 << bits) - 1
+    if bits == 2:
+        first = 64 * (c // 16) + 4 * r
+        k = c % 4 * 4 + p % 4
+        return four_bits(lines[first : first + 4], 2 * k)
+    if bits == 4:
+        return lines[64 * (p // 2) + at] >> 4 * (p % 2) & 15
     quads = 4 if bits == 6 else 8  # of a group
     group, p = divmod(p, quads)
     x = [lines[64 * (quads * bits // 8 * group + k) + at] for k in range(quads * bits // 8)]
-    nibble = x[p // 2] >> 4 * (p % 2) if bits > 3 or p < 6 else 0
     if bits == 3:
-        last = sum((y >> 4 * (p % 2) + 3 & 1) << k for k, y in enumerate(x))
-        return nibble & 7 if p < 6 else last
+        return four_bits(x, 3 * p)
     high = bits - 4
-    return nibble & 15 | (x[-1] >> high * p & (1 << high) - 1) << 4
+    return x[p // 2] >> 4 * (p % 2) & 15 | (x[-1] >> high * p & (1 << high) - 1) << 4
+
+
+def four_bits(data, first):
+    """Four bits of some bytes from bit `first` on; the bytes' first bit follows their last."""
+    number = int.from_bytes(bytes(data) * 2, "little")
+    return number >> first & 15
 
 
 def read_outliers(cursor):
@@ -84,24 +91,20 @@ def read_outliers(cursor):
     return list(zip(rows, cursor.take(f"{len(rows)}e"), cursor.take(f"{len(rows)}B"), strict=True))
 
 
-def entry_of(table, bits, code, neighbour):
+def entry_of(table, bits, window):
     if bits == 6:
-        return code - 32
-    if bits == 5:
-        return table[code] if code < 16 else -1 - table[code - 16]
-    history = 4 - bits
-    return table[code | neighbour >> (bits - history) << bits]
+        return window - 32
+    return table[window] if window < 16 else -1 - table[window - 16]
 
 
 def tile_weights(shape, table, bits, sub, scales, lines):
     """Yields (row, column, weight in units of the row's scale) of a tile of that shape."""
     for r, c in itertools.product(*map(range, shape)):
         block, column = divmod(c, 64)
-        neighbour = code_at(lines[block], r - 1 if r % 8 else r + 7, column, bits)
-        code = code_at(lines[block], r, column, bits)
+        window = window_at(lines[block], r, column, bits)
         scale = row_scales_of_block(scales[block], r, bits)[column // sub] - 32
         # a float: the sign of a zero counts
-        yield r, c, float(scale) * entry_of(table, bits, code, neighbour)
+        yield r, c, float(scale) * entry_of(table, bits, window)
 
 
 def decode(path, name="w.weight", matrix=0):
