@@ -73,8 +73,8 @@ def _pack_gwq3(codes: np.ndarray) -> np.ndarray:
 
 def _unpack_gwq3(lines: np.ndarray) -> np.ndarray:
     lines = lines.reshape(*lines.shape[:-3], 2, 3, ROWS, 4)  # (..., j, 3, row, i)
-    abc = (np.moveaxis(lines[..., k, :, :], -3, -2).astype(np.uint32) for k in range(3))
-    x = sum(line << 8 * k for k, line in enumerate(abc))  # (..., row, j, i)
+    a, b, c = (np.moveaxis(lines[..., k, :, :], -3, -2).astype(np.uint32) for k in range(3))
+    x = a | b << 8 | c << 16  # (..., row, j, i)
     return np.stack([(x >> 3 * p & 7).astype(np.uint8) for p in range(8)], axis=-2)
 
 
