@@ -170,13 +170,13 @@ def _encode_with_feedback(
         rows = _in_coding_order(codes, factor[part, first:])
         diagonal = np.diag(rows)
         gain = rows / diagonal[:, None]  # [j, k]: U_jk / U_jj
-        cost = 1 / np.square(diagonal)
+        cost = np.where(column_weight[part] > 0, 1 / np.square(diagonal), 0)  # padding costs nothing
         error = codes.run(
             first,
             target[part],
             column_weight=column_weight[part],
             feedback=gain[:, : codes.step],
-            cost=cost / cost.mean(),
+            cost=cost / max(cost.mean(), 1e-30),
         )
         if part.stop < len(target):
             add_product(target[part.stop :], gain[:, codes.step :].T, error)

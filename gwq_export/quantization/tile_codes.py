@@ -26,7 +26,7 @@ class TileCodes(MatrixCodes):
         """Choose the row scales, and make room for those of the sub-blocks."""
         self.entries = self.table
         self.table, self.code_of = native_table(self.type, self.table)
-        self.row_scales = first_row_scales(self.w, self.table, self.outlier)
+        self.row_scales = first_row_scales(self.type, self.w, self.table, self.outlier)
         self.scales = np.empty((len(self.w) // self.type.sub, self.w.shape[1]), np.int8)
 
     def run(
@@ -113,14 +113,17 @@ def native_table(type: TensorType, table: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def first_row_scales(
-    weight: np.ndarray, table: np.ndarray, outlier: np.ndarray | None
+    type: TensorType, weight: np.ndarray, table: np.ndarray, outlier: np.ndarray | None
 ) -> np.ndarray:
     """Row scales in whose units the scales of all sub-blocks will fit six bits.
 
-    The largest weight m of a row would take a sub-block scale of m / max|table|; that is to be 0.9
-    of the largest one, 31. weight and outlier: (cols, rows). Returns FP16 values as float32,
-    (rows,).
+    With v the largest entry that codes have whose neighbours are equal to them, which is the largest
+    of a table without history, the largest weight m of a row would take a sub-block scale of m / v;
+    that is to be 0.9 of the largest one, 31. weight and outlier: (cols, rows). Returns FP16 values
+    as float32, (rows,).
     """
     dense = weight if outlier is None else np.where(outlier, 0, weight)
-    scale = np.abs(dense).max(0) / (np.abs(table).max() * HEADROOM * (SCALE_BIAS - 1))
+    codes = np.arange(1 << type.bits)
+    equal = np.abs(table[codes | (codes & ((1 << type.history) - 1)) << type.bits]).max()
+    scale = np.abs(dense).max(0) / (equal * HEADROOM * (SCALE_BIAS - 1))
     return np.ascontiguousarray(round_half(scale))

@@ -327,6 +327,17 @@ GWQ_INLINE void table_ends(const float *table, int entries, float end[2]) {
         if (!end[i]) end[i] = 1;
 }
 
+/* The largest entry that a ring of equal codes has: what equal weights can be in all of it */
+GWQ_INLINE float equal_entry(const int bits, const float *table) {
+    const int states = 1 << (4 - bits);
+    float most = 1;
+    for (int c = 0; c < 1 << bits; c++) {
+        float v = table[c | (c & (states - 1)) << bits];
+        if (v * v > most * most) most = v;
+    }
+    return most;
+}
+
 /* whole (VECTORS) = the largest weight of each row in units of the row scale d */
 GWQ_INLINE void largest_in_units(const struct sub_block *b, const lanes *d, lanes *whole) {
     for (int r = 0; r < VECTORS; r++) {
@@ -410,8 +421,9 @@ GWQ_INLINE void squared_error(const int bits, const float *table, const struct s
  *
  *     largest / (d * end).
  *
- * Tried are FACTORS multiples of it, from low to high, for either end; then the scale of least
- * squares for the codes of the best of them. The one of least squared error wins. */
+ * Tried are FACTORS multiples of it, from low to high, for either end; in rings also the scale that
+ * suits a sub-block of equal weights, which the ends need not; then the scale of least squares for
+ * the codes of the best of them. The one of least squared error wins. */
 GWQ_INLINE void fit_scale(const int bits, const float *table, const struct sub_block *b,
                           const lanes *d, float low, float high, lanes *best) {
     lanes whole[VECTORS], least[VECTORS];
@@ -422,10 +434,14 @@ GWQ_INLINE void fit_scale(const int bits, const float *table, const struct sub_b
         least[r] = all(FLT_MAX);
         best[r] = all(0);
     }
-    for (int k = 0; k <= 2 * FACTORS; k++) {
+    const int tries = 2 * FACTORS + (bits < 4);
+    for (int k = 0; k <= tries; k++) {
         lanes units[VECTORS], error[VECTORS];
-        if (k == 2 * FACTORS) {
+        if (k == tries) {
             least_squares(bits, table, b, d, best, units);
+        } else if (k == 2 * FACTORS) {
+            float entry = equal_entry(bits, table);
+            for (int r = 0; r < VECTORS; r++) units[r] = six_bits(whole[r] / entry);
         } else {
             float factor = low + (high - low) * (float)(k % FACTORS) / (FACTORS - 1);
             for (int r = 0; r < VECTORS; r++)
