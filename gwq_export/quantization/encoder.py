@@ -170,7 +170,8 @@ def _encode_with_feedback(
         rows = _in_coding_order(codes, factor[part, first:])
         diagonal = np.diag(rows)
         gain = rows / diagonal[:, None]  # [j, k]: U_jk / U_jj
-        cost = np.where(column_weight[part] > 0, 1 / np.square(diagonal), 0)  # padding costs nothing
+        real = column_weight[part] > 0  # padding costs nothing
+        cost = np.where(real, 1 / np.square(diagonal), 0)
         error = codes.run(
             first,
             target[part],
