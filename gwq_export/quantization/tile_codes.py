@@ -118,8 +118,9 @@ def first_row_scales(
     """Row scales in whose units the scales of all sub-blocks will fit six bits.
 
     With v the largest entry that codes have whose neighbours are equal to them, which is the
-    largest of a table without history, the largest weight m of a row would take a sub-block scale of m / v;
-    that is to be 0.9 of the largest one, 31. weight and outlier: (cols, rows). Returns FP16 values
+    largest of a table without history, the largest weight m of a row would take a sub-block scale
+    of m / v; that is to be 0.9 of the largest one, 31. weight and outlier: (cols, rows). Returns
+    FP16 values
     as float32, (rows,).
     """
     dense = weight if outlier is None else np.where(outlier, 0, weight)
