@@ -5,6 +5,7 @@ everything else is refused.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -19,6 +20,7 @@ from gwq_export.runtime.model import Model
 from gwq_export.tokenizer.build import NORMAL
 from gwq_export.tokenizer.from_hf import token_texts
 
+log = logging.getLogger("gwq_export")
 SAME = "give the original, unquantized model that the file was made from"
 
 
@@ -36,8 +38,18 @@ def reference_logits(
         check_vocabulary(ours, reference.weights.reader.metadata["tokenizer.ggml.tokens"], path)
         return runtime_logits(reference)
     predictor, rows = _of_folder(path, threads)
-    check_vocabulary(ours, token_texts(path, rows), path)
+    check_vocabulary(ours, _tokens_of(path, rows, ours["tokenizer.ggml.tokens"]), path)
     return predictor
+
+
+def _tokens_of(path: str | PathLike[str], rows: int, ours: Sequence[str]) -> Sequence[str]:
+    """The tokens of a folder; of one without a tokenizer the file's, if there are as many."""
+    if (Path(path) / "tokenizer.json").is_file():
+        return token_texts(path, rows)
+    if rows == len(ours):
+        log.warning("--against %s has no tokenizer.json: is it the file's vocabulary?", path)
+        return ours
+    return [""] * rows
 
 
 def transformers_logits(folder: str | PathLike[str], threads: int | None = None) -> Predictor:

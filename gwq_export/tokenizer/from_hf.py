@@ -82,10 +82,11 @@ def to_metadata(
 
 
 def token_texts(folder: str | os.PathLike[str], vocab_size: int) -> list[str]:
-    """The tokens of a folder's tokenizer as `to_metadata` writes them, by id. Raises GwqError."""
+    """The tokens of a folder with a tokenizer.json as `to_metadata` writes them, by id.
+
+    Raises GwqError.
+    """
     path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise GwqError(f"{folder} has no tokenizer.json, so its vocabulary is not known")
     spec = load_tokenizer(Path(folder)).spec
     keep_within(spec, vocab_size, path)
     return _tokens(from_json(json.dumps(spec), path), vocab_size)

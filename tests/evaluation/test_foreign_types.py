@@ -4,7 +4,6 @@ They are evaluated as gguf-py decodes them, and refused everywhere else.
 """
 
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -70,7 +69,6 @@ def test_log_probabilities_equal_transformers_on_dequantized_weights(folder, mix
 def test_command_against_the_dequantized_model(folder, mixed, f32, tmp_path, capsys):
     """--against takes a Hugging Face folder and any GGUF file."""
     dequantized_model(folder, mixed, decoded(mixed)).save_pretrained(tmp_path / "hf")
-    shutil.copy(folder / "tokenizer.json", tmp_path / "hf")
     (tmp_path / "t.txt").write_text(TEXT)
     found = {}
     for name, file, against in [
