@@ -1,0 +1,109 @@
+/* Vectors of the encoder, eight rows in each, and the codes of types without history: the nearest
+ * entry of the table. */
+#ifndef GWQ_ENCODE_LANES_H
+#define GWQ_ENCODE_LANES_H
+#include <float.h>
+#include <string.h>
+#include "kernels.h"
+
+enum {
+    LANES = 8,   /* rows of a vector */
+    VECTORS = 8, /* vectors at a time */
+    COLUMNS = GWQ_BLOCK,
+    WINDOWS = 16, /* entries of a table, of the types of up to four bits */
+    STATES = 4,   /* at most: what a code passes on to the next one's window */
+    FACTORS = 8   /* scales that fit_scale tries toward either end of the table */
+};
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t flags __attribute__((vector_size(4 * LANES))); /* comparisons: 0 or -1; codes */
+
+GWQ_INLINE lanes all(float v) { return (lanes){0} + v; }
+
+GWQ_INLINE lanes load(const float *p) {
+    lanes v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+GWQ_INLINE flags picki(flags mask, flags a, flags b) { return (mask & a) | (~mask & b); }
+GWQ_INLINE lanes pick(flags mask, lanes a, lanes b) {
+    return (lanes)picki(mask, (flags)a, (flags)b);
+}
+
+GWQ_INLINE lanes magnitude(lanes v) { return (lanes)((flags)v & 0x7fffffff); }
+
+/* To the nearest integer, even on a tie; |v| < 2^22 */
+GWQ_INLINE lanes nearest(lanes v) {
+    lanes magic = all(0x1.8p23f);
+    return v + magic - magic;
+}
+
+/* To the nearest integer that a scale can be, -32 .. 31 */
+GWQ_INLINE lanes six_bits(lanes v) {
+    v = nearest(v);
+    return pick((flags)(v > 31), all(31), pick((flags)(v < -32), all(-32), v));
+}
+
+GWQ_INLINE lanes look_up(const float *table, flags at) {
+    lanes v;
+    for (int l = 0; l < LANES; l++) v[l] = table[at[l]];
+    return v;
+}
+
+/* Bits of a tile type's code, 0 for any other type */
+GWQ_INLINE int bits_of(int32_t type) {
+    switch (type) {
+    case GWQ_TYPE_GWQ2: return 2;
+    case GWQ_TYPE_GWQ3: return 3;
+    case GWQ_TYPE_GWQ4: return 4;
+    case GWQ_TYPE_GWQ5: return 5;
+    case GWQ_TYPE_GWQ6: return 6;
+    default: return 0;
+    }
+}
+
+/* Entries of a type's table */
+GWQ_INLINE int entries_of(int bits) { return bits > 4 ? 1 << bits : WINDOWS; }
+
+/* --- codes without history -------------------------------------------------------------------- */
+
+/* Without history every row stands alone: the nearest entry of a table that ascends. t / s lies
+ * above entry v where it lies above the middle between v and v + 1; s may be negative, so both
+ * sides are multiplied by |s|. */
+GWQ_INLINE void nearest_codes(const int bits, const float *table, const lanes *t, const lanes *s,
+                              flags *code, lanes *value) {
+    for (int r = 0; r < VECTORS; r++) {
+        flags at = {0};
+        lanes x = (lanes)((flags)t[r] ^ ((flags)s[r] & (int32_t)0x80000000u)); /* t * sign(s) */
+        lanes m = magnitude(s[r]);
+#pragma GCC unroll 1
+        for (int v = 0; v + 1 < entries_of(bits); v++)
+            at -= (flags)(x > m * (0.5f * (table[v] + table[v + 1])));
+        code[r] = at;
+        value[r] = s[r] * look_up(table, at);
+    }
+}
+
+/* The same where the entries are `count` integers in a row: t / s is rounded. */
+GWQ_INLINE void nearest_integers(const float *table, const int count, const lanes *t,
+                                 const lanes *s, flags *code, lanes *value) {
+    const float last = (float)(count - 1);
+    for (int r = 0; r < VECTORS; r++) {
+        flags some = (flags)(s[r] != 0);
+        lanes x = pick(some, t[r] / pick(some, s[r], all(1)), all(0)) - table[0];
+        x = pick((flags)(x > last), all(last), pick((flags)(x > 0), x, all(0)));
+        x = nearest(x);
+        for (int l = 0; l < LANES; l++) code[r][l] = (int32_t)x[l];
+        value[r] = s[r] * (x + table[0]);
+    }
+}
+
+/* Codes of a column of a type without history, and what they stand for: t, its weights as targets;
+ * s, their scales (row scale included); all (VECTORS). */
+GWQ_INLINE void code_column(const int bits, const float *table, const lanes *t, const lanes *s,
+                            flags *code, lanes *value) {
+    if (bits == 6) nearest_integers(table, entries_of(bits), t, s, code, value);
+    else nearest_codes(bits, table, t, s, code, value);
+}
+#endif
