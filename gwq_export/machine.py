@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from gwq_export import cgroups
 
@@ -55,6 +57,25 @@ def free_memory() -> int | None:
         found = None
     limits = [cgroups.free_memory(), int(found[1]) * 1024 if found else None]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the operating system, where the C library can (glibc).
+
+    It keeps freed memory for later allocations of like sizes. Where phases take arrays of ever
+    other sizes, a process holds half as much again as it uses (glibc 2.36, an export of 135 million
+    weights). A call takes some 10 ms.
+    """
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # another C library
+        return None
 
 
 def size(nbytes: float) -> str:

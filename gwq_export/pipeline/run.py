@@ -30,7 +30,7 @@ from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS
 from gwq_export.calibration.text import CALIBRATION
 from gwq_export.compute.results import Memory, Workdir
 from gwq_export.compute.threads import cpus, one_thread_each
-from gwq_export.machine import peak_rss
+from gwq_export.machine import peak_rss, release_memory
 from gwq_export.native.library import Pool
 from gwq_export.pipeline.artifacts import finish, write_sensitivities
 from gwq_export.pipeline.estimate import Estimate
@@ -57,7 +57,7 @@ def export(
     describes. Raises GwqError.
     """
     started = time.monotonic()
-    progress = progress or (lambda phase, done, total: None)
+    progress = _releasing(progress or (lambda phase, done, total: None))
     job = prepare(model, out, options)
     with cpus(options.threads):
         result = _make(job, progress)
@@ -70,6 +70,16 @@ def export(
         finally:
             result |= _spent(started)
         return result
+
+
+def _releasing(progress: Progress) -> Progress:
+    """`progress`, at which the memory of what is done also goes back."""
+
+    def report(phase: str, done: int, total: int) -> None:
+        release_memory()
+        progress(phase, done, total)
+
+    return report
 
 
 def _spent(started: float) -> dict[str, Any]:
