@@ -62,43 +62,68 @@ def allocate(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice] |
     byte. Where a step just fills the budget, the result is optimal: it minimizes loss + lambda *
     bytes for some price lambda of a byte (Shoham and Gersho, "Efficient bit allocation for an
     arbitrary set of quantizers", 1988). Bytes that remain buy single changes, the one that saves
-    most first. The loss exceeds the optimum by at most what the largest single step saves.
+    most first. The loss exceeds the optimum by at most what the largest single step saves. With few
+    matrices that may be much, so the same type and fraction of outliers for all is tried, too: the
+    result is no worse than any of these.
     """
-    fronts = [frontier(choices) for choices in options]
-    picked = [0] * len(fronts)  # index into each frontier
-    left = budget - sum(front[0].nbytes for front in fronts)
+    starts = [_along_hulls(options, budget), _alike(options, budget)]
+    filled = [_with_changes(options, start, budget) for start in starts if start is not None]
+    return min(filled, key=lambda picked: sum(c.loss for c in picked), default=None)
+
+
+def _along_hulls(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice] | None:
+    """The smallest choices, then steps along all convex hulls, the best per byte first."""
+    fronts = [hull(frontier(choices)) for choices in options]
+    picked = [front[0] for front in fronts]
+    left = budget - sum(choice.nbytes for choice in picked)
     if left < 0:
         return None
-    steps = [
-        (_slope(a, b), i, a, b) for i, front in enumerate(fronts) for a, b in pairwise(hull(front))
-    ]
+    steps = [(_slope(a, b), i, a, b) for i, front in enumerate(fronts) for a, b in pairwise(front)]
     stopped = set()  # matrices of which a step did not fit: later ones start from it
     for _, i, a, b in sorted(steps, key=lambda step: -step[0]):
         if i in stopped or b.nbytes - a.nbytes > left:
             stopped.add(i)
             continue
         left -= b.nbytes - a.nbytes
-        picked[i] = fronts[i].index(b)
+        picked[i] = b
+    return picked
+
+
+def _alike(options: Sequence[Sequence[Choice]], budget: int) -> list[Choice] | None:
+    """All matrices by the same type and fraction of outliers, the best that fits."""
+    by_kind = [{(c.recipe.type.name, c.recipe.outliers): c for c in o if c.recipe} for o in options]
+    shared = set(by_kind[0]).intersection(*by_kind) if by_kind else set()
+    picks = [[choices[kind] for choices in by_kind] for kind in sorted(shared)]
+    fitting = [picked for picked in picks if sum(c.nbytes for c in picked) <= budget]
+    return min(fitting, key=lambda picked: sum(c.loss for c in picked), default=None)
+
+
+def _with_changes(
+    options: Sequence[Sequence[Choice]], start: Sequence[Choice], budget: int
+) -> list[Choice]:
+    """Spend what is left on single changes, the one that saves most first."""
+    fronts = [frontier(choices) for choices in options]
+    picked = list(start)
+    left = budget - sum(choice.nbytes for choice in picked)
     while change := _best_change(fronts, picked, left):
-        i, k = change
-        left -= fronts[i][k].nbytes - fronts[i][picked[i]].nbytes
-        picked[i] = k
-    return [front[k] for front, k in zip(fronts, picked, strict=True)]
+        i, choice = change
+        left -= choice.nbytes - picked[i].nbytes
+        picked[i] = choice
+    return picked
 
 
 def _best_change(
-    fronts: Sequence[Sequence[Choice]], picked: Sequence[int], left: int
-) -> tuple[int, int] | None:
-    """(matrix, index of its new choice) of the change within `left` bytes that saves most loss."""
+    fronts: Sequence[Sequence[Choice]], picked: Sequence[Choice], left: int
+) -> tuple[int, Choice] | None:
+    """(matrix, its new choice) of the change within `left` bytes that saves most loss."""
     best = None
     best_gain = 0.0
-    for i, front in enumerate(fronts):
-        now = front[picked[i]]
-        for k in range(picked[i] + 1, len(front)):
-            gain = now.loss - front[k].loss
-            if front[k].nbytes - now.nbytes <= left and gain > best_gain:
+    for i, (front, now) in enumerate(zip(fronts, picked, strict=True)):
+        for choice in front:
+            gain = now.loss - choice.loss
+            if choice.nbytes - now.nbytes <= left and gain > best_gain:
                 best_gain = gain
-                best = i, k
+                best = i, choice
     return best
 
 

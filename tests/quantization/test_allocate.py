@@ -73,6 +73,18 @@ def test_close_to_the_exact_optimum(seed, matrices, share):
     assert best - 1e-9 <= loss <= best + step + 1e-9
 
 
+def test_few_matrices_are_no_worse_than_all_alike():
+    """Steps along the hulls leave one of the two at its smallest choice."""
+    recipes = [Recipe(TYPES[name]) for name in ("gwq3", "iq4_nl", "gwq4")]
+    options = [
+        [Choice(r, b, x) for r, b, x in zip(recipes, (300, 390, 400), losses, strict=True)]
+        for losses in ((100.0, 31.0, 20.0), (101.0, 30.0, 21.0))
+    ]
+    assert [c.recipe.type.name for c in allocate(options, 780)] == ["iq4_nl", "iq4_nl"]
+    assert [c.recipe.type.name for c in allocate(options, 790)] == ["gwq4", "iq4_nl"]
+    assert [c.recipe.type.name for c in allocate(options, 779)] == ["gwq4", "gwq3"]
+
+
 def test_a_hull_has_no_dents():
     c = [Choice(None, b, x) for b, x in [(0, 10.0), (1, 9.5), (2, 4.0), (3, 3.9), (4, 1.0)]]
     assert [h.nbytes for h in hull(c)] == [0, 2, 4]
