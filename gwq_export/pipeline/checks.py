@@ -56,12 +56,12 @@ def _contradictions(o: ExportOptions, out: StrPath | None) -> Iterable[tuple[boo
         "--report-only writes no model: leave out --dry-run, --verify and --card",
     )
     yield (
-        o.dry_run and bool(o.verifies or o.report or o.card),
-        "--dry-run writes nothing: leave out --verify, --report and --card, or use --report-only",
+        o.dry_run and bool(o.verifies or o.report or o.card or o.imatrix),
+        "--dry-run writes nothing: leave out --verify, --report, --card and --imatrix",
     )
     yield (
         o.report_only and bool(o.imatrix),
-        "--report-only writes no model: leave out --imatrix, or use --dry-run",
+        "--report-only writes no model: leave out --imatrix",
     )
     yield (
         o.max_kld is not None and not o.max_kld > 0,

@@ -192,9 +192,9 @@ def test_a_large_vocabulary_opens_fast(tmp_path):
         "scores": np.zeros(len(words), np.float32),
     }
     path = write(tmp_path / "a.gguf", keys, ONE, {"n": bytes(12), "m": bytes(16)})
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: the machine may be busy
     r = Reader(path)
-    assert time.perf_counter() - start < 1.5
+    assert time.process_time() - start < 1.5
     assert r.metadata["tokens"] == words and r.metadata["merges"] == merges
 
 

@@ -31,6 +31,7 @@ def nothing_is_calibrated(monkeypatch):
         ({"max_kld": 0}, "--max-kld 0"),
         ({"max_kld": float("nan")}, "--max-kld nan"),
         ({"threads": 0}, "--threads 0"),
+        ({"dry_run": True, "imatrix": "i.gguf"}, "--dry-run writes nothing"),
     ],
 )
 def test_impossible_wishes(tmp_path, options, words):
