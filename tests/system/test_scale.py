@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gwq_export
 from gwq_export.bench.cases import random_matrix
 from gwq_export.format.types import TYPES
 from gwq_export.native import library as native
@@ -74,6 +76,38 @@ def test_peak_memory_is_this_process_alone():
     code = "from gwq_export.machine import peak_rss; print(peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 5e6 < int(done.stdout) < ballast.nbytes / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_goes_back():
+    """Also what lies below memory that is in use."""
+    code = """if True:
+        import numpy as np
+        from pathlib import Path
+        from gwq_export.machine import release_memory
+
+        def pages():
+            return int(Path("/proc/self/statm").read_text().split()[1])
+
+        pieces = [np.ones(8000) for _ in range(1000)]  # 64 kB each, from the heap
+        last = np.ones(8000)
+        del pieces
+        held = pages()
+        release_memory()
+        print(held - pages())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * os.sysconf("SC_PAGE_SIZE") > 50e6
+
+
+def test_an_export_gives_back_what_it_freed(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("gwq_export.pipeline.run.release_memory", lambda: given.append(1))
+    write_llama(tmp_path / "model", 2, SHAPE)
+    reports = []
+    options = {"samples": 1, "ctx": 32, "progress": lambda *report: reports.append(report)}
+    gwq_export.export(tmp_path / "model", tmp_path / "m.gguf", type="gwq2", tune=0, **options)
+    assert len(given) == len(reports) > 5
 
 
 def seconds(linears, x, y, ops, repeats=7):
