@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from gwq_export.compute.linalg import add_product, product
-from gwq_export.format.tiles import ring_order
+from gwq_export.format.decoding import ring_order
 from gwq_export.format.types import MAX_EXPONENT, TensorType, ffi
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.ggml_codes import GgmlCodes

@@ -6,7 +6,7 @@ import numpy as np
 
 from gwq_export.compute.linalg import pieces, plain_product
 from gwq_export.compute.threads import each
-from gwq_export.format.tiles import levels
+from gwq_export.format.decoding import levels
 from gwq_export.format.types import SCALE_BIAS, TensorType
 from gwq_export.quantization.lanes import from_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes, round_half

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from gwq_export.format.tiles import ring_order, windows
+from gwq_export.format.decoding import ring_order, windows
 from gwq_export.format.types import BLOCK, TYPES, ffi
 from gwq_export.native import library as native
 from gwq_export.native.library import Pool, lib, pointer

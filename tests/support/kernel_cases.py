@@ -15,9 +15,10 @@ from numpy.testing import assert_array_equal
 
 from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format import types as fmt
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.ggml_types import encode_ggml
 from gwq_export.format.outliers import pack_outliers, unpack_outliers
-from gwq_export.format.tiles import dequantize, pack_tiles
+from gwq_export.format.tiles import pack_tiles
 
 SPARSE_TYPES = [*TILE_TYPES, *fmt.LEVELS]  # those that files have side-tables of
 # n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small
@@ -119,6 +120,18 @@ class Case:
     @property
     def full(self):
         return dequantize(self.type, self.data, self.shape, self.outliers)
+
+
+def plain_parts(name, rows=16, blocks=1):
+    """Parts of a matrix to change by hand: table 0, 1, .. 15; row scales 1; scales 1; codes 0."""
+    t = fmt.TYPES[name]
+    padded = fmt.padded_rows(rows)
+    return (
+        np.arange(16, dtype=np.int8),
+        np.ones(rows, np.float16),
+        np.ones((padded, blocks * fmt.BLOCK // t.sub), np.int8),
+        np.zeros((padded, blocks * fmt.BLOCK), np.uint8),
+    )
 
 
 def random_parts(rng, type, rows, cols):
