@@ -19,6 +19,8 @@ from gwq_export.format.decoding import dequantize
 from gwq_export.format.ggml_types import encode_ggml
 from gwq_export.format.outliers import pack_outliers, unpack_outliers
 from gwq_export.format.tiles import pack_tiles
+from gwq_export.format.types import ffi
+from gwq_export.native.library import pointer
 
 SPARSE_TYPES = [*TILE_TYPES, *fmt.LEVELS]  # those that files have side-tables of
 # n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small
@@ -155,6 +157,16 @@ def random_parts(rng, type, rows, cols):
     )
 
 
+def width_fits(type_name, cols):
+    """Whether a type can hold rows of so many columns."""
+    return cols % fmt.TYPES[type_name].unit == 0 or fmt.TYPES[type_name].bits
+
+
+def patterns(type_name):
+    """The patterns of PATTERNS that a type can have."""
+    return PATTERNS if type_name in SPARSE_TYPES else PATTERNS[:1]
+
+
 def make(type_name, rows, cols, pattern=none, seed=0):
     """A random matrix; tile types of random parts.
 
@@ -224,3 +236,26 @@ def same_bits(a, b):
     assert_array_equal(
         np.asarray(a, np.float32).view(np.uint32), np.asarray(b, np.float32).view(np.uint32)
     )
+
+
+class Loaded:
+    """A case in guarded memory, as a gwq_matrix."""
+
+    def __init__(self, lib, case):
+        self.data, self.rows, self.cols = guarded(case.data), *case.shape
+        m = self.struct = ffi.new("gwq_matrix *")
+        m.type, m.rows, m.cols = case.type.id, *case.shape
+        m.data = pointer(self.data, "void *")
+        m.data_bytes = self.data.nbytes
+        if case.outliers is not None:
+            self.table = guarded(case.outliers[0]), guarded(case.outliers[1])
+            m.outliers = pointer(self.table[0], "uint8_t *")
+            m.outlier_bytes = self.table[0].nbytes
+            m.offsets = pointer(self.table[1], "uint8_t *")
+            m.offset_bytes = self.table[1].nbytes
+        assert lib.gwq_matrix_check(m) == 0
+
+    def dequantize(self, lib, pool):
+        out = guarded(np.full((self.rows, self.cols), np.nan, np.float32))
+        assert lib.gwq_dequantize(pool, self.struct, 0, self.rows, pointer(out)) == 0
+        return out
