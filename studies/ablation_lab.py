@@ -18,7 +18,7 @@ from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.text import draw_calibration
 from gwq_export.evaluation.perplexity import PROTOCOLS, mean_error, score, windows
 from gwq_export.evaluation.predictors import module_logits, runtime_logits
-from gwq_export.format.tiles import dequantize
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.types import TYPES, tensor_type
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool

@@ -11,7 +11,7 @@ import numpy as np
 from gwq_export import GwqError
 from gwq_export.bench.cases import Case, build
 from gwq_export.bench.kernels import sample
-from gwq_export.format.tiles import dequantize
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.types import TYPES, tensor_type
 from gwq_export.machine import cpu_name
 from gwq_export.native.library import Pool, isa

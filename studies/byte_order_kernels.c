@@ -9,7 +9,8 @@
 
 /* Straight code, so that its instructions can be counted */
 #define UNROLL _Pragma("GCC unroll 16")
-/* For NEON: keeps gcc from mixing a part of a block with the next, which takes too many registers */
+/* For NEON: keeps gcc from mixing a part of a block with the next, which takes too many
+ * registers */
 #define FENCE __asm__ volatile("" ::: "memory")
 
 typedef void (*layout_fn)(const V *t, const uint8_t *line, int part, V *v);
@@ -181,9 +182,10 @@ WALK {
             total[g] = _mm512_add_epi32(total[g], _mm512_mullo_epi32(both, s[g][j]));
         }
     }
-    UNROLL for (int g = 0; g < groups; g++)
-        _mm512_storeu_ps(y + 16 * g, _mm512_fmadd_ps(_mm512_set1_ps(dx), _mm512_cvtepi32_ps(total[g]),
-                                                     _mm512_loadu_ps(y + 16 * g)));
+    UNROLL for (int g = 0; g < groups; g++) {
+        __m512 sums = _mm512_cvtepi32_ps(total[g]), before = _mm512_loadu_ps(y + 16 * g);
+        _mm512_storeu_ps(y + 16 * g, _mm512_fmadd_ps(_mm512_set1_ps(dx), sums, before));
+    }
 }
 
 #elif defined(__AVX2__)

@@ -34,7 +34,8 @@ __device__ __forceinline__ uint32_t cross(uint32_t a, int n, uint32_t b) {
 // (columns), or two columns of two rows
 struct none2 {
     enum { lines = 1 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         look8_short(t.t, x[0] & 0x33333333, v);
         look8_short(t.t, x[0] >> 2 & 0x33333333, v + 2);
     }
@@ -49,21 +50,24 @@ struct row2 {
 };
 struct byte2 {
     enum { lines = 1 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         look8(t.t, x[0], v);
         look8(t.t, (x[0] >> 2 & 0x3f3f3f3f) | (x[0] << 6 & 0xc0c0c0c0), v + 2);
     }
 };
 struct word2 {
     enum { lines = 1 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         look8(t.t, x[0], v);
         look8(t.t, __funnelshift_r(x[0], x[0], 2), v + 2);
     }
 };
 struct pair2 {
     enum { lines = 1 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         look8(t.t, x[0], v);
         look8(t.t + 4, x[0], v + 2);
     }
@@ -73,13 +77,15 @@ struct pair2 {
 extern __shared__ uint32_t words[];
 struct byte_shared2 {
     enum { lines = 1 };
-    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         for (int i = 0; i < 4; i++) v[i] = words[x[0] >> 8 * i & 255];
     }
 };
 struct word_shared2 {
     enum { lines = 1 };
-    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         for (int i = 0; i < 4; i++) v[i] = words[__funnelshift_r(x[0], x[0], 8 * i) & 1023];
     }
 };
@@ -92,7 +98,8 @@ __device__ __forceinline__ uint32_t window3(uint32_t x, uint32_t before) {
 }
 struct none3 {
     enum { lines = 3 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         for (int k = 0; k < 3; k++) look8_short(t.t, x[k] & 0x77777777, v + 2 * k);
         look8_short(t.t, last3(x), v + 6);
     }
@@ -107,7 +114,8 @@ struct row3 {
 };
 struct byte3 {
     enum { lines = 3 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         uint32_t last = last3(x);
         look8(t.t, window3(x[0], last), v);
         look8(t.t, window3(x[1], x[0]), v + 2);
@@ -117,7 +125,8 @@ struct byte3 {
 };
 struct stream3 {
     enum { lines = 3 };
-    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *, uint32_t *v) {
+    static __device__ void entries(const table &t, const uint32_t *x, const uint32_t *,
+                                   uint32_t *v) {
         uint32_t a = x[0], b = x[1], c = x[2];
         look8(t.t, packed(a, a >> 3), v);
         look8(t.t, packed(cross(a, 6, b), b >> 1), v + 2);

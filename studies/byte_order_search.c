@@ -238,8 +238,10 @@ static void fit_scale(const sub_block *b, const float end[2], int rounds, lanes 
     lanes whole[CELLS], least[CELLS], units[CELLS], up[CELLS], down[CELLS], error[CELLS];
     for (int r = 0; r < rows; r++) {
         lanes extreme = all(0);
-        for (int c = 0; c < b->n; c++)
-            extreme = pick((flags)(magnitude(b->t[c][r]) > magnitude(extreme)), b->t[c][r], extreme);
+        for (int c = 0; c < b->n; c++) {
+            lanes t = b->t[c][r];
+            extreme = pick((flags)(magnitude(t) > magnitude(extreme)), t, extreme);
+        }
         flags positive = (flags)(b->d[r] > 0);
         whole[r] = extreme * pick(positive, 1 / pick(positive, b->d[r], all(1)), all(0));
         least[r] = all(FLT_MAX);
@@ -283,10 +285,12 @@ static void fit_scale(const sub_block *b, const float end[2], int rounds, lanes 
  * row_scale (rows, groups). fit_weight (n): of the columns where scales are fitted; NULL: all
  * scales are 1. cost_weight (n): likewise where codes are chosen. gain (n, n) or NULL:
  * target[b] += gain[a][b] error[a]. rounds: see fit_scale. joint: 0 where the codes of a group are
- * chosen as if its columns did not feed back to each other. Out: scale (rows, groups), index, value, error (as target). */
-void encode(const coding *c, int n, int rounds, int joint, int64_t groups, float *target, const float *end,
-            const float *row_scale, const float *fit_weight, const float *cost_weight,
-            const float *gain, float *scale, uint8_t *index, float *value, float *error) {
+ * chosen as if its columns did not feed back to each other. Out: scale (rows, groups), index,
+ * value, error (as target). */
+void encode(const coding *c, int n, int rounds, int joint, int64_t groups, float *target,
+            const float *end, const float *row_scale, const float *fit_weight,
+            const float *cost_weight, const float *gain, float *scale, uint8_t *index, float *value,
+            float *error) {
     for (int64_t g = 0; g < groups; g += LANES) {
         lanes t[SUB][CELLS], d[CELLS], units[CELLS];
         for (int r = 0; r < c->rows; r++) {

@@ -1,11 +1,14 @@
-# Sourced by tools/demo, tools/test and studies/run: a virtual environment in .venv with everything they
-# need. Re-runnable; when nothing changed it takes about a second. GWQ_TORCH_INDEX names a package index
-# for torch, such as PyTorch's CPU index.
+# Sourced by tools/demo, tools/test and studies/run: a virtual environment in .venv with everything
+# they need. Re-runnable; when nothing changed it takes about a second. GWQ_TORCH_INDEX names a
+# package index for torch, such as PyTorch's CPU index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ ! -x .venv/bin/python ]; then
-    "${PYTHON:-python3}" -m venv .venv || { echo "cannot make a virtual environment: apt-get install python3-venv" >&2; exit 2; }
+    "${PYTHON:-python3}" -m venv .venv || {
+        echo "cannot make a virtual environment: apt-get install python3-venv" >&2
+        exit 2
+    }
 fi
 py=.venv/bin/python
 stamp=.venv/gwq-setup

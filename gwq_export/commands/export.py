@@ -121,7 +121,8 @@ def _print_plan(plan: Sequence[dict[str, Any]], whole: bool) -> None:
     for name in sorted({row["type"] for row in matrices}):
         rows = [row for row in matrices if row["type"] == name]
         nbytes = size(sum(row["bytes"] for row in rows))
-        _say(f"  {name:6} {len(rows):4} matrices  {nbytes:>11}")
+        noun = "matrix" if len(rows) == 1 else "matrices"
+        _say(f"  {name:6} {len(rows):4} {noun:8}  {nbytes:>11}")
 
 
 def _print_verify(r: dict[str, Any], text: StrPath) -> None:

@@ -4,7 +4,9 @@ Modules import only those listed above them:
     types
     ggml_types
     outliers
+    blocks
     tiles
+    decoding
     header
     layout
     bridge

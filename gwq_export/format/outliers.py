@@ -18,6 +18,7 @@ from gwq_export.errors import GwqError
 from gwq_export.format.types import ROWS, TILE
 
 MAX_COUNT = 255  # outliers of one row of a tile: its count is a byte
+Outliers = tuple[np.ndarray, np.ndarray]  # a side-table: (records uint8, offsets int32)
 
 
 def outlier_bytes(rows: int, cols: int, count: int) -> tuple[int, int]:
@@ -121,6 +122,13 @@ def unpack_outliers(
     if (row >= rows).any() or (col >= cols).any() or disorder.any():
         raise _damaged("an index is out of range or out of order")
     return row, col, value
+
+
+def check_outliers(outliers: Outliers, shape: tuple[int, int]) -> None:
+    """Raise GwqError unless the side-table is sound and every outlier is finite."""
+    _, _, value = unpack_outliers(*outliers, shape)
+    if not np.isfinite(value).all():
+        raise GwqError("an outlier is not finite; the file is damaged, export it again")
 
 
 def _unpack_records(

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gwq_export.errors import AGAIN, GwqError, about
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.layout import is_companion
-from gwq_export.format.tiles import Outliers, check_outliers, check_tiles, dequantize
+from gwq_export.format.outliers import Outliers, check_outliers
+from gwq_export.format.tiles import check_tiles
 from gwq_export.format.types import TYPES, TensorType, matrices
 
 CHECKED = 1 << 20  # weights of a ggml type that `Tensor.check` decodes at once

@@ -219,8 +219,8 @@ class ExportOptions:
         metadata=_row(
             _RUN,
             "keep what is finished in this folder: after a kill the same command goes on from"
-            " there, to the same bytes. Takes the file's size and 4 bytes x calibration tokens x"
-            " width x (blocks + 4); emptied in the end",
+            " there, to the same bytes. Takes the file's size, 4 bytes x calibration tokens x"
+            " width x (blocks + 4), and under a budget the statistics; emptied in the end",
             metavar="DIR",
             changes_work=False,
         ),

@@ -82,11 +82,11 @@ def plan_tensors(
             refused.setdefault(asked.name, []).append(plan.name)
     for name, matrices in refused.items():
         log.warning(
-            "%s holds widths that are multiples of %d only, so %d matrices are stored in f16: %s%s;"
+            "%s holds widths that are multiples of %d only, so %s stored in f16: %s%s;"
             " gwq6 to gwq2 hold any width",
             name,
             TYPES[name].unit,
-            len(matrices),
+            "1 matrix is" if len(matrices) == 1 else f"{len(matrices)} matrices are",
             ", ".join(matrices[:8]),
             ", ..." if matrices[8:] else "",
         )

@@ -244,14 +244,15 @@ def _warn_of_padding(job: Job) -> None:
         rows, cols = most.shape[-2:]
         log.warning(
             "%s of %d x %d takes %.0f %% more than its weights, as %s stores rows in 16s and"
-            " columns in 16s or 32s; so it is with %d matrices in all. A ggml type may be smaller:"
-            " --tensor-type REGEX=q8_0",
+            " columns in 16s or 32s; padding adds more than %.0f %% to %s of the file."
+            " A ggml type may be smaller: --tensor-type REGEX=q8_0",
             most.name,
             rows,
             cols,
             100 * most.padding,
             most.recipe.type.name,
-            len(padded),
+            100 * PADDING,
+            "1 matrix" if len(padded) == 1 else f"{len(padded)} matrices",
         )
 
 

@@ -36,9 +36,9 @@ def write(
     """Quantize and write every tensor of the file.
 
     Those that need gradients come block by block as these appear, or as `kept` has their
-    statistics, then the others. What is tuned
-    waits in `work` until that is done. What `work` holds of an earlier run is not quantized again.
-    Returns the KL divergence before and after tuning (`Tuning.run`), or None. Raises GwqError.
+    statistics, then the others. What is tuned waits in `work` until that is done. What `work` holds
+    of an earlier run is not quantized again. Returns the KL divergence before and after tuning
+    (`Tuning.run`), or None. Raises GwqError.
     """
     assert job.out is not None  # check_options has seen to it
     norms = [p for p in job.plans if tuned and is_norm(p.name)]

@@ -1,11 +1,11 @@
 """The numbers of a coded matrix that can still change once its codes are chosen.
 
 A dense weight is row scale * (scale of its sub-block * entry), and an outlier adds to it, all in
-units of the matrix's power of two, which stays. An entry is table[window], or what `tiles.levels`
-makes of the table. The codes, and so the windows, stay; what multiplies them is tuned: masters in
-float32, of which the file gets FP16 row scales and outliers, six-bit scales and table entries. A
-gradient is taken at the rounded numbers and moves the masters (straight-through), so small changes
-add up until they round to another number.
+units of the matrix's power of two, which stays. An entry is table[window], or what
+`decoding.levels` makes of the table. The codes, and so the windows, stay; what multiplies them is
+tuned: masters in float32, of which the file gets FP16 row scales and outliers, six-bit scales and
+table entries. A gradient is taken at the rounded numbers and moves the masters (straight-through),
+so small changes add up until they round to another number.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from math import prod
 
 import numpy as np
 
+from gwq_export.format.decoding import levels, windows
 from gwq_export.format.outliers import pack_outliers, unpack_outliers
-from gwq_export.format.tiles import levels, pack_tiles, unpack_tiles, windows
+from gwq_export.format.tiles import pack_tiles, unpack_tiles
 from gwq_export.format.types import ENTRY_MAX, ENTRY_MIN, TABLE, TensorType
 from gwq_export.quantization.matrix_codes import round_half
 

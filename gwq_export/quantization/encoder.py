@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from gwq_export.compute.linalg import add_product, product
-from gwq_export.format.tiles import ring_order
+from gwq_export.format.decoding import ring_order
 from gwq_export.format.types import MAX_EXPONENT, TensorType, ffi
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.ggml_codes import GgmlCodes
@@ -61,13 +61,12 @@ def encode(
     """Encode a matrix as codes of a tile type or of a ggml type with levels.
 
     weight: float32 (rows, cols). table: a tile type's table or a ggml type's ascending levels, 16
-    integers. curvature: None minimizes the
-    squared error of the weights instead, without feedback. row_weight: (rows,), the factor s; None
-    for rows that count alike. outlier: bool (rows, cols), weights that are held out: they have no
-    part in the fit of scales, and `values` has what they should become. feedback: False only fits
-    scales and codes under the diagonal of the curvature. sweeps: rounds of coordinate descent after
-    feedback. pool: a `gwq_pool *`, or NULL for one thread. Raises GwqError where the curvature
-    cannot be factorized.
+    integers. curvature: None minimizes the squared error of the weights instead, without feedback.
+    row_weight: (rows,), the factor s; None for rows that count alike. outlier: bool (rows, cols),
+    weights that are held out: they have no part in the fit of scales, and `values` has what they
+    should become. feedback: False only fits scales and codes under the diagonal of the curvature.
+    sweeps: rounds of coordinate descent after feedback. pool: a `gwq_pool *`, or NULL for one
+    thread. Raises GwqError where the curvature cannot be factorized.
     """
     rows, cols = weight.shape
     exponent = exponent_of(weight) if type.bits else 0

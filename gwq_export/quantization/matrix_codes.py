@@ -26,7 +26,8 @@ class Encoded:
     table: int8 (16,). row_scales: float16 (rows,), None for ggml types. scales: of the sub-blocks,
     int8 (padded rows, sub-blocks), or of a ggml type's units, float16 (rows, units). codes: uint8
     (padded rows, padded cols), or (rows, cols) for a ggml type. values: float32 (rows, cols), what
-    the codes stand for; where an outlier is held out, the value that it should have.
+    the codes stand for, 2^exponent included; where an outlier is held out, the value that it should
+    have. exponent: of the power of two that multiplies every row scale; 0 for ggml types.
     """
 
     table: np.ndarray

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from gwq_export.errors import GwqError
+from gwq_export.format.decoding import levels, windows
 from gwq_export.format.ggml_types import encode_ggml, pack_codes
 from gwq_export.format.outliers import pack_outliers
-from gwq_export.format.tiles import levels, pack_tiles, windows
+from gwq_export.format.tiles import pack_tiles
 from gwq_export.format.types import TensorType, ffi
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.deltas import corrections
@@ -96,7 +97,7 @@ def _quantize_tiles(
 
 
 def _values_at(type: TensorType, e: Encoded, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """float32: what the codes at some places stand for, as `tiles.dequantize` has it."""
+    """float32: what the codes at some places stand for, as `decoding.dequantize` has it."""
     assert e.row_scales is not None  # every tile type has them
     entry = levels(type, e.table)[windows(type, e.codes)[row, col]].astype(np.float32)
     scale = e.scales[row, col // type.sub].astype(np.float32)

@@ -12,11 +12,12 @@ from gwq_export.quantization.saliency import SALIENCY
 
 MAX_OUTLIERS = 0.5  # fraction of a matrix; a row of a tile can hold 255 of 256
 # Tables by window, the four bits that a code and its neighbour's bits make up, in units of a
-# sub-block's scale (of gwq5 the negative half, of gwq6 nothing: see `tiles.levels`). "grid":
+# sub-block's scale (of gwq5 the negative half, of gwq6 nothing: see `decoding.levels`). "grid":
 # uniform, as in round-to-nearest. "scalar": non-uniform levels that depend on the code alone.
 # "trellis": levels that depend on the neighbour, too, where the type has such bits. The last two
-# were fitted by alternating encoding and least squares on Gaussian weights; gwq5's by coordinate
-# descent on the squared error after encoding them.
+# were fitted by alternating encoding and least squares: the trellis tables of gwq2 and gwq3 to rows
+# of the seven linear layers of one block of SmolLM2-135M-Instruct (by studies/byte_order), the
+# others to Gaussian weights; gwq5's by coordinate descent on the squared error after encoding them.
 TABLES = {
     "grid": {
         "gwq6": [0] * 16,

@@ -6,7 +6,7 @@ import numpy as np
 
 from gwq_export.compute.linalg import pieces, plain_product
 from gwq_export.compute.threads import each
-from gwq_export.format.tiles import levels
+from gwq_export.format.decoding import levels
 from gwq_export.format.types import SCALE_BIAS, TensorType
 from gwq_export.quantization.lanes import from_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes, round_half
@@ -117,11 +117,13 @@ def first_row_scales(
 ) -> np.ndarray:
     """Row scales in whose units the scales of all sub-blocks will fit six bits.
 
-    With v the largest entry that codes have whose neighbours are equal to them, which is the
-    largest of a table without history, the largest weight m of a row would take a sub-block scale
-    of m / v; that is to be 0.9 of the largest one, 31. weight and outlier: (cols, rows). Returns
-    FP16 values
-    as float32, (rows,).
+    v is the largest entry that a code has whose neighbour is the same code; without history, the
+    largest entry of all. With d the row scale, the largest weight m of a row would take a sub-block
+    scale of m / (d v). That is to be HEADROOM of the largest scale there is, 31:
+
+        d = m / (v HEADROOM 31)
+
+    weight and outlier: (cols, rows). Returns FP16 values as float32, (rows,).
     """
     dense = weight if outlier is None else np.where(outlier, 0, weight)
     codes = np.arange(1 << type.bits)

@@ -132,8 +132,8 @@ GWQ_INLINE void squared_error(const int bits, const float *table, const struct s
 }
 
 /* best (VECTORS) = the integer scales -32 .. 31 of a sub-block, in units of the row scales d
- * (VECTORS). A weight is d * scale * entry, so the scale that maps the largest weight to an end of the
- * table is
+ * (VECTORS). A weight is d * scale * entry, so the scale that maps the largest weight to an end of
+ * the table is
  *
  *     largest / (d * end).
  *

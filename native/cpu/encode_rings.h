@@ -19,8 +19,8 @@ GWQ_INLINE int column_of(int bits, int c) {
     return c / unit * unit + 4 * (k % (unit / 4)) + k / (unit / 4);
 }
 
-/* The codes c[0] .. c[n-1] of a ring of eight rows, as they are coded. t: targets; w: how much
- * squared errors count; s: the scale. Wanted is the least
+/* The codes c[0] .. c[n-1] of a ring, as they are coded, in eight rows at once. t: targets; w: how
+ * much squared errors count; s: the scale. Wanted is the least
  *
  *     sum over k of  w[k] * (t[k] - s * table[window(k)])^2,
  *     window(k) = c[k] | state(c[k - 1]) << bits,   state(c) = c & (states - 1),
@@ -33,7 +33,8 @@ GWQ_INLINE int column_of(int bits, int c) {
  *     cost[k][state] = min over c of state, and over seen, of error[k][c | seen << bits]
  *                                                             + cost[k - 1][seen]
  *
- * The least cost[n-1][S] over S wins. `least_cost` finds that S, `best_windows` the path from it. */
+ * The least cost[n-1][S] over S wins. `least_cost` finds that S, `best_windows` the path from it.
+ */
 struct ring {
     const float *table;
     lanes t[RING], w[RING], s;
@@ -93,8 +94,8 @@ struct path {
 };
 
 /* The windows of the best path, whose first code sees the state `first`. With feedback every path
- * carries the errors of its codes along, and what a code costs is what it adds to the quadratic form
- * whose gradient the feedback is; paths are dropped as without. */
+ * carries the errors of its codes along, and what a code costs is what it adds to the quadratic
+ * form whose gradient the feedback is; paths are dropped as without. */
 GWQ_INLINE void best_windows(const int bits, const int fed, const struct ring *g,
                              const flags first, flags *window) {
     const int n = ring_of(bits), states = 1 << (4 - bits), codes = 1 << bits;

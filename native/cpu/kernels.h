@@ -72,8 +72,8 @@ typedef struct gwq_kernels {
 
     /* As gwq_read, one thread's part; returns the sum of its 64-bit words */
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);
-    /* As gwq_encode, the rings first .. last-1, multiples of 8. Identical bits on every instruction
-     * set. */
+    /* As gwq_encode, the rows first .. last-1, both multiples of 64. Identical bits on every
+     * instruction set. */
     void (*encode)(const gwq_encoding *e, int64_t first, int64_t last);
 } gwq_kernels;
 

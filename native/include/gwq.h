@@ -143,19 +143,21 @@ int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, 
 /* A run of columns to be encoded. Rows are a multiple of 64; what a row becomes does not depend on
  * the others. */
 typedef struct gwq_encoding {
-    int32_t type;               /* a tile type */
+    int32_t type; /* a tile type */
     /* 1..64, whole sub-blocks unless it ends the matrix; of gwq2 a multiple of 16, of gwq3 of 32 */
     int32_t columns;
     int64_t rows;
-    int32_t fit;                /* 1: find the scales; 0: take those given */
+    int32_t fit; /* 1: find the scales; 0: take those given */
     /* What each window stands for, (16) entries; of the types without history each code, ascending:
      * (16) at gwq4, (32) at gwq5, at gwq6 (64) integers in a row. */
     const float *table;
-    const float *row_scale;     /* (rows), not negative */
-    const float *row_weight;    /* (rows), positive: squared errors are multiplied by it */
-    const float *column_weight; /* (columns): how much squared errors count, when scales are fitted */
-    const float *column_cost;   /* (columns) or NULL: likewise, when the codes of a ring are chosen */
-    const uint8_t *outlier;     /* (columns, rows) or NULL: 1 where a weight is held out */
+    const float *row_scale;  /* (rows), not negative */
+    const float *row_weight; /* (rows), positive: squared errors are multiplied by it */
+    /* (columns): how much squared errors count when scales are fitted; may be NULL if none are */
+    const float *column_weight;
+    /* (columns) or NULL: likewise when the codes of a ring are chosen */
+    const float *column_cost;
+    const uint8_t *outlier; /* (columns, rows) or NULL: 1 where a weight is held out */
     /* (columns, columns) or NULL: target[k] += feedback[j][k] * error[j] for k coded after j */
     const float *feedback;
     const float *before; /* (columns, rows): error = value - before; NULL: error = value - target */
@@ -165,9 +167,9 @@ typedef struct gwq_encoding {
     float *value;        /* out (columns, rows): what codes mean; target if held out */
 } gwq_encoding;
 /* Codes of least squared error, column after column; at gwq2 and gwq3 ring after ring: those of 16
- * (32) columns in the order 4p+i with i and p falling, p first, each ring's exactly where nothing is
- * fed back inside it. Identical bits on every instruction set. GWQ_E_TYPE, GWQ_E_SHAPE, GWQ_E_TABLE
- * (an entry beyond +-128). */
+ * (32) columns in the order 4p+i with i and p falling, p first, each ring's exactly where nothing
+ * is fed back inside it. Identical bits on every instruction set. GWQ_E_TYPE, GWQ_E_SHAPE,
+ * GWQ_E_TABLE (an entry beyond +-128). */
 int gwq_encode(gwq_pool *pool, const gwq_encoding *e);
 
 /* --- measurement ------------------------------------------------------------------------------ */

@@ -14,8 +14,8 @@
  *
  * and a tile, of as many blocks as columns remain (1 to 4),
  *
- *     scale[blocks][scale bytes]           6 bits, biased by 32, per row and sub-block of 16 columns
- *                                          (gwq6, gwq5, gwq4) or 32 (gwq3, gwq2)
+ *     scale[blocks][scale bytes]           6 bits, biased by 32, per row and sub-block of 16
+ *                                          columns (gwq6, gwq5, gwq4) or 32 (gwq3, gwq2)
  *     line[blocks * lines per block][64]   bytes; byte 4*r + i of a line belongs to row r, i = 0..3
  *
  * A weight is 2^exponent * (row_scale * ((scale - 32) * entry)), computed in float32, which is
@@ -25,8 +25,8 @@
  *     gwq5:              table[code], and -1 - table[code - 16] for the codes 16..31
  *     gwq6:              code - 32; the table is zero
  *
- * The window is the weight's code and, above it, the lowest `history` = 4 - bits bits of the code of
- * its neighbour, the next one in a ring of codes of the same row:
+ * The window is the weight's code and, above it, the lowest `history` = 4 - bits bits of the code
+ * of its neighbour, the next one in a ring of codes of the same row:
  *
  *     window = code | (neighbour & ((1 << history) - 1)) << bits
  *
@@ -37,8 +37,8 @@
  *
  *   gwq4, 8 lines:   line j: low nibble = column 8j+i, high nibble = column 8j+4+i
  *   gwq2, 4 lines:   line j: bits 2p,2p+1 = column 16j+4p+i, p = 0..3
- *         ring: the 16 codes of a row in a line; in the order of the bits of its four bytes, read as
- *         one number x, bits 2k,2k+1 of x = column 16j + 4(k%4) + k/4; window = x >> 2k & 15
+ *         ring: the 16 codes of a row in a line; in the order of the bits of its four bytes, read
+ *         as one number x, bits 2k,2k+1 of x = column 16j + 4(k%4) + k/4; window = x >> 2k & 15
  *   gwq3, 2 x 3 lines A B C: with x = A | B << 8 | C << 16
  *         bits 3p,3p+1,3p+2 of x = column 32j+4p+i, p = 0..7
  *         ring: the 8 codes of x; window = x >> 3p & 15
@@ -57,12 +57,12 @@
  *                                        the high one, q = 0..7
  *
  * A short block ends where its columns do: it has the lines of the first 16, 32 or 48 columns alone
- * (gwq3, gwq5: of 32, as their lines belong to 32 columns), and of its scales the first 16 bytes for
- * each sub-block that these columns touch, or all of them if they touch all.
+ * (gwq3, gwq5: of 32, as their lines belong to 32 columns), and of its scales the first 16 bytes
+ * for each sub-block that these columns touch, or all of them if they touch all.
  *
- * Outliers are FP16 values that, times 2^exponent (1 beside a ggml type), are added to what the dense
- * part holds in their place, with one rounding to float32. The side-table of a matrix has one record per tile, in the order of the
- * tiles:
+ * Outliers are FP16 values that, times 2^exponent (1 beside a ggml type), are added to what the
+ * dense part holds in their place, with one rounding to float32. The side-table of a matrix has one
+ * record per tile, in the order of the tiles:
  *
  *     count[16]    outliers of each row of the tile (0..255)
  *     value[n]     FP16, n = sum of count; not aligned
@@ -76,7 +76,7 @@
  *
  * A tensor (experts, N, K) is one such matrix after another, its companions (experts, n) one table
  * after another.
- *  */
+ */
 #ifndef GWQ_FORMAT_H
 #define GWQ_FORMAT_H
 #include <stdint.h>

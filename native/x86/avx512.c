@@ -159,7 +159,7 @@ GWQ_INLINE void quads2(__m512i table, const uint8_t *line, __m512i *v) {
     v[3] = look_at(table, _mm512_ror_epi32(a, 6), 0);
 }
 
-/* Entries of nibbles: of the table where bit p of a byte of `high` is 0, else of its mirror image */
+/* Entries of nibbles: the table's where bit p of a byte of `high` is 0, else its mirror image's */
 GWQ_INLINE __m512i either_half(__m512i table, __m512i low, __m512i high, int p) {
     __m512i mirrored = _mm512_xor_si512(table, _mm512_set1_epi8(63)); /* 63 - (e + 32) */
     __mmask64 upper = _mm512_test_epi8_mask(high, _mm512_set1_epi8((char)(1 << p)));

@@ -8,10 +8,10 @@ import gguf
 import numpy as np
 import pytest
 
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.layout import ALIGNMENT, VERSION_KEY
 from gwq_export.format.outliers import unpack_outliers
 from gwq_export.format.reader import Reader
-from gwq_export.format.tiles import dequantize
 from gwq_export.format.types import FORMAT_VERSION, TYPES
 from gwq_export.format.writer import file_size
 from tests.support.gguf_files import METADATA, ONE, descriptor, example, raw_file, refused, write

@@ -1,82 +1,14 @@
 """The native search for codes (gwq_encode)."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 
-from gwq_export.format.tiles import ring_order, windows
-from gwq_export.format.types import BLOCK, TYPES, ffi
+from gwq_export.format.types import TYPES, ffi
 from gwq_export.native import library as native
-from gwq_export.native.library import Pool, lib, pointer
+from gwq_export.native.library import Pool, lib
 from gwq_export.quantization.encoder import coding_order
-from gwq_export.quantization.recipe import TABLES
-from gwq_export.quantization.tile_codes import native_table
+from tests.support.encoding import call, decoded, each_type, error, everything, problem, whole
 from tests.support.kernel_cases import guarded
-
-TILES = [t for t in TYPES.values() if t.bits]
-
-
-each_type = pytest.mark.parametrize("type", TILES, ids=lambda t: t.name)
-
-
-KINDS = {"float32": "float *", "uint8": "uint8_t *", "int8": "int8_t *"}
-
-
-def problem(type, columns=BLOCK, rows=128, seed=0, **more):
-    """Arguments of gwq_encode by name: random weights (columns, rows), their scales, and room for
-    the results.
-    """
-    rng = np.random.default_rng(seed)
-    shape = (columns, rows)
-    table, _ = native_table(type, TABLES["trellis"][type.name])
-    return {
-        "table": table,
-        "row_scale": rng.uniform(0.0005, 0.002, rows).astype(np.float16).astype(np.float32),
-        "row_weight": rng.uniform(0.1, 3, rows).astype(np.float32),
-        "column_weight": rng.uniform(0, 2, columns).astype(np.float32),
-        "target": rng.normal(size=shape).astype(np.float32),
-        "scale": rng.integers(-32, 32, (-(-columns // type.sub), rows)).astype(np.int8),
-        "code": np.zeros(shape, np.uint8),
-        "value": np.zeros(shape, np.float32),
-    } | more
-
-
-def whole(type, columns):
-    """`columns`, rounded up to whole rings."""
-    unit = type.line_columns if type.history else 1
-    return -(-columns // unit) * unit
-
-
-def call(kind, arrays, fit, pool=ffi.NULL, **fields):
-    """Status of gwq_encode; its results are in the arrays."""
-    e = ffi.new("gwq_encoding *")
-    columns, rows = arrays["target"].shape
-    for name, value in {"type": kind.id, "columns": columns, "rows": rows, "fit": fit}.items():
-        setattr(e, name, value)
-    for name, array in arrays.items():
-        setattr(e, name, ffi.NULL if array is None else pointer(array, KINDS[array.dtype.name]))
-    for name, value in fields.items():
-        setattr(e, name, value)
-    return lib().gwq_encode(pool, e)
-
-
-def everything(type, columns, rows=128, seed=0):
-    """A problem with held-out weights, feedback and values before."""
-    rng = np.random.default_rng([9, seed])
-    arrays = problem(type, columns, rows, seed)
-    shape = arrays["target"].shape
-    arrays["outlier"] = (rng.random(shape) < 0.05).astype(np.uint8)
-    arrays["feedback"] = (rng.normal(size=(columns, columns)) / columns).astype(np.float32)
-    arrays["before"] = (arrays["target"] + 0.1 * rng.normal(size=shape)).astype(np.float32)
-    arrays["column_cost"] = rng.uniform(0, 2, columns).astype(np.float32)
-    return arrays
-
-
-def decoded(type, a):
-    """Values of codes and scales, by the format's arithmetic."""
-    entry = a["table"][windows(type, a["code"].T)].T
-    return a["row_scale"] * (np.repeat(a["scale"], type.sub, 0)[: len(entry)] * entry)
 
 
 @each_type
@@ -127,114 +59,6 @@ def test_values_are_what_the_codes_stand_for(type, fit):
     held = arrays["outlier"] == 1
     assert np.array_equal(arrays["value"][~held], decoded(type, arrays)[~held])
     assert np.array_equal(arrays["value"][held], arrays["target"][held])
-
-
-def error(type, a, codes, weight=1.0):
-    """Weighted squared errors (candidates, columns, rows) of codes (candidates, columns, rows), in
-    float64. weight: (columns, 1).
-    """
-    entry = a["table"][windows(type, codes.swapaxes(1, 2))].swapaxes(1, 2)
-    value = a["row_scale"] * (
-        np.repeat(a["scale"], type.sub, 0)[: codes.shape[1]] * entry.astype(np.float64)
-    )
-    weight = weight * a["row_weight"]
-    if a.get("outlier") is not None:
-        weight = weight * (1.0 - a["outlier"])
-    return (value - a["target"]) ** 2 * weight
-
-
-def ring_problem(type, held):
-    """One unit of columns whose rings are to be found; columns do not count alike."""
-    rng = np.random.default_rng(5)
-    arrays = problem(type, type.line_columns, seed=4)
-    arrays["row_scale"] *= 50
-    arrays["column_cost"] = rng.uniform(0.1, 2, type.line_columns).astype(np.float32)
-    if held:
-        arrays["outlier"] = (rng.random(arrays["target"].shape) < 0.3).astype(np.uint8)
-    return arrays
-
-
-@pytest.mark.parametrize("held", [False, True])
-@pytest.mark.parametrize(("name", "free"), [("gwq2", 6), ("gwq3", 4)])
-def test_rings_have_the_least_error(name, free, held):
-    """Against all codes of some neighbours in a ring, the others holding what they were given: none
-    of those does better, wherever in the ring they begin.
-    """
-    type = TYPES[name]
-    arrays = ring_problem(type, held)
-    assert call(type, arrays, 0) == 0
-    weight = arrays["column_cost"][:, None]
-    mine = error(type, arrays, arrays["code"][None], weight)[0].sum(0)
-    every = np.array(list(product(range(1 << type.bits), repeat=free)), np.uint8)[:, :, None]
-    order = ring_order(type, type.line_columns)
-    for first in range(type.ring):
-        columns = order[(first + np.arange(free)) % type.ring]
-        codes = np.repeat(arrays["code"][None], len(every), 0)
-        codes[:, columns] = every
-        assert (mine <= error(type, arrays, codes, weight).sum(1).min(0) * (1 + 1e-5)).all()
-
-
-@pytest.mark.parametrize("name", ["gwq2", "gwq3"])
-def test_rings_against_every_code(name):
-    """Against all codes of a whole ring, by way of the states that its end can have."""
-    type = TYPES[name]
-    arrays = ring_problem(type, False)
-    assert call(type, arrays, 0) == 0
-    weight = arrays["column_cost"][:, None]
-    mine = error(type, arrays, arrays["code"][None], weight)[0]
-    s = arrays["row_scale"] * np.repeat(arrays["scale"], type.sub, 0)[: type.line_columns]
-    value = s[..., None] * arrays["table"].astype(np.float64)
-    cost = (value - arrays["target"][..., None]) ** 2 * weight[..., None]
-    cost *= arrays["row_weight"][:, None]  # (columns, rows, windows)
-    states, codes = 1 << type.history, 1 << type.bits
-    for ring in ring_order(type, type.line_columns).reshape(-1, type.ring):
-        total = None  # (rows, first code's state, state that the next code must have)
-        for column in ring:
-            step = np.full((cost.shape[1], states, states), np.inf)
-            for code, after in product(range(codes), range(states)):
-                at = step[:, code % states, after]
-                step[:, code % states, after] = np.minimum(
-                    at, cost[column, :, code | after << type.bits]
-                )
-            total = step if total is None else (total[..., None] + step[:, None]).min(2)
-        least = np.diagonal(total, axis1=1, axis2=2).min(1)
-        assert np.allclose(mine[ring].sum(0), least, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["gwq2", "gwq3"])
-def test_columns_that_do_not_count_leave_the_others_any_window(name):
-    type = TYPES[name]
-    arrays = ring_problem(type, False)
-    counts = ring_order(type, type.line_columns)[::2]
-    arrays["column_cost"][:] = 0
-    arrays["column_cost"][counts] = 1
-    assert call(type, arrays, 0) == 0
-    s = (arrays["row_scale"] * np.repeat(arrays["scale"], type.sub, 0)[: type.line_columns])[counts]
-    best = np.abs(s[..., None] * arrays["table"] - arrays["target"][counts][..., None]).min(-1)
-    assert np.allclose(np.abs(arrays["value"] - arrays["target"])[counts], best, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["gwq2", "gwq3"])
-def test_feedback_inside_a_ring_helps(name):
-    """Codes that are chosen with the feedback among them cost less than those chosen without."""
-    type = TYPES[name]
-    arrays = ring_problem(type, False)
-    rng = np.random.default_rng(1)
-    n = type.line_columns
-    x = rng.normal(size=(2 * n, n)) + rng.normal(size=(2 * n, 1))
-    h = x.T @ x / len(x)
-    arrays["before"] = arrays["target"].copy()
-    arrays["feedback"] = (-h / np.diag(h)).astype(np.float32)
-    arrays["column_cost"] = np.diag(h).astype(np.float32)
-    blind = {k: a.copy() for k, a in arrays.items()} | {"feedback": None}
-    original = arrays["target"].copy()
-
-    def loss(a):
-        e = a["value"].astype(np.float64) - original
-        return ((h @ e) * e).sum(0)
-
-    assert call(type, arrays, 0) == 0 and call(type, blind, 0) == 0
-    assert loss(arrays).sum() < 0.9 * loss(blind).sum()
 
 
 def test_four_bits_take_the_nearest():

@@ -1,4 +1,4 @@
-"""Matrices in every instruction set, against numpy: exact, or within what rounding can do.
+"""Products in every instruction set, against numpy: exact, or within what rounding can do.
 
 GWQ_LIBRARY=/path/to/libgwq.so tests another build, GWQ_SIMDE_LIBRARY another SIMDe build.
 """
@@ -7,8 +7,6 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from gwq_export.bench.cases import MATRIX_TYPES, TILE_TYPES
@@ -19,48 +17,25 @@ from gwq_export.native.library import F32, Pool, pointer
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.native.ops import Ops
 from tests.support.kernel_cases import (
-    PATTERNS,
     SHAPES,
-    SPARSE_TYPES,
     TOKENS,
     Case,
+    Loaded,
     activations,
     guarded,
     make,
+    patterns,
     quantize,
     random,
     same_bits,
+    width_fits,
 )
-from tests.support.paths import ISAS
 
 # Float32 sums of up to 1024 terms round to about 1e-7 of sum|w x| (9e-8 for 4096 terms in one
 # chain, less with partial sums). A tile's dense sums are integers over 64 columns, exact in
 # float32, so that fewer terms are left; the row's scale and the outliers' own sum add three
 # roundings of 6e-8. 4e-7 leaves room for both, and no wrong term fits in.
 BOUND = 4e-7
-
-
-class Loaded:
-    """A case in guarded memory, as a gwq_matrix."""
-
-    def __init__(self, lib, case):
-        self.data, self.rows, self.cols = guarded(case.data), *case.shape
-        m = self.struct = ffi.new("gwq_matrix *")
-        m.type, m.rows, m.cols = case.type.id, *case.shape
-        m.data = pointer(self.data, "void *")
-        m.data_bytes = self.data.nbytes
-        if case.outliers is not None:
-            self.table = guarded(case.outliers[0]), guarded(case.outliers[1])
-            m.outliers = pointer(self.table[0], "uint8_t *")
-            m.outlier_bytes = self.table[0].nbytes
-            m.offsets = pointer(self.table[1], "uint8_t *")
-            m.offset_bytes = self.table[1].nbytes
-        assert lib.gwq_matrix_check(m) == 0
-
-    def dequantize(self, lib, pool):
-        out = guarded(np.full((self.rows, self.cols), np.nan, np.float32))
-        assert lib.gwq_dequantize(pool, self.struct, 0, self.rows, pointer(out)) == 0
-        return out
 
 
 def scratch_of(lib, n, cols):
@@ -91,7 +66,7 @@ def matmul(lib, pool, matrices, x, scratch=None):
 def cached(type_name, rows, cols, pattern):
     """A case and its reference result, shared by the instruction sets."""
     case = make(type_name, rows, cols, pattern)
-    return case, case.full, *expect(case, activations(max(TOKENS), cols))
+    return case, *expect(case, activations(max(TOKENS), cols))
 
 
 def expect(case, x):
@@ -108,53 +83,13 @@ def expect(case, x):
     ).T
 
 
-def width_fits(type_name, cols):
-    return cols % fmt.TYPES[type_name].unit == 0 or fmt.TYPES[type_name].bits
-
-
-def patterns(type_name):
-    return PATTERNS if type_name in SPARSE_TYPES else PATTERNS[:1]
-
-
-# --- matrices ---
-
-
-@pytest.mark.parametrize("type_name", MATRIX_TYPES)
-def test_dequantize_is_exact(lib, pool, type_name):
-    for rows, cols in SHAPES:
-        if width_fits(type_name, cols):
-            for pattern in patterns(type_name):
-                case, full, *_ = cached(type_name, rows, cols, pattern)
-                same_bits(Loaded(lib, case).dequantize(lib, pool(2)), full)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(MATRIX_TYPES),
-    st.integers(1, 70),
-    st.integers(1, 600),
-    st.sampled_from(PATTERNS),
-    st.integers(0, 2**32 - 1),
-)
-def test_every_isa_dequantizes_to_the_same_bits(select, type_name, rows, cols, pattern, seed):
-    if not width_fits(type_name, cols):
-        cols = -(-cols // 32) * 32
-    case = make(type_name, rows, cols, pattern if type_name in SPARSE_TYPES else PATTERNS[0], seed)
-    for isa in ISAS:
-        try:
-            lib = select(isa)
-        except pytest.skip.Exception:
-            continue
-        same_bits(Loaded(lib, case).dequantize(lib, ffi.NULL), case.full)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("type_name", MATRIX_TYPES)
 def test_matmul(lib, pool, type_name, shape):
     if not width_fits(type_name, shape[1]):
         pytest.skip("a ggml type of whole blocks")
     for i, pattern in enumerate(patterns(type_name)):
-        case, _, y, size = cached(type_name, *shape, pattern)
+        case, y, size = cached(type_name, *shape, pattern)
         matrix = Loaded(lib, case)
         x = activations(max(TOKENS), shape[1])
         for n in TOKENS if i == 0 or pattern.__name__ == "random" else TOKENS[i % 2 :: 4]:
@@ -258,66 +193,6 @@ def test_a_massive_channel_takes_no_second_look_where_codes_hold_all(lib, pool):
     matmul(lib, pool(1), [Loaded(lib, case)], x, scratch)
     # which tokens have second codes, before 64 bytes of slack
     assert scratch[-128:-64][:5].tolist() == [0, 0, 0, 0, 1]
-
-
-def status(lib, **changes):
-    """gwq_matrix_check of a good gwq3 matrix of 20 x 100 with `changes` to it."""
-    loaded = Loaded(lib, make("gwq3", 20, 100, random))
-    table = changes.pop("table", {})
-    for at, entry in table.items():
-        loaded.data[at] = entry & 255
-    for name, value in changes.items():
-        setattr(loaded.struct, name, getattr(loaded.struct, name) + value)
-    return ffi.typeof("enum gwq_status").elements[lib.gwq_matrix_check(loaded.struct)]
-
-
-def test_damaged_matrices_are_refused(lib):
-    assert status(lib) == status(lib, table={0: -32, 15: 31}) == "GWQ_OK"
-    for at in range(fmt.TABLE):
-        assert (
-            status(lib, table={at: 32})
-            == status(lib, table={at: -33})
-            == status(lib, table={at: -128})
-            == "GWQ_E_TABLE"
-        )
-    assert status(lib, table={fmt.EXPONENT_AT: 64}) == "GWQ_OK"
-    for exponent in (65, -65, -128):
-        assert status(lib, table={fmt.EXPONENT_AT: exponent}) == "GWQ_E_EXPONENT"
-    assert (
-        status(lib, data_bytes=-1)
-        == status(lib, data_bytes=1)
-        == status(lib, rows=16)
-        == status(lib, cols=64)
-        == "GWQ_E_SIZE"
-    )
-    assert status(lib, rows=-20) == status(lib, cols=-100) == "GWQ_E_SHAPE"
-    assert status(lib, outlier_bytes=-1) == status(lib, offset_bytes=4) == "GWQ_E_OFFSETS"
-
-
-def test_sizes_are_those_of_python(lib):
-    for type in (fmt.TYPES[name] for name in TILE_TYPES):
-        for rows, cols in [*SHAPES, (151936, 896), (2**31 - 1, 64)]:
-            assert lib.gwq_matrix_bytes(type.id, rows, cols) == type.nbytes(rows, cols)
-    assert lib.gwq_matrix_bytes(fmt.TYPES["gwq4"].id, 2**31 - 1, 2**31 - 1) == fmt.TYPES[
-        "gwq4"
-    ].nbytes(2**31 - 1, 2**31 - 1)
-
-
-def test_embedding_rows(lib):
-    """Rows by number, in any order and repeatedly."""
-    for type_name in MATRIX_TYPES:
-        case = make(type_name, 50, 96, random)
-        ids = np.array([49, 0, 17, 17, 31, 48], np.int32)
-        group = guarded(np.empty((fmt.ROWS, 96), np.float32))
-        out = guarded(np.empty((len(ids), 96), np.float32))
-        m = Loaded(lib, case)
-        assert (
-            lib.gwq_embed(
-                m.struct, pointer(ids, "int32_t *"), len(ids), pointer(group), pointer(out)
-            )
-            == 0
-        )
-        same_bits(out, case.full[ids])
 
 
 def quantize_inputs():

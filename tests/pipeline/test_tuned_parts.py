@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from gwq_export.format.decoding import dequantize, windows
 from gwq_export.format.outliers import pack_outliers, unpack_outliers
-from gwq_export.format.tiles import dequantize, pack_tiles, unpack_tiles, windows
+from gwq_export.format.tiles import pack_tiles, unpack_tiles
 from gwq_export.format.types import TYPES, padded_rows
 from gwq_export.pipeline.tuned_parts import TunedMatrix
 from gwq_export.quantization.quantize import quantize

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwq_export import GwqError
-from gwq_export.format.tiles import dequantize
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.types import TYPES
 from gwq_export.pipeline.options import ExportOptions
 from gwq_export.pipeline.plan import file_bytes

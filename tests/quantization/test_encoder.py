@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gwq_export.format.tiles import dequantize, pack_tiles
+from gwq_export.format.decoding import dequantize
+from gwq_export.format.tiles import pack_tiles
 from gwq_export.format.types import BLOCK, TYPES, ffi, padded_rows
 from gwq_export.native.library import Pool
 from gwq_export.quantization.curvature import Curvature, Curvatures

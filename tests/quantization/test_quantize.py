@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwq_export import GwqError
+from gwq_export.format.decoding import dequantize, levels
 from gwq_export.format.outliers import unpack_outliers
-from gwq_export.format.tiles import check_tiles, dequantize, levels
+from gwq_export.format.tiles import check_tiles
 from gwq_export.format.types import EXPONENT_AT, TYPES
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.encoder import encode

@@ -15,9 +15,12 @@ from numpy.testing import assert_array_equal
 
 from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format import types as fmt
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.ggml_types import encode_ggml
 from gwq_export.format.outliers import pack_outliers, unpack_outliers
-from gwq_export.format.tiles import dequantize, pack_tiles
+from gwq_export.format.tiles import pack_tiles
+from gwq_export.format.types import ffi
+from gwq_export.native.library import pointer
 
 SPARSE_TYPES = [*TILE_TYPES, *fmt.LEVELS]  # those that files have side-tables of
 # n-1, n, n+1 around the vector (8), row group (16), block (64) and tile (256); widths of real small
@@ -121,6 +124,18 @@ class Case:
         return dequantize(self.type, self.data, self.shape, self.outliers)
 
 
+def plain_parts(name, rows=16, blocks=1):
+    """Parts of a matrix to change by hand: table 0, 1, .. 15; row scales 1; scales 1; codes 0."""
+    t = fmt.TYPES[name]
+    padded = fmt.padded_rows(rows)
+    return (
+        np.arange(16, dtype=np.int8),
+        np.ones(rows, np.float16),
+        np.ones((padded, blocks * fmt.BLOCK // t.sub), np.int8),
+        np.zeros((padded, blocks * fmt.BLOCK), np.uint8),
+    )
+
+
 def random_parts(rng, type, rows, cols):
     """What `pack_tiles` takes: any table, codes, scales and exponent, in the padding too.
 
@@ -140,6 +155,16 @@ def random_parts(rng, type, rows, cols):
         rng.integers(0, 1 << type.bits, (padded, blocks * fmt.BLOCK), np.uint8),
         int(rng.integers(-20, 21)),
     )
+
+
+def width_fits(type_name, cols):
+    """Whether a type can hold rows of so many columns."""
+    return cols % fmt.TYPES[type_name].unit == 0 or fmt.TYPES[type_name].bits
+
+
+def patterns(type_name):
+    """The patterns of PATTERNS that a type can have."""
+    return PATTERNS if type_name in SPARSE_TYPES else PATTERNS[:1]
 
 
 def make(type_name, rows, cols, pattern=none, seed=0):
@@ -211,3 +236,26 @@ def same_bits(a, b):
     assert_array_equal(
         np.asarray(a, np.float32).view(np.uint32), np.asarray(b, np.float32).view(np.uint32)
     )
+
+
+class Loaded:
+    """A case in guarded memory, as a gwq_matrix."""
+
+    def __init__(self, lib, case):
+        self.data, self.rows, self.cols = guarded(case.data), *case.shape
+        m = self.struct = ffi.new("gwq_matrix *")
+        m.type, m.rows, m.cols = case.type.id, *case.shape
+        m.data = pointer(self.data, "void *")
+        m.data_bytes = self.data.nbytes
+        if case.outliers is not None:
+            self.table = guarded(case.outliers[0]), guarded(case.outliers[1])
+            m.outliers = pointer(self.table[0], "uint8_t *")
+            m.outlier_bytes = self.table[0].nbytes
+            m.offsets = pointer(self.table[1], "uint8_t *")
+            m.offset_bytes = self.table[1].nbytes
+        assert lib.gwq_matrix_check(m) == 0
+
+    def dequantize(self, lib, pool):
+        out = guarded(np.full((self.rows, self.cols), np.nan, np.float32))
+        assert lib.gwq_dequantize(pool, self.struct, 0, self.rows, pointer(out)) == 0
+        return out

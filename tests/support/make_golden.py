@@ -5,8 +5,9 @@ The files of a format version are written once.
 
 import numpy as np
 
-from gwq_export.format import tiles
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.outliers import pack_outliers
+from gwq_export.format.tiles import pack_tiles
 from gwq_export.format.types import BLOCK, TYPES, padded_rows
 from gwq_export.format.writer import Writer
 from tests.support.paths import DATA
@@ -35,7 +36,7 @@ def matrix(type, shape, outliers, rng):
     table[5], table[9] = -32, 0
     # subnormal ones too
     row_scales = (rng.standard_normal(rows) * 10.0 ** rng.integers(-7, 2, rows)).astype(np.float16)
-    data = tiles.pack_tiles(
+    data = pack_tiles(
         type,
         table,
         row_scales,
@@ -45,7 +46,7 @@ def matrix(type, shape, outliers, rng):
         cols=cols,
     )
     if outliers == 0:
-        return data, None, None, tiles.dequantize(type, data, shape)
+        return data, None, None, dequantize(type, data, shape)
     chosen = (
         rng.random(shape) < 0.03
         if outliers is None
@@ -55,7 +56,7 @@ def matrix(type, shape, outliers, rng):
     value = rng.standard_normal(len(row)).astype(np.float16)
     value[:3] = 0, 6e-8, -1e-5
     side = pack_outliers(row, col, value, shape)
-    return data, *side, tiles.dequantize(type, data, shape, side)
+    return data, *side, dequantize(type, data, shape, side)
 
 
 def tensor(name, type, shape, rng):
