@@ -25,7 +25,10 @@ from gwq_export.pipeline.tuned_blocks import TunedBlock, TunedModel, TunedSource
 from gwq_export.pipeline.tuning_steps import divided
 
 # Of its unit: by how much a number changes in the first step at most, and less in each after it.
-RATE = 0.004
+# Adam's first steps go by the sign of a noisy gradient, so large ones lose more than they gain. On
+# SmolLM2-135M in gwq2, four steps took the judges' KL divergence from 0.760 to 0.669 (0.001) and to
+# above 1 (0.004), of which a quarter of the way is worth 0.696.
+RATE = 0.001
 MEMORY = 0.9, 0.95  # Adam's decay rates of the mean gradient and of the mean squared gradient
 EPSILON = np.float32(1e-20)
 
