@@ -16,8 +16,8 @@ from functools import partial
 
 import numpy as np
 
-from gwq_export.format.ggml_types import decode_ggml
 from gwq_export.format.decoding import dequantize
+from gwq_export.format.ggml_types import decode_ggml
 from gwq_export.format.types import TYPES
 from gwq_export.pipeline.plan import file_bytes
 from gwq_export.quantization.allocate import allocate, fill
