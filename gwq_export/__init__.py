@@ -74,7 +74,7 @@ def export(
     exclude: regular expressions of matrices that stay F16, whatever else is asked for
     stock: in place of `type`, "q4_0" or "iq4_nl" with scales and codes chosen by the calibration
     tune: steps that tune scales, tables, outliers and norms in the end; 0: none; None: where that
-        is worthwhile (below 4 bits), one for every 3072 calibration tokens. norms=False: tune=0
+        is worthwhile (below 4 bits), one for every 7168 calibration tokens. norms=False: tune=0
 
     Model and calibration:
     base: a GGUF file of the same model, in any type, from which the weights are taken

@@ -4,4 +4,5 @@ Modules import only those listed above them:
     threads
     linalg
     results
+    scratch
 """

@@ -22,7 +22,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -36,6 +37,21 @@ RESULT = ".gwqwork"  # suffix of a result: arrays in numpy's .npy format, one af
 UNFINISHED = ".unfinished"  # added to the name of a file that is being written
 
 Results = TypeVar("Results", bound="Memory")
+
+
+def write_arrays(arrays: Iterable[np.ndarray], file: BinaryIO) -> None:
+    """Append arrays to a file. Raises OSError."""
+    for array in arrays:
+        np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+def read_arrays(file: BinaryIO) -> list[np.ndarray]:
+    """The arrays from here to the end of a buffered file. Raises OSError and ValueError."""
+    arrays = []
+    end = os.fstat(file.fileno()).st_size
+    while file.tell() < end:
+        arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+    return arrays
 
 
 class Memory:
@@ -179,11 +195,7 @@ class Workdir(Memory):
     def put(self, name: str, *arrays: np.ndarray) -> None:
         """Write a result to the disk. Raises GwqError where that fails."""
 
-        def write(file: BinaryIO) -> None:
-            for array in arrays:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
-
-        self._write(self.prefix + name + RESULT, write)
+        self._write(self.prefix + name + RESULT, partial(write_arrays, arrays))
 
     save = put
 
@@ -192,18 +204,15 @@ class Workdir(Memory):
 
         Raises GwqError for a file that cannot be read.
         """
-        arrays = []
         try:
             with open(self._path(name), "rb") as file:
-                while file.peek(1):
-                    arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+                return read_arrays(file)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:
             raise GwqError(
                 f"--work-dir {self.folder}: {name} cannot be read ({e}): delete the folder"
             ) from None
-        return arrays
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()

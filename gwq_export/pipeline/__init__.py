@@ -9,9 +9,9 @@ Modules import only those listed above them:
     budget
     tuning_steps
     provenance
+    statistics_store
     job
     estimate
-    statistics_store
     sensitivity
     tuned_parts
     tuned_blocks

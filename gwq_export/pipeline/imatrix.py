@@ -9,6 +9,7 @@ from gwq_export.arch.spec import gguf_name
 from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.statistics import COLUMNS
 from gwq_export.calibration.text import Calibration
+from gwq_export.compute.results import Memory
 from gwq_export.format.types import TYPES
 from gwq_export.format.writer import Writer
 from gwq_export.hf.source import Source
@@ -25,13 +26,14 @@ def write_imatrix(
     dataset: str | Path,
     device: str,
     progress: Callable[[str, int, int], None],
+    keep: Memory | None = None,
 ) -> None:
     """Write `out`: for each decoder linear the Fisher information of its columns (`COLUMNS`).
 
     For every matrix of a tensor the file has sums over tokens, and how many tokens these are: of an
     expert's matrix, those that were routed to it. llama.cpp's own files have sums of x^2 in this
     place, and llama-quantize weights all columns alike where no token was seen. dataset: name of
-    the calibration text. Raises GwqError.
+    the calibration text. keep: for the hidden states, empty. Raises GwqError.
     """
     gguf_names = {
         hf: gguf_name(i, row)
@@ -41,7 +43,8 @@ def write_imatrix(
     }
     tokens = calibration.tokens.numel()
     matrices: dict[str, list[tuple[np.ndarray, int]]] = {}  # tensor -> (sums, tokens) of each
-    for name, _, statistics in gradients(source, calibration, [COLUMNS], (), device, progress):
+    items = gradients(source, calibration, [COLUMNS], (), device, progress, keep)
+    for name, _, statistics in items:
         sums = statistics[COLUMNS] * tokens
         sums = sums + max(FLOOR * sums.mean(), 1e-30)
         matrices.setdefault(gguf_names[name], []).append(

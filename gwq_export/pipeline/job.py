@@ -4,6 +4,7 @@ Nothing here takes long, so what the user can mend is found here.
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from gwq_export.calibration.text import Calibration, draw_calibration, draw_held_out, draw_tuning
 from gwq_export.compute.results import Memory, Workdir
+from gwq_export.compute.scratch import Scratch
 from gwq_export.errors import GwqError
 from gwq_export.files import check_space
 from gwq_export.format import bridge
@@ -28,6 +30,7 @@ from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import TensorPlan, plan_tensors
 from gwq_export.pipeline.presets import budget_bytes, overrides_of, recipe_of
 from gwq_export.pipeline.provenance import general_keys, provenance_keys
+from gwq_export.pipeline.statistics_store import store_bytes
 from gwq_export.pipeline.tuning_steps import WINDOWS, check_steps, default_steps, windows_wanted
 from gwq_export.quantization.recipe import Recipe
 from gwq_export.tokenizer.tokenizer import Tokenizer
@@ -79,11 +82,25 @@ class Job:
         """Bytes of the whole file."""
         return file_size(self.header, self.layout(plans))
 
+    @property
+    def states_bytes(self) -> int:
+        """Bytes of the hidden states before, between and after the blocks, and their gradient."""
+        if self.calibration is None:
+            return 0
+        tokens = self.calibration.tokens.numel()
+        return (self.source.layers + 4) * tokens * self.source.dims["dim"] * 4
+
     def open_work(self) -> Memory:
-        """Where finished results go: memory, or the work folder. Raises GwqError."""
-        if not self.options.work_dir:
-            return Memory()
-        return Workdir(self.options.work_dir, self._identity())
+        """Where results go: the work folder, or the disk of the output, or memory if that is full.
+
+        Raises GwqError.
+        """
+        if self.options.work_dir:
+            return Workdir(self.options.work_dir, self._identity())
+        place = Path(self.out or "").absolute().parent
+        statistics = store_bytes(self.plans) if self.options.budgeted else 0
+        needed = (self.budget or self.file_bytes()) + self.states_bytes + statistics
+        return Scratch(place) if needed < shutil.disk_usage(place).free else Memory()
 
     def _identity(self) -> dict[str, Any]:
         """What a work folder must agree with: whatever decides the bytes that come out."""
@@ -110,12 +127,8 @@ class Job:
                 folder = Path(self.options.imatrix).absolute().parent
                 wanted.append((folder, 4 * linear, str(self.options.imatrix)))
         if isinstance(work, Workdir):
-            states = 0  # bytes of the hidden states before, between and after the blocks
-            if self.calibration:
-                tokens = self.calibration.tokens.numel()
-                states = (self.source.layers + 4) * tokens * self.source.dims["dim"] * 4
             tensors = nbytes if self.options.writes_model else 0
-            needed = max(0, states + tensors - work.nbytes)
+            needed = max(0, self.states_bytes + tensors - work.nbytes)
             wanted.append((work.folder, needed, f"--work-dir {work.folder}"))
         check_space(wanted)
 

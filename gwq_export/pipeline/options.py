@@ -136,7 +136,7 @@ class ExportOptions:
         metadata=_row(
             _SIZE,
             "steps that tune scales, tables, outliers and norms in the end, of 1024 tokens each; 0"
-            " for none (default: below 4 bits, one for every 3072 calibration tokens)",
+            " for none (default: below 4 bits, one for every 7168 calibration tokens)",
             metavar="N",
             kind=int,
         ),

@@ -231,7 +231,10 @@ def _write(
     options = job.options
     if options.imatrix and job.calibration:
         text = options.calib or CALIBRATION
-        write_imatrix(options.imatrix, job.source, job.calibration, text, options.device, progress)
+        states = None if work.folder else work.section("imatrix")  # no later run goes on with them
+        write_imatrix(
+            options.imatrix, job.source, job.calibration, text, options.device, progress, states
+        )
     kld = write(job, work.section("tensors"), pool, tuned, progress, kept)
     return {"tuned_kld": kld} if kld else {}
 

@@ -59,7 +59,7 @@ def test_logits_of_few_windows_at_a_time(tmp_path, tiny, threads, monkeypatch, m
 
     monkeypatch.setattr(BlockModel, "logits", counted)
     threads(4)
-    gwq_export.export(folder, tmp_path / "m.gguf", type="gwq2", samples=8, ctx=64)
+    gwq_export.export(folder, tmp_path / "m.gguf", type="gwq2", samples=8, ctx=64, tune=1)
     assert max(seen) == expected and len(seen) > 8  # norms are tuned, too
 
 

@@ -226,7 +226,7 @@ def test_outliers_pay(divergence):
         s: divergence(type="gwq2", samples=8, saliency=s, outliers=0.01) for s in ("loss", "random")
     }
     found["none"] = divergence(type="gwq2", samples=8, outliers=0.0)
-    assert found["loss"] < 0.9 * min(found["random"], found["none"]), found
+    assert found["loss"] < 0.95 * min(found["random"], found["none"]), found
 
 
 @pytest.mark.parametrize("type", ["gwq4", "gwq3", "gwq2"])
