@@ -18,7 +18,11 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent
 PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for library and headers
 INCLUDE = NATIVE / "include"
-HEADERS = ("gwq_format.h", "gwq.h")  # of the include folder, in the order of abi_hash
+HEADERS = (
+    "gwq_format.h",
+    "gwq.h",
+    "gwq_program.h",
+)  # of the include folder, in the order of abi_hash
 INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of cpu/ by their folder
 WARNINGS = "-Wall -Wextra -Werror=implicit"
 CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {WARNINGS}"
@@ -53,6 +57,8 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "massive.c": "",
             "ops.c": "",
             "attention.c": "",
+            "program.c": "",
+            "top.c": "",
             "encode.c": VECTORS,
             "threads.c": "",
             "scalar.c": "",

@@ -7,5 +7,6 @@ Modules import only those listed above them:
     worker
     contender
     models
+    ops_profile
     tables
 """

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-Row: TypeAlias = dict[str, Any]  # of `kernels.kernel_rows`, `models.model_rows` or `Roofs.rows`
+# of `kernels.kernel_rows`, `models.model_rows`, `ops_profile.profile_rows` or `Roofs.rows`
+Row: TypeAlias = dict[str, Any]
 
 
 def table(head: Sequence[Any], body: Sequence[Sequence[Any]]) -> str:
@@ -58,6 +59,16 @@ MODEL_COLUMNS: dict[str, Callable[[Row], Any]] = {
     "first token ms": lambda r: f"{r['first_token_ns'] / 1e6:.0f}",
     "peak MiB": lambda r: f"{r['peak_bytes'] / 2**20:.0f}",
 }
+# column -> its cell, of a row of `ops_profile.profile_rows`
+PROFILE_COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "op": lambda r: r["op"],
+    "type": lambda r: r["type"] or "",
+    "rows x columns": lambda r: "{}x{}".format(*r["shape"]) if r["shape"] else "",
+    "calls": lambda r: r["calls"],
+    "us": lambda r: f"{r['ns'] / 1e3:.1f}",
+    "share": lambda r: f"{r['share']:.1%}",
+    "GB/s": lambda r: f"{r['gbps']:.1f}" if r["gbps"] else "",
+}
 COMPARED_COLUMNS = {"first file, times as fast (quartiles)": ratio}  # where files are compared
 
 
@@ -76,7 +87,7 @@ def roof(cells: Sequence[Row]) -> str:
 
 
 class Printer:
-    """Prints rows of `kernels.kernel_rows` or of `models.model_rows` in one of FORMATS.
+    """Prints rows of `kernels`, `models` or `ops_profile` in one of FORMATS.
 
     compared: whether files are compared. write: prints a line. JSON is one list, and comes at the
     end; of every other format, `row` prints what it is given.
@@ -97,16 +108,20 @@ class Printer:
         self._row(row)
 
     def end(self, cells: Sequence[Row]) -> None:
-        """Print what comes after the rows. cells: rows of the roof."""
+        """Print what comes after the rows. cells: rows of the roof, where it was measured."""
         if self._format == "json":
             self.write(json.dumps(self._rows, indent=2))
-        if self._format == "md":
+        if self._format == "md" and not cells:
+            self.write(f"\n{self._rows[0]['isa']}, {self._rows[0]['cpu_info']}")
+        elif self._format == "md":
             note = "of roof: share of what the machine could read at that moment"
             self.write(f"\n{self._rows[0]['cpu_info']}; {note} (above 100 %: from the cache)")
             self.write(f"\nThe memory roof, GB/s:\n\n{roof(cells)}")
 
     def _md(self, row: Row) -> None:
-        columns = KERNEL_COLUMNS if "op" in row else MODEL_COLUMNS
+        columns = MODEL_COLUMNS
+        if "op" in row:
+            columns = PROFILE_COLUMNS if "calls" in row else KERNEL_COLUMNS
         if self.compared:
             columns = columns | COMPARED_COLUMNS
         lines = table(list(columns), [[cell(row) for cell in columns.values()]]).split("\n")

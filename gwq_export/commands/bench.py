@@ -16,6 +16,7 @@ def parser() -> Parser:
         [
             "gwq-bench model.gguf -p 512 -n 128 -t 1,2",
             "gwq-bench model.gguf --against model-Q4_K_M.gguf -o jsonl",
+            "gwq-bench model.gguf --ops-profile -p 100 -t 1",
             "gwq-bench --kernels --ops gemv --types gwq4,f16",
         ],
         memory="use smaller -p and -n",
@@ -38,6 +39,12 @@ def parser() -> Parser:
     )
     group.add_argument(
         "-n", type=int, metavar="N", help="generated tokens (default 128, likewise; 0: leave out)"
+    )
+    group.add_argument(
+        "--ops-profile",
+        action="store_true",
+        help="instead, where the time of a token goes, operation by operation: of one after -p"
+        " others, -n times",
     )
     group = p.add_argument_group("Kernels")
     group.add_argument(
@@ -78,12 +85,17 @@ def parser() -> Parser:
 
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Run gwq-bench; returns what --json prints."""
-    from gwq_export.bench import cases, kernels, models, tables
+    from gwq_export.bench import cases, kernels, models, ops_profile, tables
 
     if bool(args.file) == args.kernels:
         raise GwqError("give either a GGUF file or --kernels")
     if args.r < 1:
         raise GwqError("-r: give at least 1")
+    if args.ops_profile and (args.kernels or args.against or len(args.threads) > 1):
+        raise GwqError(
+            "--ops-profile looks at one file with one thread count: leave out --kernels and"
+            " --against, and give one -t"
+        )
     if args.kernels and args.against:
         raise GwqError("--against compares files: give FILE.gguf instead of --kernels")
     if not args.kernels and (args.ops or args.types or args.shapes):
@@ -96,7 +108,14 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         progress.close()
         printer.row(row)
 
-    if args.kernels:
+    if args.ops_profile:
+        roof: list[dict[str, Any]] = []
+        rows = ops_profile.profile_rows(
+            args.file, args.p, args.n, args.threads[0], args.r, progress
+        )
+        for row in rows:
+            emit(row)
+    elif args.kernels:
         chosen = cases.select(args.ops, args.types, args.shapes)
         rows, roof = kernels.kernel_rows(chosen, args.threads, args.r, progress=progress, emit=emit)
     else:

@@ -12,12 +12,12 @@ import cffi
 
 from gwq_export.errors import GwqError
 
-HEADERS = ("gwq_format.h", "gwq.h")
+HEADERS = ("gwq_format.h", "gwq.h", "gwq_program.h")
 BUILD_COMMAND = "python native/build.py"
 
 
 def _read_headers(folder: Path) -> str:
-    """C declarations of both headers, without what cffi cannot parse.
+    """C declarations of all headers, without what cffi cannot parse.
 
     That is preprocessor directives and the wrapper for C++.
     """

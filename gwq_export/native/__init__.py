@@ -4,6 +4,7 @@ Modules import only those listed above them:
     library
     ops
     matrix
+    program
 """
 
 from gwq_export.machine import default_threads  # noqa: F401, those of a Pool

@@ -39,6 +39,9 @@ _SENTENCES = {
     "GWQ_E_ROW": f"an outlier lies beyond its last row; {_DAMAGED}",
     "GWQ_E_COLUMN": f"an outlier column is out of range or out of order; {_DAMAGED}",
     "GWQ_E_INDEX": "a row or token id is out of range",
+    "GWQ_E_FINITE": (
+        "a number is not finite: the file is damaged (see gwq-info --check), or the model was"
+    ),
     "GWQ_E_MEMORY": "out of memory, or no more threads can be started",
 }
 

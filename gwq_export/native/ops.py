@@ -65,6 +65,10 @@ class Ops:
         ):
             check(s, "embedding")
 
+    def positions(self, matrix: Pointer, cols: int, start: int, n: int, out: Pointer) -> None:
+        """out (n, cols) = rows start .. start + n - 1 of a gwq_matrix of `cols` columns."""
+        self.embed(matrix, cols, np.arange(start, start + n, dtype=np.int32), out)
+
     def rmsnorm(
         self, x: Pointer, weight: Pointer, eps: float, n: int, dim: int, out: Pointer
     ) -> None:
@@ -173,6 +177,17 @@ class Ops:
         """out (n, dim) = n runs of `dim` floats that begin `stride` floats apart in x."""
         if s := self.lib.gwq_copy(x, stride, n, dim, out):
             check(s, "copy")
+
+
+def top(x: np.ndarray, k: int) -> np.ndarray:
+    """Indices (k,) int32 of the k largest of x (n,) float32, largest first, 1 <= k <= n.
+
+    Of equal numbers the earlier ones. Raises GwqError for numbers that are not finite.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    ids = np.empty(k, np.int32)
+    check(lib().gwq_top(pointer(x), x.size, k, pointer(ids, "int32_t *")), "the model's logits")
+    return ids
 
 
 def read_roof(pool: Pool, array: np.ndarray, streams: int, ahead: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export.errors import GwqError
+from gwq_export.native.ops import top
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,18 @@ class Sampling:
         before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
         finite.
         """
-        if not np.isfinite(logits).all():
-            raise GwqError(
-                "the model's logits are not finite: "
-                "the file is damaged (see gwq-info --check), or the model was"
-            )
         if self.repeat_penalty != 1 and self.repeat_last_n and len(before):
             recent = np.unique(before if self.repeat_last_n < 0 else before[-self.repeat_last_n :])
             logits = logits.copy()
             logits[recent] *= np.where(
                 logits[recent] > 0, 1 / self.repeat_penalty, self.repeat_penalty
             )
+        order = top(logits, min(self.top_k or 1, logits.size) if self.temp else 1)
         if self.temp == 0:
-            return int(logits.argmax())
+            return int(order[0])
+        if not self.top_k:
+            order = np.argsort(-logits, kind="stable")  # sooner than `top` of all
         # p: probabilities of the top_k likeliest ids, descending
-        order = np.argsort(-logits, kind="stable")
-        order = order[: self.top_k or None]
         p = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / self.temp)
         p /= p.sum()
         # top_p: an id stays while those before it sum to less than top_p; the first always stays

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.native.library import F32, pointer
+from gwq_export.native.library import F32, Pointer, pointer
 from gwq_export.native.ops import Ops
+from gwq_export.native.program import MAX_TOKENS, Program, Recorder
 from gwq_export.runtime.kv_cache import KVCache
 from gwq_export.runtime.weights import Weights
 
@@ -41,6 +42,7 @@ class Session:
             "gate": ffn,
             "up": ffn,
         }
+        self._programs: dict[tuple[int, int], tuple[Program, F32]] = {}  # by tokens and logits
         self._tokens = 0  # that the work buffers have room for
         self._grow(1)
 
@@ -96,18 +98,45 @@ class Session:
 
     def _forward(self, ids: np.ndarray, out: np.ndarray) -> None:
         """Run one batch: ids (n,) int32; out (m, vocab) takes the logits of the last m, 0 to n."""
+        n, rows = len(ids), len(out)
+        if n <= MAX_TOKENS and not self.config.experts:
+            program, logits = self._program(n, rows)
+            program.run(ids, self.pos)
+            out[...] = logits.array
+        else:
+            self._grow(n)
+            self._compute(self.ops, ids, self.pos, pointer(out), rows)
+        self._cache.append(ids)
+
+    def decoder(self) -> Program:
+        """The forward pass of one token with its logits, until the cache grows."""
+        self._reserve(self.pos + 1)
+        return self._program(1, 1)[0]
+
+    def _program(self, n: int, rows: int) -> tuple[Program, F32]:
+        """The forward pass of n tokens as one call, and the logits (rows, vocab) it writes."""
+        if (n, rows) not in self._programs:
+            self._grow(n)
+            recorder = Recorder(n, self.weights.pool)
+            logits = F32((rows, self.config.vocab))
+            self._compute(recorder, np.zeros(n, np.int32), 0, logits.ptr, rows)
+            self._programs[n, rows] = Program(recorder), logits
+        return self._programs[n, rows]
+
+    def _compute(self, ops: Ops, ids: np.ndarray, start: int, logits: Pointer, rows: int) -> None:
+        """The forward pass of ids (n,) at positions from `start` on.
+
+        logits (rows, vocab): of the last `rows` of them.
+        """
         c = self.config
         w = self.weights
-        ops = self.ops
         cache = self._cache
         type = cache.type.id
         n = len(ids)
-        start = cache.pos
         first = start * self._kv_width  # the batch's first number in K and V of a layer
         numbers = n * self._kv_width
         heads = (c.heads, c.kv_heads, c.head_dim)
         scores = (c.attention_scale, c.attention_softcap)
-        self._grow(n)
         x, h, q, k, v, gate, up = (self._buffers[name].ptr for name in self._widths)
         # cos and sin (n, rotated / 2) from position `start` on
         ropes = {
@@ -118,8 +147,7 @@ class Session:
         # x (n, dim) = embedding of the ids (+ learned positions) (* scale)
         ops.embed(w.embed.struct, c.dim, ids, x)
         if w.positions:
-            positions = np.arange(start, start + n, dtype=np.int32)
-            ops.embed(w.positions.struct, c.dim, positions, h)
+            ops.positions(w.positions.struct, c.dim, start, n, h)
             ops.add(x, h, n, c.dim)
         if c.embedding_scale != 1:
             ops.scale(x, n, c.dim, c.embedding_scale)
@@ -153,12 +181,9 @@ class Session:
                 ops.add(x, q, n, c.dim, c.residual_scale)
             # x += feed-forward
             ops.add(x, h, n, c.dim, c.residual_scale)
-        cache.append(ids)
-
-        # out (rows, vocab) = head(norm(the last rows of x)) (/ scale) (capped)
-        if rows := len(out):
+        # logits = head(norm(the last rows of x)) (/ scale) (capped)
+        if rows:
             last = w.norm(ops, x + (n - rows) * c.dim, rows, h)
-            logits = pointer(out)
             if c.logit_scale != 1:
                 ops.scale(last, rows, c.dim, 1 / c.logit_scale)
             w.head(ops, last, rows, logits)
@@ -176,11 +201,13 @@ class Session:
                 for rope, (cos, sin) in more.items()
             }
             self._turned = room
+            self._programs.clear()  # they point into what has moved
 
     def _grow(self, n: int) -> None:
         """Make work buffers, float32 (n, width), for n tokens at once."""
         if n > self._tokens:
             self._tokens = n
+            self._programs.clear()  # they point into the buffers
             self._buffers = {name: F32((n, width)) for name, width in self._widths.items()}
 
 

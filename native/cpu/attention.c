@@ -2,6 +2,7 @@
 #include <float.h>
 #include <math.h>
 #include <string.h>
+#include "attention.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -57,28 +58,19 @@ int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t firs
 
 enum { RUN = 32 }; /* keys at a time */
 
-struct attention_job {
-    const float *q;
-    const char *k, *v;
-    int type; /* of the cache's numbers */
-    int64_t n, start, heads, kv_heads, dim, window;
-    float scale, softcap;
-    float *out;
-};
-
 /* The positions that a token sees: `from` on, below `end` */
 struct range {
     int64_t from, end;
 };
 
-static struct range seen(const struct attention_job *j, int64_t token) {
+static struct range seen(const gwq_attention_job *j, int64_t token) {
     int64_t end = j->start + token + 1;
     return (struct range){j->window && end > j->window ? end - j->window : 0, end};
 }
 
 /* Scores as the model wants them, -INFINITY for keys that a query does not see; raises top[i] to
  * the largest. */
-static void finish_scores(const struct attention_job *j, const struct range *r, int64_t at,
+static void finish_scores(const gwq_attention_job *j, const struct range *r, int64_t at,
                           int keys, float (*s)[GWQ_QUERIES], float *top) {
     for (int n = 0; n < keys; n++)
         for (int i = 0; i < GWQ_QUERIES; i++) s[n][i] *= j->scale;
@@ -111,7 +103,7 @@ static void prefetch_keys(const char *p, int64_t bytes, int64_t stride, int keys
  *
  * and both are multiplied by exp(m - m') when a run raises m to m'. At the end out /= total. Runs
  * start at multiples of RUN, so a row's sums do not depend on its company. */
-static void attend(const struct attention_job *j, int64_t kv_head, int64_t first, int rows) {
+static void attend(const gwq_attention_job *j, int64_t kv_head, int64_t first, int rows) {
     const gwq_kernels *kernels = gwq_in_use();
     const int64_t group = j->heads / j->kv_heads;
     const int64_t stride = j->kv_heads * j->dim;
@@ -165,8 +157,8 @@ static void attend(const struct attention_job *j, int64_t kv_head, int64_t first
         for (int64_t d = 0; d < j->dim; d++) out[i][d] /= total[i];
 }
 
-static void attention_task(void *p, int thread, int threads) {
-    const struct attention_job *j = p;
+void gwq_attention_share(void *p, int thread, int threads) {
+    const gwq_attention_job *j = p;
     const int64_t rows = j->n * (j->heads / j->kv_heads); /* of a key head */
     const int64_t pieces = (rows + GWQ_QUERIES - 1) / GWQ_QUERIES;
     for (int64_t i = thread; i < pieces * j->kv_heads; i += threads) { /* later tokens see more */
@@ -175,15 +167,19 @@ static void attention_task(void *p, int thread, int threads) {
     }
 }
 
+int gwq_attention_check(const gwq_attention_job *j) {
+    if (!j->q || !j->k || !j->v || !j->out || j->n < 1 || j->start < 0 || j->dim < 1)
+        return GWQ_E_ARGUMENT;
+    if (j->window < 0 || j->kv_heads < 1 || j->heads < j->kv_heads || j->heads % j->kv_heads)
+        return GWQ_E_ARGUMENT;
+    const int plain = j->type == GWQ_TYPE_F16 || j->type == GWQ_TYPE_F32;
+    return plain || (j->type == GWQ_TYPE_Q8_0 && j->dim % UNIT == 0) ? GWQ_OK : GWQ_E_TYPE;
+}
+
 int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n,
                   int64_t start, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
                   float softcap, int64_t window, float *out) {
-    if (!q || !k || !v || !out || n < 1 || start < 0 || dim < 1 || window < 0)
-        return GWQ_E_ARGUMENT;
-    if (kv_heads < 1 || heads < kv_heads || heads % kv_heads) return GWQ_E_ARGUMENT;
-    if (type != GWQ_TYPE_F16 && type != GWQ_TYPE_F32 && (type != GWQ_TYPE_Q8_0 || dim % UNIT))
-        return GWQ_E_TYPE;
-    struct attention_job j = {
+    gwq_attention_job j = {
         .q = q,
         .k = k,
         .v = v,
@@ -198,6 +194,7 @@ int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, 
         .softcap = softcap,
         .out = out,
     };
-    gwq_pool_run(pool, attention_task, &j);
-    return GWQ_OK;
+    int status = gwq_attention_check(&j);
+    if (!status) gwq_pool_run(pool, gwq_attention_share, &j);
+    return status;
 }

@@ -1,24 +1,13 @@
 /* gwq_matmul: int8 codes of the activations, then row groups of all matrices shared out by
  * bytes. */
-#include <stdatomic.h>
-#include "kernels.h"
+#include "matmul.h"
 #include "massive.h"
 #include "threads.h"
 
-struct matmul_job {
-    const gwq_matrix *const *m; /* (count) */
-    float *const *y;            /* (count) */
-    int count;
-    gwq_input in;
-    gwq_input residual;         /* codes that count for the tokens that are `massive` */
-    uint8_t *massive;           /* (n) */
-    atomic_uint_fast64_t taken; /* pieces of matmul_task that somebody has begun */
-};
-
 /* --- activations ------------------------------------------------------------------------------ */
 
-static void quantize_task(void *p, int thread, int threads) {
-    const struct matmul_job *j = p;
+void gwq_product_codes(void *p, int thread, int threads) {
+    const gwq_product *j = p;
     const gwq_input *in = &j->in;
     int64_t end = gwq_share(in->n, thread + 1, threads);
     for (int64_t t = gwq_share(in->n, thread, threads); t < end; t++) {
@@ -30,7 +19,7 @@ static void quantize_task(void *p, int thread, int threads) {
 }
 
 static void panel_task(void *p, int thread, int threads) {
-    const gwq_input *in = &((struct matmul_job *)p)->in;
+    const gwq_input *in = &((gwq_product *)p)->in;
     int64_t tiles = gwq_tiles(in->cols);
     int64_t pieces = (in->n + GWQ_PANEL - 1) / GWQ_PANEL * tiles;
     int64_t end = gwq_share(pieces, thread + 1, threads);
@@ -65,22 +54,35 @@ static int64_t group_at(const gwq_matrix *m, uint64_t target) {
     return low;
 }
 
+/* What is done to the rows first .. last-1 of y[i] once they are there */
+static void finish_rows(const gwq_product *j, int i, int64_t first, int64_t last) {
+    const int64_t rows = j->m[i]->rows;
+    const float *bias = j->bias ? j->bias[i] : NULL;
+    for (int64_t t = 0; t < j->in.n; t++) {
+        float *y = j->y[i] + t * rows;
+        for (int64_t r = first; bias && r < last; r++) y[r] += bias[r];
+        for (int64_t r = first; j->into && r < last; r++)
+            j->into[t * rows + r] += j->factor * y[r];
+    }
+}
+
 /* y = the row groups first .. last-1 of matrix i times the activations */
-static void matmul_groups(const struct matmul_job *j, int i, int64_t first, int64_t last) {
+static void matmul_groups(const gwq_product *j, int i, int64_t first, int64_t last) {
     const gwq_kernels *kernels = gwq_in_use();
     const gwq_matrix *m = j->m[i];
     const int kind = gwq_kind_of(m);
     kernels->matmul[kind](m, first, last, &j->in, j->y[i]);
     if (!gwq_types[kind].bits) { /* ggml types: float32 activations, outliers apart */
         if (m->outliers) kernels->sparse(m, first, last, &j->in, j->y[i]);
-        return;
+    } else {
+        for (int64_t t = 0; t < j->in.n; t++)
+            if (j->massive[t]) gwq_residual_product(m, kind, first, last, &j->residual, t, j->y[i]);
     }
-    for (int64_t t = 0; t < j->in.n; t++)
-        if (j->massive[t]) gwq_residual_product(m, kind, first, last, &j->residual, t, j->y[i]);
+    finish_rows(j, i, first * GWQ_ROWS, min64(last * GWQ_ROWS, m->rows));
 }
 
 /* The row groups that begin at the bytes from .. to-1 of all matrices, laid end to end */
-static void matmul_bytes(const struct matmul_job *j, uint64_t from, uint64_t to) {
+static void matmul_bytes(const gwq_product *j, uint64_t from, uint64_t to) {
     uint64_t base = 0;
     for (int i = 0; i < j->count; i++) {
         const gwq_matrix *m = j->m[i];
@@ -103,8 +105,8 @@ static uint64_t piece_start(uint64_t total, uint64_t pieces, uint64_t i) {
  * result does not depend on who does. */
 enum { OWN = 5, SHARES = 8 };
 
-static void matmul_task(void *p, int thread, int threads) {
-    struct matmul_job *j = p;
+void gwq_product_share(void *p, int thread, int threads) {
+    gwq_product *j = p;
     const uint64_t pieces = threads == 1 ? 1 : (uint64_t)threads * SHARES;
     const uint64_t own = threads == 1 ? 1 : OWN;
     uint64_t total = 0;
@@ -112,7 +114,7 @@ static void matmul_task(void *p, int thread, int threads) {
     matmul_bytes(j, piece_start(total, pieces, own * (uint64_t)thread),
                  piece_start(total, pieces, own * (uint64_t)(thread + 1)));
     for (;;) {
-        uint64_t i = own * (uint64_t)threads + atomic_fetch_add(&j->taken, 1);
+        uint64_t i = own * (uint64_t)threads + atomic_fetch_add(j->taken, 1);
         if (i >= pieces) return;
         matmul_bytes(j, piece_start(total, pieces, i), piece_start(total, pieces, i + 1));
     }
@@ -140,47 +142,58 @@ static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) 
     return in;
 }
 
-/* Room to align it, two sets of codes, `massive`, panels */
+size_t gwq_product_bytes(int64_t n, int64_t cols) {
+    return 64 + 2 * code_bytes(n, gwq_blocks(cols)) + round_up((size_t)n);
+}
+
+uint8_t *gwq_product_scratch(gwq_product *j, void *scratch) {
+    const int64_t n = j->in.n, cols = j->in.cols;
+    uint8_t *at = (uint8_t *)round_up((size_t)scratch);
+    j->in = input_at(at, j->in.x, n, cols);
+    at += code_bytes(n, j->in.blocks);
+    j->residual = input_at(at, j->in.x, n, cols);
+    at += code_bytes(n, j->in.blocks);
+    j->massive = at;
+    return at + round_up((size_t)n);
+}
+
+int gwq_product_check(const gwq_product *j, int *tiles, int *outliers) {
+    *tiles = *outliers = 0;
+    if (!j->m || !j->y || !j->in.x || j->count < 1 || j->in.n < 1) return GWQ_E_ARGUMENT;
+    for (int i = 0; i < j->count; i++) {
+        const gwq_matrix *m = j->m[i];
+        if (!gwq_usable(m) || !j->y[i] || m->cols != j->m[0]->cols) return GWQ_E_ARGUMENT;
+        *tiles |= gwq_types[gwq_kind_of(m)].bits;
+        *outliers |= m->outliers != NULL;
+    }
+    return GWQ_OK;
+}
+
+/* That, and panels */
 uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
     if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
     size_t panels = ((size_t)n + GWQ_PANEL - 1) / GWQ_PANEL;
     size_t panel_floats = n > GWQ_FEW ? panels * GWQ_PANEL * (size_t)cols : 0;
-    return 64 + 2 * code_bytes(n, gwq_blocks(cols)) + round_up((size_t)n) +
-           sizeof(float) * panel_floats;
+    return gwq_product_bytes(n, cols) + sizeof(float) * panel_floats;
 }
 
 int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n,
                float *const *y, void *scratch, uint64_t scratch_bytes) {
-    if (!m || !y || !x || count < 1 || n < 1) return GWQ_E_ARGUMENT;
-    int tiles = 0;    /* whether a matrix is of a tile type */
-    int outliers = 0; /* whether one has outliers */
-    for (int i = 0; i < count; i++) {
-        if (!gwq_usable(m[i]) || !y[i] || m[i]->cols != m[0]->cols) return GWQ_E_ARGUMENT;
-        tiles |= gwq_types[gwq_kind_of(m[i])].bits;
-        outliers |= m[i]->outliers != NULL;
-    }
-    const int64_t cols = m[0]->cols;
-    const int64_t blocks = gwq_blocks(cols);
-    struct matmul_job j = {
-        .m = m,
-        .y = y,
-        .count = count,
-        .in = {.n = n, .cols = cols, .blocks = blocks, .x = x},
-    };
+    int tiles, outliers;
+    atomic_uint_fast64_t taken = 0;
+    gwq_product j = {.m = m, .y = y, .count = count, .in = {.n = n, .x = x}, .taken = &taken};
+    int status = gwq_product_check(&j, &tiles, &outliers);
+    if (status) return status;
+    j.in.cols = m[0]->cols;
+    j.in.blocks = gwq_blocks(j.in.cols);
     if (tiles) {
-        if (!scratch || scratch_bytes < gwq_scratch_bytes(n, cols)) return GWQ_E_SCRATCH;
-        uint8_t *at = (uint8_t *)round_up((size_t)scratch);
-        j.in = input_at(at, x, n, cols);
-        at += code_bytes(n, blocks);
-        j.residual = input_at(at, x, n, cols);
-        at += code_bytes(n, blocks);
-        j.massive = at;
-        at += round_up((size_t)n);
-        j.in.panel = (float *)at;
-        if (n == 1) quantize_task(&j, 0, 1);
-        else gwq_pool_run(pool, quantize_task, &j);
+        if (!scratch || scratch_bytes < gwq_scratch_bytes(n, j.in.cols)) return GWQ_E_SCRATCH;
+        uint8_t *panel = gwq_product_scratch(&j, scratch);
+        j.in.panel = (float *)panel;
+        if (n == 1) gwq_product_codes(&j, 0, 1);
+        else gwq_pool_run(pool, gwq_product_codes, &j);
         if (outliers && n > GWQ_FEW) gwq_pool_run(pool, panel_task, &j);
     }
-    gwq_pool_run(pool, matmul_task, &j);
+    gwq_pool_run(pool, gwq_product_share, &j);
     return GWQ_OK;
 }

@@ -16,12 +16,15 @@ struct gwq_pool {
     int threads;
     pthread_mutex_t caller; /* one run at a time */
     pthread_mutex_t lock;   /* guards sleeping and waking */
-    pthread_cond_t wake, done;
+    pthread_cond_t wake, done, all_met;
     atomic_uint epoch;    /* number of the current run */
     atomic_int remaining; /* workers that have not finished it */
     atomic_int sleepers;
     atomic_int caller_sleeps;
     atomic_int stop;
+    atomic_int met;           /* threads that have come to the current meeting */
+    atomic_uint meetings;     /* that are over */
+    atomic_int meeting_sleepers;
     gwq_task fn;
     void *arg;
     pthread_t ids[MAX_THREADS];
@@ -104,6 +107,34 @@ void gwq_pool_run(gwq_pool *pool, gwq_task fn, void *arg) {
     pthread_mutex_unlock(&pool->caller);
 }
 
+int gwq_pool_threads(const gwq_pool *pool) { return pool ? pool->threads : 1; }
+
+void gwq_pool_meet(gwq_pool *pool) {
+    if (!pool || pool->threads == 1) return;
+    const unsigned meeting = atomic_load(&pool->meetings);
+    if (atomic_fetch_add(&pool->met, 1) == pool->threads - 1) {
+        atomic_store(&pool->met, 0);
+        /* sequentially consistent: a thread that is about to sleep sees it */
+        atomic_fetch_add(&pool->meetings, 1);
+        if (atomic_load(&pool->meeting_sleepers)) {
+            pthread_mutex_lock(&pool->lock);
+            pthread_cond_broadcast(&pool->all_met);
+            pthread_mutex_unlock(&pool->lock);
+        }
+        return;
+    }
+    for (int i = 0; i < SPIN; i++) {
+        if (atomic_load_explicit(&pool->meetings, memory_order_acquire) != meeting) return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->meeting_sleepers, 1);
+    while (atomic_load(&pool->meetings) == meeting)
+        pthread_cond_wait(&pool->all_met, &pool->lock);
+    atomic_fetch_sub(&pool->meeting_sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
+}
+
 int gwq_pool_new(int threads, gwq_pool **out) {
     if (!out || threads < 1 || threads > MAX_THREADS) return GWQ_E_ARGUMENT;
     gwq_pool *pool = calloc(1, sizeof *pool);
@@ -113,6 +144,7 @@ int gwq_pool_new(int threads, gwq_pool **out) {
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->done, NULL);
+    pthread_cond_init(&pool->all_met, NULL);
     pthread_attr_t attr;
     pthread_attr_init(&attr);
     /* kernels use up to 100 KB, more than some systems give a thread */
@@ -141,6 +173,7 @@ void gwq_pool_free(gwq_pool *pool) {
     for (int t = 1; t <= pool->started; t++) pthread_join(pool->ids[t], NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->all_met);
     pthread_mutex_destroy(&pool->lock);
     pthread_mutex_destroy(&pool->caller);
     free(pool);

@@ -32,7 +32,8 @@ enum gwq_status {
     GWQ_E_SCRATCH,  /* scratch buffer too small */
     GWQ_E_INDEX,    /* row index out of range */
     GWQ_E_TABLE,    /* a table entry is not in -32..31 */
-    GWQ_E_EXPONENT  /* an exponent is not in -64..64 */
+    GWQ_E_EXPONENT, /* an exponent is not in -64..64 */
+    GWQ_E_FINITE    /* a number is infinite or NaN */
 };
 
 /* A weight matrix in memory as it lies in the file. Any type may have outliers. */
@@ -123,6 +124,10 @@ int gwq_scale(float *x, int64_t n, int64_t dim, float scale);
 int gwq_add(float *x, const float *y, int64_t n, int64_t dim, float scale, int broadcast);
 /* out (n, dim) = n runs of dim floats that begin `stride` floats apart in x. */
 int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out);
+
+/* ids (k) = where the k largest of x (n) are, largest first; of equal numbers the earlier ones.
+ * GWQ_E_FINITE: one of all is not finite. */
+int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids);
 
 /* --- attention -------------------------------------------------------------------------------- */
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from gwq_export.errors import GwqError
 from gwq_export.format.types import ffi
 from gwq_export.native import library as native
 from gwq_export.native.library import NULL, Pool, pointer
+from gwq_export.native.ops import top
 from tests.support.kernel_cases import activations, guarded, same_bits
 
 SIZES = [(1, 1), (2, 7), (3, 8), (2, 9), (1, 31), (5, 64), (2, 65), (40, 576)]
@@ -216,3 +218,19 @@ def test_bad_arguments_are_refused(op, arguments):
     values = [value(word, kind) for word, kind in zip(words, kinds, strict=True)]
     assert function(*values) == native.lib().GWQ_E_ARGUMENT
     assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 63, 64, 65, 200, 5000])
+def test_the_largest(n):
+    for digits in (0, 6):  # many equal numbers, hardly any
+        x = activations(1, n)[0].round(digits)
+        for k in {1, min(2, n), min(40, n), n}:
+            assert np.array_equal(top(x, k), np.argsort(-x, kind="stable")[:k])
+    for value in (np.nan, np.inf, -np.inf):
+        x[n // 2] = value
+        with pytest.raises(GwqError, match="logits: a number is not finite: the file is damaged"):
+            top(x, 1)
+    x[n // 2] = 0
+    for k in (0, n + 1):
+        with pytest.raises(RuntimeError, match="GWQ_E_ARGUMENT"):
+            top(x, k)

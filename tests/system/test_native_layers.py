@@ -15,7 +15,7 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "x86": {"include", "cpu", "x86"},
 }
 CALLS = [  # a file calls only files of earlier lines
-    {"threads", "encode_scalar", "scalar_ggml", "scalar_ops"},
+    {"threads", "top", "encode_scalar", "scalar_ggml", "scalar_ops"},
     {"scalar"},
     {"encode_avx2", "avx2_ggml", "avx2_ops", "avx2_functions"},
     {"avx2"},
@@ -23,6 +23,7 @@ CALLS = [  # a file calls only files of earlier lines
     {"dispatch"},
     {"matrix", "massive", "ops", "attention", "encode"},
     {"matmul"},
+    {"program"},
 ]
 
 

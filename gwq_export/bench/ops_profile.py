@@ -1,0 +1,82 @@
+"""Where the time of a decoded token goes, operation by operation."""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from gwq_export.errors import GwqError
+from gwq_export.format.types import TYPES_BY_ID
+from gwq_export.machine import cpu_name
+from gwq_export.native.library import isa
+from gwq_export.native.program import Op
+from gwq_export.runtime.model import Model
+
+PROMPT, GEN = 512, 128  # as gwq-bench has them; half the context where it is shorter
+
+
+def profile_rows(
+    path: str | PathLike[str],
+    prompt: int | None = None,
+    gen: int | None = None,
+    threads: int | None = None,
+    repeats: int = 5,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> list[dict[str, Any]]:
+    """Rows of the operations of a token after `prompt` others, those that take longest first.
+
+    Row: {"op" (operations that run as one, joined by "+"), "type", "shape" (outputs and inputs;
+    both None without a matrix), "calls", "ns" (both for one token), "share" (of the token's time),
+    "gbps" (of weights, or None), "isa", "threads", "cpu_info"}. Of `repeats` runs of `gen` tokens
+    each the fastest counts. The clock is read after every operation, which adds some 25 ns to it.
+    Raises GwqError.
+    """
+    model = Model(path, threads=threads)
+    prompt = min(PROMPT, model.ctx // 2) if prompt is None else prompt
+    gen = GEN if gen is None else gen
+    if gen < 1 or not 0 < prompt < model.ctx:
+        raise GwqError(
+            f"--ops-profile: -n must be at least 1, and -p lie in 1..{model.ctx - 1}, as the"
+            f" context is {model.ctx}"
+        )
+    session = model.session(prompt + 1)
+    session.forward(np.zeros(prompt, np.int32))
+    program = session.decoder()
+    runs = []
+    for r in range(repeats):
+        runs.append(np.zeros(len(program.ops), np.int64))
+        for _ in range(gen):
+            program.run(np.zeros(1, np.int32), prompt, runs[-1])
+        progress("operations", r + 1, repeats)
+    best = min(runs, key=np.sum) / gen
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for op, ns in zip(program.ops, best.tolist(), strict=True):
+        name, type, shape, nbytes = _described(op)
+        row = found.setdefault(
+            (name, type, shape),
+            {"op": name, "type": type, "shape": shape, "calls": 0, "ns": 0.0, "bytes": 0},
+        )
+        row["calls"] += 1
+        row["ns"] += ns
+        row["bytes"] += nbytes
+    total = best.sum()
+    rows = []
+    for row in sorted(found.values(), key=lambda row: -row["ns"]):
+        nbytes = row.pop("bytes")
+        row["share"] = row["ns"] / total
+        row["gbps"] = nbytes / row["ns"] if nbytes else None
+        row |= {"isa": isa(), "threads": model.weights.pool.threads, "cpu_info": cpu_name()}
+        rows.append(row)
+    return rows
+
+
+def _described(op: Op) -> tuple[str, str | None, tuple[int, int] | None, int]:
+    """(name, types, (outputs, inputs), bytes of weights) of an operation."""
+    name = "+".join(op.parts)
+    matrices = op.fields.get("m", [])
+    if not matrices:
+        return name, None, None, 0
+    types = "+".join(dict.fromkeys(TYPES_BY_ID[m.type].name for m in matrices))
+    shape = sum(m.rows for m in matrices), matrices[0].cols
+    return name, types, shape, sum(m.data_bytes + m.outlier_bytes for m in matrices)
