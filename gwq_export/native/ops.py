@@ -178,6 +178,24 @@ class Ops:
         if s := self.lib.gwq_copy(x, stride, n, dim, out):
             check(s, "copy")
 
+    def route(
+        self,
+        scores: Pointer,
+        n: int,
+        experts: int,
+        used: int,
+        normed: bool,
+        chosen: Pointer,
+        weights: Pointer,
+    ) -> None:
+        """Choose `used` experts for each token by a softmax over scores (n, experts).
+
+        chosen (n, used) int32: ascending; of equal scores the lower expert is taken. weights (n,
+        used): those of a token add up to 1 if `normed`; else they are shares of all experts.
+        """
+        if s := self.lib.gwq_route(scores, n, experts, used, normed, chosen, weights):
+            check(s, "the scores of the experts")
+
 
 def top(x: np.ndarray, k: int) -> np.ndarray:
     """Indices (k,) int32 of the k largest of x (n,) float32, largest first, 1 <= k <= n.

@@ -185,6 +185,52 @@ class Recorder(Ops):
         fields = {"width": count // self.n, "type": type, "cache": cache}
         self._add("cache", self.n, [floats(x, count)], [], x=x, **fields)
 
+    def fill(self, x: Pointer, n: int, dim: int, number: float) -> None:
+        """x (n, dim) = number."""
+        self._add("fill", n, [], [floats(x, n * dim)], x=x, dim=dim, number=number)
+
+    def route(
+        self,
+        scores: Pointer,
+        n: int,
+        experts: int,
+        used: int,
+        normed: bool,
+        chosen: Pointer,
+        weights: Pointer,
+    ) -> None:
+        """As Ops.route."""
+        fields = {"scores": scores, "experts": experts, "used": used, "normed": normed}
+        writes = [floats(chosen, n * used), floats(weights, n * used)]
+        reads = [floats(scores, n * experts)]
+        self._add("route", n, reads, writes, chosen=chosen, weights=weights, **fields)
+
+    def of_choice(
+        self,
+        m: Sequence[Pointer],
+        experts: Pointer,
+        count: int,
+        choice: Pointer,
+        x: Pointer,
+        ys: Sequence[Pointer],
+        into: Pointer = NULL,
+        weight: Pointer = NULL,
+    ) -> None:
+        """As `matmul` of one token, with the matrices of the expert that is chosen by then.
+
+        m: those of an expert. experts: of all `count` of them, one after another. choice: of the
+        expert, int32. into: gets the one result times `weight`, a float.
+        """
+        every = ffi.new("gwq_matrix *[]", list(m))
+        self.matmul(every, len(m), x, 1, ys, int(m[0].cols))
+        op = self.ops[-1]
+        op.fields |= {"experts": experts, "expert_count": count, "choice": choice}
+        op.reads = [*op.reads, floats(choice, 1)]
+        if into != NULL:
+            op.fields |= {"into": into, "weight_of_choice": weight}
+            op.reads.append(floats(weight, 1))
+            op.writes = [*op.writes, floats(into, int(m[0].rows))]
+
     def softcap(self, x: Pointer, n: int, dim: int, cap: float) -> None:
         """As Ops.softcap."""
         span = [floats(x, n * dim)]
@@ -235,38 +281,36 @@ def _apart(op: Op, read: Sequence[Span]) -> bool:
 
 def _norm_first(norm: Op, product: Op, later: Sequence[Op]) -> bool:
     """Join a norm and the product that reads its result."""
-    if product.kind != "matmul" or norm.kind not in ("rmsnorm", "layernorm"):
-        return False
-    wanted = product.reads == norm.writes and norm.n == product.n
-    if not wanted or product.fields["before"] or not _apart(product, norm.reads):
-        return False
-    if not _dead(norm.writes[0], [_written(product), *later]):
+    if norm.kind not in ("rmsnorm", "layernorm") or not _can_come_first(norm, product, later):
         return False
     f = norm.fields
     product.fields |= {"before": lib().GWQ_BEFORE_NORM, "layer": norm.kind == "layernorm"}
     product.fields |= {"x": f["x"], "weight": f["weight"], "shift": f["bias"], "eps": f["eps"]}
-    product.reads = norm.reads
+    product.reads = [*norm.reads, *product.reads[1:]]
     return True
 
 
 def _activation_first(activation: Op, product: Op, later: Sequence[Op]) -> bool:
     """Join an activation and the product that reads its result."""
-    if activation.kind != "activate" or product.kind != "matmul" or product.fields["before"]:
-        return False
-    if product.reads != activation.writes or not _apart(product, activation.reads):
-        return False
-    if not _dead(activation.writes[0], [_written(product), *later]):
+    if activation.kind != "activate" or not _can_come_first(activation, product, later):
         return False
     f = activation.fields
     product.fields |= {"before": lib().GWQ_BEFORE_ACTIVATION, "activation": f["activation"]}
     product.fields |= {"x": f["x"], "up": f["up"]}
-    product.reads = activation.reads
+    product.reads = [*activation.reads, *product.reads[1:]]
     return True
 
 
-def _written(product: Op) -> Op:
-    """What a product leaves behind, without what it reads."""
-    return Op("", product.n, {}, [], product.writes, ())
+def _can_come_first(op: Op, product: Op, later: Sequence[Op]) -> bool:
+    """Whether an operation's one result is the input of a product, and of nothing else.
+
+    Then every thread can compute it for itself, and it is nowhere in the end.
+    """
+    if product.kind != "matmul" or product.fields["before"]:
+        return False
+    if product.reads[:1] != op.writes or product.n != op.n or not _apart(product, op.reads):
+        return False
+    return _dead(op.writes[0], [replace(product, reads=product.reads[1:]), *later])
 
 
 def _bias_after(product: Op, add: Op, later: Sequence[Op]) -> bool:
@@ -327,6 +371,7 @@ _STRUCTS = {  # kinds whose struct has another name
     "activate": "each",
     "softcap": "each",
     "scale": "each",
+    "fill": "each",
 }
 
 

@@ -8,28 +8,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gwq_export.native.library import F32, Pointer, view
+from gwq_export.format.types import ffi
+from gwq_export.native.library import F32, Pointer, pointer, view
 from gwq_export.native.matrix import Linear
 from gwq_export.native.ops import Ops
-
-
-def route(scores: np.ndarray, used: int, normed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `used` experts for each token by a softmax over scores (n, experts) float32.
-
-    Returns (experts, weights), both (n, used): experts ascend; of equal scores the lower expert is
-    taken. normed: the weights of a token add up to 1; else they are shares of all experts.
-    """
-    exponentials = np.exp(scores - scores.max(1, keepdims=True))
-    chosen = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :used], axis=1)
-    weights = np.take_along_axis(exponentials, chosen, axis=1)
-    return chosen, weights / (weights if normed else exponentials).sum(1, keepdims=True)
+from gwq_export.native.program import Recorder
 
 
 class Experts:
     """down_j(activation(gate_j x) * (up_j x)), summed over a token's experts j by their weights.
 
     router: Linear with one output for each expert. gate_up, down: a Linear for each expert, gate_up
-    of two matrices. used, normed: as in `route`. activation: enum gwq_activation.
+    of two matrices. used, normed: as in `Ops.route`. activation: enum gwq_activation.
     """
 
     def __init__(
@@ -49,14 +39,24 @@ class Experts:
         self.activation = activation
         self.dim = gate_up[0].cols
         self.ffn = down[0].cols
+        self._gate_up, self._down = (  # gwq_matrix pointers of all experts
+            ffi.new("gwq_matrix *[]", [m.struct for linear in linears for m in linear.matrices])
+            for linears in (gate_up, down)
+        )
 
     def __call__(
         self, ops: Ops, x: Pointer, n: int, gate: Pointer, up: Pointer, out: Pointer
     ) -> None:
         """x (n, dim) to out (n, dim), which may be x; gate and up (n, ffn) are work space."""
+        if isinstance(ops, Recorder):
+            self._record(ops, x, gate, up, out)
+            return
         scores = F32((n, len(self.down)))
+        chosen = np.empty((n, self.used), np.int32)
+        weights = F32((n, self.used))
         self.router(ops, x, n, scores.ptr)
-        chosen, weights = route(scores.array, self.used, self.normed)
+        ids = pointer(chosen, "int32_t *")
+        ops.route(scores.ptr, n, len(self.down), self.used, self.normed, ids, weights.ptr)
         inputs = view(x, (n, self.dim))
         total = np.zeros_like(inputs)
         part = F32((n, self.dim))  # the tokens of one expert: its inputs, then its outputs
@@ -68,6 +68,23 @@ class Experts:
             self.gate_up[j](ops, part.ptr, m, gate, up)
             ops.activate(gate, up, m, self.ffn, self.activation)
             self.down[j](ops, gate, m, part.ptr)
-            rows *= weights[token, slot, None]
+            rows *= weights.array[token, slot, None]
             total[token] += rows
         view(out, (n, self.dim))[...] = total
+
+    def _record(self, ops: Recorder, x: Pointer, gate: Pointer, up: Pointer, out: Pointer) -> None:
+        """The same for one token, whose experts are chosen when the program runs."""
+        count = len(self.down)
+        scores, weights = ops.work(count), ops.work(self.used)
+        chosen = ffi.cast("int32_t *", ops.work(self.used))
+        total, part = ops.work(self.dim), ops.work(self.dim)
+        self.router(ops, x, 1, scores)
+        ops.route(scores, 1, count, self.used, self.normed, chosen, weights)
+        ops.fill(total, 1, self.dim, 0.0)
+        for i in range(self.used):
+            of_one = [m.struct for m in self.gate_up[0].matrices]
+            ops.of_choice(of_one, self._gate_up, count, chosen + i, x, [gate, up])
+            ops.activate(gate, up, 1, self.ffn, self.activation)
+            of_one = [self.down[0].matrices[0].struct]
+            ops.of_choice(of_one, self._down, count, chosen + i, gate, [part], total, weights + i)
+        ops.copy(total, self.dim, 1, self.dim, out)

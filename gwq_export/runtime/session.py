@@ -99,7 +99,8 @@ class Session:
     def _forward(self, ids: np.ndarray, out: np.ndarray) -> None:
         """Run one batch: ids (n,) int32; out (m, vocab) takes the logits of the last m, 0 to n."""
         n, rows = len(ids), len(out)
-        if n <= MAX_TOKENS and not self.config.experts:
+        # experts are chosen for one token at a time; several at once share what they read
+        if n <= (min(1, MAX_TOKENS) if self.config.experts else MAX_TOKENS):
             program, logits = self._program(n, rows)
             program.run(ids, self.pos)
             out[...] = logits.array

@@ -74,6 +74,13 @@ static int alone(const struct walk *w, const gwq_op *op) {
         return gwq_copy(op->copy.x, op->copy.stride, op->n, op->copy.dim, op->copy.out);
     case GWQ_OP_CACHE:
         return cache(w, &op->cache);
+    case GWQ_OP_FILL:
+        if (!op->each.x) return GWQ_E_ARGUMENT;
+        for (int64_t i = 0; i < op->n * op->each.dim; i++) op->each.x[i] = op->each.number;
+        return GWQ_OK;
+    case GWQ_OP_ROUTE:
+        return gwq_route(op->route.scores, op->n, op->route.experts, op->route.used,
+                         op->route.normed, op->route.chosen, op->route.weights);
     default:
         return GWQ_E_ARGUMENT;
     }
@@ -116,14 +123,21 @@ static void matmul(struct walk *w, int i, int thread, int threads) {
     const gwq_op *op = w->ops + i;
     uint8_t *scratch = w->scratch + w->each * (size_t)thread;
     gwq_product j = product(op);
+    const int64_t expert = op->matmul.choice ? *op->matmul.choice : 0;
+    int tiles, outliers;
     j.taken = w->taken + i;
+    if (op->matmul.choice) j.m = op->matmul.experts + op->matmul.count * expert;
+    if (op->matmul.weight_of_choice) j.factor = *op->matmul.weight_of_choice;
+    if (expert < 0 || expert >= op->matmul.expert_count + !op->matmul.choice ||
+        gwq_product_check(&j, &tiles, &outliers) || j.m[0]->cols != j.in.cols) {
+        if (thread == 0 && !w->status) w->status = GWQ_E_ARGUMENT;
+        return;
+    }
     if (op->matmul.before) {
         before(&op->matmul, op->n, j.in.cols, (float *)scratch);
         j.in.x = (float *)scratch;
         scratch += round_up(sizeof(float) * (size_t)(op->n * j.in.cols));
     }
-    int tiles, outliers;
-    gwq_product_check(&j, &tiles, &outliers);
     if (tiles) {
         gwq_product_scratch(&j, scratch);
         gwq_product_codes(&j, 0, 1);
@@ -183,6 +197,7 @@ static int check(const struct walk *w, const gwq_op *op) {
         int status = gwq_activate(NULL, NULL, o->up, 0, o->m[0]->cols, o->activation);
         if (status) return status;
     }
+    if (o->choice && (!o->experts || o->expert_count < 1)) return GWQ_E_ARGUMENT;
     int tiles, outliers;
     gwq_product j = product(op);
     return gwq_product_check(&j, &tiles, &outliers);

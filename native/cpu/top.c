@@ -1,4 +1,5 @@
-/* The largest of many numbers, for sampling. */
+/* The largest of many numbers, for sampling and for the choice of experts. */
+#include <math.h>
 #include <stdint.h>
 #include "gwq.h"
 
@@ -44,6 +45,33 @@ int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids) {
         int32_t id = ids[last];
         ids[last] = ids[0];
         sink(x, ids, last, 0, id);
+    }
+    return GWQ_OK;
+}
+
+static void ascending(int32_t *ids, int64_t count) {
+    for (int64_t i = 1; i < count; i++) {
+        const int32_t id = ids[i];
+        int64_t at = i;
+        for (; at > 0 && ids[at - 1] > id; at--) ids[at] = ids[at - 1];
+        ids[at] = id;
+    }
+}
+
+int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int normed,
+              int32_t *chosen, float *weights) {
+    if (!scores || !chosen || !weights || n < 1 || experts < 1) return GWQ_E_ARGUMENT;
+    if (used < 1 || used > experts || used > GWQ_MAX_USED) return GWQ_E_ARGUMENT;
+    for (int64_t t = 0; t < n; t++, scores += experts, chosen += used, weights += used) {
+        int status = gwq_top(scores, experts, used, chosen);
+        if (status) return status;
+        const float most = scores[chosen[0]];
+        ascending(chosen, used);
+        float of_all = 0, of_chosen = 0;
+        for (int64_t i = 0; i < experts; i++) of_all += expf(scores[i] - most);
+        for (int64_t i = 0; i < used; i++)
+            of_chosen += weights[i] = expf(scores[chosen[i]] - most);
+        for (int64_t i = 0; i < used; i++) weights[i] /= normed ? of_chosen : of_all;
     }
     return GWQ_OK;
 }

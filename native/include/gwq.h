@@ -100,6 +100,8 @@ uint64_t gwq_scratch_bytes(int64_t n, int64_t cols);
 int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n,
                float *const *y, void *scratch, uint64_t scratch_bytes);
 
+enum gwq_routing { GWQ_MAX_USED = 256 }; /* experts of a token */
+
 /* --- activations ------------------------------------------------------------------------------ */
 
 /* out (n, dim) = x / sqrt(mean(x^2) + eps) * weight (dim); out may be x. */
@@ -128,6 +130,11 @@ int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out)
 /* ids (k) = where the k largest of x (n) are, largest first; of equal numbers the earlier ones.
  * GWQ_E_FINITE: one of all is not finite. */
 int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids);
+/* The `used` experts that each token chooses by a softmax over scores (n, experts): chosen (n,
+ * used), ascending; of equal scores the lower experts. weights (n, used): of a token's, adding up to
+ * 1 where `normed`, else as shares of all experts. used is at most GWQ_MAX_USED. GWQ_E_FINITE. */
+int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int normed,
+              int32_t *chosen, float *weights);
 
 /* --- attention -------------------------------------------------------------------------------- */
 

@@ -26,6 +26,8 @@ enum gwq_op_kind {
     GWQ_OP_ADD,
     GWQ_OP_COPY,
     GWQ_OP_CACHE,
+    GWQ_OP_FILL,
+    GWQ_OP_ROUTE,
     GWQ_OP_ATTENTION,
     GWQ_OP_MATMUL
 };
@@ -55,7 +57,7 @@ typedef struct gwq_op_rope {
 } gwq_op_rope;
 
 /* ACTIVATE: x (n, dim) = activation(x) * up. SOFTCAP: x = number * tanh(x / number). SCALE: x *=
- * number. */
+ * number. FILL: x = number. */
 typedef struct gwq_op_each {
     float *x;
     const float *up;
@@ -87,6 +89,15 @@ typedef struct gwq_op_cache {
     void *cache;
 } gwq_op_cache;
 
+/* scores (n, experts) to chosen and weights (n, used) */
+typedef struct gwq_op_route {
+    const float *scores;
+    int64_t experts, used;
+    int32_t normed;
+    int32_t *chosen;
+    float *weights;
+} gwq_op_route;
+
 /* q and out (n, heads, dim); k and v (positions, kv_heads, dim) from position 0 on */
 typedef struct gwq_op_attention {
     const float *q;
@@ -103,7 +114,10 @@ enum gwq_op_before { GWQ_BEFORE_NOTHING = 0, GWQ_BEFORE_NORM, GWQ_BEFORE_ACTIVAT
 /* y[i] (n, rows of m[i]) = f(x) * transpose(m[i]) (+ bias[i] (rows)), for `count` matrices of equal
  * cols; then, for one matrix, into (n, rows) += factor * y[0]. f by enum gwq_op_before: norm(x) by
  * weight, bias and eps as in gwq_op_norm (`layer` for LAYERNORM), or activation(x) * up. Nothing
- * written here may lie in what is read, but `into` in itself. */
+ * written here may lie in what is read, but `into` in itself.
+ *
+ * Where there is a choice, the matrices are those of an expert, experts[count * *choice] on, alike
+ * in type and shape to m; the factor is *weight_of_choice where that is there. */
 typedef struct gwq_op_matmul {
     const float *x;
     int32_t before;
@@ -118,6 +132,10 @@ typedef struct gwq_op_matmul {
     float *y[4];
     float *into;
     float factor;
+    const float *weight_of_choice;
+    const int32_t *choice;
+    const gwq_matrix *const *experts;
+    int64_t expert_count;
 } gwq_op_matmul;
 
 typedef struct gwq_op {
@@ -131,6 +149,7 @@ typedef struct gwq_op {
         gwq_op_add add;
         gwq_op_copy copy;
         gwq_op_cache cache;
+        gwq_op_route route;
         gwq_op_attention attention;
         gwq_op_matmul matmul;
     };

@@ -51,6 +51,7 @@ def test_forgotten_ids_are_not_reused():
 
 
 def test_an_interrupted_forward_claims_nothing(exported, monkeypatch):
+    monkeypatch.setattr("gwq_export.runtime.session.MAX_TOKENS", 0)  # a program is one call
     model = gwq_export.load(exported(type="f32")[0], threads=1)
     session, whole = model.session(8), model.session(8)
     session.forward(IDS[:3])

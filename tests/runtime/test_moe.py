@@ -7,9 +7,20 @@ import torch
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.bench.models import decode_bytes
-from gwq_export.runtime.moe import route
+from gwq_export.native.library import F32, Pool, pointer
+from gwq_export.native.ops import Ops
 
 IDS = np.random.default_rng(5).integers(3, 1024, 90)
+
+
+def route(scores, used, normed):
+    """(experts, weights), both (n, used), of scores (n, experts)."""
+    n, experts = scores.shape
+    x, weights = F32(scores), F32((n, used))
+    chosen = np.empty((n, used), np.int32)
+    ids = pointer(chosen, "int32_t *")
+    Ops(Pool(1)).route(x.ptr, n, experts, used, normed, ids, weights.ptr)
+    return chosen, weights.array
 
 
 @pytest.mark.parametrize("normed", [True, False])
@@ -25,6 +36,11 @@ def test_routing_is_a_softmax_of_which_the_largest_are_kept(normed):
     assert np.allclose(got, expected, atol=1e-6) and (np.diff(chosen) > 0).all()
     # equal scores: the lower experts
     assert route(np.zeros((1, 5), np.float32), 2, True)[0].tolist() == [[0, 1]]
+    with pytest.raises(GwqError, match="the scores of the experts: a number is not finite"):
+        route(np.array([[0, np.nan, 1]]), 1, True)
+    for used in (0, 6, 257):
+        with pytest.raises(RuntimeError, match="GWQ_E_ARGUMENT"):
+            route(np.zeros((1, 5)), used, True)
 
 
 def test_threads_and_batches_do_not_change_results(tiny, exported):
@@ -37,7 +53,8 @@ def test_threads_and_batches_do_not_change_results(tiny, exported):
     assert np.abs(steps - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_a_token_reads_the_experts_chosen_for_it_alone(tiny, exported):
+def test_a_token_reads_the_experts_chosen_for_it_alone(tiny, exported, monkeypatch):
+    monkeypatch.setattr("gwq_export.runtime.session.MAX_TOKENS", 0)  # no program
     path, _ = exported(tiny("qwen3moe"), type="f32")
     model = gwq_export.load(path)
     used = []
