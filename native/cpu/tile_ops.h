@@ -37,7 +37,7 @@ typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
     int apart;    /* outliers after the dense part, not on the way: faster on a busy core */
-    size_t ahead; /* bytes between a read and its prefetch */
+    size_t ahead; /* bytes between a read and its prefetch; 0: none */
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
     /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's

@@ -71,7 +71,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                 for (int k = 0; k < nb; k++) {
                     size_t at = nb * scales + k * lines; /* the block's lines within the tile */
                     for (int i = 0; i < streams; i++) {
-                        prefetch(s[i].tile + at, ahead, early);
+                        if (ahead) prefetch(s[i].tile + at, ahead, early);
                         ops->block(table, tile[i] + k * scales, tile[i] + at,
                                    in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
                                    in->bias + 8 * (b + k), s[i].dense);
@@ -81,13 +81,13 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
                     int upto = k + 1 < nb ? (int)min64(k + 1, streams) : streams;
                     for (int i = k; i < upto; i++) {
                         if (b) settle(&s[i], most.levels, ops);
-                        for (int j = 0; j < streams; j += 2)
+                        for (int j = 0; ahead && j < streams; j += 2)
                             prefetch(s[j].tile + at + early, ahead, bytes - early);
                         s[i].in_hand = record_at(s[i].in_hand.next, ops);
                         prefetch(s[i].in_hand.next, 192, 192); /* constants: no loop to predict */
                         multiply(&s[i].in_hand, most.total, end, x, ops, s[i].product);
                     }
-                    for (int j = 1; j < streams; j += 2)
+                    for (int j = 1; ahead && j < streams; j += 2)
                         prefetch(s[j].tile + at + early, ahead, bytes - early);
                 }
                 for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;

@@ -356,8 +356,9 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     return rows_above(bytes16(count), level);
 }
 
-/* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch */
-#define TILE_TYPE(N, COUNT, AHEAD)                                                              \
+/* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch; APART: outliers
+ * after the dense part */
+#define TILE_TYPE(N, COUNT, AHEAD, APART)                                                       \
     GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
                              const int8_t *q, float dx, const int16_t *bias, float *y) {        \
         block(N, QUADS##N, quads##N, SUB##N, scales##N, table, scale, line, q, dx, bias,        \
@@ -377,7 +378,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     static const tile_ops ops##N = {                                                            \
         .bits = N,                                                                              \
         .streams = COUNT,                                                                       \
-        .apart = 0,                                                                             \
+        .apart = APART,                                                                         \
         .ahead = AHEAD,                                                                         \
         .unit = 1,                                                                              \
         .block = block##N,                                                                      \
@@ -395,11 +396,14 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
                               const gwq_input *in, float *y) {                                  \
         tile_matmul(&ops##N, m, first, last, in, y);                                            \
     }
-TILE_TYPE(2, STREAMS, 1024)
-TILE_TYPE(3, STREAMS, 1536)
-TILE_TYPE(4, STREAMS, 1536)
-TILE_TYPE(5, STREAMS, 1536)
-TILE_TYPE(6, STREAMS, 1536)
+/* On Zen 4 with 4 KB pages. The processor's own prefetches keep up with one row group, and what is
+ * asked for beside them only gets in their way. At two and three bits the loops are longer than the
+ * reading takes. */
+TILE_TYPE(2, STREAMS, 1024, 0)
+TILE_TYPE(3, STREAMS, 1536, 0)
+TILE_TYPE(4, 1, 0, 1)
+TILE_TYPE(5, 1, 0, 1)
+TILE_TYPE(6, 1, 0, 1)
 
 /* Empty slots are AVX2's (dispatch.c): there memory or plain float arithmetic is the limit. */
 const gwq_kernels gwq_avx512 = {
