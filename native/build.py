@@ -57,6 +57,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "massive.c": "",
             "ops.c": "",
             "attention.c": "",
+            "kv_cache.c": "",
             "program.c": "",
             "top.c": "",
             "encode.c": VECTORS,

@@ -38,6 +38,13 @@ class Ops:
             self._work = F32(count)
         return self._work.ptr
 
+    def _scratch_of(self, need: int) -> Pointer:
+        """Pointer to at least `need` bytes that the next call may overwrite."""
+        if need > self._scratch.nbytes:
+            self._scratch = np.empty(need, np.uint8)
+            self._scratch_ptr = pointer(self._scratch, "void *")
+        return self._scratch_ptr if need else ffi.NULL
+
     def matmul(
         self, m: Pointer, count: int, x: Pointer, n: int, ys: Sequence[Pointer], cols: int
     ) -> None:
@@ -45,9 +52,7 @@ class Ops:
         need = self._need.get((n, cols))
         if need is None:
             need = self._need[n, cols] = self.lib.gwq_scratch_bytes(n, cols)
-            if need > self._scratch.nbytes:
-                self._scratch = np.empty(need, np.uint8)
-                self._scratch_ptr = pointer(self._scratch, "void *")
+            self._scratch_of(need)
         outputs = self._outputs[count - 1]
         for i in range(count):
             outputs[i] = ys[i]
@@ -137,6 +142,7 @@ class Ops:
             softcap,
             window,
             out,
+            self._scratch_of(self.lib.gwq_attention_bytes(n, heads, dim)),
         ):
             check(s, "attention")
 

@@ -1,4 +1,15 @@
-/* The KV cache, and causal attention over it. */
+/* Causal attention over a KV cache.
+ *
+ * The keys of a few tokens are cut into chunks, so that threads share them whatever the number of
+ * heads. Of every chunk c and query there is in the end
+ *
+ *     m = largest score,   total = sum of exp(score - m),   sum = sum of exp(score - m) * v,
+ *
+ * and with M the largest of all m
+ *
+ *     out = sum over c of exp(m - M) * sum / sum over c of exp(m - M) * total.
+ *
+ * Where the cuts are depends on the positions alone, not on the threads. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -6,57 +17,14 @@
 #include "kernels.h"
 #include "threads.h"
 
-/* --- numbers of a cache ----------------------------------------------------------------------- */
-
-enum { UNIT = sizeof((struct q8_0_block *)0)->code }; /* numbers of a cache that share a scale */
-
-/* Bytes of `count` numbers of a cache, whole units of them if they have scales */
-static int64_t cache_bytes(int type, int64_t count) {
-    if (type == GWQ_TYPE_Q8_0) return count / UNIT * (int64_t)sizeof(struct q8_0_block);
-    return type == GWQ_TYPE_F16 ? 2 * count : 4 * count;
-}
-
-/* The largest magnitude gets the code 127, or -127. A NaN makes the scale NaN, so that it is not
- * lost. */
-static void to_q8_0(const float *x, struct q8_0_block *out) {
-    float most = 0, sum = 0;
-    for (int i = 0; i < UNIT; i++) {
-        float a = fabsf(x[i]);
-        most = a > most ? a : most;
-        sum += a;
-    }
-    most = most < 127 * 65504.f ? most : 127 * 65504.f;
-    float scale = sum == sum ? most / 127 : sum;
-    float inverse = most > 0 ? 127 / most : 0;
-    gwq_in_use()->to_halves(&scale, 1, &out->scale);
-    for (int i = 0; i < UNIT; i++) {
-        float v = x[i] * inverse;
-        out->code[i] = (int8_t)rintf(v > -127 ? v < 127 ? v : 127 : -127);
-    }
-}
-
-int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first) {
-    if (count < 0 || first < 0 || (count && (!x || !cache))) return GWQ_E_ARGUMENT;
-    switch (type) {
-    case GWQ_TYPE_F16:
-        gwq_in_use()->to_halves(x, count, (uint16_t *)cache + first);
-        return GWQ_OK;
-    case GWQ_TYPE_F32:
-        if (count) memcpy((float *)cache + first, x, (size_t)count * sizeof *x);
-        return GWQ_OK;
-    case GWQ_TYPE_Q8_0:
-        if (count % UNIT || first % UNIT) return GWQ_E_ARGUMENT;
-        for (int64_t i = 0; i < count / UNIT; i++)
-            to_q8_0(x + i * UNIT, (struct q8_0_block *)cache + first / UNIT + i);
-        return GWQ_OK;
-    default:
-        return GWQ_E_TYPE;
-    }
-}
-
-/* --- attention -------------------------------------------------------------------------------- */
-
-enum { RUN = 32 }; /* keys at a time */
+enum {
+    RUN = 32,        /* keys at a time */
+    FEW_RUN = 8,     /* the same for up to GWQ_FEW tokens, which have to wait for keys: so many that
+                      * the next ones arrive evenly (5 to 7 GB/s with 32 on Zen 4, 8 with 8) */
+    CHUNK = 4 * RUN, /* keys of a chunk, at least */
+    MOST_CHUNKS = 16,
+    KEY_HEADS = 8    /* that share the keys of a run while they are in the cache, at most */
+};
 
 /* The positions that a token sees: `from` on, below `end` */
 struct range {
@@ -68,102 +36,177 @@ static struct range seen(const gwq_attention_job *j, int64_t token) {
     return (struct range){j->window && end > j->window ? end - j->window : 0, end};
 }
 
-/* Scores as the model wants them, -INFINITY for keys that a query does not see; raises top[i] to
- * the largest. */
-static void finish_scores(const gwq_attention_job *j, const struct range *r, int64_t at,
-                          int keys, float (*s)[GWQ_QUERIES], float *top) {
-    for (int n = 0; n < keys; n++)
-        for (int i = 0; i < GWQ_QUERIES; i++) s[n][i] *= j->scale;
-    if (j->softcap > 0) gwq_in_use()->softcap(s[0], (int64_t)keys * GWQ_QUERIES, j->softcap);
-    for (int n = 0; n < keys; n++)
-        for (int i = 0; i < GWQ_QUERIES; i++) {
-            float x = s[n][i];
-            x = at + n >= r[i].from && at + n < r[i].end ? x : -INFINITY;
-            top[i] = x > top[i] ? x : top[i];
-            s[n][i] = x;
-        }
+/* How the keys are cut: `count` chunks of `keys` each, the first at `from` */
+struct chunks {
+    int64_t from, keys, count;
+};
+
+static struct chunks cut(const gwq_attention_job *j) {
+    const int64_t from = seen(j, 0).from / RUN * RUN;
+    const int64_t all = j->start + j->n - from;
+    if (!j->parts) return (struct chunks){from, all, 1};
+    int64_t keys = (all + MOST_CHUNKS - 1) / MOST_CHUNKS;
+    keys = keys <= CHUNK ? CHUNK : (keys + RUN - 1) / RUN * RUN;
+    return (struct chunks){from, keys, (all + keys - 1) / keys};
 }
 
-/* Start loading a head's part of `keys` positions, `stride` bytes apart: too far for a processor to
- * foresee the next. Only for one token: several find most of it in the cache. */
-static void prefetch_keys(const char *p, int64_t bytes, int64_t stride, int keys) {
-    for (int n = 0; n < keys; n++) {
-        uintptr_t first = (uintptr_t)p + (uint64_t)(n * stride);
-        for (uintptr_t line = first / 64 * 64; line < first + (uint64_t)bytes; line += 64)
-            __builtin_prefetch((const void *)line);
-    }
+/* What a query has of a chunk: m, total, then the sums (dim) */
+static float *part(const gwq_attention_job *j, int64_t chunk, int64_t query) {
+    return j->parts + (chunk * j->n * j->heads + query) * (j->dim + 2);
 }
 
-/* Up to GWQ_QUERIES query rows of a key head: row r is the group's head r % group of token r /
- * group.
- *
- * Keys come in runs with a running maximum (online softmax): with m the largest score so far,
- *
- *     total = sum of exp(score - m),   out = sum of exp(score - m) * v,
- *
- * and both are multiplied by exp(m - m') when a run raises m to m'. At the end out /= total. Runs
- * start at multiples of RUN, so a row's sums do not depend on its company. */
-static void attend(const gwq_attention_job *j, int64_t kv_head, int64_t first, int rows) {
-    const gwq_kernels *kernels = gwq_in_use();
-    const int64_t group = j->heads / j->kv_heads;
-    const int64_t stride = j->kv_heads * j->dim;
-    const char *k = j->k + cache_bytes(j->type, kv_head * j->dim);
-    const char *v = j->v + cache_bytes(j->type, kv_head * j->dim);
-    const int64_t part = cache_bytes(j->type, j->dim); /* bytes of a head */
-    const int64_t step = cache_bytes(j->type, stride); /* bytes of a position */
+/* Up to GWQ_QUERIES query rows of a key head, on their way through the keys: row r is the group's
+ * head r % group of token r / group. */
+struct rows {
     const float *q[GWQ_QUERIES];
     float *out[GWQ_QUERIES];
-    float s[RUN + 1][GWQ_QUERIES];
-    float most[GWQ_QUERIES], total[GWQ_QUERIES] = {0}, sum[GWQ_QUERIES];
-    struct range r[GWQ_QUERIES];
-    /* Missing rows are copies of the first, before it, with weight 0: what is stored last is the
-     * row itself. */
-    const int copies = GWQ_QUERIES - rows;
+    struct range seen[GWQ_QUERIES];
+    float most[GWQ_QUERIES], total[GWQ_QUERIES];
+};
+
+/* Rows of the key head; missing ones are copies of the first, before it, with weight 0: what is
+ * stored last is the row itself. Sums go to `out` if chunk is below 0. */
+static void begin(const gwq_attention_job *j, int64_t kv_head, int64_t first, int copies,
+                  int64_t chunk, struct rows *r) {
+    const int64_t group = j->heads / j->kv_heads;
     for (int i = 0; i < GWQ_QUERIES; i++) {
         int64_t row = first + (i < copies ? 0 : i - copies);
         int64_t token = row / group;
-        q[i] = j->q + (token * j->heads + kv_head * group + row % group) * j->dim;
-        out[i] = j->out + (q[i] - j->q);
-        r[i] = seen(j, token);
-        most[i] = -FLT_MAX;
+        int64_t query = token * j->heads + kv_head * group + row % group;
+        r->q[i] = j->q + query * j->dim;
+        r->out[i] = chunk < 0 ? j->out + query * j->dim : part(j, chunk, query) + 2;
+        r->seen[i] = seen(j, token);
+        r->most[i] = -FLT_MAX;
+        r->total[i] = 0;
+        if (i >= copies) memset(r->out[i], 0, (size_t)j->dim * sizeof *j->out);
     }
-    const int64_t end = r[GWQ_QUERIES - 1].end;
-    for (int i = copies; i < GWQ_QUERIES; i++) memset(out[i], 0, (size_t)j->dim * sizeof **out);
-    for (int64_t at = r[0].from / RUN * RUN; at < end; at += RUN) {
-        int64_t left = end - at;
-        int keys = (int)min64(left, RUN);
-        int next = (int)min64(left - keys, RUN); /* keys of the next run */
-        float top[GWQ_QUERIES];
-        if (j->n == 1) prefetch_keys(v + at * step, part, step, keys);
-        kernels->scores(q, k + at * step, j->type, stride, keys, j->dim, s);
-        memcpy(top, most, sizeof top);
-        finish_scores(j, r, at, keys, s, top);
+}
+
+/* Scores as the model wants them, -INFINITY for keys that a query does not see; raises top[i] to
+ * the largest. */
+static void finish_scores(const gwq_attention_job *j, const struct range *seen, int64_t at,
+                          int keys, float (*s)[GWQ_QUERIES], float *top) {
+    const float scale = j->scale;
+    for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) s[n][i] *= scale;
+    if (j->softcap > 0) gwq_in_use()->softcap(s[0], (int64_t)keys * GWQ_QUERIES, j->softcap);
+    for (int i = 0; i < GWQ_QUERIES; i++) {
+        const int64_t hidden = seen[i].from - at, end = seen[i].end - at;
+        for (int n = 0; n < hidden && n < keys; n++) s[n][i] = -INFINITY;
+        for (int n = end > 0 ? (int)min64(end, keys) : 0; n < keys; n++) s[n][i] = -INFINITY;
+    }
+    float t[GWQ_QUERIES];
+    memcpy(t, top, sizeof t);
+    for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) t[i] = s[n][i] > t[i] ? s[n][i] : t[i];
+    memcpy(top, t, sizeof t);
+}
+
+/* Start loading `bytes` of `keys` positions that are `stride` bytes apart, into the second-level
+ * cache: the first has no room for them. Only for a few tokens: many find most of it there. */
+static void prefetch_keys(const char *p, int64_t bytes, int64_t stride, int64_t keys) {
+    for (int64_t n = 0; n < keys; n++) {
+        uintptr_t first = (uintptr_t)p + (uint64_t)(n * stride);
+        for (uintptr_t line = first / 64 * 64; line < first + (uint64_t)bytes; line += 64)
+            __builtin_prefetch((const void *)line, 0, 2);
+    }
+}
+
+/* A run of keys, with a running maximum (online softmax): sums so far are multiplied by exp(m - m')
+ * where the run raises m to m'. k, v: of the head at the run's first position. */
+static void attend_run(const gwq_attention_job *j, struct rows *r, int copies, int64_t at, int keys,
+                       const char *k, const char *v) {
+    const gwq_kernels *kernels = gwq_in_use();
+    const int64_t stride = j->kv_heads * j->dim;
+    float s[RUN + 1][GWQ_QUERIES];
+    float top[GWQ_QUERIES], sum[GWQ_QUERIES];
+    kernels->scores(r->q, k, j->type, stride, keys, j->dim, s);
+    memcpy(top, r->most, sizeof top);
+    finish_scores(j, r->seen, at, keys, s, top);
+    for (int i = copies; i < GWQ_QUERIES; i++) {
+        if (top[i] == r->most[i]) continue;
+        float shrink = expf(r->most[i] - top[i]);
+        r->total[i] *= shrink;
+        for (int64_t d = 0; d < j->dim; d++) r->out[i][d] *= shrink;
+    }
+    memcpy(r->most, top, sizeof top);
+    kernels->exponents(s, keys, r->most, sum);
+    for (int i = 0; i < GWQ_QUERIES; i++) r->total[i] += sum[i];
+    for (int n = 0; copies && n < keys; n++)
+        for (int i = 0; i < copies; i++) s[n][i] = 0;
+    kernels->mix((const float(*)[GWQ_QUERIES])s, v, j->type, stride, keys, j->dim, r->out);
+}
+
+/* `count` rows from `first` on of the key heads kv .. kv+kvs-1, over one chunk. Runs start at
+ * multiples of their length, so a row's sums do not depend on its company. */
+static void attend(const gwq_attention_job *j, const struct chunks *c, int64_t chunk, int64_t kv,
+                   int kvs, int64_t first, int count) {
+    const int copies = GWQ_QUERIES - count;
+    const int64_t head = gwq_cache_bytes(j->type, j->dim);
+    const int64_t position = gwq_cache_bytes(j->type, j->kv_heads * j->dim);
+    struct rows r[KEY_HEADS];
+    for (int h = 0; h < kvs; h++) begin(j, kv + h, first, copies, c->count > 1 ? chunk : -1, r + h);
+    const int few = j->n <= GWQ_FEW;
+    const int run = few ? FEW_RUN : RUN;
+    const int64_t from = r->seen[0].from / run * run, end = r->seen[GWQ_QUERIES - 1].end;
+    const int64_t last = min64(c->from + (chunk + 1) * c->keys, end);
+    int64_t at = c->from + chunk * c->keys;
+    at = from > at ? from : at;
+    const char *k = j->k + kv * head + at * position, *v = j->v + kv * head + at * position;
+    for (; at < last; at += run, k += run * position, v += run * position) {
+        const int keys = (int)min64(last - at, run);
+        if (few) prefetch_keys(v, kvs * head, position, keys);
+        if (few) prefetch_keys(k + run * position, kvs * head, position, min64(last - at - run, run));
+        for (int h = 0; h < kvs; h++)
+            attend_run(j, r + h, copies, at, keys, k + h * head, v + h * head);
+    }
+    for (int h = 0; h < kvs; h++)
         for (int i = copies; i < GWQ_QUERIES; i++) {
-            float shrink = expf(most[i] - top[i]);
-            if (shrink == 1) continue;
-            total[i] *= shrink;
-            for (int64_t d = 0; d < j->dim; d++) out[i][d] *= shrink;
+            if (c->count > 1) {
+                r[h].out[i][-2] = r[h].most[i];
+                r[h].out[i][-1] = r[h].total[i];
+            } else {
+                for (int64_t d = 0; d < j->dim; d++) r[h].out[i][d] /= r[h].total[i];
+            }
         }
-        memcpy(most, top, sizeof most);
-        kernels->exponents(s, keys, most, sum);
-        for (int i = 0; i < GWQ_QUERIES; i++) total[i] += sum[i];
-        for (int n = 0; copies && n < keys; n++)
-            for (int i = 0; i < copies; i++) s[n][i] = 0;
-        if (j->n == 1) prefetch_keys(k + (at + RUN) * step, part, step, next);
-        kernels->mix((const float(*)[GWQ_QUERIES])s, v + at * step, j->type, stride, keys, j->dim,
-                     out);
-    }
-    for (int i = copies; i < GWQ_QUERIES; i++)
-        for (int64_t d = 0; d < j->dim; d++) out[i][d] /= total[i];
 }
 
 void gwq_attention_share(void *p, int thread, int threads) {
     const gwq_attention_job *j = p;
+    const struct chunks c = cut(j);
     const int64_t rows = j->n * (j->heads / j->kv_heads); /* of a key head */
     const int64_t pieces = (rows + GWQ_QUERIES - 1) / GWQ_QUERIES;
-    for (int64_t i = thread; i < pieces * j->kv_heads; i += threads) { /* later tokens see more */
-        int64_t first = i / j->kv_heads * GWQ_QUERIES;
-        attend(j, i % j->kv_heads, first, (int)min64(GWQ_QUERIES, rows - first));
+    int64_t kvs = 1; /* key heads that are walked together: as many as leave work for all threads */
+    if (j->n <= GWQ_FEW) {
+        kvs = (pieces * c.count * j->kv_heads + threads - 1) / threads;
+        kvs = min64(min64(kvs, KEY_HEADS), j->kv_heads);
+    }
+    const int64_t blocks = (j->kv_heads + kvs - 1) / kvs;
+    for (int64_t i = thread; i < pieces * blocks * c.count; i += threads) { /* later ones see more */
+        int64_t first = i / (blocks * c.count) * GWQ_QUERIES;
+        int64_t kv = i / c.count % blocks * kvs;
+        attend(j, &c, i % c.count, kv, (int)min64(kvs, j->kv_heads - kv), first,
+               (int)min64(GWQ_QUERIES, rows - first));
+    }
+}
+
+void gwq_attention_merge(void *p, int thread, int threads) {
+    const gwq_attention_job *j = p;
+    const struct chunks c = cut(j);
+    if (c.count == 1) return;
+    const int64_t end = gwq_share(j->n * j->heads, thread + 1, threads);
+    for (int64_t query = gwq_share(j->n * j->heads, thread, threads); query < end; query++) {
+        float *out = j->out + query * j->dim;
+        float most = -FLT_MAX, total = 0;
+        for (int64_t k = 0; k < c.count; k++) most = fmaxf(most, part(j, k, query)[0]);
+        memset(out, 0, (size_t)j->dim * sizeof *out);
+        for (int64_t k = 0; k < c.count; k++) {
+            const float *of = part(j, k, query);
+            const float weight = expf(of[0] - most);
+            total += weight * of[1];
+            for (int64_t d = 0; d < j->dim; d++) out[d] += weight * of[2 + d];
+        }
+        for (int64_t d = 0; d < j->dim; d++) out[d] /= total;
     }
 }
 
@@ -173,12 +216,18 @@ int gwq_attention_check(const gwq_attention_job *j) {
     if (j->window < 0 || j->kv_heads < 1 || j->heads < j->kv_heads || j->heads % j->kv_heads)
         return GWQ_E_ARGUMENT;
     const int plain = j->type == GWQ_TYPE_F16 || j->type == GWQ_TYPE_F32;
-    return plain || (j->type == GWQ_TYPE_Q8_0 && j->dim % UNIT == 0) ? GWQ_OK : GWQ_E_TYPE;
+    const int codes = j->type == GWQ_TYPE_Q8_0 && j->dim % GWQ_CACHE_UNIT == 0;
+    return plain || codes ? GWQ_OK : GWQ_E_TYPE;
+}
+
+uint64_t gwq_attention_bytes(int64_t n, int64_t heads, int64_t dim) {
+    if (n < 1 || n > GWQ_FEW || heads < 1 || heads > 65536 || dim < 1 || dim > 65536) return 0;
+    return (uint64_t)(MOST_CHUNKS * n * heads * (dim + 2)) * sizeof(float);
 }
 
 int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n,
                   int64_t start, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
-                  float softcap, int64_t window, float *out) {
+                  float softcap, int64_t window, float *out, void *scratch) {
     gwq_attention_job j = {
         .q = q,
         .k = k,
@@ -193,8 +242,11 @@ int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, 
         .scale = scale,
         .softcap = softcap,
         .out = out,
+        .parts = n <= GWQ_FEW ? scratch : NULL,
     };
     int status = gwq_attention_check(&j);
-    if (!status) gwq_pool_run(pool, gwq_attention_share, &j);
-    return status;
+    if (status) return status;
+    gwq_pool_run(pool, gwq_attention_share, &j);
+    gwq_attention_merge(&j, 0, 1);
+    return GWQ_OK;
 }

@@ -23,6 +23,7 @@ struct walk {
     atomic_uint_fast64_t *taken; /* (count), of the products */
     uint8_t *scratch;            /* (threads, each) */
     size_t each;
+    float *parts; /* of attention */
     int64_t *nanoseconds;
     int status; /* the first thread's */
 };
@@ -160,6 +161,7 @@ static gwq_attention_job attention(const struct walk *w, const gwq_op_attention 
         .scale = o->scale,
         .softcap = o->softcap,
         .out = o->out,
+        .parts = w->parts,
     };
 }
 
@@ -185,6 +187,7 @@ static int check(const struct walk *w, const gwq_op *op) {
         return op->each.x && op->each.dim > 0 && op->each.number > 0 ? GWQ_OK : GWQ_E_ARGUMENT;
     if (op->kind == GWQ_OP_ATTENTION) {
         gwq_attention_job j = attention(w, &op->attention);
+        if (op->n != w->n || !gwq_attention_bytes(j.n, j.heads, j.dim)) return GWQ_E_ARGUMENT;
         return gwq_attention_check(&j);
     }
     const gwq_op_matmul *o = &op->matmul;
@@ -222,6 +225,8 @@ static void walk_task(void *p, int thread, int threads) {
         } else if (op->kind == GWQ_OP_ATTENTION) {
             gwq_attention_job j = attention(w, &op->attention);
             gwq_attention_share(&j, thread, threads);
+            gwq_pool_meet(w->pool);
+            gwq_attention_merge(&j, thread, threads);
         } else if (op->kind == GWQ_OP_SOFTCAP) {
             softcap(op, thread, threads);
         } else if (thread == 0) {
@@ -254,10 +259,22 @@ static size_t most_scratch(const gwq_op *ops, int count) {
     return most;
 }
 
+/* Most bytes of scratch that all threads need for an attention of the list */
+static size_t most_parts(const gwq_op *ops, int count) {
+    size_t most = 0;
+    for (int i = 0; i < count; i++) {
+        const gwq_op_attention *o = &ops[i].attention;
+        if (ops[i].kind != GWQ_OP_ATTENTION) continue;
+        size_t bytes = round_up(gwq_attention_bytes(ops[i].n, o->heads, o->dim));
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 uint64_t gwq_program_bytes(const gwq_op *ops, int count, int threads) {
     if (!ops || count < 1 || threads < 1) return 0;
     const size_t each = most_scratch(ops, count);
-    return each ? 64 + counters(count) + each * (size_t)threads : 0;
+    return each ? 64 + counters(count) + most_parts(ops, count) + each * (size_t)threads : 0;
 }
 
 int gwq_program_run(gwq_pool *pool, const gwq_op *ops, int count, const int32_t *ids, int64_t n,
@@ -276,7 +293,8 @@ int gwq_program_run(gwq_pool *pool, const gwq_op *ops, int count, const int32_t 
         .n = n,
         .pos = pos,
         .taken = (atomic_uint_fast64_t *)at,
-        .scratch = at + counters(count),
+        .parts = (float *)(at + counters(count)),
+        .scratch = at + counters(count) + most_parts(ops, count),
         .each = most_scratch(ops, count),
         .nanoseconds = nanoseconds,
     };

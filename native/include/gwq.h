@@ -142,13 +142,16 @@ int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int
  * to nearest even, +-65504 at most; Q8_0 (first and count multiples of 32) to 127ths of the largest
  * of each 32 numbers. GWQ_E_TYPE. */
 int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first);
+/* Bytes of scratch for attention of n tokens; 0: they need none, or cannot be. */
+uint64_t gwq_attention_bytes(int64_t n, int64_t heads, int64_t dim);
 /* Causal attention: q and out (n, heads, dim); k and v (start + n, kv_heads, dim) of type F32, F16
  * or Q8_0 (dim a multiple of 32), heads a multiple of kv_heads. Query i has position start + i and
  * sees the keys max(0, start+i-window+1) .. start+i; window 0 means all. Scores are scaled by
- * `scale`, then softcap * tanh(score / softcap) if softcap > 0. GWQ_E_TYPE. */
+ * `scale`, then softcap * tanh(score / softcap) if softcap > 0. scratch: NULL, or gwq_attention_bytes, with
+ * which the threads share the keys of a few tokens. GWQ_E_TYPE. */
 int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n,
                   int64_t start, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
-                  float softcap, int64_t window, float *out);
+                  float softcap, int64_t window, float *out, void *scratch);
 
 /* --- export ----------------------------------------------------------------------------------- */
 

@@ -34,7 +34,8 @@ def kv_cache(lib, x, type):
 @pytest.mark.parametrize("softcap", [0, 0.5])
 @pytest.mark.parametrize(
     "n,start,window",
-    [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)],
+    [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)]
+    + [(1, 300, 0), (1, 4000, 0), (5, 700, 0), (4, 600, 260), (1, 999, 150), (2, 127, 0)],
 )
 def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, type):
     q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
@@ -69,8 +70,17 @@ def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, t
         window,
         pointer(out),
     )
-    assert lib.gwq_attention(pool(2), *args) == 0
+    assert lib.gwq_attention(pool(2), *args, ffi.NULL) == 0
     assert_allclose(out, want, rtol=2e-5, atol=2e-6)
+    if size := lib.gwq_attention_bytes(n, heads, dim):
+        scratch = guarded(np.empty(size, np.uint8))
+        results = []
+        for threads in (1, 2, 5):
+            out[...] = np.nan
+            assert lib.gwq_attention(pool(threads), *args, pointer(scratch, "void *")) == 0
+            assert_allclose(out, want, rtol=2e-5, atol=2e-6)
+            results.append(out.copy())
+        assert all(np.array_equal(r, results[0]) for r in results)
 
 
 def test_cached_halves_are_numpys(lib):
@@ -121,5 +131,6 @@ def test_cached_codes_of_what_is_not_a_number(lib):
             lib.gwq_cache(pointer(x), count, 8, pointer(out, "void *"), first) == lib.GWQ_E_ARGUMENT
         )
     q = guarded(activations(1, 40))
-    args = (pointer(out, "void *"), pointer(out, "void *"), 8, 1, 0, 1, 1, 40, 1, 0, 0, pointer(q))
+    cache = pointer(out, "void *")
+    args = (cache, cache, 8, 1, 0, 1, 1, 40, 1, 0, 0, pointer(q), ffi.NULL)
     assert lib.gwq_attention(ffi.NULL, pointer(q), *args) == lib.GWQ_E_TYPE

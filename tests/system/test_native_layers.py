@@ -21,7 +21,7 @@ CALLS = [  # a file calls only files of earlier lines
     {"avx2"},
     {"avx512"},
     {"dispatch"},
-    {"matrix", "massive", "ops", "attention", "encode"},
+    {"matrix", "massive", "ops", "kv_cache", "attention", "encode"},
     {"matmul"},
     {"program"},
 ]
