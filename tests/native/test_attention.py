@@ -34,8 +34,10 @@ def kv_cache(lib, x, type):
 @pytest.mark.parametrize("softcap", [0, 0.5])
 @pytest.mark.parametrize(
     "n,start,window",
-    [(1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)]
-    + [(1, 300, 0), (1, 4000, 0), (5, 700, 0), (4, 600, 260), (1, 999, 150), (2, 127, 0)],
+    [
+        *((1, 0, 0), (1, 70, 0), (9, 0, 0), (33, 40, 0), (33, 40, 1), (20, 50, 33), (3, 5, 100)),
+        *((1, 300, 0), (1, 4000, 0), (5, 700, 0), (4, 600, 260), (1, 999, 150), (2, 127, 0)),
+    ],
 )
 def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, type):
     q = guarded(activations(n * heads, dim).reshape(n, heads, dim))
