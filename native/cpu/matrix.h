@@ -7,6 +7,7 @@
 #include "gwq.h"
 
 #define GWQ_INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
 /* Matrix types as indices into gwq_types and into the kernel tables. */
 enum gwq_kind {

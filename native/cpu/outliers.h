@@ -59,10 +59,10 @@ GWQ_INLINE struct usual usual_record(const gwq_matrix *m) {
     return (struct usual){(int)min64(MOST, (mean + mean / 8 + 7) / 8 * 8), mean / 8 + 2};
 }
 
-/* x of the last tile, if it is narrower than the others */
-GWQ_INLINE void copy_edge(const gwq_input *in, float edge[GWQ_TILE]) {
+/* x of token t and the last tile, if that is narrower than the others */
+GWQ_INLINE void copy_edge(const gwq_input *in, int64_t t, float edge[GWQ_TILE]) {
     memset(edge, 0, GWQ_TILE * sizeof *edge);
-    memcpy(edge, in->x + in->cols / GWQ_TILE * GWQ_TILE,
+    memcpy(edge, in->x + t * in->cols + in->cols / GWQ_TILE * GWQ_TILE,
            (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
 }
 
@@ -75,7 +75,7 @@ GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t f
     const float power = gwq_power(m);
     _Alignas(64) float sum[GWQ_ROWS];
     float edge[GWQ_TILE], product[2][MOST + 32];
-    copy_edge(in, edge);
+    copy_edge(in, 0, edge);
     struct record r = {.next = gwq_records(m, first)}, before;
     for (int64_t g = first; g < last; g++) {
         memset(sum, 0, sizeof sum);
@@ -109,18 +109,5 @@ GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[
             ops->spread(v[k % PIECE], x[column[k]], count, sum[__builtin_ctz(rows)]);
         }
     return column + total;
-}
-
-/* The same for up to GWQ_FEW tokens, one after another: x[token][column], sum[token][row]. */
-GWQ_INLINE const uint8_t *record_few(const uint8_t *record, const uint8_t *end,
-                                     const float (*x)[GWQ_TILE], int count, const tile_ops *ops,
-                                     float (*sum)[GWQ_ROWS]) {
-    _Alignas(64) float product[2][MOST + 32];
-    struct record r = record_at(record, ops);
-    for (int j = 0; j <= count; j++) { /* sums are a token behind: loads wait for no store */
-        if (j < count) multiply(&r, 0, end, x[j], ops, product[j % 2]);
-        if (j) ops->expand(r.count, 0, r.total, product[(j - 1) % 2], sum[j - 1]);
-    }
-    return r.next;
 }
 #endif

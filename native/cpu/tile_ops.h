@@ -44,6 +44,12 @@ typedef struct tile_ops {
      * scales and lines, 64 activations q, their scale dx and their bias */
     void (*block)(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q,
                   float dx, const int16_t *bias, float *y);
+    /* y[i] as `block` makes it of token i of two, of four: `at` is the first token's block in q,
+     * scale and bias */
+    void (*two)(const uint8_t *table, const uint8_t *scale, const uint8_t *line,
+                const gwq_input *in, int64_t at, float (*y)[GWQ_ROWS]);
+    void (*four)(const uint8_t *table, const uint8_t *scale, const uint8_t *line,
+                 const gwq_input *in, int64_t at, float (*y)[GWQ_ROWS]);
     /* product[k] = value[k] * x[column[k]] for k < count, and anything up to the next multiple of
      * 16; x holds 256 floats, so any column may be looked up */
     void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x,

@@ -46,7 +46,7 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     _Alignas(64) uint8_t table[64];
     biased_table(m, table);
     float edge[GWQ_TILE];
-    if (outliers) copy_edge(in, edge);
+    if (outliers) copy_edge(in, 0, edge);
     while (first < last) {
         int streams = (int)min64(ops->streams, last - first);
         int64_t each = (last - first) / streams; /* consecutive: data and records just go on */
@@ -113,13 +113,90 @@ GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t firs
     if (m->outliers && ops->apart) add_outliers(ops, m, first, last, in, y);
 }
 
-/* --- several tokens --------------------------------------------------------------------------- */
+/* --- a few tokens ----------------------------------------------------------------------------- */
+
+/* y = one row group times `count` (constant: 1, 2 or 4) tokens from t on, of each what one token
+ * gives, to the bit. edge: `copy_edge` of every token. */
+GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64_t group,
+                                 const gwq_input *in, int64_t t, const int count,
+                                 float (*edge)[GWQ_TILE], const uint8_t *table, float *y) {
+    const size_t scales = gwq_scale_bytes(ops->bits);
+    const size_t lines = gwq_line_bytes(ops->bits);
+    const uint8_t *tile = gwq_group(m, ops->bits, group);
+    const uint8_t *end = m->outliers + m->outlier_bytes;
+    const struct usual most = usual_record(m);
+    const float power = gwq_power(m);
+    struct record r = {.next = gwq_records(m, group)};
+    uint8_t copy[GWQ_TILE_BYTES];
+    _Alignas(64) float dense[4][GWQ_ROWS], sparse[4][GWQ_ROWS];
+    float product[4][MOST + 32];
+    memset(dense, 0, sizeof dense);
+    memset(sparse, 0, sizeof sparse);
+    for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
+        const int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
+        const uint8_t *whole = gwq_whole_tile(m, ops->bits, tile, b, copy);
+        for (int k = 0; k < nb; k++) {
+            const uint8_t *scale = whole + k * scales, *line = whole + nb * scales + k * lines;
+            const int64_t at = t * in->blocks + b + k;
+            if (count == 4) ops->four(table, scale, line, in, at, dense);
+            if (count == 2) ops->two(table, scale, line, in, at, dense);
+            if (count == 1)
+                ops->block(table, scale, line, in->q + at * GWQ_BLOCK, in->scale[at],
+                           in->bias + 8 * at, dense[0]);
+        }
+        tile += nb * (scales + lines);
+        if (!m->outliers) continue;
+        r = record_at(r.next, ops);
+        for (int i = 0; i < count; i++) {
+            const int narrow = in->cols - b * GWQ_BLOCK < GWQ_TILE;
+            const float *x = narrow ? edge[t + i] : in->x + (t + i) * in->cols + b * GWQ_BLOCK;
+            multiply(&r, most.total, end, x, ops, product[i]);
+        }
+        for (int i = 0; i < count; i++)
+            ops->expand(r.count, most.levels, r.total, product[i], sparse[i]);
+    }
+    const int64_t row = group * GWQ_ROWS;
+    float scale[GWQ_ROWS];
+    ops->halves(gwq_row_scales(m, group), GWQ_ROWS, scale);
+    for (int i = 0; i < count; i++) {
+        float *to = y + (t + i) * m->rows + row;
+        for (int k = 0; k < min64(GWQ_ROWS, m->rows - row); k++) {
+            const float of_tiles = ops->unit * scale[k] * dense[i][k];
+            if (!m->outliers) to[k] = power * (of_tiles + 0.f);
+            else if (ops->apart) to[k] = power * (of_tiles + 0.f) + power * sparse[i][k];
+            else to[k] = power * (of_tiles + sparse[i][k]);
+        }
+    }
+}
+
+/* y = the row groups first .. last-1 times up to GWQ_FEW tokens: some row groups for four of them,
+ * for two, for one, while they are in the cache. */
+GWQ_INLINE void tile_few(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                         const gwq_input *in, float *y) {
+    _Alignas(64) uint8_t table[64];
+    float edge[GWQ_FEW][GWQ_TILE];
+    biased_table(m, table);
+    for (int64_t t = 0; m->outliers && t < in->n; t++) copy_edge(in, t, edge[t]);
+    for (int64_t piece = first; piece < last; piece += GROUPS) {
+        const int64_t end = min64(piece + GROUPS, last);
+        int64_t t = 0;
+        for (; t + 4 <= in->n; t += 4)
+            for (int64_t g = piece; g < end; g++)
+                few_tokens_group(ops, m, g, in, t, 4, edge, table, y);
+        for (; t + 2 <= in->n; t += 2)
+            for (int64_t g = piece; g < end; g++)
+                few_tokens_group(ops, m, g, in, t, 2, edge, table, y);
+        for (int64_t g = piece; t < in->n && g < end; g++)
+            few_tokens_group(ops, m, g, in, t, 1, edge, table, y);
+    }
+}
+
+/* --- many tokens ------------------------------------------------------------------------------ */
 
 /* The sums of one row group and up to GWQ_PANEL tokens */
 struct sums {
     _Alignas(64) float dense[GWQ_PANEL][GWQ_ROWS];
-    _Alignas(64) float few[GWQ_FEW][GWQ_ROWS];      /* outliers, up to GWQ_FEW tokens */
-    _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers, more tokens */
+    _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers */
 };
 
 /* The tokens t .. t+count-1 against the row groups first .. first+groups-1 */
@@ -129,22 +206,17 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
     const size_t per_block = gwq_scale_bytes(ops->bits);
     const size_t lines = gwq_line_bytes(ops->bits);
     const size_t bytes = per_block + lines;
-    const int few = in->n <= GWQ_FEW;
     const float power = gwq_power(m);
     uint8_t copy[GWQ_TILE_BYTES];
     _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
     _Alignas(64) gwq_scales scales[GWQ_TILE_BLOCKS];
-    float x[GWQ_FEW][GWQ_TILE];
     const uint8_t *record[GROUPS];
     struct sums s[GROUPS];
     memset(s, 0, (size_t)groups * sizeof *s);
-    memset(x, 0, sizeof x);
     for (int i = 0; i < groups; i++) record[i] = gwq_records(m, first + i);
     for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
         int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
-        int64_t column = b * GWQ_BLOCK, width = min64(GWQ_TILE, in->cols - column);
-        for (int j = 0; m->outliers && few && j < count; j++)
-            memcpy(x[j], in->x + (t + j) * in->cols + column, (size_t)width * sizeof **x);
+        int64_t column = b * GWQ_BLOCK;
         const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(
             in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
         for (int i = 0; i < groups; i++) {
@@ -157,10 +229,7 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
             }
             ops->tokens(scales, entries, nb, in, t, count, b, s[i].dense);
             if (!m->outliers) continue;
-            if (few)
-                record[i] = record_few(record[i], m->outliers + m->outlier_bytes,
-                                       (const float(*)[GWQ_TILE])x, count, ops, s[i].few);
-            else if (count <= 16)
+            if (count <= 16)
                 record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);
             else if (count <= 32)
                 record[i] = record_tokens(record[i], panel, 32, ops, s[i].sparse);
@@ -176,8 +245,7 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         for (int j = 0; j < count; j++)
             for (int r = 0; r < rows; r++)
                 y[(t + j) * m->rows + row + r] =
-                    power * (scale[r] * s[i].dense[j][r] +
-                             (few ? s[i].few[j][r] : s[i].sparse[r][j]));
+                    power * (scale[r] * s[i].dense[j][r] + s[i].sparse[r][j]);
     }
 }
 
@@ -194,6 +262,7 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
 GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                             const gwq_input *in, float *y) {
     if (in->n == 1) tile_gemv(ops, m, first, last, in, y);
+    else if (in->n <= GWQ_FEW) tile_few(ops, m, first, last, in, y);
     else tile_gemm(ops, m, first, last, in, y);
 }
 #endif

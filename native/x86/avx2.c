@@ -74,6 +74,40 @@ GWQ_INLINE void block(int bits, int unit, quads_fn quads, scales_fn scales, cons
     for (int h = 0; h < 2; h++) add_rows(dx, dot[h], y + 8 * h);
 }
 
+/* The same for `count` (constant) tokens from token at / in->blocks on, `at` of their first block:
+ * y[i] is what `block` would make of each. */
+GWQ_INLINE void blocks(int bits, int unit, quads_fn quads, scales_fn scales, const uint8_t *table,
+                       const uint8_t *scale, const uint8_t *line, const gwq_input *in, int64_t at,
+                       const int count, float (*y)[GWQ_ROWS]) {
+    const __m256i t = load(table);
+    const int8_t *q = in->q + at * GWQ_BLOCK;
+    const int16_t *bias = in->bias + 8 * at;
+    __m256i s[4];
+    scales(scale, s);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+        __m256i v[8], dot[4];
+        for (int i = 0; i < count; i++) dot[i] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+        for (int u = 0; u < GWQ_BLOCK / 4; u += unit) {
+            quads(t, line + 8 * bits * u + 32 * h, v);
+#pragma GCC unroll 2
+            for (int p = 0; p < unit; p += 4) {
+                const __m256i factor = spread_scales(s[(u + p) / 4], h);
+#pragma GCC unroll 4
+                for (int i = 0; i < count; i++) {
+                    const int8_t *x = q + i * in->blocks * GWQ_BLOCK + 4 * (u + p);
+                    __m256i sum = bias16(bias + i * 8 * in->blocks + (u + p) / 2);
+                    for (int k = 0; k < 4; k++) add_pairs(&sum, v[p + k], quad(x + 4 * k));
+                    dot[i] = _mm256_add_epi32(dot[i], _mm256_madd_epi16(sum, factor));
+                }
+            }
+        }
+        for (int i = 0; i < count; i++)
+            add_rows(in->scale[at + i * in->blocks], dot[i], y[i] + 8 * h);
+    }
+}
+
 /* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product;
  * negative: it has none */
 #define BELOW(m, r) (uint64_t)__builtin_popcount((m) & ((1 << (r)) - 1))
@@ -282,6 +316,14 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
                              const int8_t *q, float dx, const int16_t *bias, float *y) {        \
         block(N, QUADS##N, quads##N, scales##N, table, scale, line, q, dx, bias, y);            \
     }                                                                                           \
+    static NOINLINE void two##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,\
+                       const gwq_input *in, int64_t at, float (*y)[GWQ_ROWS]) {                 \
+        blocks(N, QUADS##N, quads##N, scales##N, table, scale, line, in, at, 2, y);             \
+    }                                                                                           \
+    static NOINLINE void four##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,\
+                        const gwq_input *in, int64_t at, float (*y)[GWQ_ROWS]) {                \
+        blocks(N, QUADS##N, quads##N, scales##N, table, scale, line, in, at, 4, y);             \
+    }                                                                                           \
     static void decode##N(const uint8_t *table, const uint8_t *line, gwq_entries entries) {     \
         decode(N, QUADS##N, quads##N, table, line, entries);                                    \
     }                                                                                           \
@@ -295,6 +337,8 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
         .ahead = AHEAD,                                                                         \
         .unit = UNIT,                                                                           \
         .block = block##N,                                                                      \
+        .two = two##N,                                                                          \
+        .four = four##N,                                                                        \
         .multiply = multiply_values,                                                            \
         .expand = expand,                                                                       \
         .decode = decode##N,                                                                    \

@@ -16,6 +16,7 @@ from gwq_export.format.types import ffi
 from gwq_export.native.library import F32, Pool, pointer
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.native.ops import Ops
+from gwq_export.native.program import MAX_TOKENS as GWQ_FEW
 from tests.support.kernel_cases import (
     SHAPES,
     TOKENS,
@@ -24,6 +25,8 @@ from tests.support.kernel_cases import (
     activations,
     guarded,
     make,
+    many,
+    none,
     patterns,
     quantize,
     random,
@@ -119,6 +122,20 @@ def test_threads_do_not_change_a_bit(lib, pool, n):
     for threads in range(2, 9):
         for a, b in zip(first, matmul(lib, pool(threads), matrices, x), strict=True):
             same_bits(a, b)
+
+
+@pytest.mark.parametrize("pattern", [none, random, many], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", [(33, 129), (100, 576), (48, 1024), (17, 897)])
+@pytest.mark.parametrize("type_name", TILE_TYPES)
+def test_a_few_tokens_give_what_each_gives(lib, pool, type_name, shape, pattern):
+    """To the bit, as decoding several at once must not change a text."""
+    matrix = Loaded(lib, cached(type_name, *shape, pattern)[0])
+    x = activations(GWQ_FEW, shape[1])
+    ones = [matmul(lib, pool(1), [matrix], x[i : i + 1])[0][0] for i in range(GWQ_FEW)]
+    for n in range(2, GWQ_FEW + 1):
+        (y,) = matmul(lib, pool(2), [matrix], x[:n])
+        for i in range(n):
+            same_bits(y[i], ones[i])
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16])
