@@ -15,6 +15,7 @@ from gwq_export.format.types import ROWS, ffi
 from gwq_export.native.library import F32, NULL, Pointer, Pool, check, lib, pointer
 from gwq_export.native.ops import Ops
 
+_ADDRESS = ffi.typeof("uintptr_t")
 MAX_TOKENS: int = ffi.typeof("enum gwq_program_limits").relements["GWQ_PROGRAM_TOKENS"]
 
 
@@ -36,7 +37,7 @@ class Span:
 
 def floats(at: Pointer, count: int) -> Span:
     """The memory of `count` floats."""
-    return Span(int(ffi.cast("uintptr_t", at)), 4 * count)
+    return Span(int(ffi.cast(_ADDRESS, at)), 4 * count)
 
 
 @dataclass
@@ -281,7 +282,7 @@ def _apart(op: Op, read: Sequence[Span]) -> bool:
 
 def _norm_first(norm: Op, product: Op, later: Sequence[Op]) -> bool:
     """Join a norm and the product that reads its result."""
-    if norm.kind not in ("rmsnorm", "layernorm") or not _can_come_first(norm, product, later):
+    if not _can_come_first(norm, product, later):
         return False
     f = norm.fields
     product.fields |= {"before": lib().GWQ_BEFORE_NORM, "layer": norm.kind == "layernorm"}
@@ -292,7 +293,7 @@ def _norm_first(norm: Op, product: Op, later: Sequence[Op]) -> bool:
 
 def _activation_first(activation: Op, product: Op, later: Sequence[Op]) -> bool:
     """Join an activation and the product that reads its result."""
-    if activation.kind != "activate" or not _can_come_first(activation, product, later):
+    if not _can_come_first(activation, product, later):
         return False
     f = activation.fields
     product.fields |= {"before": lib().GWQ_BEFORE_ACTIVATION, "activation": f["activation"]}
@@ -306,16 +307,19 @@ def _can_come_first(op: Op, product: Op, later: Sequence[Op]) -> bool:
 
     Then every thread can compute it for itself, and it is nowhere in the end.
     """
-    if product.kind != "matmul" or product.fields["before"]:
-        return False
-    if product.reads[:1] != op.writes or product.n != op.n or not _apart(product, op.reads):
+    if (
+        product.fields["before"]
+        or product.reads[:1] != op.writes
+        or product.n != op.n
+        or not _apart(product, op.reads)
+    ):
         return False
     return _dead(op.writes[0], [replace(product, reads=product.reads[1:]), *later])
 
 
 def _bias_after(product: Op, add: Op, later: Sequence[Op]) -> bool:
     """Join a product and the bias that is added to one of its results."""
-    if product.kind != "matmul" or add.kind != "add" or not add.fields["broadcast"]:
+    if not add.fields["broadcast"]:
         return False
     f = product.fields
     hit = [i for i, y in enumerate(f["y"]) if y == add.fields["x"] and f["bias"][i] == NULL]
@@ -327,7 +331,7 @@ def _bias_after(product: Op, add: Op, later: Sequence[Op]) -> bool:
 
 def _sum_after(product: Op, add: Op, later: Sequence[Op]) -> bool:
     """Join a product and the sum that its one result is added to."""
-    if product.kind != "matmul" or add.kind != "add" or add.fields["broadcast"]:
+    if add.fields["broadcast"]:
         return False
     f = product.fields
     if f["count"] != 1 or f["into"] != NULL or add.fields["y"] != f["y"][0]:
@@ -339,25 +343,26 @@ def _sum_after(product: Op, add: Op, later: Sequence[Op]) -> bool:
     return True
 
 
-# (joins an operation and the next one, which of the two stays)
-_JOINS: list[tuple[Callable[[Op, Op, Sequence[Op]], bool], int]] = [
-    (_bias_after, 0),
-    (_sum_after, 0),
-    (_norm_first, 1),
-    (_activation_first, 1),
+# (kinds of an operation, of the next one, what joins them, which of the two stays)
+_JOINS: list[tuple[set[str], set[str], Callable[[Op, Op, Sequence[Op]], bool], int]] = [
+    ({"matmul"}, {"add"}, _bias_after, 0),
+    ({"matmul"}, {"add"}, _sum_after, 0),
+    ({"rmsnorm", "layernorm"}, {"matmul"}, _norm_first, 1),
+    ({"activate"}, {"matmul"}, _activation_first, 1),
 ]
 
 
 def joined(ops: Sequence[Op]) -> list[Op]:
     """The operations, with neighbours joined where that changes nothing they leave behind."""
-    left = [replace(op, fields=dict(op.fields)) for op in ops]
-    for join, stays in _JOINS:
+    left = [Op(o.kind, o.n, dict(o.fields), o.reads, o.writes, o.parts) for o in ops]
+    for first, second, join, stays in _JOINS:
         i = 0
         while i + 1 < len(left):
-            if join(left[i], left[i + 1], left[i + 2 :]):
-                one = left[i + stays]
-                one.parts = left[i].parts + left[i + 1].parts
-                left[i : i + 2] = [one]
+            one, other = left[i], left[i + 1]
+            if one.kind in first and other.kind in second and join(one, other, left[i + 2 :]):
+                parts = one.parts + other.parts
+                left[i : i + 2] = [(one, other)[stays]]
+                left[i].parts = parts
             else:
                 i += 1
     return left

@@ -41,13 +41,15 @@ struct chunks {
     int64_t from, keys, count;
 };
 
+/* Cuts are at multiples of CHUNK times a power of two, the same for every token up to a position of
+ * MOST_CHUNKS times that. */
 static struct chunks cut(const gwq_attention_job *j) {
-    const int64_t from = seen(j, 0).from / RUN * RUN;
-    const int64_t all = j->start + j->n - from;
-    if (!j->parts) return (struct chunks){from, all, 1};
-    int64_t keys = (all + MOST_CHUNKS - 1) / MOST_CHUNKS;
-    keys = keys <= CHUNK ? CHUNK : (keys + RUN - 1) / RUN * RUN;
-    return (struct chunks){from, keys, (all + keys - 1) / keys};
+    const int64_t from = seen(j, 0).from, end = j->start + j->n;
+    if (!j->parts) return (struct chunks){from / RUN * RUN, end - from / RUN * RUN, 1};
+    int64_t keys = CHUNK;
+    while (end > MOST_CHUNKS * keys) keys *= 2;
+    const int64_t first = from / keys;
+    return (struct chunks){first * keys, keys, (end + keys - 1) / keys - first};
 }
 
 /* What a query has of a chunk: m, total, then the sums (dim) */

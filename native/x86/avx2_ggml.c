@@ -105,6 +105,20 @@ GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, 
     }
 }
 
+/* Up to GWQ_FEW tokens: some rows for one after the other, while they are in the cache. Each token
+ * gets what it gets alone, to the bit. */
+GWQ_INLINE void ggml_few(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first,
+                         int64_t last, const gwq_input *in, float *y) {
+    enum { PIECE = 4 }; /* row groups */
+    gwq_input one = *in;
+    one.n = 1;
+    for (int64_t g = first; g < last; g += PIECE)
+        for (int64_t t = 0; t < in->n; t++) {
+            one.x = in->x + t * in->cols;
+            ggml_gemv(unit, unit_bytes, m, g, min64(g + PIECE, last), &one, y + t * m->rows);
+        }
+}
+
 /* out (cols) = weights of a row, from p on */
 GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols,
                          float *out) {
@@ -205,6 +219,8 @@ GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix 
     void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last,     \
                                 const gwq_input *in, float *y) {                      \
         if (in->n == 1) ggml_gemv(name##_unit, unit_bytes, m, first, last, in, y);    \
+        else if (in->n <= GWQ_FEW)                                                    \
+            ggml_few(name##_unit, unit_bytes, m, first, last, in, y);                 \
         else ggml_gemm(name##_floats, unit_bytes, m, first, last, in, y);             \
     }
 GGML_TYPE(f32, 128)
