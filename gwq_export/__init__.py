@@ -156,16 +156,18 @@ def load(
     ctx: int | None = None,
     base: bool = False,
     cache: str | None = None,
+    lookup: bool = True,
 ) -> Model:
     """Open a GGUF file for inference.
 
     threads: None: as many CPUs as this process may use. ctx: tokens at most, None: the model's
     context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV
-    cache, f16 (the default), q8_0 or f32. Returns a `runtime.model.Model`. Raises GwqError.
+    cache, f16 (the default), q8_0 or f32. lookup: compute likely next tokens ahead where a text
+    repeats itself; the text is the same without. Returns a `runtime.model.Model`. Raises GwqError.
     """
     from gwq_export.runtime.model import Model
 
-    return Model(open_gguf(path, base), device=device, threads=threads, ctx=ctx, cache=cache)
+    return Model(open_gguf(path, base), device, threads, ctx, cache, lookup)
 
 
 def open_gguf(path: str | Path, base: bool = False) -> Reader:

@@ -102,6 +102,11 @@ def parser() -> Parser:
         choices=["f16", "q8_0", "f32"],
         help="numbers of the KV cache (default f16; q8_0 takes half the memory)",
     )
+    group.add_argument(
+        "--no-lookup",
+        action="store_true",
+        help="compute no tokens ahead where the text repeats itself (the text is the same)",
+    )
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, the only one so far")
     add_base(group)
     add_common(group)
@@ -135,7 +140,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     )
     StopStrings(args.stop)  # raises for an empty one, before the model is opened
     reader = Reader(args.file, base=args.base)
-    model = Model(reader, args.device, args.threads, args.ctx, args.cache_type)
+    model = Model(reader, args.device, args.threads, args.ctx, args.cache_type, not args.no_lookup)
     if chatting:
         n = -1 if args.n is None else args.n
         _say_if_large(model, model.ctx)
@@ -153,11 +158,18 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     _say_if_full(stats, model.ctx)
     print(
         f"[prompt {stats['prompt_tokens']} tokens, {stats['prompt_tps']:.1f} t/s; "
-        f"generated {stats['tokens']}, {stats['decode_tps']:.1f} t/s; "
+        f"generated {stats['tokens']}, {stats['decode_tps']:.1f} t/s{_ahead(stats)}; "
         f"stopped by {stats['stop']}]",
         file=sys.stderr,
     )
     return {"text": text} | stats
+
+
+def _ahead(stats: dict[str, Any]) -> str:
+    """What became of tokens that were computed ahead, for the line of statistics."""
+    if not stats.get("guessed"):
+        return ""
+    return f", {stats['right']} of {stats['guessed']} guessed tokens right"
 
 
 def _prompt(args: argparse.Namespace) -> str | None:

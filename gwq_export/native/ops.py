@@ -13,6 +13,7 @@ from gwq_export.native.library import F32, Pointer, Pool, check, lib, pointer
 
 CACHE = ("f16", "q8_0", "f32")  # types that the numbers of a KV cache may have
 MAX_MATRICES = 4  # of one matmul
+ATTENTION_CUT: int = ffi.typeof("enum gwq_attention_cuts").relements["GWQ_ATTENTION_CUT"]
 
 
 class Ops:

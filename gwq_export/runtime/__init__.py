@@ -6,6 +6,8 @@ Modules import only those listed above them:
     weights
     kv_cache
     session
+    lookup
+    decoding
     sampling
     model
     chat

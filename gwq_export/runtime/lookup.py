@@ -1,4 +1,4 @@
-"""Prompt lookup: guesses of the next tokens from earlier ones, of which several are checked at once.
+"""Prompt lookup: guesses of the next tokens from earlier ones, several checked at once.
 
 Text repeats itself: a summary its source, an edit the code. Where the last tokens have come before,
 what followed them then is a guess of what follows now (Saxena, "Prompt Lookup Decoding", 2023). The

@@ -13,6 +13,7 @@ import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
+from gwq_export.runtime.decoding import Decoder
 from gwq_export.runtime.sampling import Sampling, StopStrings
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
@@ -28,7 +29,8 @@ class Model:
 
     file: a path or an open Reader. device: "cpu". threads: None for all CPUs. ctx: positions of a
     context, at most and by default the model's. cache: type of KV caches, as for
-    `gwq_export.runtime.weights.Weights`. Raises GwqError.
+    `gwq_export.runtime.weights.Weights`. lookup: whether likely next tokens are computed ahead
+    where the text repeats itself, which changes the time it takes, not the text. Raises GwqError.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Model:
         threads: int | None = None,
         ctx: int | None = None,
         cache: str | None = None,
+        lookup: bool = True,
     ) -> None:
         if device != "cpu":
             raise GwqError(
                 f"--device {device}: this version runs on the CPU only; use --device cpu"
             )
         self.weights = Weights(file, threads, cache)
+        self.lookup = lookup
         self.config = self.weights.config
         if ctx is not None and ctx < 1:
             raise GwqError(f"--ctx {ctx}: give at least 1")
@@ -117,11 +121,13 @@ class Model:
         made = 0
         start = time.perf_counter()
         prefilled = start
+        decoder: Decoder | None = None
         try:
             for first in range(0, len(ids) if limit else 0, BATCH):
                 if not halt():
                     logits = session.forward(ids[first : first + BATCH])[0]
             prefilled = time.perf_counter()
+            decoder = Decoder(session, seen, self.lookup)
             while made < limit:
                 if halt():
                     stop = "halt"
@@ -134,9 +140,12 @@ class Model:
                 seen.append(token)
                 yield token
                 if made < limit:
-                    logits = session.forward([token])[0]
+                    logits = decoder.after(token, limit - made - 1)
         finally:  # also when the caller has seen enough
             now = time.perf_counter()
+            if decoder is not None:
+                decoder.close()
+                stats |= {"guessed": decoder.guessed, "right": decoder.right}
             stats |= {
                 "prompt_tokens": len(ids),
                 "tokens": made,
@@ -158,8 +167,9 @@ class Model:
 
         Ends at a stop token, at one of the strings `stop` (which is not part of the text), after n
         tokens (n < 0: no limit) or at the end of the context. chat: as in `prompt_ids`. stats: a
-        dict that receives prompt_tokens, tokens, prompt_tps and decode_tps (tokens per second), and
-        stop ("token", "string", "length", "context" or "halt").
+        dict that receives prompt_tokens, tokens, prompt_tps and decode_tps (tokens per second),
+        guessed and right (tokens computed ahead, and those of them that came), and stop ("token",
+        "string", "length", "context" or "halt").
         """
         stats = {} if stats is None else stats
         ids = self._ids(prompt, chat)

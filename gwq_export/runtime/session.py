@@ -6,7 +6,7 @@ import numpy as np
 
 from gwq_export.errors import GwqError
 from gwq_export.native.library import F32, Pointer, pointer
-from gwq_export.native.ops import Ops
+from gwq_export.native.ops import ATTENTION_CUT, Ops
 from gwq_export.native.program import MAX_TOKENS, Program, Recorder
 from gwq_export.runtime.kv_cache import KVCache
 from gwq_export.runtime.weights import Weights
@@ -66,6 +66,13 @@ class Session:
         keep: at least so many of the last ids are left to be computed, for their logits.
         """
         return self._cache.reuse(ids, keep)
+
+    def at_once(self) -> int:
+        """How many tokens get the same logits in one call as in one call each, to the bit."""
+        cut = ATTENTION_CUT
+        while cut <= self.pos:
+            cut *= 2
+        return min(MAX_TOKENS, cut - self.pos)
 
     def forward(self, tokens: Sequence[int] | np.ndarray, keep: int = 1) -> np.ndarray:
         """Run token ids (n,) after what the cache holds.

@@ -142,6 +142,10 @@ int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int
  * to nearest even, +-65504 at most; Q8_0 (first and count multiples of 32) to 127ths of the largest
  * of each 32 numbers. GWQ_E_TYPE. */
 int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first);
+/* With scratch, keys are cut into parts at positions that do not depend on n, up to a position of
+ * GWQ_ATTENTION_CUT; of longer parts up to twice that, and so on. So tokens that end on the same
+ * side of such a position get the same bits together and alone. */
+enum gwq_attention_cuts { GWQ_ATTENTION_CUT = 2048 };
 /* Bytes of scratch for attention of n tokens; 0: they need none, or cannot be. */
 uint64_t gwq_attention_bytes(int64_t n, int64_t heads, int64_t dim);
 /* Causal attention: q and out (n, heads, dim); k and v (start + n, kv_heads, dim) of type F32, F16

@@ -1,0 +1,125 @@
+"""Tokens computed ahead: never another text."""
+
+import numpy as np
+import pytest
+
+import gwq_export
+from gwq_export.native.ops import ATTENTION_CUT
+from gwq_export.native.program import MAX_TOKENS
+from gwq_export.runtime.decoding import Decoder
+from gwq_export.runtime.lookup import DRAFTS, LONGEST, SHORTEST, Lookup, Pace
+from gwq_export.runtime.sampling import Sampling
+from tests.support.models import TINY_MODELS
+
+RNG = np.random.default_rng(9)
+
+
+def test_guesses_follow_the_last_time():
+    lookup = Lookup([1, 2, 3, 4, 5, 1, 2])
+    assert lookup.guess(3) == ([3, 4, 5], 2)
+    assert lookup.guess(9) == ([3, 4, 5, 1, 2], 2)
+    lookup.append(3)
+    assert lookup.guess(2) == ([4, 5], 3)
+    lookup.append(9)
+    assert lookup.guess(2) == ([], 0)
+    for token in (1, 2):
+        lookup.append(token)
+    assert lookup.guess(2) == ([3, 9], 2)  # what came last
+    assert Lookup().guess(3) == Lookup([1]).guess(3) == Lookup([1, 2]).guess(3) == ([], 0)
+
+
+def test_a_run_of_one_token():
+    lookup = Lookup([7] * 5)
+    assert lookup.guess(3) == ([7], 4)
+    lookup = Lookup([7] * 40)
+    assert lookup.guess(3) == ([7], LONGEST)
+
+
+def test_the_pace_follows_what_is_seen():
+    pace = Pace()
+    assert pace.drafts(LONGEST, 5) == 0  # before anything was timed
+    pace.took(1, 1.0)
+    pace.took(2, 1.2)
+    pace.took(4, 1.5)
+    pace.took(6, 2.0)
+    for _ in range(60):
+        pace.judge(SHORTEST, False)
+        for n in range(5, LONGEST + 1):
+            pace.judge(n, True)
+    assert pace.drafts(SHORTEST, 5) == 0 and pace.drafts(0, 5) == 0
+    assert pace.drafts(5, 5) == 5 and pace.drafts(5, 4) == 3 and pace.drafts(5, 0) == 0
+    pace.took(6, 2.0)
+    for _ in range(80):
+        pace.took(2, 3.0)
+        pace.took(4, 5.0)
+        pace.took(6, 7.0)
+    assert pace.drafts(5, 5) == 0  # as several at once cost more than one by one
+    assert all(k + 1 <= MAX_TOKENS for k in DRAFTS)
+
+
+def eager(monkeypatch):
+    """As if guesses cost nothing: as many as there are."""
+
+    def drafts(self, alike, most):
+        return max([0, *(k for k in DRAFTS if k <= most)])
+
+    monkeypatch.setattr(Pace, "drafts", drafts)
+
+
+@pytest.mark.parametrize("name", [n for n in TINY_MODELS if "rope" not in n])
+def test_logits_are_the_same_bits(tiny, exported, monkeypatch, name):
+    """Right guesses and wrong ones, in every architecture."""
+    eager(monkeypatch)
+    path, _ = exported(tiny(name), type="gwq4", outliers=0.02, samples=2, ctx=64)
+    model = gwq_export.load(path, threads=2)
+    prompt = RNG.integers(3, 200, 12).tolist() * 2
+    follows = [*prompt[:9], 5, *prompt[3:8], 7, 8, *prompt[:12]]
+    found = []
+    for ahead in (True, False):
+        session = model.session(100)
+        session.forward(prompt)
+        decoder = Decoder(session, prompt, ahead)
+        found.append([decoder.after(t, 50 - i) for i, t in enumerate(follows)])
+        decoder.close()
+        assert session.pos == len(prompt) + len(follows)
+        assert (decoder.guessed > decoder.right > 5) if ahead else not decoder.guessed
+    for a, b in zip(*found, strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_never_more_guesses_than_tokens_may_come(tiny, exported, monkeypatch):
+    eager(monkeypatch)
+    path, _ = exported(tiny("llama"), type="gwq4", outliers=0.02, samples=2, ctx=64)
+    session = gwq_export.load(path).session(40)
+    prompt = [5, 6, 7, 8] * 8
+    session.forward(prompt)
+    decoder = Decoder(session, prompt)
+    for i in range(8):
+        decoder.after(prompt[i], 7 - i)  # a pass beyond the context would be refused
+    assert session.pos == 40 and decoder.right
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temp": 0.9, "seed": 4}, {"repeat_penalty": 1.3}])
+def test_texts_are_the_same(exported, monkeypatch, sampling):
+    eager(monkeypatch)
+    path, _ = exported(type="gwq4")
+    prompt = "The river ran past the old mill, and the old mill stood by the river. The river"
+    texts, stats = [], {}
+    for lookup in (True, False):
+        model = gwq_export.load(path, lookup=lookup)
+        texts.append("".join(model.stream(prompt, 80, Sampling(**sampling), stats=stats)))
+        assert bool(stats["guessed"]) == lookup
+    assert texts[0] == texts[1]
+
+
+def test_where_attention_is_cut(tiny, exported):
+    session = gwq_export.load(exported(tiny("llama"), type="f32", samples=1, ctx=16)[0]).session()
+    for pos, expected in (
+        (0, MAX_TOKENS),
+        (ATTENTION_CUT - 2, 2),
+        (ATTENTION_CUT - 1, 1),
+        (ATTENTION_CUT, MAX_TOKENS),
+        (4 * ATTENTION_CUT - 3, 3),
+    ):
+        session._cache.pos = pos
+        assert session.at_once() == expected
