@@ -1,0 +1,15 @@
+"""The study of prompt lookup runs."""
+
+import sys
+
+from studies import lookup
+
+
+def test_a_table_of_answers(exported, monkeypatch, capsys):
+    path, _ = exported(type="gwq4")
+    monkeypatch.setattr(lookup, "SOURCE", 60)
+    monkeypatch.setattr(sys, "argv", ["lookup", str(path), "-n", "12", "-r", "1", "-t", "2"])
+    lookup.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("model.gguf, 2 threads, ")
+    assert lines[2].startswith("| answer | prompt tokens | tokens |") and len(lines) == 9
