@@ -8,7 +8,7 @@ would have picked itself are kept. So the text is the same, token by token.
 
 from collections.abc import Sequence
 
-SHORTEST, LONGEST = 2, 8  # tokens that have to be alike
+SHORTEST, LONGEST = 3, 8  # tokens that have to be alike
 DRAFTS = (1, 3, 5)  # guesses at a time: with the token before them 2, 4 or 6
 RATE = 0.1  # at which a share of right guesses follows what is seen
 WORTH = 1.05  # tokens a second that guesses have to promise, of those without

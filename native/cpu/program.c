@@ -195,7 +195,7 @@ static int check(const struct walk *w, const gwq_op *op) {
     if (o->count < 1 || o->count > most || !o->m[0] || (o->into && o->count > 1))
         return GWQ_E_ARGUMENT;
     if (!o->x || (o->before == GWQ_BEFORE_NORM && !o->weight)) return GWQ_E_ARGUMENT;
-    if (o->before == GWQ_BEFORE_ACTIVATION) { /* as for no rows, but for the factor's absence */
+    if (o->before == GWQ_BEFORE_ACTIVATION) { /* which is there, if it is so for no rows */
         if (o->activation == GWQ_SILU && !o->up) return GWQ_E_ARGUMENT;
         int status = gwq_activate(NULL, NULL, o->up, 0, o->m[0]->cols, o->activation);
         if (status) return status;

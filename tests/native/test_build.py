@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gwq_export.format import types as fmt
 from native import build as native_build
 from tests.support.kernel_cases import empty, make, many, none, random
 from tests.support.paths import NATIVE, ROOT
@@ -72,9 +73,8 @@ def test_only_the_api_is_exported():
         ["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
-    declared = set(
-        re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", (NATIVE / "include/gwq.h").read_text(), flags=re.M)
-    )
+    headers = "".join((NATIVE / "include" / name).read_text() for name in fmt.HEADERS)
+    declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", headers, flags=re.M))
     assert exported == declared
 
 
