@@ -101,6 +101,7 @@ def test_never_more_guesses_than_tokens_may_come(tiny, exported, monkeypatch):
 @pytest.mark.parametrize("sampling", [{}, {"temp": 0.9, "seed": 4}, {"repeat_penalty": 1.3}])
 def test_texts_are_the_same(exported, monkeypatch, sampling):
     eager(monkeypatch)
+    monkeypatch.setattr("gwq_export.runtime.lookup.SHORTEST", 1)  # many guesses, mostly wrong
     path, _ = exported(type="gwq4")
     prompt = "The river ran past the old mill, and the old mill stood by the river. The river"
     texts, stats = [], {}
