@@ -23,7 +23,11 @@ enum {
                       * the next ones arrive evenly (5 to 7 GB/s with 32 on Zen 4, 8 with 8) */
     CHUNK = 4 * RUN, /* keys of a chunk, at least */
     MOST_CHUNKS = GWQ_ATTENTION_CUT / CHUNK,
-    KEY_HEADS = 8    /* that share the keys of a run while they are in the cache, at most */
+    /* what shares the keys of a run while they are in the cache, at most: key heads, and pieces of
+     * GWQ_QUERIES rows of each */
+    KEY_HEADS = 8,
+    PIECES = 8,
+    TOGETHER = 16 /* of both, multiplied */
 };
 
 /* The positions that a token sees: `from` on, below `end` */
@@ -139,38 +143,59 @@ static void attend_run(const gwq_attention_job *j, struct rows *r, int copies, i
     kernels->mix((const float(*)[GWQ_QUERIES])s, v, j->type, stride, keys, j->dim, r->out);
 }
 
-/* `count` rows from `first` on of the key heads kv .. kv+kvs-1, over one chunk. Runs start at
- * multiples of their length, so a row's sums do not depend on its company. */
-static void attend(const gwq_attention_job *j, const struct chunks *c, int64_t chunk, int64_t kv,
-                   int kvs, int64_t first, int count) {
-    const int copies = GWQ_QUERIES - count;
+/* Store what the rows have: sums of a chunk, or the result */
+static void finish(const gwq_attention_job *j, const struct rows *r, int copies, int64_t chunk) {
+    for (int i = copies; i < GWQ_QUERIES; i++) {
+        if (chunk >= 0) {
+            r->out[i][-2] = r->most[i];
+            r->out[i][-1] = r->total[i];
+        } else {
+            for (int64_t d = 0; d < j->dim; d++) r->out[i][d] /= r->total[i];
+        }
+    }
+}
+
+/* What one thread does at a time: the pieces first .. first+pieces-1 of the key heads kv ..
+ * kv+kvs-1, over one chunk. */
+struct item {
+    int64_t chunk, kv, first;
+    int kvs, pieces;
+};
+
+/* Runs start at multiples of their length, so a row's sums do not depend on its company. */
+static void attend(const gwq_attention_job *j, const struct chunks *c, const struct item *o) {
+    const int64_t all = j->n * (j->heads / j->kv_heads); /* rows of a key head */
     const int64_t head = gwq_cache_bytes(j->type, j->dim);
     const int64_t position = gwq_cache_bytes(j->type, j->kv_heads * j->dim);
-    struct rows r[KEY_HEADS];
-    for (int h = 0; h < kvs; h++) begin(j, kv + h, first, copies, c->count > 1 ? chunk : -1, r + h);
+    const int64_t chunk = c->count > 1 ? o->chunk : -1;
+    struct rows r[TOGETHER];
+    int copies[PIECES];
+    for (int i = 0; i < o->pieces; i++) {
+        const int64_t row = (o->first + i) * GWQ_QUERIES;
+        copies[i] = GWQ_QUERIES - (int)min64(GWQ_QUERIES, all - row);
+        for (int h = 0; h < o->kvs; h++)
+            begin(j, o->kv + h, row, copies[i], chunk, &r[h * o->pieces + i]);
+    }
     const int few = j->n <= GWQ_FEW;
     const int run = few ? FEW_RUN : RUN;
-    const int64_t from = r->seen[0].from / run * run, end = r->seen[GWQ_QUERIES - 1].end;
-    const int64_t last = min64(c->from + (chunk + 1) * c->keys, end);
-    int64_t at = c->from + chunk * c->keys;
+    const int64_t from = r->seen[0].from / run * run;
+    const int64_t end = r[o->pieces - 1].seen[GWQ_QUERIES - 1].end;
+    const int64_t last = min64(c->from + (o->chunk + 1) * c->keys, end);
+    int64_t at = c->from + o->chunk * c->keys;
     at = from > at ? from : at;
-    const char *k = j->k + kv * head + at * position, *v = j->v + kv * head + at * position;
+    const char *k = j->k + o->kv * head + at * position, *v = j->v + o->kv * head + at * position;
     for (; at < last; at += run, k += run * position, v += run * position) {
         const int keys = (int)min64(last - at, run);
-        if (few) prefetch_keys(v, kvs * head, position, keys);
-        if (few) prefetch_keys(k + run * position, kvs * head, position, min64(last - at - run, run));
-        for (int h = 0; h < kvs; h++)
-            attend_run(j, r + h, copies, at, keys, k + h * head, v + h * head);
+        const int64_t next = min64(last - at - run, run);
+        if (few) prefetch_keys(v, o->kvs * head, position, keys);
+        if (few) prefetch_keys(k + run * position, o->kvs * head, position, next);
+        for (int h = 0; h < o->kvs; h++)
+            for (int i = 0; i < o->pieces; i++)
+                attend_run(j, &r[h * o->pieces + i], copies[i], at, keys, k + h * head,
+                           v + h * head);
     }
-    for (int h = 0; h < kvs; h++)
-        for (int i = copies; i < GWQ_QUERIES; i++) {
-            if (c->count > 1) {
-                r[h].out[i][-2] = r[h].most[i];
-                r[h].out[i][-1] = r[h].total[i];
-            } else {
-                for (int64_t d = 0; d < j->dim; d++) r[h].out[i][d] /= r[h].total[i];
-            }
-        }
+    for (int h = 0; h < o->kvs; h++)
+        for (int i = 0; i < o->pieces; i++) finish(j, &r[h * o->pieces + i], copies[i], chunk);
 }
 
 void gwq_attention_share(void *p, int thread, int threads) {
@@ -178,17 +203,23 @@ void gwq_attention_share(void *p, int thread, int threads) {
     const struct chunks c = cut(j);
     const int64_t rows = j->n * (j->heads / j->kv_heads); /* of a key head */
     const int64_t pieces = (rows + GWQ_QUERIES - 1) / GWQ_QUERIES;
-    int64_t kvs = 1; /* key heads that are walked together: as many as leave work for all threads */
+    int64_t together = 1, kvs = 1; /* pieces, key heads of an item: as leave work for all threads */
     if (j->n <= GWQ_FEW) {
-        kvs = (pieces * c.count * j->kv_heads + threads - 1) / threads;
-        kvs = min64(min64(kvs, KEY_HEADS), j->kv_heads);
+        together = min64(pieces, PIECES);
+        kvs = (c.count * j->kv_heads + threads - 1) / threads;
+        kvs = min64(min64(kvs, min64(KEY_HEADS, TOGETHER / together)), j->kv_heads);
     }
     const int64_t blocks = (j->kv_heads + kvs - 1) / kvs;
-    for (int64_t i = thread; i < pieces * blocks * c.count; i += threads) { /* later ones see more */
-        int64_t first = i / (blocks * c.count) * GWQ_QUERIES;
-        int64_t kv = i / c.count % blocks * kvs;
-        attend(j, &c, i % c.count, kv, (int)min64(kvs, j->kv_heads - kv), first,
-               (int)min64(GWQ_QUERIES, rows - first));
+    const int64_t batches = (pieces + together - 1) / together;
+    for (int64_t i = thread; i < batches * blocks * c.count; i += threads) { /* later see more */
+        struct item o = {
+            .chunk = i % c.count,
+            .kv = i / c.count % blocks * kvs,
+            .first = i / (blocks * c.count) * together,
+        };
+        o.kvs = (int)min64(kvs, j->kv_heads - o.kv);
+        o.pieces = (int)min64(together, pieces - o.first);
+        attend(j, &c, &o);
     }
 }
 
