@@ -10,7 +10,7 @@ from gwq_export.errors import GwqError
 from gwq_export.format.types import TYPES_BY_ID
 from gwq_export.machine import cpu_name
 from gwq_export.native.library import isa
-from gwq_export.native.program import Op
+from gwq_export.native.recorder import Op
 from gwq_export.runtime.model import Model
 
 PROMPT, GEN = 512, 128  # as gwq-bench has them; half the context where it is shorter

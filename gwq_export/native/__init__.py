@@ -4,6 +4,8 @@ Modules import only those listed above them:
     library
     ops
     matrix
+    recorder
+    joining
     program
 """
 

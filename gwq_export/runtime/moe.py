@@ -12,7 +12,7 @@ from gwq_export.format.types import ffi
 from gwq_export.native.library import F32, Pointer, pointer, view
 from gwq_export.native.matrix import Linear
 from gwq_export.native.ops import Ops
-from gwq_export.native.program import Recorder
+from gwq_export.native.recorder import Recorder
 
 
 class Experts:

@@ -7,7 +7,8 @@ import numpy as np
 from gwq_export.errors import GwqError
 from gwq_export.native.library import F32, Pointer, pointer
 from gwq_export.native.ops import ATTENTION_CUT, Ops
-from gwq_export.native.program import MAX_TOKENS, Program, Recorder
+from gwq_export.native.program import MAX_TOKENS, Program
+from gwq_export.native.recorder import Recorder
 from gwq_export.runtime.kv_cache import KVCache
 from gwq_export.runtime.weights import Weights
 

@@ -8,7 +8,8 @@ from gwq_export.format.types import TYPES, ffi
 from gwq_export.native.library import F32, NULL, Pool, lib, pointer
 from gwq_export.native.matrix import Linear, Matrix
 from gwq_export.native.ops import Ops
-from gwq_export.native.program import MAX_TOKENS, Program, Recorder
+from gwq_export.native.program import MAX_TOKENS, Program
+from gwq_export.native.recorder import Recorder
 
 RNG = np.random.default_rng(3)
 DIM, FFN, EPS = 40, 96, 1e-5
