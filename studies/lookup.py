@@ -61,15 +61,20 @@ def rates(model: Model, prompt: str, tokens: int, repeats: int) -> dict[str, obj
     return {"ratios": ratios, **stats[True], "text": found[True]}
 
 
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the study."""
+    p = argparse.ArgumentParser(prog="studies/lookup", description=__doc__.split("\n")[0])
+    p.add_argument("file", type=Path, metavar="MODEL.gguf")
+    p.add_argument("-t", "--threads", type=int, default=default_threads())
+    p.add_argument("-n", type=int, default=200, metavar="TOKENS")
+    p.add_argument("-r", type=int, default=5, metavar="REPEATS")
+    p.add_argument("--show", action="store_true", help="print the answers, too")
+    return p
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("-t", "--threads", type=int, default=default_threads())
-    parser.add_argument("-n", type=int, default=200, metavar="TOKENS")
-    parser.add_argument("-r", type=int, default=5, metavar="REPEATS")
-    parser.add_argument("--show", action="store_true", help="print the answers, too")
-    args = parser.parse_args()
+    args = parser().parse_args()
     model = gwq_export.load(args.file, threads=args.threads)
     rows = []
     for kind, prompt in prompts(model).items():
