@@ -3,6 +3,7 @@
 Modules import only those listed above them:
     layers
     moe
+    page_cache
     weights
     kv_cache
     session

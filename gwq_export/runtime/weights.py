@@ -1,5 +1,6 @@
 """The tensors of an open file as layers, checked against the model's config."""
 
+import contextlib
 from collections.abc import Sequence
 from os import PathLike
 
@@ -23,6 +24,7 @@ from gwq_export.runtime.layers import (
     unchanged,
 )
 from gwq_export.runtime.moe import Experts
+from gwq_export.runtime.page_cache import bring_in
 
 
 class _Table:
@@ -124,6 +126,9 @@ class Weights:
     ) -> None:
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
+        for part in self.reader.parts:
+            with contextlib.suppress(OSError):  # what is wrong is found when it is computed with
+                bring_in(part.path)
         lib()  # a missing library is said before a wrong number of threads
         self.pool = Pool(threads)
         outer = _Table(self.reader, c, (*c.arch.first, *c.arch.last))
