@@ -167,7 +167,8 @@ def load(
     """
     from gwq_export.runtime.model import Model
 
-    return Model(open_gguf(path, base), device, threads, ctx, cache, lookup)
+    file = open_gguf(path, base)
+    return Model(file, device=device, threads=threads, ctx=ctx, cache=cache, lookup=lookup)
 
 
 def open_gguf(path: str | Path, base: bool = False) -> Reader:

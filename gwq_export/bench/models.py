@@ -19,6 +19,7 @@ from gwq_export.bench.roof import Beside, Roofs
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.machine import cpu_name, default_threads
+from gwq_export.runtime.page_cache import read_through
 
 FLOATS = ("F32", "F16", "BF16")
 PROMPT, GEN = 512, 128  # tokens, unless asked for
@@ -225,9 +226,7 @@ def model_rows(
             for i, (reader, names) in enumerate(files):
                 progress("load", i, len(files))
                 for part in reader.parts:
-                    with open(part.path, "rb") as f:  # into the page cache
-                        while f.read(1 << 24):
-                            pass
+                    read_through(part.path)
                 for c in contender.start(reader, names, t, ctx):
                     stack.callback(c.close)
                     contenders.append(c)

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export.bench.models import GEN, PROMPT
 from gwq_export.errors import GwqError
 from gwq_export.format.types import TYPES_BY_ID
 from gwq_export.machine import cpu_name
 from gwq_export.native.library import isa
 from gwq_export.native.recorder import Op
 from gwq_export.runtime.model import Model
-
-PROMPT, GEN = 512, 128  # as gwq-bench has them; half the context where it is shorter
 
 
 def profile_rows(
@@ -29,8 +28,8 @@ def profile_rows(
     Row: {"op" (operations that run as one, joined by "+"), "type", "shape" (outputs and inputs;
     both None without a matrix), "calls", "ns" (both for one token), "share" (of the token's time),
     "gbps" (of weights, or None), "isa", "threads", "cpu_info"}. Of `repeats` runs of `gen` tokens
-    each the fastest counts. The clock is read after every operation, which adds some 25 ns to it.
-    Raises GwqError.
+    each the fastest counts. The clock is read after every operation, which adds to its time. Raises
+    GwqError.
     """
     model = Model(path, threads=threads)
     prompt = min(PROMPT, model.ctx // 2) if prompt is None else prompt
@@ -42,7 +41,7 @@ def profile_rows(
         )
     session = model.session(prompt + 1)
     session.forward(np.zeros(prompt, np.int32))
-    program = session.decoder()
+    program = session.token_program()
     runs = []
     for r in range(repeats):
         runs.append(np.zeros(len(program.ops), np.int64))

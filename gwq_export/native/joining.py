@@ -13,7 +13,10 @@ from gwq_export.native.recorder import Op, Span
 
 
 def _dead(span: Span, later: Sequence[Op]) -> bool:
-    """Whether no later operation reads what is in a buffer now."""
+    """Whether no later operation reads what is in a buffer now.
+
+    At the end nobody does: results are what products and sums leave, which no join takes away.
+    """
     for op in later:
         if any(r.meets(span) for r in op.reads):
             return False
@@ -100,7 +103,7 @@ _JOINS: list[tuple[set[str], set[str], Callable[[Op, Op, Sequence[Op]], bool], i
 
 
 def joined(ops: Sequence[Op]) -> list[Op]:
-    """The operations, with neighbours joined where that changes nothing they leave behind."""
+    """The operations, with neighbours joined where no other operation sees a difference."""
     left = [Op(o.kind, o.n, dict(o.fields), o.reads, o.writes, o.parts) for o in ops]
     for first, second, join, stays in _JOINS:
         i = 0

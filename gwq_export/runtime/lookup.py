@@ -65,10 +65,8 @@ class Pace:
         self._seconds[tokens] = min(seconds, 0.9 * before + 0.1 * seconds)
 
     def judge(self, alike: int, right: bool) -> None:
-        """Note whether a guess was right."""
-        if alike:
-            alike = min(alike, LONGEST)
-            self._share[alike] += RATE * (right - self._share[alike])
+        """Note whether a guess was right. alike: as `Lookup.guess` says."""
+        self._share[alike] += RATE * (right - self._share[alike])
 
     def drafts(self, alike: int, most: int) -> int:
         """How many guesses to compute: of DRAFTS what promises most tokens a second, or none."""

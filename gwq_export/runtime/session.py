@@ -117,7 +117,7 @@ class Session:
             self._compute(self.ops, ids, self.pos, pointer(out), rows)
         self._cache.append(ids)
 
-    def decoder(self) -> Program:
+    def token_program(self) -> Program:
         """The forward pass of one token with its logits, until the cache grows."""
         self._reserve(self.pos + 1)
         return self._program(1, 1)[0]

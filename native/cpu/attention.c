@@ -20,7 +20,7 @@
 enum {
     RUN = 32,        /* keys at a time */
     FEW_RUN = 8,     /* the same for up to GWQ_FEW tokens, which have to wait for keys: so many that
-                      * the next ones arrive evenly (5 to 7 GB/s with 32 on Zen 4, 8 with 8) */
+                      * the next ones arrive evenly */
     CHUNK = 4 * RUN, /* keys of a chunk, at least */
     MOST_CHUNKS = GWQ_ATTENTION_CUT / CHUNK,
     /* what shares the keys of a run while they are in the cache, at most: key heads, and pieces of

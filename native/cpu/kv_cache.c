@@ -35,7 +35,8 @@ int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t firs
     case GWQ_TYPE_Q8_0:
         if (count % GWQ_CACHE_UNIT || first % GWQ_CACHE_UNIT) return GWQ_E_ARGUMENT;
         for (int64_t i = 0; i < count / GWQ_CACHE_UNIT; i++)
-            to_q8_0(x + i * GWQ_CACHE_UNIT, (struct q8_0_block *)cache + first / GWQ_CACHE_UNIT + i);
+            to_q8_0(x + i * GWQ_CACHE_UNIT,
+                    (struct q8_0_block *)cache + first / GWQ_CACHE_UNIT + i);
         return GWQ_OK;
     default:
         return GWQ_E_TYPE;

@@ -122,13 +122,11 @@ void gwq_product_share(void *p, int thread, int threads) {
 
 /* --- scratch ---------------------------------------------------------------------------------- */
 
-static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-
 /* Bytes of the codes of n tokens, their scales and their biases */
 static size_t code_bytes(int64_t n, int64_t blocks) {
     const size_t count = (size_t)(n * blocks);
-    return count * GWQ_BLOCK + round_up(sizeof(float) * count) +
-           round_up(8 * sizeof(int16_t) * count);
+    return count * GWQ_BLOCK + gwq_round_up(sizeof(float) * count) +
+           gwq_round_up(8 * sizeof(int16_t) * count);
 }
 
 /* An input without codes yet, for which there is room from `at` on */
@@ -137,24 +135,24 @@ static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) 
     gwq_input in = {.n = n, .cols = cols, .blocks = gwq_blocks(cols), .x = x, .q = (int8_t *)at};
     at += count * GWQ_BLOCK;
     in.scale = (float *)at;
-    at += round_up(sizeof(float) * (size_t)count);
+    at += gwq_round_up(sizeof(float) * (size_t)count);
     in.bias = (int16_t *)at;
     return in;
 }
 
 size_t gwq_product_bytes(int64_t n, int64_t cols) {
-    return 64 + 2 * code_bytes(n, gwq_blocks(cols)) + round_up((size_t)n);
+    return 64 + 2 * code_bytes(n, gwq_blocks(cols)) + gwq_round_up((size_t)n);
 }
 
 uint8_t *gwq_product_scratch(gwq_product *j, void *scratch) {
     const int64_t n = j->in.n, cols = j->in.cols;
-    uint8_t *at = (uint8_t *)round_up((size_t)scratch);
+    uint8_t *at = (uint8_t *)gwq_round_up((size_t)scratch);
     j->in = input_at(at, j->in.x, n, cols);
     at += code_bytes(n, j->in.blocks);
     j->residual = input_at(at, j->in.x, n, cols);
     at += code_bytes(n, j->in.blocks);
     j->massive = at;
-    return at + round_up((size_t)n);
+    return at + gwq_round_up((size_t)n);
 }
 
 int gwq_product_check(const gwq_product *j, int *tiles, int *outliers) {

@@ -4,6 +4,8 @@
 #include <stdatomic.h>
 #include "kernels.h"
 
+static inline size_t gwq_round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
 typedef struct gwq_product {
     const gwq_matrix *const *m; /* (count) */
     float *const *y;            /* (count) */

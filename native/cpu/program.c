@@ -28,8 +28,6 @@ struct walk {
     int status; /* the first thread's */
 };
 
-static size_t round_up(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
-
 /* --- ops of the first thread ------------------------------------------------------------------ */
 
 static int embed(const struct walk *w, const gwq_op_embed *o) {
@@ -105,8 +103,8 @@ static gwq_product product(const gwq_op *op) {
 /* A thread's bytes of scratch for one product: what comes before it, and codes */
 static size_t product_scratch(const gwq_op *op) {
     const int64_t cols = op->matmul.m[0]->cols;
-    return round_up(sizeof(float) * (size_t)(op->n * cols)) +
-           round_up(gwq_product_bytes(op->n, cols));
+    return gwq_round_up(sizeof(float) * (size_t)(op->n * cols)) +
+           gwq_round_up(gwq_product_bytes(op->n, cols));
 }
 
 static void before(const gwq_op_matmul *o, int64_t n, int64_t cols, float *out) {
@@ -120,24 +118,29 @@ static void before(const gwq_op_matmul *o, int64_t n, int64_t cols, float *out) 
     }
 }
 
+/* Take the chosen expert's matrices, where there is a choice; whether there is such an expert */
+static int choose(const gwq_op_matmul *o, gwq_product *j) {
+    if (!o->choice) return 1;
+    if (*o->choice < 0 || *o->choice >= o->expert_count) return 0;
+    j->m = o->experts + o->count * (int64_t)*o->choice;
+    if (o->weight_of_choice) j->factor = *o->weight_of_choice;
+    return j->m[0] && j->m[0]->cols == j->in.cols;
+}
+
 static void matmul(struct walk *w, int i, int thread, int threads) {
     const gwq_op *op = w->ops + i;
     uint8_t *scratch = w->scratch + w->each * (size_t)thread;
     gwq_product j = product(op);
-    const int64_t expert = op->matmul.choice ? *op->matmul.choice : 0;
     int tiles, outliers;
     j.taken = w->taken + i;
-    if (op->matmul.choice) j.m = op->matmul.experts + op->matmul.count * expert;
-    if (op->matmul.weight_of_choice) j.factor = *op->matmul.weight_of_choice;
-    if (expert < 0 || expert >= op->matmul.expert_count + !op->matmul.choice ||
-        gwq_product_check(&j, &tiles, &outliers) || j.m[0]->cols != j.in.cols) {
+    if (!choose(&op->matmul, &j) || gwq_product_check(&j, &tiles, &outliers)) {
         if (thread == 0 && !w->status) w->status = GWQ_E_ARGUMENT;
         return;
     }
     if (op->matmul.before) {
         before(&op->matmul, op->n, j.in.cols, (float *)scratch);
         j.in.x = (float *)scratch;
-        scratch += round_up(sizeof(float) * (size_t)(op->n * j.in.cols));
+        scratch += gwq_round_up(sizeof(float) * (size_t)(op->n * j.in.cols));
     }
     if (tiles) {
         gwq_product_scratch(&j, scratch);
@@ -243,7 +246,9 @@ static void walk_task(void *p, int thread, int threads) {
     }
 }
 
-static size_t counters(int count) { return round_up(sizeof(atomic_uint_fast64_t) * (size_t)count); }
+static size_t counters(int count) {
+    return gwq_round_up(sizeof(atomic_uint_fast64_t) * (size_t)count);
+}
 
 /* Most bytes of scratch that a product of the list takes; 0: one cannot be */
 static size_t most_scratch(const gwq_op *ops, int count) {
@@ -265,7 +270,7 @@ static size_t most_parts(const gwq_op *ops, int count) {
     for (int i = 0; i < count; i++) {
         const gwq_op_attention *o = &ops[i].attention;
         if (ops[i].kind != GWQ_OP_ATTENTION) continue;
-        size_t bytes = round_up(gwq_attention_bytes(ops[i].n, o->heads, o->dim));
+        size_t bytes = gwq_round_up(gwq_attention_bytes(ops[i].n, o->heads, o->dim));
         most = bytes > most ? bytes : most;
     }
     return most;
@@ -284,7 +289,7 @@ int gwq_program_run(gwq_pool *pool, const gwq_op *ops, int count, const int32_t 
     const uint64_t needed = gwq_program_bytes(ops, count, gwq_pool_threads(pool));
     if (!needed) return GWQ_E_ARGUMENT;
     if (scratch_bytes < needed) return GWQ_E_SCRATCH;
-    uint8_t *at = (uint8_t *)round_up((size_t)scratch);
+    uint8_t *at = (uint8_t *)gwq_round_up((size_t)scratch);
     struct walk w = {
         .pool = pool,
         .ops = ops,

@@ -162,8 +162,8 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
         float *to = y + (t + i) * m->rows + row;
         for (int k = 0; k < min64(GWQ_ROWS, m->rows - row); k++) {
             const float of_tiles = ops->unit * scale[k] * dense[i][k];
-            if (!m->outliers) to[k] = power * (of_tiles + 0.f);
-            else if (ops->apart) to[k] = power * (of_tiles + 0.f) + power * sparse[i][k];
+            /* in the order in which one token's are added */
+            if (m->outliers && ops->apart) to[k] = power * of_tiles + power * sparse[i][k];
             else to[k] = power * (of_tiles + sparse[i][k]);
         }
     }

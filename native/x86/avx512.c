@@ -12,7 +12,7 @@ static int supported(void) {
 #endif
 }
 
-/* --- one token --------------------------------------------------------------------------------- */
+/* --- one token -------------------------------------------------------------------------------- */
 
 GWQ_INLINE void add_rows(float scale, __m512 sum, float *y) {
     _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(y)));

@@ -17,7 +17,7 @@ from gwq_export.tokenizer.from_hf import to_metadata
 from gwq_export.tokenizer.tokenizer import Tokenizer
 from studies.oracle import dequantized_model, kl_divergence, logits, original_model
 from tests.support.kills import Killed, killed_after
-from tests.support.paths import REFERENCE
+from tests.support.paths import REFERENCE, ROOT
 
 SMALL = {"type": "gwq2", "samples": 5, "ctx": 16, "tune": 3}
 
@@ -224,6 +224,15 @@ def test_a_killed_export_tunes_to_the_same_bytes(tmp_path, tiny, calib, monkeypa
     assert happened == 3 and out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert len(counts) == moves == 3 * (Source(tiny("llama")).layers + 1)
     assert max(counts.values()) == 1, counts
+
+
+@pytest.mark.parametrize("samples, steps", [(32, 2), (8, 0), (1000, 71)])
+def test_steps_follow_the_calibration(samples, steps):
+    """By default, and as option and pages say."""
+    assert tuning_steps.default_steps(samples * 512) == steps
+    for page in ("docs/export.md", "docs/method.md"):
+        words = " ".join((ROOT / page).read_text().split())
+        assert f"for every {tuning_steps.PER_STEP} calibration tokens" in words
 
 
 def test_a_dry_run_counts_the_time(tmp_path, tiny, calib, monkeypatch):

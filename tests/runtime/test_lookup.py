@@ -98,6 +98,27 @@ def test_never_more_guesses_than_tokens_may_come(tiny, exported, monkeypatch):
     assert session.pos == 40 and decoder.right
 
 
+def test_no_more_at_once_than_get_the_same_bits(tiny, exported, monkeypatch):
+    eager(monkeypatch)
+    path, _ = exported(tiny("llama"), type="gwq4", outliers=0.02, samples=2, ctx=64)
+    session = gwq_export.load(path).session(60)
+    monkeypatch.setattr(session, "at_once", lambda: 3)
+    lengths = []
+    forward = session.forward
+
+    def counted(ids, keep=1):
+        lengths.append(len(ids))
+        return forward(ids, keep)
+
+    monkeypatch.setattr(session, "forward", counted)
+    prompt = [5, 6, 7, 8] * 8
+    session.forward(prompt)
+    decoder = Decoder(session, prompt)
+    for i in range(12):
+        decoder.after(prompt[i], 20)
+    assert max(lengths[1:]) == 2  # of 1, 3 and 5 guesses, one
+
+
 @pytest.mark.parametrize("sampling", [{}, {"temp": 0.9, "seed": 4}, {"repeat_penalty": 1.3}])
 def test_texts_are_the_same(exported, monkeypatch, sampling):
     eager(monkeypatch)

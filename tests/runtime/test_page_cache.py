@@ -52,6 +52,14 @@ def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
     assert page_cache.resident(path) == 1
 
 
+def test_every_file_of_a_model_is_brought_in(tiny, exported, monkeypatch):
+    path, _ = exported(tiny("llama"), type="gwq4", outliers=0.02, samples=2, ctx=64)
+    seen = []
+    monkeypatch.setattr("gwq_export.runtime.weights.bring_in", seen.append)
+    model = gwq_export.load(path)
+    assert seen == [part.path for part in model.weights.reader.parts] and seen
+
+
 def test_a_model_that_is_cold(tiny, exported, cold):
     path, _ = exported(tiny("llama"), type="gwq4", outliers=0.02, samples=2, ctx=64)
     expected = gwq_export.load(path).logits([5, 6, 7])
