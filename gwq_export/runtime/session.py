@@ -201,6 +201,8 @@ class Session:
 
     def _reserve(self, positions: int) -> None:
         """Make room for so many positions. Raises NoMemory."""
+        if positions > self._cache.room:
+            self._programs.clear()  # they point into what moves, also if that is cut short
         self._cache.reserve(positions)
         room = self._cache.room
         if room > self._turned:
@@ -210,7 +212,6 @@ class Session:
                 for rope, (cos, sin) in more.items()
             }
             self._turned = room
-            self._programs.clear()  # they point into what has moved
 
     def _grow(self, n: int) -> None:
         """Make work buffers, float32 (n, width), for n tokens at once."""

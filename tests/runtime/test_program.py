@@ -6,6 +6,7 @@ import pytest
 import gwq_export
 from gwq_export.native.library import F32
 from gwq_export.native.program import MAX_TOKENS
+from gwq_export.runtime import kv_cache
 from tests.support.models import TINY_MODELS
 
 IDS = np.random.default_rng(5).integers(3, 200, 300)
@@ -40,6 +41,32 @@ def test_a_cache_that_grows(tiny, exported, monkeypatch):
     calls = [([i], 1) for i in IDS[:70].tolist()]
     for program, one_by_one in both(model, monkeypatch, calls):
         assert np.array_equal(program, one_by_one)
+
+
+def test_a_growth_that_is_cut_short(tiny, exported, monkeypatch):
+    """Some layers of the cache have moved by then."""
+    monkeypatch.setattr("gwq_export.runtime.kv_cache.FIRST", 16)
+    path, _ = exported(tiny("llama"), type="gwq4", outliers=0.02, samples=2, ctx=64)
+    session = gwq_export.load(path, threads=2).session(64)
+    session.forward(IDS[:10])
+    session.forward(IDS[10:11])
+    assert session._programs
+    real, calls = kv_cache.pointer, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(kv_cache, "pointer", interrupted)
+        session.forward(IDS[11:40])
+    assert not session._programs and session.pos == 11
+    whole = gwq_export.load(path, threads=2).session(64)
+    whole.forward(IDS[:10])
+    whole.forward(IDS[10:11])
+    assert np.array_equal(session.forward(IDS[11:12]), whole.forward(IDS[11:12]))
 
 
 def test_massive_activations(tiny, exported, monkeypatch):
