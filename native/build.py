@@ -30,6 +30,7 @@ SANITIZERS = "-fsanitize=address,undefined"
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
+VBMI = f"-mavx512vbmi {AVX512}"
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
@@ -77,6 +78,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "avx2_functions.c": AVX2,
             "encode_avx2.c": f"-mavx2 {VECTORS}",
             "avx512.c": AVX512,
+            "avx512vbmi.c": VBMI,
         },
         on("x86_64", "amd64"),
     ),
@@ -156,7 +158,8 @@ def build(
     target = machine(cc)
     files = sources(target)
     if simde:
-        files["x86/avx512.c"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
+        for name in ("avx512.c", "avx512vbmi.c"):
+            files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target
     if asan:

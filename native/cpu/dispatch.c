@@ -13,6 +13,7 @@ static const gwq_kernels *const isas[] = { /* best last */
 #ifdef __x86_64__
     &gwq_avx2,
     &gwq_avx512,
+    &gwq_avx512vbmi,
 #endif
 };
 enum { ISAS = sizeof isas / sizeof *isas };

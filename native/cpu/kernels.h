@@ -81,6 +81,7 @@ typedef struct gwq_kernels {
 extern const gwq_kernels gwq_scalar;
 extern const gwq_kernels gwq_avx2;
 extern const gwq_kernels gwq_avx512;
+extern const gwq_kernels gwq_avx512vbmi;
 
 /* The selected row, without empty slots */
 const gwq_kernels *gwq_in_use(void);

@@ -10,6 +10,7 @@ enum {
     PIECE = 64,      /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
     SLACK = 48,      /* bytes the inner functions may read past the last outlier */
+    TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
     GROUPS = 8       /* row groups that share a piece of the activations while it is in the cache */
 };
 
@@ -40,8 +41,11 @@ typedef struct tile_ops {
     size_t ahead; /* bytes between a read and its prefetch; 0: none */
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
-    /* y[16] += dense part of a block: the table with ENTRY_BIAS (repeated 4 times), the block's
-     * scales and lines, 64 activations q, their scale dx and their bias */
+    /* table, TABLES * 64 bytes: a matrix's 16 entries with ENTRY_BIAS, as `block`, `two`, `four`
+     * and `decode` want them */
+    void (*tables)(const int8_t *entry, uint8_t *table);
+    /* y[16] += dense part of a block: the matrix's tables, the block's scales and lines, 64
+     * activations q, their scale dx and their bias */
     void (*block)(const uint8_t *table, const uint8_t *scale, const uint8_t *line, const int8_t *q,
                   float dx, const int16_t *bias, float *y);
     /* y[i] as `block` makes it of token i of two, of four: `at` is the first token's block in q,

@@ -5,9 +5,9 @@
 #define GWQ_TILES_H
 #include "outliers.h"
 
-/* A matrix's table as `block` and `decode` want it */
-GWQ_INLINE void biased_table(const gwq_matrix *m, uint8_t *table) {
-    for (int i = 0; i < 64; i++) table[i] = (uint8_t)(gwq_table(m)[i % 16] + ENTRY_BIAS);
+/* tile_ops.tables of those that look up one table only */
+GWQ_INLINE void repeated_table(const int8_t *entry, uint8_t *table) {
+    for (int i = 0; i < 64; i++) table[i] = (uint8_t)(entry[i % 16] + ENTRY_BIAS);
 }
 
 /* --- one token -------------------------------------------------------------------------------- */
@@ -43,8 +43,8 @@ GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, in
     const size_t missing = gwq_missing_bytes(ops->bits, m->cols);
     struct stream s[STREAMS];
     uint8_t copy[STREAMS][GWQ_TILE_BYTES];
-    _Alignas(64) uint8_t table[64];
-    biased_table(m, table);
+    _Alignas(64) uint8_t table[64 * TABLES];
+    ops->tables(gwq_table(m), table);
     float edge[GWQ_TILE];
     if (outliers) copy_edge(in, 0, edge);
     while (first < last) {
@@ -173,9 +173,9 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
  * for two, for one, while they are in the cache. */
 GWQ_INLINE void tile_few(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                          const gwq_input *in, float *y) {
-    _Alignas(64) uint8_t table[64];
+    _Alignas(64) uint8_t table[64 * TABLES];
     float edge[GWQ_FEW][GWQ_TILE];
-    biased_table(m, table);
+    ops->tables(gwq_table(m), table);
     for (int64_t t = 0; m->outliers && t < in->n; t++) copy_edge(in, t, edge[t]);
     for (int64_t piece = first; piece < last; piece += GROUPS) {
         const int64_t end = min64(piece + GROUPS, last);
@@ -251,8 +251,8 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
 
 GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                           const gwq_input *in, float *y) {
-    _Alignas(64) uint8_t table[64];
-    biased_table(m, table);
+    _Alignas(64) uint8_t table[64 * TABLES];
+    ops->tables(gwq_table(m), table);
     for (int64_t g = first; g < last; g += GROUPS)
         for (int64_t t = 0; t < in->n; t += GWQ_PANEL)
             gemm_piece(ops, m, g, (int)min64(GROUPS, last - g), in, t,

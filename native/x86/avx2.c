@@ -273,12 +273,12 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     int64_t rows = min64(GWQ_ROWS, m->rows - group * GWQ_ROWS), blocks = gwq_blocks(m->cols), nb;
     _Alignas(64) gwq_entries entries;
     _Alignas(64) gwq_scales scales;
-    _Alignas(64) uint8_t table[64];
+    _Alignas(64) uint8_t table[64 * TABLES];
     uint8_t copy[GWQ_TILE_BYTES];
     float d[GWQ_ROWS];
     gwq_avx2_halves(gwq_row_scales(m, group), GWQ_ROWS, d);
     for (int r = 0; r < GWQ_ROWS; r++) d[r] *= gwq_power(m);
-    biased_table(m, table);
+    ops->tables(gwq_table(m), table);
     for (int64_t b = 0; b < blocks; b += nb, tile += nb * (bytes + lines)) {
         nb = min64(GWQ_TILE_BLOCKS, blocks - b);
         const uint8_t *whole = gwq_whole_tile(m, ops->bits, tile, b, copy);
@@ -336,6 +336,7 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
         .apart = 1,                                                                             \
         .ahead = AHEAD,                                                                         \
         .unit = UNIT,                                                                           \
+        .tables = repeated_table,                                                               \
         .block = block##N,                                                                      \
         .two = two##N,                                                                          \
         .four = four##N,                                                                        \

@@ -1,106 +1,7 @@
-/* AVX-512: what SIMDe lacks, and lines and scales of a tile: one function per width turns a few lines
- * into table entries, one turns a block's scales into signed bytes.
- *
- * With GWQ_SIMDE the same code compiles for any x86 CPU, slowly, for the tests. */
+/* AVX-512 without VBMI: lines of a tile to table entries, 64 shuffles of 16 entries at a time. */
 #ifndef GWQ_AVX512_UNPACK_H
 #define GWQ_AVX512_UNPACK_H
-#ifdef GWQ_SIMDE
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#else
-#include <immintrin.h>
-#endif
-#include <string.h>
-#include "slots.h"
-
-/* acc += products of four neighbouring biased entries and activations, per 32-bit lane. By
- * assembler, because gcc 12 copies the accumulator before and after the intrinsic when it lives in
- * an array. */
-GWQ_INLINE void add_quads(__m512i *acc, __m512i entries, const int8_t *x) {
-#ifdef GWQ_SIMDE
-    int32_t v;
-    memcpy(&v, x, 4);
-    *acc = _mm512_dpbusd_epi32(*acc, entries, _mm512_set1_epi32(v));
-#else
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
-            : "+v"(*acc)
-            : "v"(entries), "m"(*(const int8_t(*)[4])x));
-#endif
-}
-
-/* Sixteen values each; SIMDe 0.7.4 lacks these seven. */
-#ifdef GWQ_SIMDE
-GWQ_INLINE __m512 half16(const uint8_t *p) {
-    float f[16];
-    gwq_avx2_halves(p, 16, f);
-    return _mm512_loadu_ps(f);
-}
-GWQ_INLINE __m512 floats16(__m512i v) {
-    int32_t n[16];
-    float f[16];
-    _mm512_storeu_si512(n, v);
-    for (int i = 0; i < 16; i++) f[i] = (float)n[i];
-    return _mm512_loadu_ps(f);
-}
-GWQ_INLINE __m512i bytes16(const uint8_t *p) {
-    int32_t v[16];
-    for (int i = 0; i < 16; i++) v[i] = p[i];
-    return _mm512_loadu_si512(v);
-}
-GWQ_INLINE __m512i widened(__m128i bytes) {
-    int8_t b[16];
-    int32_t v[16];
-    _mm_storeu_si128((__m128i *)b, bytes);
-    for (int i = 0; i < 16; i++) v[i] = b[i];
-    return _mm512_loadu_si512(v);
-}
-GWQ_INLINE __m512 gather16(const float *x, __m512i index) {
-    int32_t at[16];
-    float f[16];
-    _mm512_storeu_si512(at, index);
-    for (int i = 0; i < 16; i++) f[i] = x[at[i]];
-    return _mm512_loadu_ps(f);
-}
-GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
-    float f[16] = {0};
-    for (int r = 0; r < 16; r++)
-        if (rows >> r & 1) f[r] = *p++;
-    return _mm512_loadu_ps(f);
-}
-/* What the bias of 16 columns takes from each 32-bit sum */
-GWQ_INLINE __m512i bias16(const int16_t *bias) { return _mm512_set1_epi32(bias[0] + bias[1]); }
-#else
-GWQ_INLINE __m512 half16(const uint8_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-}
-GWQ_INLINE __m512 floats16(__m512i v) { return _mm512_cvtepi32_ps(v); }
-GWQ_INLINE __m512i bytes16(const uint8_t *p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-}
-GWQ_INLINE __m512i widened(__m128i bytes) { return _mm512_cvtepi8_epi32(bytes); }
-GWQ_INLINE __m512 gather16(const float *x, __m512i index) {
-    return _mm512_i32gather_ps(index, x, 4);
-}
-GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
-    return _mm512_maskz_expand_ps(rows, _mm512_loadu_ps(p));
-}
-GWQ_INLINE __m512i bias16(const int16_t *bias) {
-    int32_t v;
-    memcpy(&v, bias, 4);
-    return _mm512_madd_epi16(_mm512_set1_epi32(v), _mm512_set1_epi16(1));
-}
-#endif
-
-/* v[p]: 16 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads
- * are two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three lines at 3 bits and
- * five at 5 bits. */
-typedef void (*quads_fn)(__m512i table, const uint8_t *line, __m512i *v);
-enum { QUADS6 = 4, QUADS5 = 8, QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
-
-/* Where the mask is set the bits of a, elsewhere those of b */
-GWQ_INLINE __m512i either(int mask, __m512i a, __m512i b) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)mask), a, b, 0xca);
-}
+#include "avx512.h"
 
 /* Entries of the windows in the low and in the high nibbles. */
 GWQ_INLINE void look_up(__m512i table, __m512i windows, __m512i *low, __m512i *high) {
@@ -109,9 +10,9 @@ GWQ_INLINE void look_up(__m512i table, __m512i windows, __m512i *low, __m512i *h
     *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(windows, 4), mask));
 }
 
-GWQ_INLINE void quads4(__m512i table, const uint8_t *line, __m512i *v) {
-    look_up(table, _mm512_loadu_si512(line), v, v + 1);
-    look_up(table, _mm512_loadu_si512(line + 64), v + 2, v + 3);
+GWQ_INLINE void quads4(const __m512i *t, const uint8_t *line, __m512i *v) {
+    look_up(t[0], load_once(line), v, v + 1);
+    look_up(t[0], load_once(line + 64), v + 2, v + 3);
 }
 
 /* Entries of the windows in the bits `shift` .. shift + 3 of each byte */
@@ -128,26 +29,26 @@ GWQ_INLINE __m512i look_across(__m512i table, __m512i v, int shift, __m512i next
 }
 
 /* 24 bits, a window at every third */
-GWQ_INLINE void quads3(__m512i table, const uint8_t *line, __m512i *v) {
-    __m512i a = _mm512_loadu_si512(line);
-    __m512i b = _mm512_loadu_si512(line + 64);
-    __m512i c = _mm512_loadu_si512(line + 128);
-    v[0] = look_at(table, a, 0);
-    v[1] = look_at(table, a, 3);
-    v[2] = look_across(table, a, 6, b);
-    v[3] = look_at(table, b, 1);
-    v[4] = look_at(table, b, 4);
-    v[5] = look_across(table, b, 7, c);
-    v[6] = look_at(table, c, 2);
-    v[7] = look_across(table, c, 5, a);
+GWQ_INLINE void quads3(const __m512i *t, const uint8_t *line, __m512i *v) {
+    __m512i a = load_once(line);
+    __m512i b = load_once(line + 64);
+    __m512i c = load_once(line + 128);
+    v[0] = look_at(t[0], a, 0);
+    v[1] = look_at(t[0], a, 3);
+    v[2] = look_across(t[0], a, 6, b);
+    v[3] = look_at(t[0], b, 1);
+    v[4] = look_at(t[0], b, 4);
+    v[5] = look_across(t[0], b, 7, c);
+    v[6] = look_at(t[0], c, 2);
+    v[7] = look_across(t[0], c, 5, a);
 }
 
 /* 32 bits, a window at every second: three lie within a byte, the fourth within the bytes turned by
  * six bits */
-GWQ_INLINE void quads2(__m512i table, const uint8_t *line, __m512i *v) {
-    __m512i a = _mm512_loadu_si512(line);
-    for (int p = 0; p < 3; p++) v[p] = look_at(table, a, 2 * p);
-    v[3] = look_at(table, _mm512_ror_epi32(a, 6), 0);
+GWQ_INLINE void quads2(const __m512i *t, const uint8_t *line, __m512i *v) {
+    __m512i a = load_once(line);
+    for (int p = 0; p < 3; p++) v[p] = look_at(t[0], a, 2 * p);
+    v[3] = look_at(t[0], _mm512_ror_epi32(a, 6), 0);
 }
 
 /* Entries of nibbles: the table's where bit p of a byte of `high` is 0, else its mirror image's */
@@ -158,59 +59,21 @@ GWQ_INLINE __m512i either_half(__m512i table, __m512i low, __m512i high, int p) 
     return _mm512_mask_shuffle_epi8(v, upper, mirrored, low);
 }
 
-GWQ_INLINE void quads5(__m512i table, const uint8_t *line, __m512i *v) {
+GWQ_INLINE void quads5(const __m512i *t, const uint8_t *line, __m512i *v) {
     const __m512i mask = _mm512_set1_epi8(15);
-    __m512i high = _mm512_loadu_si512(line + 256);
+    __m512i high = load_once(line + 256);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
-        __m512i a = _mm512_loadu_si512(line + 64 * k);
+        __m512i a = load_once(line + 64 * k);
         __m512i upper = _mm512_and_si512(_mm512_srli_epi16(a, 4), mask);
-        v[2 * k] = either_half(table, _mm512_and_si512(a, mask), high, 2 * k);
-        v[2 * k + 1] = either_half(table, upper, high, 2 * k + 1);
+        v[2 * k] = either_half(t[0], _mm512_and_si512(a, mask), high, 2 * k);
+        v[2 * k + 1] = either_half(t[0], upper, high, 2 * k + 1);
     }
 }
 
-/* Biased entries are the codes. */
-GWQ_INLINE void quads6(__m512i table, const uint8_t *line, __m512i *v) {
-    (void)table;
-    const __m512i top = _mm512_set1_epi8(0x30);
-    __m512i a = _mm512_loadu_si512(line), b = _mm512_loadu_si512(line + 64);
-    __m512i high = _mm512_loadu_si512(line + 128);
-    v[0] = either(15, a, _mm512_and_si512(_mm512_slli_epi16(high, 4), top));
-    v[1] = either(15, _mm512_srli_epi16(a, 4), _mm512_and_si512(_mm512_slli_epi16(high, 2), top));
-    v[2] = either(15, b, _mm512_and_si512(high, top));
-    v[3] = either(15, _mm512_srli_epi16(b, 4), _mm512_and_si512(_mm512_srli_epi16(high, 2), top));
-}
-
-/* s[k]: scale of every row for the k-th sub-block, a signed byte. */
-typedef void (*scales_fn)(const uint8_t *scale, __m128i s[4]);
-enum { SUB6 = 4, SUB5 = 4, SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
-
-GWQ_INLINE __m128i field(__m128i v, int shift, int mask) {
-    return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8((char)mask));
-}
-
-GWQ_INLINE void scales4(const uint8_t *scale, __m128i s[4]) {
-    const __m128i bias = _mm_set1_epi8(SCALE_BIAS);
-    __m128i top = _mm_setzero_si128();
-    for (int k = 0; k < 3; k++) {
-        __m128i part = _mm_loadu_si128((const __m128i *)(scale + 16 * k));
-        s[k] = _mm_sub_epi8(field(part, 0, 63), bias);
-        top = _mm_or_si128(top, field(part, 6 - 2 * k, 3 << 2 * k));
-    }
-    s[3] = _mm_sub_epi8(top, bias);
-}
-
-GWQ_INLINE void scales2(const uint8_t *scale, __m128i s[4]) {
-    const __m128i bias = _mm_set1_epi8(SCALE_BIAS);
-    __m128i low = _mm_loadu_si128((const __m128i *)scale);
-    __m128i high = _mm_loadl_epi64((const __m128i *)(scale + 16)); /* nibbles */
-    high = _mm_unpacklo_epi64(_mm_slli_epi16(high, 2), _mm_srli_epi16(high, 2));
-    high = field(high, 0, 0x3c);
-    s[0] = _mm_sub_epi8(field(low, 0, 63), bias);
-    s[1] = _mm_sub_epi8(_mm_or_si128(field(low, 6, 3), high), bias);
-}
-#define scales3 scales2
-#define scales5 scales4
-#define scales6 scales4
+#define tables2 repeated_table
+#define tables3 repeated_table
+#define tables4 repeated_table
+#define tables5 repeated_table
+#define tables6 repeated_table
 #endif

@@ -1,0 +1,29 @@
+/* AVX-512 with VBMI (Ice Lake, Zen 4 and later): tile matrices, their windows looked up by
+ * permutations of 64 bytes. */
+#include "cpu/tiles.h"
+#include "avx512vbmi_unpack.h"
+#include "avx512_tiles.h"
+
+static int supported(void) {
+#ifdef GWQ_SIMDE
+    return gwq_avx512.supported();
+#else
+    return __builtin_cpu_supports("avx512vbmi") && gwq_avx512.supported();
+#endif
+}
+
+TILE_TYPE(2, STREAMS, 1024, 0)
+TILE_TYPE(3, STREAMS, 1536, 0)
+TILE_TYPE(4, 1, 0, 1)
+TILE_TYPE(5, 1, 0, 1)
+TILE_TYPE(6, 1, 0, 1)
+
+const gwq_kernels gwq_avx512vbmi = {
+    .isa = "avx512vbmi",
+    .supported = supported,
+    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2,
+               [GWQ_K_GWQ3] = matmul_gwq3,
+               [GWQ_K_GWQ4] = matmul_gwq4,
+               [GWQ_K_GWQ5] = matmul_gwq5,
+               [GWQ_K_GWQ6] = matmul_gwq6},
+};
