@@ -66,33 +66,27 @@ GWQ_INLINE void copy_edge(const gwq_input *in, int64_t t, float edge[GWQ_TILE]) 
            (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
 }
 
-/* y += the outliers of the row groups first .. last-1: one record after another in memory. */
-GWQ_INLINE void add_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
-                             const gwq_input *in, float *y) {
+/* sum[16] += the outliers of a row group, whose first record `first` is; returns the next row
+ * group's. next_tile: what is read after it, and loaded meanwhile, or memory would idle. */
+GWQ_INLINE const uint8_t *add_outliers(const tile_ops *ops, const gwq_matrix *m,
+                                       const uint8_t *first, const struct usual *most,
+                                       const gwq_input *in, const float *edge,
+                                       const uint8_t *next_tile, float *sum) {
     const uint8_t *end = m->outliers + m->outlier_bytes;
-    const int64_t tiles = (in->cols + GWQ_TILE - 1) / GWQ_TILE;
-    const struct usual most = usual_record(m);
-    const float power = gwq_power(m);
-    _Alignas(64) float sum[GWQ_ROWS];
-    float edge[GWQ_TILE], product[2][MOST + 32];
-    copy_edge(in, 0, edge);
-    struct record r = {.next = gwq_records(m, first)}, before;
-    for (int64_t g = first; g < last; g++) {
-        memset(sum, 0, sizeof sum);
-        for (int64_t i = 0; i <= tiles; i++) { /* sums are a tile behind: loads wait for no store */
-            before = r;
-            if (i < tiles) {
-                r = record_at(r.next, ops);
-                multiply(&r, most.total, end,
-                         in->cols - i * GWQ_TILE < GWQ_TILE ? edge : in->x + i * GWQ_TILE, ops,
-                         product[i % 2]);
-            }
-            if (i)
-                ops->expand(before.count, most.levels, before.total, product[(i - 1) % 2], sum);
+    const int64_t tiles = gwq_tiles(in->cols);
+    float product[2][MOST + 32];
+    struct record r = {.next = first}, before;
+    for (int64_t i = 0; i <= tiles; i++) { /* sums are a tile behind: loads wait for no store */
+        before = r;
+        prefetch(next_tile, i * WHILE_RECORD, WHILE_RECORD);
+        if (i < tiles) {
+            const float *x = in->cols - i * GWQ_TILE < GWQ_TILE ? edge : in->x + i * GWQ_TILE;
+            r = record_at(r.next, ops);
+            multiply(&r, most->total, end, x, ops, product[i % 2]);
         }
-        for (int k = 0; k < min64(GWQ_ROWS, m->rows - g * GWQ_ROWS); k++)
-            y[g * GWQ_ROWS + k] += power * sum[k];
+        if (i) ops->expand(before.count, most->levels, before.total, product[(i - 1) % 2], sum);
     }
+    return r.next;
 }
 
 /* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next

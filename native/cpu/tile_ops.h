@@ -10,6 +10,7 @@ enum {
     PIECE = 64,      /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
     SLACK = 48,      /* bytes the inner functions may read past the last outlier */
+    WHILE_RECORD = 384, /* bytes that memory delivers while a side-table record is added */
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
     GROUPS = 8       /* row groups that share a piece of the activations while it is in the cache */
 };
@@ -37,8 +38,7 @@ typedef uint8_t gwq_scales[4][64];
 typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
-    int apart;    /* outliers after the dense part, not on the way: faster on a busy core */
-    size_t ahead; /* bytes between a read and its prefetch; 0: none */
+    size_t ahead; /* bytes between a read and its prefetch */
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
     /* table, TABLES * 64 bytes: a matrix's 16 entries with ENTRY_BIAS, as `block`, `two`, `four`

@@ -15,102 +15,76 @@ GWQ_INLINE void repeated_table(const int8_t *entry, uint8_t *table) {
 /* A row group on its way through one token */
 struct stream {
     _Alignas(64) float dense[GWQ_ROWS];
-    float sparse[GWQ_ROWS]; /* apart, so that the order of additions is the row group's own */
-    const uint8_t *tile;    /* the next one */
-    struct record in_hand;  /* products made, none added yet: the loads need not wait for stores */
-    float product[MOST + 32];
+    const uint8_t *tile;   /* the next one */
+    const uint8_t *record; /* the next one of the side-table */
 };
 
-GWQ_INLINE void settle(struct stream *s, int levels, const tile_ops *ops) {
-    ops->expand(s->in_hand.count, levels, s->in_hand.total, s->product, s->sparse);
-}
-
-/* y = the row groups first .. last-1 times the one token of `in`. Up to STREAMS row groups, each
- * far from the other, are read at the same time. `outliers` is a constant: whether they are added
- * on the way, a record after each block. */
-GWQ_INLINE void gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
-                     const gwq_input *in, const int outliers, float *y) {
+/* The dense part of a tile of nb blocks for one token: what streams read at the same time. b: its
+ * first block. */
+GWQ_INLINE void gemv_tile(const tile_ops *ops, const gwq_matrix *m, const gwq_input *in, int64_t b,
+                          int streams, const uint8_t *table, struct stream *s) {
+    const int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
     const size_t scales = gwq_scale_bytes(ops->bits);
     const size_t lines = gwq_line_bytes(ops->bits);
     const size_t bytes = scales + lines;
-    const size_t ahead = ops->ahead;
-    /* Prefetches must come at an even rate or memory idles: with outliers, three in eight are left
-     * for their turn. */
-    const size_t early = outliers ? bytes * 5 / 8 / 64 * 64 : bytes;
-    const uint8_t *end = m->outliers + m->outlier_bytes;
-    const struct usual most = usual_record(m);
+    const uint8_t *tile[STREAMS];
+    uint8_t copy[STREAMS][GWQ_TILE_BYTES];
+    for (int i = 0; i < streams; i++)
+        tile[i] = gwq_whole_tile(m, ops->bits, s[i].tile, b, copy[i]);
+    for (int k = 0; k < nb; k++) {
+        const size_t at = nb * scales + k * lines; /* the block's lines within the tile */
+        for (int i = 0; i < streams; i++) {
+            prefetch(s[i].tile + at, ops->ahead, bytes);
+            ops->block(table, tile[i] + k * scales, tile[i] + at, in->q + (b + k) * GWQ_BLOCK,
+                       in->scale[b + k], in->bias + 8 * (b + k), s[i].dense);
+        }
+    }
+    for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;
+}
+
+/* y = the row groups first .. last-1 times the one token of `in`. Up to STREAMS row groups, each
+ * far from the other, are read at the same time; the outliers of each follow its tiles: among them
+ * they are slower on a busy core. */
+GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
+                          const gwq_input *in, float *y) {
+    const struct usual most = m->outliers ? usual_record(m) : (struct usual){0};
     const float power = gwq_power(m);
     const size_t missing = gwq_missing_bytes(ops->bits, m->cols);
     struct stream s[STREAMS];
-    uint8_t copy[STREAMS][GWQ_TILE_BYTES];
     _Alignas(64) uint8_t table[64 * TABLES];
     ops->tables(gwq_table(m), table);
     float edge[GWQ_TILE];
-    if (outliers) copy_edge(in, 0, edge);
+    if (m->outliers) copy_edge(in, 0, edge);
     while (first < last) {
         int streams = (int)min64(ops->streams, last - first);
         int64_t each = (last - first) / streams; /* consecutive: data and records just go on */
         for (int i = 0; i < streams; i++) {
             s[i].tile = gwq_group(m, ops->bits, first + i * each);
-            s[i].in_hand.next = gwq_records(m, first + i * each);
+            if (m->outliers) s[i].record = gwq_records(m, first + i * each);
             prefetch(gwq_row_scales(m, first + i * each), 0, 64);
         }
         for (int64_t g = first; g < first + each; g++) {
             for (int i = 0; i < streams; i++) {
                 prefetch(gwq_row_scales(m, g + i * each), 64, 64);
                 memset(s[i].dense, 0, sizeof s[i].dense);
-                memset(s[i].sparse, 0, sizeof s[i].sparse);
             }
-            for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
-                int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
-                const float *x =
-                    in->cols - b * GWQ_BLOCK < GWQ_TILE ? edge : in->x + b * GWQ_BLOCK;
-                const uint8_t *tile[STREAMS];
-                for (int i = 0; i < streams; i++)
-                    tile[i] = gwq_whole_tile(m, ops->bits, s[i].tile, b, copy[i]);
-                for (int k = 0; k < nb; k++) {
-                    size_t at = nb * scales + k * lines; /* the block's lines within the tile */
-                    for (int i = 0; i < streams; i++) {
-                        if (ahead) prefetch(s[i].tile + at, ahead, early);
-                        ops->block(table, tile[i] + k * scales, tile[i] + at,
-                                   in->q + (b + k) * GWQ_BLOCK, in->scale[b + k],
-                                   in->bias + 8 * (b + k), s[i].dense);
-                    }
-                    if (!outliers) continue;
-                    /* a stream's record after each block; the last block takes what is left */
-                    int upto = k + 1 < nb ? (int)min64(k + 1, streams) : streams;
-                    for (int i = k; i < upto; i++) {
-                        if (b) settle(&s[i], most.levels, ops);
-                        for (int j = 0; ahead && j < streams; j += 2)
-                            prefetch(s[j].tile + at + early, ahead, bytes - early);
-                        s[i].in_hand = record_at(s[i].in_hand.next, ops);
-                        prefetch(s[i].in_hand.next, 192, 192); /* constants: no loop to predict */
-                        multiply(&s[i].in_hand, most.total, end, x, ops, s[i].product);
-                    }
-                    for (int j = 1; ahead && j < streams; j += 2)
-                        prefetch(s[j].tile + at + early, ahead, bytes - early);
-                }
-                for (int i = 0; i < streams; i++) s[i].tile += nb * bytes;
-            }
+            for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS)
+                gemv_tile(ops, m, in, b, streams, table, s);
             for (int i = 0; i < streams; i++) {
+                _Alignas(64) float sparse[GWQ_ROWS] = {0};
                 s[i].tile -= missing;
-                if (outliers) settle(&s[i], most.levels, ops);
+                if (m->outliers)
+                    s[i].record = add_outliers(ops, m, s[i].record, &most, in, edge,
+                                               s[i].tile + ops->ahead, sparse);
                 int64_t row = (g + i * each) * GWQ_ROWS;
                 float scale[GWQ_ROWS];
                 ops->halves(gwq_row_scales(m, g + i * each), GWQ_ROWS, scale);
                 for (int r = 0; r < min64(GWQ_ROWS, m->rows - row); r++)
-                    y[row + r] = power * (ops->unit * scale[r] * s[i].dense[r] + s[i].sparse[r]);
+                    y[row + r] = power * (ops->unit * scale[r] * s[i].dense[r] + sparse[r]);
             }
         }
         first += streams * each;
     }
-}
-
-GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
-                          const gwq_input *in, float *y) {
-    if (m->outliers && !ops->apart) gemv(ops, m, first, last, in, 1, y);
-    else gemv(ops, m, first, last, in, 0, y);
-    if (m->outliers && ops->apart) add_outliers(ops, m, first, last, in, y);
 }
 
 /* --- a few tokens ----------------------------------------------------------------------------- */
@@ -161,10 +135,7 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
     for (int i = 0; i < count; i++) {
         float *to = y + (t + i) * m->rows + row;
         for (int k = 0; k < min64(GWQ_ROWS, m->rows - row); k++) {
-            const float of_tiles = ops->unit * scale[k] * dense[i][k];
-            /* in the order in which one token's are added */
-            if (m->outliers && ops->apart) to[k] = power * of_tiles + power * sparse[i][k];
-            else to[k] = power * (of_tiles + sparse[i][k]);
+            to[k] = power * (ops->unit * scale[k] * dense[i][k] + sparse[i][k]);
         }
     }
 }

@@ -333,7 +333,6 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
     static const tile_ops ops##N = {                                                            \
         .bits = N,                                                                              \
         .streams = COUNT,                                                                       \
-        .apart = 1,                                                                             \
         .ahead = AHEAD,                                                                         \
         .unit = UNIT,                                                                           \
         .tables = repeated_table,                                                               \

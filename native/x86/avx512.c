@@ -13,14 +13,11 @@ static int supported(void) {
 #endif
 }
 
-/* On Zen 4 with 4 KB pages. The processor's own prefetches keep up with one row group, and what is
- * asked for beside them only gets in their way. At two and three bits the loops are longer than the
- * reading takes. */
-TILE_TYPE(2, STREAMS, 1024, 0)
-TILE_TYPE(3, STREAMS, 1536, 0)
-TILE_TYPE(4, 1, 0, 1)
-TILE_TYPE(5, 1, 0, 1)
-TILE_TYPE(6, 1, 0, 1)
+TILE_TYPE(2)
+TILE_TYPE(3)
+TILE_TYPE(4)
+TILE_TYPE(5)
+TILE_TYPE(6)
 
 /* Empty slots are AVX2's (dispatch.c): there memory or plain float arithmetic is the limit. */
 const gwq_kernels gwq_avx512 = {

@@ -98,11 +98,24 @@ GWQ_INLINE int total(const uint8_t *count) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
 }
 
+GWQ_INLINE __m256 values8(const uint8_t *column, const float *x) {
+    uint64_t c;
+    memcpy(&c, column, 8);
+    __m128 p[4];
+    for (int i = 0; i < 4; i++) { /* the lowest two bytes of c */
+        p[i] = _mm_load_ss(x + (c & 255));
+        __asm__("vinsertps $16, %1, %0, %0" : "+x"(p[i]) : "m"(x[c >> 8 & 255]));
+        c >>= 16;
+        __asm__("" : "+r"(c));
+    }
+    return _mm256_set_m128(_mm_movelh_ps(p[2], p[3]), _mm_movelh_ps(p[0], p[1]));
+}
 GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count,
                                 const float *x, float *product) {
-    for (int k = 0; k < count; k += 16)
-        _mm512_storeu_ps(product + k,
-                         _mm512_mul_ps(half16(value + 2 * k), gather16(x, bytes16(column + k))));
+    for (int k = 0; k < count; k += 8) {
+        __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(value + 2 * k)));
+        _mm256_storeu_ps(product + k, _mm256_mul_ps(values8(column + k, x), v));
+    }
 }
 
 /* --- several tokens --------------------------------------------------------------------------- */
@@ -185,9 +198,10 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     return rows_above(bytes16(count), level);
 }
 
-/* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch; APART: outliers
- * after the dense part */
-#define TILE_TYPE(N, COUNT, AHEAD, APART)                                                       \
+/* N: bits of a code. One row group at a time and two pages ahead, as the processor's own prefetches
+ * stop where a page of 4 KB ends: on Zen 5 that reads a third more a second at 4 bits than without,
+ * and twice as much at 2 bits as four row groups with 1 KB ahead. */
+#define TILE_TYPE(N)                                                                            \
     GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
                              const int8_t *q, float dx, const int16_t *bias, float *y) {        \
         block(N, QUADS##N, quads##N, SUB##N, scales##N, table, scale, line, q, dx, bias,        \
@@ -214,9 +228,8 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     }                                                                                           \
     static const tile_ops ops##N = {                                                            \
         .bits = N,                                                                              \
-        .streams = COUNT,                                                                       \
-        .apart = APART,                                                                         \
-        .ahead = AHEAD,                                                                         \
+        .streams = 1,                                                                           \
+        .ahead = 8192,                                                                          \
         .unit = 1,                                                                              \
         .tables = tables##N,                                                                    \
         .block = block##N,                                                                      \

@@ -12,11 +12,11 @@ static int supported(void) {
 #endif
 }
 
-TILE_TYPE(2, STREAMS, 1024, 0)
-TILE_TYPE(3, STREAMS, 1536, 0)
-TILE_TYPE(4, 1, 0, 1)
-TILE_TYPE(5, 1, 0, 1)
-TILE_TYPE(6, 1, 0, 1)
+TILE_TYPE(2)
+TILE_TYPE(3)
+TILE_TYPE(4)
+TILE_TYPE(5)
+TILE_TYPE(6)
 
 const gwq_kernels gwq_avx512vbmi = {
     .isa = "avx512vbmi",
