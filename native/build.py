@@ -29,6 +29,7 @@ CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {
 SANITIZERS = "-fsanitize=address,undefined"
 
 AVX2 = "-mavx2 -mfma -mf16c"
+AVXVNNI = f"-mavxvnni {AVX2}"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
 VBMI = f"-mavx512vbmi {AVX512}"
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
@@ -77,6 +78,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "avx2_ops.c": AVX2,
             "avx2_functions.c": AVX2,
             "encode_avx2.c": f"-mavx2 {VECTORS}",
+            "avxvnni.c": AVXVNNI,
             "avx512.c": AVX512,
             "avx512vbmi.c": VBMI,
         },
@@ -119,6 +121,12 @@ def _compiler(cc: str | None) -> str:
     return cc
 
 
+def _accepts(cc: str, flag: str) -> bool:
+    """Whether the compiler knows the flag."""
+    command = [*cc.split(), flag, "-E", "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def _write_ninja(folder: Path, library: Path, cc: str, flags: str, files: Sources) -> None:
     """folder/build.ninja: an object for every source, all linked into the library."""
     from ninja.ninja_syntax import Writer
@@ -157,8 +165,11 @@ def build(
     cc = _compiler(cc)
     target = machine(cc)
     files = sources(target)
+    for name, own in files.items():  # GCC 10 and Clang 11 do not know AVX-VNNI
+        if AVXVNNI == own and not _accepts(cc, "-mavxvnni"):
+            files[name] = f"{AVX2} -DGWQ_OLD_COMPILER"
     if simde:
-        for name in ("avx512.c", "avx512vbmi.c"):
+        for name in ("avxvnni.c", "avx512.c", "avx512vbmi.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target

@@ -12,6 +12,7 @@ static const gwq_kernels *const isas[] = { /* best last */
     &gwq_scalar,
 #ifdef __x86_64__
     &gwq_avx2,
+    &gwq_avxvnni,
     &gwq_avx512,
     &gwq_avx512vbmi,
 #endif

@@ -80,6 +80,7 @@ typedef struct gwq_kernels {
 /* One row per instruction set; dispatch.c lists those that are compiled in. */
 extern const gwq_kernels gwq_scalar;
 extern const gwq_kernels gwq_avx2;
+extern const gwq_kernels gwq_avxvnni;
 extern const gwq_kernels gwq_avx512;
 extern const gwq_kernels gwq_avx512vbmi;
 

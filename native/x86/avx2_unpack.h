@@ -129,14 +129,4 @@ GWQ_INLINE void scales2(const uint8_t *scale, __m256i s[4]) {
 #define scales3 scales2
 #define scales5 scales4
 #define scales6 scales4
-
-/* 256 * scale of the rows 8h .. 8h+7, twice in each 32-bit lane. With it a block's sum just fits:
- * 64 * 32 * 127 * 32 * 256 < 2^31. */
-GWQ_INLINE __m256i spread_scales(__m256i s, int h) {
-    const __m256i low = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380,
-                                          0x04800480, 0x05800580, 0x06800680, 0x07800780);
-    const __m256i high = _mm256_add_epi8(low, _mm256_set1_epi16(0x0800));
-    return _mm256_shuffle_epi8(s, h ? high : low); /* an index of 0x80 gives a zero byte */
-}
-#define UNIT (1.f / 256) /* what sums with these scales count in */
 #endif

@@ -6,4 +6,5 @@ from studies.paths import DATA, REFERENCE, ROOT, SHARED  # noqa: F401
 
 NATIVE = ROOT / "native"
 LIBRARY = os.environ.get("GWQ_LIBRARY", ROOT / "gwq_export" / "native" / "libgwq.so")
-ISAS = ["scalar", "avx2", "avx512", "avx512vbmi", "avx512-simde", "avx512vbmi-simde"]
+ISAS = ["scalar", "avx2", "avxvnni", "avx512", "avx512vbmi"]
+ISAS += [f"{isa}-simde" for isa in ("avxvnni", "avx512", "avx512vbmi")]
