@@ -34,10 +34,23 @@ GWQ_INLINE void prefetch(const uint8_t *p, size_t ahead, size_t bytes) {
 typedef uint8_t gwq_entries[GWQ_BLOCK / 4][64];
 typedef uint8_t gwq_scales[4][64];
 
+/* A decoded tile */
+struct decoded {
+    _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
+    gwq_scales scales[GWQ_TILE_BLOCKS];
+};
+
+/* The sums of one row group and up to GWQ_PANEL tokens */
+struct sums {
+    _Alignas(64) float dense[GWQ_PANEL][GWQ_ROWS];
+    _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers */
+};
+
 /* Constants, so that all of it is inlined into the walks. */
 typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
+    int groups;   /* that `tokens` takes at most: 1 or 2 */
     size_t ahead; /* bytes between a read and its prefetch */
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
@@ -65,10 +78,10 @@ typedef struct tile_ops {
     /* entries of a block from its lines; what `tokens` wants of its scales */
     void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
     void (*scales)(const uint8_t *scale, gwq_scales scales);
-    /* acc[i] += dense part of nb decoded blocks, b the first, for token t + i, i < count <=
-     * GWQ_PANEL */
-    void (*tokens)(const gwq_scales *scales, const gwq_entries *entries, int nb,
-                   const gwq_input *in, int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]);
+    /* sums[g].dense[i] += dense part of a tile of nb blocks, b the first, of row group g < groups <=
+     * `groups` for token t + i, i < count <= GWQ_PANEL */
+    void (*tokens)(const struct decoded *tile, int groups, int nb, const gwq_input *in, int64_t t,
+                   int count, int64_t b, struct sums *sums);
 
     /* out[i] = float of the FP16 value i < count */
     void (*halves)(const uint8_t *value, int count, float *out);

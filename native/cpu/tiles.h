@@ -164,12 +164,6 @@ GWQ_INLINE void tile_few(const tile_ops *ops, const gwq_matrix *m, int64_t first
 
 /* --- many tokens ------------------------------------------------------------------------------ */
 
-/* The sums of one row group and up to GWQ_PANEL tokens */
-struct sums {
-    _Alignas(64) float dense[GWQ_PANEL][GWQ_ROWS];
-    _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers */
-};
-
 /* The tokens t .. t+count-1 against the row groups first .. first+groups-1 */
 GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups,
                            const gwq_input *in, int64_t t, int count, const uint8_t *table,
@@ -179,8 +173,7 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
     const size_t bytes = per_block + lines;
     const float power = gwq_power(m);
     uint8_t copy[GWQ_TILE_BYTES];
-    _Alignas(64) gwq_entries entries[GWQ_TILE_BLOCKS];
-    _Alignas(64) gwq_scales scales[GWQ_TILE_BLOCKS];
+    struct decoded decoded[2];
     const uint8_t *record[GROUPS];
     struct sums s[GROUPS];
     memset(s, 0, (size_t)groups * sizeof *s);
@@ -191,14 +184,16 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
         const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(
             in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
         for (int i = 0; i < groups; i++) {
+            const int at_once = i % ops->groups; /* of those that `tokens` takes together */
             const uint8_t *tile = gwq_group(m, ops->bits, first + i) + b * bytes;
             prefetch(tile, nb * bytes, nb * bytes); /* the group's next tile, after the others' */
             tile = gwq_whole_tile(m, ops->bits, tile, b, copy);
             for (int k = 0; k < nb; k++) {
-                ops->decode(table, tile + nb * per_block + k * lines, entries[k]);
-                ops->scales(tile + k * per_block, scales[k]);
+                ops->decode(table, tile + nb * per_block + k * lines, decoded[at_once].entries[k]);
+                ops->scales(tile + k * per_block, decoded[at_once].scales[k]);
             }
-            ops->tokens(scales, entries, nb, in, t, count, b, s[i].dense);
+            if (at_once + 1 == ops->groups || i + 1 == groups)
+                ops->tokens(decoded, at_once + 1, nb, in, t, count, b, &s[i - at_once]);
             if (!m->outliers) continue;
             if (count <= 16)
                 record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);

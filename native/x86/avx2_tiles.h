@@ -163,10 +163,13 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
     }
 }
 
-static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq_entries *entries,
-                                             int nb, const gwq_input *in, int64_t t, int count,
-                                             int64_t b, float (*acc)[GWQ_ROWS]) {
+static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, const gwq_input *in,
+                            int64_t t, int count, int64_t b, struct sums *sums) {
+    const gwq_scales *scales = tile->scales;
+    const gwq_entries *entries = tile->entries;
+    float(*acc)[GWQ_ROWS] = sums->dense;
     int i = 0;
+    (void)groups; /* 1 */
     for (; i + 3 <= count; i += 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
     if (count - i == 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
     if (count - i == 1) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
@@ -196,6 +199,7 @@ static __attribute__((noinline)) void tokens(const gwq_scales *scales, const gwq
         .bits = N,                                                                              \
         .streams = COUNT,                                                                       \
         .ahead = AHEAD,                                                                         \
+        .groups = 1,                                                                            \
         .unit = UNIT,                                                                           \
         .tables = repeated_table,                                                               \
         .block = block##N,                                                                      \

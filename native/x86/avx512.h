@@ -27,6 +27,22 @@ GWQ_INLINE void add_quads(__m512i *acc, __m512i entries, const int8_t *x) {
 #endif
 }
 
+/* The same of activations that are in a register */
+GWQ_INLINE void add_products(__m512i *acc, __m512i entries, __m512i x) {
+#ifdef GWQ_SIMDE
+    *acc = _mm512_dpbusd_epi32(*acc, entries, x);
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(entries), "v"(x));
+#endif
+}
+
+/* Four activations in every 32-bit lane */
+GWQ_INLINE __m512i quad(const int8_t *q) {
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm512_set1_epi32(v);
+}
+
 /* 64 bytes, which the compiler may neither load again nor make an operand of another instruction:
  * most begin in one cache line and end in the next, and take two turns of a load port each time. */
 GWQ_INLINE __m512i load_once(const uint8_t *p) {

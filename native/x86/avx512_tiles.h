@@ -139,53 +139,78 @@ GWQ_INLINE void decode_scales(int sub, scales_fn f, const uint8_t *scale, gwq_sc
         _mm512_storeu_ps((float *)scales[k], floats16(widened(s[k])));
 }
 
-/* `count` (constant) tokens against nb decoded blocks */
-GWQ_INLINE void few_tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb,
+/* `count` (constant) tokens against the decoded tiles of `groups` (constant) row groups. Two row
+ * groups share every activation that is loaded; with 6 tokens the sums fill 24 of 32 registers. */
+GWQ_INLINE void few_tokens(int sub, const struct decoded *tile, const int groups, int nb,
                            const gwq_input *in, int64_t t, const int count, int64_t b,
-                           float (*acc)[GWQ_ROWS]) {
+                           struct sums *sums, int first) {
     for (int k = 0; k < nb; k++) {
         const int64_t at = t * in->blocks + b + k;
         const int8_t *q = in->q + at * GWQ_BLOCK;
         const int16_t *bias = in->bias + 8 * at;
-        __m512i dot[8];
-        __m512 sum[8];
-        for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
+        __m512i dot[2][6];
+        __m512 sum[2][6];
+#pragma GCC unroll 6
+        for (int i = 0; i < count; i++) sum[0][i] = sum[1][i] = _mm512_setzero_ps();
+#pragma GCC unroll 1
         for (int u = 0; u < GWQ_BLOCK / 4; u += sub) {
+#pragma GCC unroll 6
             for (int i = 0; i < count; i++) {
-                dot[i] = bias16(bias + 8 * i * in->blocks + u / 2);
+                dot[0][i] = bias16(bias + 8 * i * in->blocks + u / 2);
                 if (sub == 8) {
                     __m512i more = bias16(bias + 8 * i * in->blocks + u / 2 + 2);
-                    dot[i] = _mm512_add_epi32(dot[i], more);
+                    dot[0][i] = _mm512_add_epi32(dot[0][i], more);
+                }
+                dot[1][i] = dot[0][i];
+            }
+#pragma GCC unroll 8
+            for (int p = 0; p < sub; p++) {
+                __m512i v[2];
+                for (int g = 0; g < groups; g++) v[g] = load_once(tile[g].entries[k][u + p]);
+#pragma GCC unroll 6
+                for (int i = 0; i < count; i++) {
+                    const __m512i x = quad(q + i * in->blocks * GWQ_BLOCK + 4 * (u + p));
+                    for (int g = 0; g < groups; g++) add_products(&dot[g][i], v[g], x);
                 }
             }
-            for (int p = 0; p < sub; p++) {
-                __m512i v = _mm512_loadu_si512(entries[k][u + p]);
+            for (int g = 0; g < groups; g++) {
+                __m512 scale = _mm512_loadu_ps((const float *)tile[g].scales[k][u / sub]);
+#pragma GCC unroll 6
                 for (int i = 0; i < count; i++)
-                    add_quads(&dot[i], v, q + i * in->blocks * GWQ_BLOCK + 4 * (u + p));
+                    sum[g][i] = _mm512_fmadd_ps(scale, floats16(dot[g][i]), sum[g][i]);
             }
-            __m512 scale = _mm512_loadu_ps((const float *)scales[k][u / sub]);
-            for (int i = 0; i < count; i++)
-                sum[i] = _mm512_fmadd_ps(scale, floats16(dot[i]), sum[i]);
         }
-        for (int i = 0; i < count; i++) add_rows(in->scale[at + i * in->blocks], sum[i], acc[i]);
+        for (int g = 0; g < groups; g++)
+#pragma GCC unroll 6
+            for (int i = 0; i < count; i++)
+                add_rows(in->scale[at + i * in->blocks], sum[g][i], sums[g].dense[first + i]);
     }
 }
 
-GWQ_INLINE void tokens(int sub, const gwq_scales *scales, const gwq_entries *entries, int nb,
-                       const gwq_input *in, int64_t t, int count, int64_t b,
-                       float (*acc)[GWQ_ROWS]) {
+GWQ_INLINE void groups_tokens(int sub, const struct decoded *tile, const int groups, int nb,
+                              const gwq_input *in, int64_t t, int count, int64_t b,
+                              struct sums *sums) {
     int i = 0;
-    for (; i + 8 <= count; i += 8) few_tokens(sub, scales, entries, nb, in, t + i, 8, b, acc + i);
-    if (count & 4) {
-        few_tokens(sub, scales, entries, nb, in, t + i, 4, b, acc + i);
-        i += 4;
-    }
-    if (count & 2) {
-        few_tokens(sub, scales, entries, nb, in, t + i, 2, b, acc + i);
-        i += 2;
-    }
-    if (count & 1) few_tokens(sub, scales, entries, nb, in, t + i, 1, b, acc + i);
+    for (; i + 6 <= count; i += 6)
+        few_tokens(sub, tile, groups, nb, in, t + i, 6, b, sums, i);
+    for (; i + 2 <= count; i += 2)
+        few_tokens(sub, tile, groups, nb, in, t + i, 2, b, sums, i);
+    if (i < count) few_tokens(sub, tile, groups, nb, in, t + i, 1, b, sums, i);
 }
+
+GWQ_INLINE void tokens(int sub, const struct decoded *tile, int groups, int nb,
+                       const gwq_input *in, int64_t t, int count, int64_t b, struct sums *sums) {
+    if (groups == 2) groups_tokens(sub, tile, 2, nb, in, t, count, b, sums);
+    else groups_tokens(sub, tile, 1, nb, in, t, count, b, sums);
+}
+#define TOKENS(SUB)                                                                              \
+    static NOINLINE void tokens_sub##SUB(const struct decoded *tile, int groups, int nb,         \
+                                         const gwq_input *in, int64_t t, int count, int64_t b,   \
+                                         struct sums *sums) {                                    \
+        tokens(SUB, tile, groups, nb, in, t, count, b, sums);                                    \
+    }
+TOKENS(4)
+TOKENS(8)
 
 GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
     for (int t = 0; t < count; t += 16) {
@@ -221,15 +246,11 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     static void decode_scales##N(const uint8_t *scale, gwq_scales scales) {                     \
         decode_scales(SUB##N, scales##N, scale, scales);                                        \
     }                                                                                           \
-    static __attribute__((noinline)) void tokens##N(                                            \
-        const gwq_scales *scales, const gwq_entries *entries, int nb, const gwq_input *in,      \
-        int64_t t, int count, int64_t b, float (*acc)[GWQ_ROWS]) {                              \
-        tokens(SUB##N, scales, entries, nb, in, t, count, b, acc);                              \
-    }                                                                                           \
     static const tile_ops ops##N = {                                                            \
         .bits = N,                                                                              \
         .streams = 1,                                                                           \
         .ahead = 8192,                                                                          \
+        .groups = 2,                                                                            \
         .unit = 1,                                                                              \
         .tables = tables##N,                                                                    \
         .block = block##N,                                                                      \
@@ -239,7 +260,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
         .expand = expand,                                                                       \
         .decode = decode##N,                                                                    \
         .scales = decode_scales##N,                                                             \
-        .tokens = tokens##N,                                                                    \
+        .tokens = SUB##N == 4 ? tokens_sub4 : tokens_sub8,                                      \
         .halves = gwq_avx2_halves,                                                              \
         .total = total,                                                                         \
         .above = above,                                                                         \
