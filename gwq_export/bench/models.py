@@ -19,7 +19,7 @@ from gwq_export.bench.roof import Beside, Roofs
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.machine import cpu_name, default_threads
-from gwq_export.runtime.page_cache import read_through
+from gwq_export.runtime.page_cache import read_anew
 
 FLOATS = ("F32", "F16", "BF16")
 PROMPT, GEN = 512, 128  # tokens, unless asked for
@@ -226,7 +226,7 @@ def model_rows(
             for i, (reader, names) in enumerate(files):
                 progress("load", i, len(files))
                 for part in reader.parts:
-                    read_through(part.path)
+                    read_anew(part.path)
                 for c in contender.start(reader, names, t, ctx):
                     stack.callback(c.close)
                     contenders.append(c)

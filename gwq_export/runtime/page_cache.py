@@ -43,6 +43,19 @@ def read_through(path: str | PathLike[str]) -> None:
             pass
 
 
+def read_anew(path: str | PathLike[str]) -> None:
+    """Put a file out of the page cache and read it through, so that it lies there as it does after
+    a start of the machine, however it came in. Raises OSError.
+
+    Pages that somebody has mapped stay.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as f:
+            os.fsync(f.fileno())  # pages that are not on the disk yet would stay, too
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read_through(path)
+
+
 def bring_in(path: str | PathLike[str]) -> None:
     """Read a file through if most of it is not in the page cache, and memory has room for it.
 

@@ -32,6 +32,19 @@ def test_a_cold_file_is_read_through(tmp_path, cold):
     assert page_cache.resident(path) == 1
 
 
+def test_a_file_is_read_anew(tmp_path, cold, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8 << 20))
+    cold(path)  # or skips
+    page_cache.read_through(path)
+    with open(path, "r+b") as f:
+        f.write(b"not on the disk yet")
+    left = []
+    monkeypatch.setattr(page_cache, "read_through", lambda p: left.append(page_cache.resident(p)))
+    page_cache.read_anew(path)
+    assert len(left) == 1 and left[0] < 0.2
+
+
 @pytest.mark.parametrize("share, free", [(1.0, 1 << 30), (0.0, 1 << 10)])
 def test_what_is_left_alone(tmp_path, monkeypatch, share, free):
     """A warm file, and one that memory has no room for."""
