@@ -29,7 +29,7 @@ CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {
 SANITIZERS = "-fsanitize=address,undefined"
 
 AVX2 = "-mavx2 -mfma -mf16c"
-AVXVNNI = f"-mavxvnni {AVX2}"
+AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
 VBMI = f"-mavx512vbmi {AVX512}"
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed

@@ -9,6 +9,11 @@ static int supported(void) {
 
 /* --- what avx2_tiles.h wants ------------------------------------------------------------------ */
 
+/* The mask takes away what a shift of 16 bits brings in from the neighbouring byte. */
+GWQ_INLINE __m256i field(__m256i v, const int shift, const int mask) {
+    return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
+}
+
 /* 16 columns fit 16 bits, thanks to the bias (gwq_input): two sums in every 32-bit lane. */
 GWQ_INLINE __m256i first_sum(__m256i bias) { return bias; }
 

@@ -7,6 +7,9 @@
 
 GWQ_INLINE __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+GWQ_INLINE __m256i bytes_of(int byte) { return _mm256_set1_epi8((char)byte); }
+GWQ_INLINE __m256i both(__m256i v, int mask) { return _mm256_and_si256(v, bytes_of(mask)); }
+
 /* FP16 to float, 8 values and one */
 GWQ_INLINE __m256 half8(const uint8_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));

@@ -1,8 +1,9 @@
-/* AVX-VNNI, of CPUs without AVX-512 (Alder Lake, N100 and their kind): tile matrices. One
- * instruction multiplies and adds what takes AVX2 two, into sums of 32 bits.
+/* AVX-VNNI and GFNI, of CPUs without AVX-512 (Alder Lake, N100 and their kind): tile matrices. One
+ * instruction multiplies and adds what takes AVX2 two, into sums of 32 bits, and one shifts and masks
+ * bytes.
  *
  * With GWQ_SIMDE, as tests compile it, AVX2 does the same; with GWQ_OLD_COMPILER too, of a compiler
- * that does not know the instruction, and then no CPU has it. */
+ * that does not know the instructions, and then no CPU has them. */
 #include <cpuid.h>
 #include "avx2.h"
 #include "slots.h"
@@ -14,11 +15,28 @@ static int supported(void) {
     return gwq_avx2.supported();
 #else
     unsigned a = 0, b, c, d; /* leaf 7, 1: not every compiler's __builtin_cpu_supports knows it */
-    return gwq_avx2.supported() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+    return gwq_avx2.supported() && __builtin_cpu_supports("gfni") &&
+           __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
 #endif
 }
 
 /* --- what avx2_tiles.h wants ------------------------------------------------------------------ */
+
+#if defined GWQ_SIMDE || defined GWQ_OLD_COMPILER
+GWQ_INLINE __m256i field(__m256i v, const int shift, const int mask) {
+    return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
+}
+#else
+/* A bit matrix for every byte: its byte 7 - i has the bits of v that add up to bit i. */
+#define ROW(i) (uint64_t)(mask >> (i) & 1 && (i) + shift >= 0 && (i) + shift < 8 \
+                              ? 1 << ((i) + shift) : 0) << 8 * (7 - (i))
+GWQ_INLINE __m256i field(__m256i v, const int shift, const int mask) {
+    if (!shift) return both(v, mask);
+    const uint64_t m = ROW(0) | ROW(1) | ROW(2) | ROW(3) | ROW(4) | ROW(5) | ROW(6) | ROW(7);
+    return _mm256_gf2p8affine_epi64_epi8(v, _mm256_set1_epi64x((int64_t)m), 0);
+}
+#undef ROW
+#endif
 
 GWQ_INLINE __m256i first_sum(__m256i bias) {
     return _mm256_madd_epi16(bias, _mm256_set1_epi16(1));
