@@ -166,7 +166,7 @@ def build(
     target = machine(cc)
     files = sources(target)
     for name, own in files.items():  # GCC 10 and Clang 11 do not know AVX-VNNI
-        if AVXVNNI == own and not _accepts(cc, "-mavxvnni"):
+        if own == AVXVNNI and not _accepts(cc, "-mavxvnni"):
             files[name] = f"{AVX2} -DGWQ_OLD_COMPILER"
     if simde:
         for name in ("avxvnni.c", "avx512.c", "avx512vbmi.c"):

@@ -8,6 +8,7 @@
 enum {
     GWQ_PANEL = 48,  /* tokens that share a decoded tile */
     GWQ_FEW = 6,     /* up to here outliers are added token by token, like those of one token */
+    GWQ_FEW_LANES = 8,
     GWQ_QUERIES = 4  /* rows of attention that share the keys they read */
 };
 
@@ -27,6 +28,9 @@ typedef struct gwq_input {
     /* x by columns, (ceil(n / GWQ_PANEL), cols, GWQ_PANEL), zero beyond n: for the outliers of more
      * than GWQ_FEW tokens. */
     float *panel;
+    /* the same, (tiles of the columns * GWQ_TILE, GWQ_FEW_LANES), of 2 to GWQ_FEW tokens; what lies
+     * beyond cols has no meaning */
+    float *few;
 } gwq_input;
 
 typedef struct gwq_kernels {
@@ -37,9 +41,9 @@ typedef struct gwq_kernels {
      * of each block, q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical
      * bits on every instruction set. */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
-    /* out[c][t] = x[t * stride + c] for t < count <= GWQ_PANEL, c < width; 0 for other tokens */
-    void (*panel)(const float *x, int64_t stride, int count, int64_t width,
-                  float (*out)[GWQ_PANEL]);
+    /* out[c * lanes + t] = x[t * stride + c] for t < count, c < width; 0 for t < lanes beyond;
+     * lanes: a multiple of 8 */
+    void (*panel)(const float *x, int64_t stride, int count, int64_t width, int lanes, float *out);
     /* y[t * m->rows + r] for t < in->n and every row r of the row groups first .. last-1: tile
      * types with the outliers, ggml types without */
     void (*matmul[GWQ_K_COUNT])(const gwq_matrix *m, int64_t first, int64_t last,

@@ -16,6 +16,13 @@ void gwq_product_codes(void *p, int thread, int threads) {
                                in->scale + at, in->bias + 8 * at);
         j->massive[t] = (uint8_t)gwq_residual_codes(in, t, &j->residual);
     }
+    if (!in->few) return;
+    const int64_t tiles = gwq_tiles(in->cols), last = gwq_share(tiles, thread + 1, threads);
+    for (int64_t i = gwq_share(tiles, thread, threads); i < last; i++) {
+        const int64_t c = i * GWQ_TILE;
+        gwq_in_use()->panel(in->x + c, in->cols, (int)in->n, min64(GWQ_TILE, in->cols - c),
+                            GWQ_FEW_LANES, in->few + c * GWQ_FEW_LANES);
+    }
 }
 
 static void panel_task(void *p, int thread, int threads) {
@@ -29,8 +36,7 @@ static void panel_task(void *p, int thread, int threads) {
         int64_t count = min64(GWQ_PANEL, in->n - t);
         int64_t width = min64(GWQ_TILE, in->cols - c);
         float *out = in->panel + (t / GWQ_PANEL * in->cols + c) * GWQ_PANEL;
-        gwq_in_use()->panel(in->x + t * in->cols + c, in->cols, (int)count, width,
-                            (float(*)[GWQ_PANEL])out);
+        gwq_in_use()->panel(in->x + t * in->cols + c, in->cols, (int)count, width, GWQ_PANEL, out);
     }
 }
 
@@ -140,17 +146,26 @@ static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) 
     return in;
 }
 
-size_t gwq_product_bytes(int64_t n, int64_t cols) {
-    return 64 + 2 * code_bytes(n, gwq_blocks(cols)) + gwq_round_up((size_t)n);
+/* Bytes of gwq_input.few */
+static size_t few_bytes(int64_t n, int64_t cols) {
+    const size_t count = (size_t)(gwq_tiles(cols) * GWQ_TILE) * GWQ_FEW_LANES;
+    return n > 1 && n <= GWQ_FEW ? sizeof(float) * count : 0;
 }
 
-uint8_t *gwq_product_scratch(gwq_product *j, void *scratch) {
+size_t gwq_product_bytes(int64_t n, int64_t cols) {
+    const size_t codes = 2 * code_bytes(n, gwq_blocks(cols));
+    return 64 + codes + few_bytes(n, cols) + gwq_round_up((size_t)n);
+}
+
+uint8_t *gwq_product_scratch(gwq_product *j, int outliers, void *scratch) {
     const int64_t n = j->in.n, cols = j->in.cols;
     uint8_t *at = (uint8_t *)gwq_round_up((size_t)scratch);
     j->in = input_at(at, j->in.x, n, cols);
     at += code_bytes(n, j->in.blocks);
     j->residual = input_at(at, j->in.x, n, cols);
     at += code_bytes(n, j->in.blocks);
+    if (outliers && few_bytes(n, cols)) j->in.few = (float *)at;
+    at += few_bytes(n, cols);
     j->massive = at;
     return at + gwq_round_up((size_t)n);
 }
@@ -186,7 +201,7 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
     j.in.blocks = gwq_blocks(j.in.cols);
     if (tiles) {
         if (!scratch || scratch_bytes < gwq_scratch_bytes(n, j.in.cols)) return GWQ_E_SCRATCH;
-        uint8_t *panel = gwq_product_scratch(&j, scratch);
+        uint8_t *panel = gwq_product_scratch(&j, outliers, scratch);
         j.in.panel = (float *)panel;
         if (n == 1) gwq_product_codes(&j, 0, 1);
         else gwq_pool_run(pool, gwq_product_codes, &j);

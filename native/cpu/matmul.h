@@ -24,8 +24,9 @@ typedef struct gwq_product {
 int gwq_product_check(const gwq_product *j, int *tiles, int *outliers);
 /* Bytes of scratch for the codes of n tokens */
 size_t gwq_product_bytes(int64_t n, int64_t cols);
-/* Lay out the codes of in.x (in.n, in.cols) in scratch; returns where they end, 64-byte aligned. */
-uint8_t *gwq_product_scratch(gwq_product *j, void *scratch);
+/* Lay out the codes of in.x (in.n, in.cols), and what outliers want of a few tokens, in scratch;
+ * returns where they end, 64-byte aligned. */
+uint8_t *gwq_product_scratch(gwq_product *j, int outliers, void *scratch);
 /* Tasks: codes of this thread's tokens; row groups of all matrices, shared out by bytes. What the
  * second does may be done with a gwq_product for each thread, of which only `taken` is shared. */
 void gwq_product_codes(void *p, int thread, int threads);

@@ -33,18 +33,21 @@ GWQ_INLINE struct record record_at(const uint8_t *p, const tile_ops *ops) {
 }
 
 /* product[k] = outlier k of the record * x[its column], and anything up to `usual` and a little
- * more; x[256]: the tile's activations. */
+ * more; x[256]: the tile's activations. With `stride` (constant) the same of four tokens,
+ * product[t * stride + k]; x: of gwq_input.few. */
 GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, const float *x,
-                         const tile_ops *ops, float *product) {
+                         const tile_ops *ops, float *product, const int64_t stride) {
     int n = r->total > usual ? r->total : usual; /* mostly `usual`: the CPU predicts the loop */
     if (__builtin_expect(end - r->value < 3 * n + SLACK, 0)) { /* never read beyond the table */
         uint8_t v[2 * SLACK] = {0}, c[SLACK] = {0};
         n = r->total & ~15;
         memcpy(v, r->value + 2 * n, 2 * (size_t)(r->total - n));
         memcpy(c, r->column + n, (size_t)(r->total - n));
-        ops->multiply(v, c, 16, x, product + n);
+        if (stride) ops->multiply_few(v, c, 16, x, product + n, stride);
+        else ops->multiply(v, c, 16, x, product + n);
     }
-    ops->multiply(r->value, r->column, n, x, product);
+    if (stride) ops->multiply_few(r->value, r->column, n, x, product, stride);
+    else ops->multiply(r->value, r->column, n, x, product);
 }
 
 /* What most records of a matrix have at most, so that loops are alike for the CPU's branch
@@ -82,7 +85,7 @@ GWQ_INLINE const uint8_t *add_outliers(const tile_ops *ops, const gwq_matrix *m,
         if (i < tiles) {
             const float *x = in->cols - i * GWQ_TILE < GWQ_TILE ? edge : in->x + i * GWQ_TILE;
             r = record_at(r.next, ops);
-            multiply(&r, most->total, end, x, ops, product[i % 2]);
+            multiply(&r, most->total, end, x, ops, product[i % 2], 0);
         }
         if (i) ops->expand(before.count, most->levels, before.total, product[(i - 1) % 2], sum);
     }

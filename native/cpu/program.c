@@ -143,7 +143,7 @@ static void matmul(struct walk *w, int i, int thread, int threads) {
         scratch += gwq_round_up(sizeof(float) * (size_t)(op->n * j.in.cols));
     }
     if (tiles) {
-        gwq_product_scratch(&j, scratch);
+        gwq_product_scratch(&j, outliers, scratch);
         gwq_product_codes(&j, 0, 1);
     }
     gwq_product_share(&j, thread, threads);

@@ -36,8 +36,8 @@ GGML_TYPE(iq4_nl)
 
 /* scalar_ops.c */
 void gwq_scalar_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
-void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width,
-                      float (*out)[GWQ_PANEL]);
+void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
+                      float *out);
 void gwq_scalar_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
 void gwq_scalar_activate(float *x, const float *up, int64_t count, int activation);
 void gwq_scalar_softcap(float *x, int64_t count, float cap);

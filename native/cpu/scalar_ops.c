@@ -25,10 +25,10 @@ void gwq_scalar_quantize(const float *x, int64_t cols, int8_t *q, float *scale, 
     }
 }
 
-void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width,
-                      float (*out)[GWQ_PANEL]) {
+void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
+                      float *out) {
     for (int64_t c = 0; c < width; c++)
-        for (int t = 0; t < GWQ_PANEL; t++) out[c][t] = t < count ? x[t * stride + c] : 0;
+        for (int t = 0; t < lanes; t++) out[c * lanes + t] = t < count ? x[t * stride + c] : 0;
 }
 
 static float dot(const float *a, const float *b, int64_t count) {

@@ -71,6 +71,10 @@ typedef struct tile_ops {
      * 16; x holds 256 floats, so any column may be looked up */
     void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x,
                      float *product);
+    /* product[t * stride + k] = value[k] * x[GWQ_FEW_LANES * column[k] + t] for k < count and t < 4,
+     * otherwise as `multiply` */
+    void (*multiply_few)(const uint8_t *value, const uint8_t *column, int count, const float *x,
+                         float *product, int64_t stride);
     /* y[16] += the products of a record, level by level; `levels` of them at least, even if
      * empty */
     void (*expand)(const uint8_t *count, int levels, int total, const float *product, float *y);

@@ -90,10 +90,10 @@ GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t firs
 /* --- a few tokens ----------------------------------------------------------------------------- */
 
 /* y = one row group times `count` (constant: 1, 2 or 4) tokens from t on, of each what one token
- * gives, to the bit. edge: `copy_edge` of every token. */
+ * gives, to the bit. edge: `copy_edge` of the token, if it is one. */
 GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64_t group,
                                  const gwq_input *in, int64_t t, const int count,
-                                 float (*edge)[GWQ_TILE], const uint8_t *table, float *y) {
+                                 const float *edge, const uint8_t *table, float *y) {
     const size_t scales = gwq_scale_bytes(ops->bits);
     const size_t lines = gwq_line_bytes(ops->bits);
     const uint8_t *tile = gwq_group(m, ops->bits, group);
@@ -122,10 +122,13 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
         tile += nb * (scales + lines);
         if (!m->outliers) continue;
         r = record_at(r.next, ops);
-        for (int i = 0; i < count; i++) {
+        if (count == 1) {
             const int narrow = in->cols - b * GWQ_BLOCK < GWQ_TILE;
-            const float *x = narrow ? edge[t + i] : in->x + (t + i) * in->cols + b * GWQ_BLOCK;
-            multiply(&r, most.total, end, x, ops, product[i]);
+            const float *x = narrow ? edge : in->x + t * in->cols + b * GWQ_BLOCK;
+            multiply(&r, most.total, end, x, ops, product[0], 0);
+        } else {
+            const float *x = in->few + b * GWQ_BLOCK * GWQ_FEW_LANES + t;
+            multiply(&r, most.total, end, x, ops, product[0], MOST + 32);
         }
         for (int i = 0; i < count; i++)
             ops->expand(r.count, most.levels, r.total, product[i], sparse[i]);
@@ -146,9 +149,9 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
 GWQ_INLINE void tile_few(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                          const gwq_input *in, float *y) {
     _Alignas(64) uint8_t table[64 * TABLES];
-    float edge[GWQ_FEW][GWQ_TILE];
+    float edge[GWQ_TILE]; /* of an odd token, the last */
     ops->tables(gwq_table(m), table);
-    for (int64_t t = 0; m->outliers && t < in->n; t++) copy_edge(in, t, edge[t]);
+    if (m->outliers) copy_edge(in, in->n - 1, edge);
     for (int64_t piece = first; piece < last; piece += GROUPS) {
         const int64_t end = min64(piece + GROUPS, last);
         int64_t t = 0;

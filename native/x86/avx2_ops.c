@@ -21,20 +21,20 @@ GWQ_INLINE void transpose8(__m256 r[8]) {
     }
 }
 
-void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width,
-                    float (*out)[GWQ_PANEL]) {
+void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
+                    float *out) {
     int64_t c = 0;
     for (; c + 8 <= width; c += 8)
-        for (int t = 0; t < GWQ_PANEL; t += 8) {
+        for (int t = 0; t < lanes; t += 8) {
             __m256 r[8];
             for (int i = 0; i < 8; i++) {
                 const float *from = x + (t + i) * stride + c;
                 r[i] = t + i < count ? _mm256_loadu_ps(from) : _mm256_setzero_ps();
             }
             transpose8(r);
-            for (int i = 0; i < 8; i++) _mm256_storeu_ps(&out[c + i][t], r[i]);
+            for (int i = 0; i < 8; i++) _mm256_storeu_ps(out + (c + i) * lanes + t, r[i]);
         }
-    gwq_scalar.panel(x + c, stride, count, width - c, out + c);
+    gwq_scalar.panel(x + c, stride, count, width - c, lanes, out + c * lanes);
 }
 
 void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias) {

@@ -1,7 +1,7 @@
-/* Outliers of a record with AVX2: their products, and rows in which these are added up. */
+/* Outliers of a record with AVX2: the rows in which their products are added up. */
 #ifndef GWQ_AVX2_OUTLIERS_H
 #define GWQ_AVX2_OUTLIERS_H
-#include "avx2.h"
+#include "avx2_products.h"
 
 /* permute[mask]: byte r = how many of the mask's bits lie below r: where row r finds its product;
  * negative: it has none */
@@ -41,30 +41,6 @@ GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float 
     }
     _mm256_store_ps(y, y0);
     _mm256_store_ps(y + 8, y1);
-}
-
-GWQ_INLINE int total(const uint8_t *count) {
-    __m128i sums = _mm_sad_epu8(_mm_loadu_si128((const __m128i *)count), _mm_setzero_si128());
-    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
-}
-
-/* Element by element: a gather instruction is slower on AMD. By assembler, because gcc 12 takes one
- * instruction more for each. */
-GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count,
-                                const float *x, float *product) {
-    for (int k = 0; k < count; k += 8) {
-        uint64_t c;
-        memcpy(&c, column + k, 8);
-        __m128 p[4];
-        for (int i = 0; i < 4; i++) { /* the lowest two bytes of c */
-            p[i] = _mm_load_ss(x + (c & 255));
-            __asm__("vinsertps $16, %1, %0, %0" : "+x"(p[i]) : "m"(x[c >> 8 & 255]));
-            c >>= 16;
-            __asm__("" : "+r"(c));
-        }
-        __m256 v = _mm256_set_m128(_mm_movelh_ps(p[2], p[3]), _mm_movelh_ps(p[0], p[1]));
-        _mm256_storeu_ps(product + k, _mm256_mul_ps(half8(value + 2 * k), v));
-    }
 }
 
 GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {

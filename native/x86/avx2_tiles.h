@@ -208,6 +208,7 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
         .two = two##N,                                                                          \
         .four = four##N,                                                                        \
         .multiply = multiply_values,                                                            \
+        .multiply_few = multiply_few,                                                           \
         .expand = expand,                                                                       \
         .decode = decode##N,                                                                    \
         .scales = decode_scales##N,                                                             \

@@ -3,6 +3,7 @@
 #ifndef GWQ_AVX512_TILES_H
 #define GWQ_AVX512_TILES_H
 #include "avx512.h"
+#include "avx2_products.h"
 
 /* Those that a width does not use are not loaded. */
 GWQ_INLINE void load_tables(const uint8_t *table, __m512i t[TABLES]) {
@@ -91,31 +92,6 @@ GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float 
         product += __builtin_popcount(rows);
     }
     _mm512_storeu_ps(y, sum);
-}
-
-GWQ_INLINE int total(const uint8_t *count) {
-    __m128i sums = _mm_sad_epu8(_mm_loadu_si128((const __m128i *)count), _mm_setzero_si128());
-    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4);
-}
-
-GWQ_INLINE __m256 values8(const uint8_t *column, const float *x) {
-    uint64_t c;
-    memcpy(&c, column, 8);
-    __m128 p[4];
-    for (int i = 0; i < 4; i++) { /* the lowest two bytes of c */
-        p[i] = _mm_load_ss(x + (c & 255));
-        __asm__("vinsertps $16, %1, %0, %0" : "+x"(p[i]) : "m"(x[c >> 8 & 255]));
-        c >>= 16;
-        __asm__("" : "+r"(c));
-    }
-    return _mm256_set_m128(_mm_movelh_ps(p[2], p[3]), _mm_movelh_ps(p[0], p[1]));
-}
-GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int count,
-                                const float *x, float *product) {
-    for (int k = 0; k < count; k += 8) {
-        __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(value + 2 * k)));
-        _mm256_storeu_ps(product + k, _mm256_mul_ps(values8(column + k, x), v));
-    }
 }
 
 /* --- several tokens --------------------------------------------------------------------------- */
@@ -257,6 +233,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
         .two = two##N,                                                                          \
         .four = four##N,                                                                        \
         .multiply = multiply_values,                                                            \
+        .multiply_few = multiply_few,                                                           \
         .expand = expand,                                                                       \
         .decode = decode##N,                                                                    \
         .scales = decode_scales##N,                                                             \

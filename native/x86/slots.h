@@ -20,8 +20,8 @@ GGML_TYPE(q8_0)
 
 /* avx2_ops.c */
 void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
-void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width,
-                    float (*out)[GWQ_PANEL]);
+void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
+                      float *out);
 void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
 void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
