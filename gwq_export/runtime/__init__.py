@@ -7,6 +7,7 @@ Modules import only those listed above them:
     weights
     kv_cache
     session
+    pace
     lookup
     decoding
     sampling

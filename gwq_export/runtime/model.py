@@ -14,6 +14,7 @@ import numpy as np
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from gwq_export.runtime.decoding import Decoder
+from gwq_export.runtime.lookup import Lookup
 from gwq_export.runtime.sampling import Sampling, StopStrings
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
@@ -127,7 +128,7 @@ class Model:
                 if not halt():
                     logits = session.forward(ids[first : first + BATCH])[0]
             prefilled = time.perf_counter()
-            decoder = Decoder(session, seen, self.lookup)
+            decoder = Decoder(session, {"lookup": Lookup(seen)} if self.lookup else {})
             while made < limit:
                 if halt():
                     stop = "halt"
@@ -145,7 +146,8 @@ class Model:
             now = time.perf_counter()
             if decoder is not None:
                 decoder.close()
-                stats |= {"guessed": decoder.guessed, "right": decoder.right}
+                guessed, right = decoder.guessed, decoder.right
+                stats |= {"guessed": guessed["lookup"], "right": right["lookup"]}
             stats |= {
                 "prompt_tokens": len(ids),
                 "tokens": made,
