@@ -9,6 +9,7 @@ Modules import only those listed above them:
     session
     pace
     lookup
+    draft
     decoding
     sampling
     model

@@ -13,7 +13,7 @@ from gwq_export.runtime.session import Session
 
 
 class Guesser(Protocol):
-    """What guesses the next tokens of a text: such as a `Lookup`."""
+    """What guesses the next tokens of a text: a `Lookup` or a `Drafter`."""
 
     def append(self, token: int) -> None:
         """Add a token to the text."""
