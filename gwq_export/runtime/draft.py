@@ -3,7 +3,8 @@
 The draft model picks its likeliest token, some times in a row; the model computes all of them in
 one pass and keeps those that it would have picked itself (Leviathan et al., arXiv 2211.17192, where
 the draft model samples). So the text is the same, token by token. The likeliest token is the guess
-that is most often right, also of a token that is sampled.
+that is most often right, also of a token that is sampled. By how much it is likelier than the next
+one says how far to trust it.
 """
 
 import logging
@@ -17,6 +18,7 @@ import numpy as np
 from gwq_export.arch.config import read_config
 from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
+from gwq_export.native.ops import top
 from gwq_export.runtime.pace import COUNTS, Pace, smoothed
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
@@ -24,9 +26,13 @@ from gwq_export.tokenizer.build import required, vocabulary
 
 log = logging.getLogger("gwq_export")
 
+MOST = max(COUNTS)  # guesses at a time
 CHANCE = 0.7  # of a guess to be right, before any was judged
-RATE = 0.1  # at which this follows what is seen
-TIMED = 32  # one in so many passes has no guesses, to know what that takes
+# the same of guesses that the draft model finds likelier than any other token by less than e, less
+# than e^2, less than e^3, and more: as many as it says itself at least
+CHANCES = (0.5, 0.73, 0.88, 0.95)
+RATE = 0.1  # at which these follow what is seen
+TIMED = 32  # the first of so many passes has no guesses, to know what that takes
 WINDOW = 64  # tokens that the draft model reads when it starts afresh
 READ = 0.25  # what a token takes that is read with many, of what a guess takes
 # What drafting may lose, in the model's passes of one token: PURSE, and SHARE of every pass
@@ -83,15 +89,17 @@ class Drafter:
         self._text: list[int] = []
         self._first = 0  # of the text, the token at the session's position 0
         self._held = 0  # the session holds the text up to this token, then guesses
-        self._guesses: list[int] = []  # of the tokens that come next; the last one was not run
+        # of the tokens that come next, each with its class in CHANCES; the last one was not run
+        self._guesses: list[tuple[int, int]] = []
         self._chance = CHANCE
-        self._judged = 0  # guesses that _chance comes from
+        self._chances = list(CHANCES)
         self._each: float | None = None  # seconds that a guess takes
         self._purse = PURSE
         self._resting = False
         self._proposals = 0
-        # of the last proposal: guesses, seconds that they took, how many of them were right
-        self._last = (0, 0.0)
+        # of the last proposal: seconds that it took, its guesses, how many of them were right
+        self._seconds = 0.0
+        self._proposed = 0
         self._right = 0
 
     def start(self, ids: Sequence[int], halt: Callable[[], bool] = lambda: False) -> None:
@@ -102,7 +110,7 @@ class Drafter:
         self._held = self.session.reuse(ids)
         if self._resting:
             return
-        if len(ids) + max(COUNTS) > self.session.ctx:
+        if len(ids) + MOST > self.session.ctx:
             self._start_afresh()
         while self._held < len(ids) and not halt():
             if self._read(BATCH) is None:
@@ -113,14 +121,15 @@ class Drafter:
         self._text.append(token)
         if not self._guesses:
             return
-        right = self._guesses.pop(0) == token
-        self._judged += 1
-        self._chance += max(RATE, 1 / (1 + self._judged)) * (right - self._chance)
-        self._right += right
-        if not right:
+        guess, kind = self._guesses.pop(0)
+        right = guess == token
+        self._chance += RATE * (right - self._chance)
+        self._chances[kind] += RATE * (right - self._chances[kind])
+        if right:
+            self._right += 1
+            self._held += bool(self._guesses)
+        else:
             self._guesses = []
-        elif self._guesses:
-            self._held += 1
 
     def propose(self, most: int, pace: Pace) -> list[int]:
         """Guesses of the next tokens, at most `most`: as many as promise to be worth a pass.
@@ -128,58 +137,67 @@ class Drafter:
         pace: of the session that is to compute them.
         """
         one = pace.one
-        most = min(most, max(COUNTS), self.session.ctx - self._window)
+        most = min(most, MOST, self.session.ctx - self._window)
         if one is None or most < 1:
             return []
         self._settle(pace, one)
         self._proposals += 1
-        if self._rests(one) or self._proposals % TIMED == 0:
+        if self._rests(one) or self._proposals % TIMED == 1:
             return []
-        count = 1  # the first one tells what a guess takes; and one is tried if none is worth it
-        if self._each is not None:
-            count = max(1, pace.best([self._chance] * most, self._each / one))
         start = perf_counter()
-        self._guesses = self._draft(count)
-        seconds = perf_counter() - start
-        self._last = len(self._guesses), seconds
+        self._guesses = self._draft(most, pace, one)
+        self._seconds = perf_counter() - start
         if self._guesses:
-            self._each = smoothed(self._each, seconds / len(self._guesses))
-        return list(self._guesses)
+            self._each = smoothed(self._each, self._seconds / len(self._guesses))
+        chances = [self._chances[kind] for _, kind in self._guesses]
+        self._proposed = pace.best(chances, range(1, MOST + 1))
+        return [guess for guess, _ in self._guesses[: self._proposed]]
 
     def _settle(self, pace: Pace, one: float) -> None:
         """Put into the purse what the last proposal has saved, less what it took."""
-        guesses, seconds = self._last
-        took = seconds / one + (pace.passes(guesses + 1) - 1)
-        self._purse += SHARE + self._right - took
-        self._last, self._right = (0, 0.0), 0
+        saved = min(self._right, self._proposed)
+        took = self._seconds / one + pace.passes(self._proposed + 1) - 1
+        self._purse += SHARE + saved - took
+        self._seconds, self._proposed, self._right = 0.0, 0, 0
         if not self._resting:
             self._purse = min(PURSE, self._purse)
 
     def _rests(self, one: float) -> bool:
         """Whether to leave the model alone, because guesses have not paid."""
+        again = RETRY + READ * self._window * (self._each or 0.0) / one
         if self._purse <= 0:
             self._resting = True
-        elif self._resting and self._purse >= RETRY + self._window * READ * (self._each or 0) / one:
+        elif self._resting and self._purse >= again:
             self._resting = False
-            self._chance, self._judged = CHANCE, 0
+            self._chance, self._chances = CHANCE, list(CHANCES)
         return self._resting
 
-    def _draft(self, count: int) -> list[int]:
-        """The draft model's next `count` tokens, fewer where a model does not know one."""
+    def _draft(self, most: int, pace: Pace, one: float) -> list[tuple[int, int]]:
+        """The draft model's next tokens, each with its class, while one more promises to pay.
+
+        The first one tells what a guess takes.
+        """
         self._held = min(self._held, len(self._text) - 1)  # for logits after the last one
         self.session.rewind(self._held - self._first)
-        too_long = len(self._text) - self._first + count > self.session.ctx
+        too_long = len(self._text) - self._first + most > self.session.ctx
         if too_long or len(self._text) - self._held > self._window:
             self._start_afresh()
-        guesses: list[int] = []
+        guesses: list[tuple[int, int]] = []
+        likely = 1.0
         logits = self._read(self._window)
-        while logits is not None and len(guesses) < count:
-            guess = int(logits.argmax())
+        while logits is not None:
+            guess, kind = _likeliest(logits)
             if guess >= self._vocab:  # padding
                 break
-            guesses.append(guess)
-            if len(guesses) < count:
-                logits = self.session.forward([guess])[0]
+            guesses.append((guess, kind))
+            likely *= self._chances[kind]
+            count = len(guesses)
+            if count == most or self._each is None:
+                break
+            takes = self._each / one + pace.passes(count + 2) - pace.passes(count + 1)
+            if likely * self._chance < takes:  # what one more saves is a pass, if it is right
+                break
+            logits = self.session.forward([guess])[0]
         return guesses
 
     def _start_afresh(self) -> None:
@@ -198,3 +216,11 @@ class Drafter:
         logits = self.session.forward(ids)[0]
         self._held += len(ids)
         return logits
+
+
+def _likeliest(logits: np.ndarray) -> tuple[int, int]:
+    """The token with the largest of logits (vocab,), and its class in CHANCES."""
+    with about("--draft"):
+        first, *others = top(logits, min(2, logits.size))
+    lead = logits[first] - logits[others[0]] if others else 0.0
+    return int(first), min(int(lead), len(CHANCES) - 1)

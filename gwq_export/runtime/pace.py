@@ -26,25 +26,23 @@ class Pace:
         one = self._seconds[1]
         return self._seconds.get(tokens, one * (0.8 + 0.2 * tokens)) / one
 
-    def best(self, chances: Sequence[float], each: float = 0.0) -> int:
-        """How many guesses to compute: of COUNTS what promises most tokens a second, or none.
+    def best(self, chances: Sequence[float], counts: Sequence[int] = COUNTS) -> int:
+        """How many guesses to compute: of `counts` what promises most tokens a second, or none.
 
-        chances: of every guess that there may be, to be right if those before it are. each: what
-        making a guess takes, in passes of one token.
+        chances: of every guess that there is, to be right if those before it are. counts: ascend.
         """
         if self.one is None:
             return 0
         best, rate = 0, WORTH
-        for k in COUNTS:
+        for k in counts:
             if k > len(chances):
                 break
             tokens, likely = 1.0, 1.0
             for chance in chances[:k]:
                 likely *= chance
                 tokens += likely
-            cost = self.passes(k + 1) + k * each
-            if tokens / cost > rate:
-                best, rate = k, tokens / cost
+            if tokens / self.passes(k + 1) > rate:
+                best, rate = k, tokens / self.passes(k + 1)
         return best
 
 

@@ -25,12 +25,13 @@ PROMPT = "The river ran past the old mill, and the old mill stood by the river. 
 @pytest.fixture
 def eager(monkeypatch):
     """As if guesses cost nothing: as many as there may be, and never a rest."""
-    monkeypatch.setattr(
-        Pace,
-        "best",
-        lambda self, chances, each=0.0: max([0, *(k for k in COUNTS if k <= len(chances))]),
-    )
-    monkeypatch.setattr(draft, "PURSE", 1e9)
+
+    def best(self, chances, counts=COUNTS):
+        return max([0, *(k for k in counts if k <= len(chances))])
+
+    monkeypatch.setattr(Pace, "best", best)
+    for name, value in (("CHANCE", 1e9), ("CHANCES", [1.0] * 4), ("RATE", 0), ("PURSE", 1e9)):
+        monkeypatch.setattr(draft, name, value)
 
 
 @pytest.fixture(scope="module")

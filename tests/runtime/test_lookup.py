@@ -44,7 +44,7 @@ def test_the_pace_follows_what_passes_take():
     assert pace.best([0.1] * 5) == 0 and pace.best([]) == 0
     assert pace.best(sure) == 5 and pace.best(sure[:4]) == 3
     assert pace.best([0.9, 0.1, 0.1]) == 1
-    assert pace.best(sure, each=0.2) == 5 and pace.best(sure, each=1.0) == 0
+    assert pace.best(sure[:4], counts=(1, 2, 4)) == 4 and pace.best([1, 1, 0], range(1, 6)) == 2
     assert pace.passes(4) == 1.5 and pace.passes(3) == pytest.approx(1.4)
     for _ in range(80):
         pace.took(2, 3.0)
@@ -69,8 +69,8 @@ def test_guesses_are_judged_as_they_come():
 def eager(monkeypatch):
     """As if guesses cost nothing: as many as there are."""
 
-    def best(self, chances, each=0.0):
-        return max([0, *(k for k in COUNTS if k <= len(chances))])
+    def best(self, chances, counts=COUNTS):
+        return max([0, *(k for k in counts if k <= len(chances))])
 
     monkeypatch.setattr(Pace, "best", best)
 
