@@ -111,7 +111,7 @@ def test_a_model_is_always_right_about_itself(path, eager):
     stats = {}
     model = gwq_export.load(path, lookup=False, draft=path)
     "".join(model.stream(PROMPT, 61, stats=stats))
-    # one token alone, then one guess to time it, then five at a time
+    # two tokens alone, then one guess to time it, then five at a time
     assert stats["drafted"] == stats["accepted"] >= 45
 
 
