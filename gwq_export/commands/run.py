@@ -187,7 +187,6 @@ def _ahead(stats: dict[str, Any]) -> str:
         text += f", {stats['right']} of {stats['guessed']} guessed tokens right"
     if stats.get("drafted"):
         text += f", {stats['accepted']} of {stats['drafted']} drafted tokens accepted"
-    if stats.get("drafted"):
         text += f", {stats['speedup']:.2f} times as fast as one by one"
     return text
 

@@ -28,8 +28,8 @@ log = logging.getLogger("gwq_export")
 
 MOST = max(COUNTS)  # guesses at a time
 CHANCE = 0.7  # of a guess to be right, before any was judged
-# the same of guesses that the draft model finds likelier than any other token by less than e, less
-# than e^2, less than e^3, and more: as many as it says itself at least
+# the same of guesses that the draft model finds likelier than any other token by less than a factor
+# of e, of e^2, of e^3, and more: what it says itself at least, if one of the two comes
 CHANCES = (0.5, 0.73, 0.88, 0.95)
 RATE = 0.1  # at which these follow what is seen
 TIMED = 32  # the first of so many passes has no guesses, to know what that takes
