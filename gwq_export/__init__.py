@@ -157,18 +157,21 @@ def load(
     base: bool = False,
     cache: str | None = None,
     lookup: bool = True,
+    draft: str | Path | None = None,
 ) -> Model:
     """Open a GGUF file for inference.
 
     threads: None: as many CPUs as this process may use. ctx: tokens at most, None: the model's
     context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV
     cache, f16 (the default), q8_0 or f32. lookup: compute likely next tokens ahead where a text
-    repeats itself; the text is the same without. Returns a `runtime.model.Model`. Raises GwqError.
+    repeats itself; the text is the same without. draft: the GGUF file of a smaller model with the
+    same vocabulary, to compute likely next tokens ahead by; the text is the same without. Returns a
+    `runtime.model.Model`. Raises GwqError.
     """
     from gwq_export.runtime.model import Model
 
     file = open_gguf(path, base)
-    return Model(file, device=device, threads=threads, ctx=ctx, cache=cache, lookup=lookup)
+    return Model(file, device, threads, ctx, cache, lookup, draft)
 
 
 def open_gguf(path: str | Path, base: bool = False) -> Reader:

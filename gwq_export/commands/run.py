@@ -32,6 +32,7 @@ def parser() -> Parser:
         [
             'gwq-run model.gguf -p "Why is the sky blue?" -n 200',
             "gwq-run model.gguf --ctx 8192 --cache-type q8_0        # a chat",
+            "gwq-run model.gguf --draft smaller.gguf -f task.txt    # the same text, sooner",
             'gwq-run model.gguf --raw -p "Once upon a time" --temp 0.8 --seed 1',
         ],
         memory=MEMORY,
@@ -107,6 +108,12 @@ def parser() -> Parser:
         action="store_true",
         help="compute no tokens ahead where the text repeats itself (the text is the same)",
     )
+    group.add_argument(
+        "--draft",
+        metavar="FILE.gguf",
+        help="compute tokens ahead that this smaller model with the same vocabulary guesses"
+        " (the text is the same)",
+    )
     group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, the only one so far")
     add_base(group)
     add_common(group)
@@ -140,7 +147,15 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     )
     StopStrings(args.stop)  # raises for an empty one, before the model is opened
     reader = Reader(args.file, base=args.base)
-    model = Model(reader, args.device, args.threads, args.ctx, args.cache_type, not args.no_lookup)
+    model = Model(
+        reader,
+        args.device,
+        args.threads,
+        args.ctx,
+        args.cache_type,
+        not args.no_lookup,
+        args.draft,
+    )
     if chatting:
         n = -1 if args.n is None else args.n
         _say_if_large(model, model.ctx)
@@ -167,9 +182,13 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
 def _ahead(stats: dict[str, Any]) -> str:
     """What became of tokens that were computed ahead, for the line of statistics."""
-    if not stats.get("guessed"):
-        return ""
-    return f", {stats['right']} of {stats['guessed']} guessed tokens right"
+    text = ""
+    if stats.get("guessed"):
+        text += f", {stats['right']} of {stats['guessed']} guessed tokens right"
+    if stats.get("drafted"):
+        text += f", {stats['accepted']} of {stats['drafted']} drafted tokens accepted"
+        text += f", {stats['speedup']:.2f} times as fast as one by one"
+    return text
 
 
 def _prompt(args: argparse.Namespace) -> str | None:

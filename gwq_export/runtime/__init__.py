@@ -7,7 +7,9 @@ Modules import only those listed above them:
     weights
     kv_cache
     session
+    pace
     lookup
+    draft
     decoding
     sampling
     model

@@ -39,6 +39,7 @@ class Chat:
         if system:
             self._start = [{"role": "system", "content": system}]
         self._session = model.session()
+        self._drafter = model.drafter()
         self.clear()
 
     def clear(self) -> None:
@@ -75,6 +76,7 @@ class Chat:
             before=ids[:shared],
             stats=stats,
             halt=halt,
+            drafter=self._drafter,
         )
         try:
             for piece in self.model.text(tokens, self.stop, stats):

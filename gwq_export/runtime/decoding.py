@@ -1,48 +1,72 @@
 """Logits of one token after another, with those of likely next tokens computed ahead."""
 
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from statistics import median
+from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
-from gwq_export.runtime.lookup import DRAFTS, Lookup, Pace
+from gwq_export.runtime.pace import Pace
 from gwq_export.runtime.session import Session
+
+
+class Guesser(Protocol):
+    """What guesses the next tokens of a text: a `Lookup` or a `Drafter`."""
+
+    def append(self, token: int) -> None:
+        """Add a token to the text."""
+        ...
+
+    def propose(self, most: int, pace: Pace) -> list[int]:
+        """Guesses of the next tokens, at most `most`: as many as promise to be worth a pass.
+
+        pace: of the session that is to compute them.
+        """
+        ...
 
 
 class Decoder:
     """Runs tokens through a session.
 
-    Guesses of `lookup` run along with a token where that promises to be faster. It changes no
-    result: each token's logits are what they are without, to the bit.
+    Guesses run along with a token where that promises to be faster. They change no result: each
+    token's logits are what they are without, to the bit.
 
-    session: holds the token ids `ids`. ahead: whether to guess.
+    session: holds the text that the guessers know. guessers: by name; of those that have guesses,
+    the first one's are computed.
     """
 
-    def __init__(self, session: Session, ids: Sequence[int], ahead: bool = True) -> None:
+    def __init__(self, session: Session, guessers: Mapping[str, Guesser]) -> None:
         self.session = session
-        self.guessed = 0  # tokens that were computed ahead
-        self.right = 0  # of these, those that came
-        self._lookup = Lookup(ids) if ahead else None
+        self.guessed: Counter[str] = Counter()  # tokens computed ahead, by the guesser's name
+        self.right: Counter[str] = Counter()  # of these, those that came
+        self._guessers = guessers
         self._pace = Pace()
-        self._next: tuple[int, int] | None = None  # the next token's guess, tokens alike before it
+        self._guesser = ""  # whose guesses were computed last
         self._computed: list[int] = []  # guesses whose logits are there
         self._logits: list[np.ndarray] = []  # after each of them
         self._pos = session.pos  # positions of the session that hold tokens, not guesses
+        self._tokens = 0  # that were run
+        self._seconds = 0.0  # that this took, guessing included
+        self._alone: list[float] = []  # seconds of passes of one token
+
+    @property
+    def speedup(self) -> float:
+        """Tokens a second, of those by passes of one token, as far as these were seen."""
+        return self._tokens * median(self._alone) / self._seconds if self._alone else 1.0
 
     def after(self, token: int, most: int) -> np.ndarray:
         """Logits (vocab,) float32 after one more token. most: tokens that may come after it."""
-        guesses, alike = self._look_up(token)
+        for guesser in self._guessers.values():
+            guesser.append(token)
         if self._computed[:1] == [token]:
-            self.right += 1
+            self.right[self._guesser] += 1
         else:
             self.close()
-            count = self._pace.drafts(alike, min(len(guesses), most, self.session.at_once() - 1))
-            self._computed = [token, *guesses[:count]]
-            start = time.perf_counter()
-            self._logits = list(self.session.forward(self._computed, keep=count + 1))
-            self._pace.took(count + 1, time.perf_counter() - start)
-            self.guessed += count
+            self._compute(token, min(most, self.session.at_once() - 1))
         self._pos += 1
+        self._tokens += 1
         self._computed = self._computed[1:]
         return self._logits.pop(0)
 
@@ -51,14 +75,20 @@ class Decoder:
         self.session.rewind(self._pos)
         self._computed, self._logits = [], []
 
-    def _look_up(self, token: int) -> tuple[list[int], int]:
-        """(guesses of the tokens after this one, how many before them are alike)."""
-        if self._lookup is None:
-            return [], 0
-        if self._next is not None:
-            guess, alike = self._next
-            self._pace.judge(alike, guess == token)
-        self._lookup.append(token)
-        guesses, alike = self._lookup.guess(max(DRAFTS))
-        self._next = (guesses[0], alike) if guesses else None
-        return guesses, alike
+    def _compute(self, token: int, most: int) -> None:
+        """Run a token with at most `most` guesses."""
+        start = perf_counter()
+        guesses: list[int] = []
+        for name, guesser in self._guessers.items():
+            if guesses := guesser.propose(most, self._pace):
+                self._guesser = name
+                self.guessed[name] += len(guesses)
+                break
+        middle = perf_counter()
+        self._computed = [token, *guesses]
+        self._logits = list(self.session.forward(self._computed, keep=len(self._computed)))
+        end = perf_counter()
+        self._pace.took(len(self._computed), end - middle)
+        self._seconds += end - start
+        if not guesses:
+            self._alone.append(end - middle)

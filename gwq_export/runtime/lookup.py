@@ -8,14 +8,16 @@ would have picked itself are kept. So the text is the same, token by token.
 
 from collections.abc import Sequence
 
+from gwq_export.runtime.pace import COUNTS, Pace
+
 SHORTEST, LONGEST = 3, 8  # tokens that have to be alike
-DRAFTS = (1, 3, 5)  # guesses at a time: with the token before them 2, 4 or 6
 RATE = 0.1  # at which a share of right guesses follows what is seen
-WORTH = 1.05  # tokens a second that guesses have to promise, of those without
 
 
 class Lookup:
     """Where the last tokens of a text have come before.
+
+    Guesses are judged whether or not they were computed, so that nothing has to be tried out.
 
     ids: the text so far; `append` makes it longer.
     """
@@ -24,16 +26,22 @@ class Lookup:
         self._ids: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}  # SHORTEST tokens -> where they last ended
         self._earlier: int | None = None  # where those at the end did, before they came again
+        # share of right guesses, by how many tokens before them were alike
+        self._share = {n: n / (LONGEST + 1) for n in range(SHORTEST, LONGEST + 1)}
         for token in ids:
-            self.append(token)
+            self._add(token)
 
     def append(self, token: int) -> None:
-        """Add a token to the text."""
-        self._ids.append(token)
-        tail = tuple(self._ids[-SHORTEST:])
-        if len(tail) == SHORTEST:
-            self._earlier = self._ends.get(tail)
-            self._ends[tail] = len(self._ids)
+        """Add a token to the text, and judge the guess that there was of it."""
+        guesses, alike = self.guess(1)
+        if guesses:
+            self._share[alike] += RATE * ((guesses[0] == token) - self._share[alike])
+        self._add(token)
+
+    def propose(self, most: int, pace: Pace) -> list[int]:
+        """Guesses of the next tokens, at most `most`: as many as promise to be worth a pass."""
+        guesses, alike = self.guess(min(most, max(COUNTS)))
+        return guesses[: pace.best(self.chances(alike, len(guesses)))]
 
     def guess(self, most: int) -> tuple[list[int], int]:
         """(up to `most` tokens that may follow, how many tokens before them are alike)."""
@@ -46,42 +54,14 @@ class Lookup:
             alike += 1
         return ids[end : end + most], alike
 
+    def chances(self, alike: int, count: int) -> list[float]:
+        """Of every guess to be right if those before it are. alike: before the first of them."""
+        # every right guess makes the past of the next one longer
+        return [self._share[min(alike + i, LONGEST)] for i in range(count)]
 
-class Pace:
-    """How many guesses are worth computing, by what passes took and which guesses were right.
-
-    Guesses are judged whether or not they were computed, so that nothing has to be tried out.
-    """
-
-    def __init__(self) -> None:
-        # share of right guesses, by how many tokens before them were alike
-        self._share = {n: n / (LONGEST + 1) for n in range(SHORTEST, LONGEST + 1)}
-        self._seconds: dict[int, float] = {}  # of a pass, by its tokens
-
-    def took(self, tokens: int, seconds: float) -> None:
-        """Note what a pass of so many tokens took."""
-        before = self._seconds.get(tokens, seconds)
-        # a slow pass may have set up its buffers, or shared the CPU: it counts little
-        self._seconds[tokens] = min(seconds, 0.9 * before + 0.1 * seconds)
-
-    def judge(self, alike: int, right: bool) -> None:
-        """Note whether a guess was right. alike: as `Lookup.guess` says."""
-        self._share[alike] += RATE * (right - self._share[alike])
-
-    def drafts(self, alike: int, most: int) -> int:
-        """How many guesses to compute: of DRAFTS what promises most tokens a second, or none."""
-        one = self._seconds.get(1)
-        if one is None or not alike:
-            return 0
-        best, rate = 0, WORTH
-        for k in DRAFTS:
-            if k > most:
-                break
-            tokens, likely = 1.0, 1.0
-            for i in range(k):  # every right guess makes the next one's past longer
-                likely *= self._share[min(alike + i, LONGEST)]
-                tokens += likely
-            cost = self._seconds.get(k + 1, one * (1 + 0.2 * k)) / one
-            if tokens / cost > rate:
-                best, rate = k, tokens / cost
-        return best
+    def _add(self, token: int) -> None:
+        self._ids.append(token)
+        tail = tuple(self._ids[-SHORTEST:])
+        if len(tail) == SHORTEST:
+            self._earlier = self._ends.get(tail)
+            self._ends[tail] = len(self._ids)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
-from gwq_export.runtime.decoding import Decoder
+from gwq_export.runtime.decoding import Decoder, Guesser
+from gwq_export.runtime.draft import Drafter, open_draft
+from gwq_export.runtime.lookup import Lookup
 from gwq_export.runtime.sampling import Sampling, StopStrings
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
@@ -30,7 +32,8 @@ class Model:
     file: a path or an open Reader. device: "cpu". threads: None for all CPUs. ctx: positions of a
     context, at most and by default the model's. cache: type of KV caches, as for
     `gwq_export.runtime.weights.Weights`. lookup: whether likely next tokens are computed ahead
-    where the text repeats itself, which changes the time it takes, not the text. Raises GwqError.
+    where the text repeats itself, which changes the time it takes, not the text. draft: a smaller
+    model with the same vocabulary, which likewise guesses next tokens. Raises GwqError.
     """
 
     def __init__(
@@ -41,13 +44,21 @@ class Model:
         ctx: int | None = None,
         cache: str | None = None,
         lookup: bool = True,
+        draft: str | PathLike[str] | Reader | None = None,
     ) -> None:
         if device != "cpu":
             raise GwqError(
                 f"--device {device}: this version runs on the CPU only; use --device cpu"
             )
-        self.weights = Weights(file, threads, cache)
+        reader = file if isinstance(file, Reader) else Reader(file)
+        if draft is not None:
+            draft = open_draft(draft, reader)
+        self.weights = Weights(reader, threads, cache)
         self.lookup = lookup
+        self.draft: Weights | None = None
+        if draft is not None:
+            with about("--draft"):
+                self.draft = Weights(draft, self.weights.pool, cache)
         self.config = self.weights.config
         if ctx is not None and ctx < 1:
             raise GwqError(f"--ctx {ctx}: give at least 1")
@@ -73,9 +84,20 @@ class Model:
         """A fresh KV cache for `ctx` positions, at most and by default the model's."""
         return Session(self.weights, min(ctx or self.ctx, self.ctx))
 
+    def drafter(self, ctx: int | None = None) -> Drafter | None:
+        """What guesses by the draft model, if there is one, beside a session of that context."""
+        if self.draft is None:
+            return None
+        return Drafter(self.draft, min(ctx or self.ctx, self.ctx), self.config.vocab)
+
     def cache_bytes(self, ctx: int) -> int:
-        """Bytes of the KV cache of a context of `ctx` positions that is full."""
-        return Session(self.weights, ctx).cache_bytes
+        """Bytes of the KV cache of a context of `ctx` positions that is full.
+
+        That of the draft model is counted in.
+        """
+        drafter = self.drafter(ctx)
+        own = Session(self.weights, ctx).cache_bytes
+        return own + (drafter.session.cache_bytes if drafter else 0)
 
     def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Next-token logits after each of n token ids, float32 (n, vocab). Keeps no state."""
@@ -103,13 +125,15 @@ class Model:
         before: Sequence[int] = (),
         stats: dict[str, Any] | None = None,
         halt: Callable[[], bool] = lambda: False,
+        drafter: Drafter | None = None,
     ) -> Generator[int, None, None]:
         """Compute `ids` after what the session holds, then yield new token ids.
 
         Ends at a stop id (which is not yielded), after n tokens (n < 0: no limit), when the context
         is full, or when halt() is true. Does not use the tokenizer.
 
-        before: the ids that the session holds, for the repeat penalty. stats: as in `stream`.
+        before: the ids that the session holds. stats: as in `stream`. drafter: beside the session;
+        it keeps what it has read.
         """
         sampling = sampling or Sampling()
         stats = {} if stats is None else stats
@@ -126,8 +150,12 @@ class Model:
             for first in range(0, len(ids) if limit else 0, BATCH):
                 if not halt():
                     logits = session.forward(ids[first : first + BATCH])[0]
+            guessers: dict[str, Guesser] = {"lookup": Lookup(seen)} if self.lookup else {}
+            if drafter is not None and limit > 2:
+                drafter.start(seen, halt)
+                guessers["draft"] = drafter
             prefilled = time.perf_counter()
-            decoder = Decoder(session, seen, self.lookup)
+            decoder = Decoder(session, guessers)
             while made < limit:
                 if halt():
                     stop = "halt"
@@ -145,7 +173,11 @@ class Model:
             now = time.perf_counter()
             if decoder is not None:
                 decoder.close()
-                stats |= {"guessed": decoder.guessed, "right": decoder.right}
+                guessed, right = decoder.guessed, decoder.right
+                stats |= {"guessed": guessed["lookup"], "right": right["lookup"]}
+                if drafter is not None:
+                    stats |= {"drafted": guessed["draft"], "accepted": right["draft"]}
+                    stats["speedup"] = decoder.speedup
             stats |= {
                 "prompt_tokens": len(ids),
                 "tokens": made,
@@ -168,7 +200,9 @@ class Model:
         Ends at a stop token, at one of the strings `stop` (which is not part of the text), after n
         tokens (n < 0: no limit) or at the end of the context. chat: as in `prompt_ids`. stats: a
         dict that receives prompt_tokens, tokens, prompt_tps and decode_tps (tokens per second),
-        guessed and right (tokens computed ahead, and those of them that came), and stop ("token",
+        guessed and right (tokens computed ahead by lookup, and those of them that came), with a
+        draft model drafted and accepted (the same of its tokens) and speedup (tokens per second, of
+        those that passes of one token would have made, by what these took), and stop ("token",
         "string", "length", "context" or "halt").
         """
         stats = {} if stats is None else stats
@@ -179,8 +213,16 @@ class Model:
             raise GwqError(
                 f"the prompt has {len(ids)} tokens, the context holds {self.ctx}: {self.shorter}"
             )
-        session = self.session(self.ctx if n < 0 else len(ids) + n)
-        tokens = self.tokens(session, ids, n, sampling, self.tokenizer.stop_ids, stats=stats)
+        ctx = self.ctx if n < 0 else len(ids) + n
+        tokens = self.tokens(
+            self.session(ctx),
+            ids,
+            n,
+            sampling,
+            self.tokenizer.stop_ids,
+            stats=stats,
+            drafter=self.drafter(ctx),
+        )
         yield from self.text(tokens, stop, stats)
 
     def text(

@@ -114,14 +114,15 @@ class _Table:
 class Weights:
     """All tensors of a model, checked against its config. Safe to share between threads.
 
-    file: a path, or an open Reader. threads: of the pool, None: all CPUs. cache: type of the KV
-    caches, one of `native.ops.CACHE`; None: f16, or f32 beside float32 matrices. Raises GwqError.
+    file: a path, or an open Reader. threads: of the pool, None: all CPUs; or a pool to share.
+    cache: type of the KV caches, one of `native.ops.CACHE`; None: f16, or f32 beside float32
+    matrices. Raises GwqError.
     """
 
     def __init__(
         self,
         file: str | PathLike[str] | Reader,
-        threads: int | None = None,
+        threads: int | Pool | None = None,
         cache: str | None = None,
     ) -> None:
         self.reader = file if isinstance(file, Reader) else Reader(file)
@@ -130,7 +131,7 @@ class Weights:
             with contextlib.suppress(OSError):  # what is wrong is found when it is computed with
                 bring_in(part.path)
         lib()  # a missing library is said before a wrong number of threads
-        self.pool = Pool(threads)
+        self.pool = threads if isinstance(threads, Pool) else Pool(threads)
         outer = _Table(self.reader, c, (*c.arch.first, *c.arch.last))
         self.embed = outer.matrix("token_embd.weight")
         self.positions: Matrix | None = None

@@ -63,6 +63,22 @@ def _full(key: str) -> str:
     return key if "." in key else f"tokenizer.ggml.{key}"
 
 
+def vocabulary(metadata: Mapping[str, Any]) -> list[str | None]:
+    """The token of every id; None where there is only padding, which never ends the list.
+
+    Raises GwqError for a file without tokens.
+    """
+    tokens = required(metadata, "tokens", list)
+    types = optional(metadata, "token_type", np.ndarray, np.full(len(tokens), NORMAL))
+    found = [
+        None if type == UNUSED and token == f"[PAD{i}]" else token
+        for i, (token, type) in enumerate(zip(tokens, types.tolist(), strict=False))
+    ]
+    while found and found[-1] is None:
+        found.pop()
+    return found
+
+
 # --- the three families ---------------------------------------------------------------------------
 
 
@@ -248,11 +264,7 @@ def build(metadata: Mapping[str, Any]) -> Native:
             "tokens, scores and types of the tokenizer do not fit together: "
             "the file is damaged, download or export it again"
         )
-    ids = {
-        token: i
-        for i, (token, type) in enumerate(zip(tokens, types.tolist(), strict=True))
-        if type != UNUSED or token != f"[PAD{i}]"
-    }
+    ids = {token: i for i, token in enumerate(vocabulary(metadata)) if token is not None}
     families = {
         "gpt2": lambda: _byte_level(metadata, ids),
         "llama": lambda: _sentencepiece(metadata, tokens, types, scores, ids),

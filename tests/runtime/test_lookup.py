@@ -7,7 +7,8 @@ import gwq_export
 from gwq_export.native.ops import ATTENTION_CUT
 from gwq_export.native.program import MAX_TOKENS
 from gwq_export.runtime.decoding import Decoder
-from gwq_export.runtime.lookup import DRAFTS, LONGEST, SHORTEST, Lookup, Pace
+from gwq_export.runtime.lookup import LONGEST, SHORTEST, Lookup
+from gwq_export.runtime.pace import COUNTS, Pace
 from gwq_export.runtime.sampling import Sampling
 from tests.support.models import TINY_MODELS
 
@@ -34,35 +35,44 @@ def test_a_run_of_one_token():
     assert Lookup([7] * 40).guess(3) == ([7], LONGEST)
 
 
-def test_the_pace_follows_what_is_seen():
+def test_the_pace_follows_what_passes_take():
     pace = Pace()
-    assert pace.drafts(LONGEST, 5) == 0  # before anything was timed
-    pace.took(1, 1.0)
-    pace.took(2, 1.2)
-    pace.took(4, 1.5)
-    pace.took(6, 2.0)
-    for _ in range(60):
-        pace.judge(SHORTEST, False)
-        for n in range(5, LONGEST + 1):
-            pace.judge(n, True)
-    assert pace.drafts(SHORTEST, 5) == 0 and pace.drafts(0, 5) == 0
-    assert pace.drafts(5, 5) == 5 and pace.drafts(5, 4) == 3 and pace.drafts(5, 0) == 0
-    pace.took(6, 2.0)
+    sure = [1.0] * 5
+    assert pace.best(sure) == 0 and pace.one is None  # before anything was timed
+    for tokens, seconds in ((1, 1.0), (2, 1.2), (4, 1.5), (6, 2.0)):
+        pace.took(tokens, seconds)
+    assert pace.best([0.1] * 5) == 0 and pace.best([]) == 0
+    assert pace.best(sure) == 5 and pace.best(sure[:4]) == 3
+    assert pace.best([0.9, 0.1, 0.1]) == 1
+    assert pace.best(sure[:4], counts=(1, 2, 4)) == 4 and pace.best([1, 1, 0], range(1, 6)) == 2
+    assert pace.passes(4) == 1.5 and pace.passes(3) == pytest.approx(1.4)
     for _ in range(80):
         pace.took(2, 3.0)
         pace.took(4, 5.0)
         pace.took(6, 7.0)
-    assert pace.drafts(5, 5) == 0  # as several at once cost more than one by one
-    assert all(k + 1 <= MAX_TOKENS for k in DRAFTS)
+    assert pace.best(sure) == 0  # as several at once cost more than one by one
+    assert all(k + 1 <= MAX_TOKENS for k in COUNTS)
+
+
+def test_guesses_are_judged_as_they_come():
+    lookup = Lookup([0, 1, 2, 3, 4, 5, 6, 7])
+    before = lookup.chances(SHORTEST, 2)
+    assert before == [SHORTEST / (LONGEST + 1), (SHORTEST + 1) / (LONGEST + 1)]
+    for token in (0, 1, 2, 9):  # a wrong guess after SHORTEST tokens
+        lookup.append(token)
+    assert lookup.chances(SHORTEST, 2) == pytest.approx([0.9 * before[0], before[1]])
+    for token in (0, 1, 2, 9):  # a right one
+        lookup.append(token)
+    assert lookup.chances(SHORTEST, 1) == pytest.approx([0.9 * 0.9 * before[0] + 0.1])
 
 
 def eager(monkeypatch):
     """As if guesses cost nothing: as many as there are."""
 
-    def drafts(self, alike, most):
-        return max([0, *(k for k in DRAFTS if k <= most)])
+    def best(self, chances, counts=COUNTS):
+        return max([0, *(k for k in counts if k <= len(chances))])
 
-    monkeypatch.setattr(Pace, "drafts", drafts)
+    monkeypatch.setattr(Pace, "best", best)
 
 
 @pytest.mark.parametrize("name", [n for n in TINY_MODELS if "rope" not in n])
@@ -77,11 +87,12 @@ def test_logits_are_the_same_bits(tiny, exported, monkeypatch, name):
     for ahead in (True, False):
         session = model.session(100)
         session.forward(prompt)
-        decoder = Decoder(session, prompt, ahead)
+        decoder = Decoder(session, {"lookup": Lookup(prompt)} if ahead else {})
         found.append([decoder.after(t, 50 - i) for i, t in enumerate(follows)])
         decoder.close()
         assert session.pos == len(prompt) + len(follows)
-        assert (decoder.guessed > decoder.right > 5) if ahead else not decoder.guessed
+        guessed, right = decoder.guessed["lookup"], decoder.right["lookup"]
+        assert (guessed > right > 5) if ahead else not decoder.guessed
     for a, b in zip(*found, strict=True):
         assert np.array_equal(a, b)
 
@@ -92,10 +103,10 @@ def test_never_more_guesses_than_tokens_may_come(tiny, exported, monkeypatch):
     session = gwq_export.load(path).session(40)
     prompt = [5, 6, 7, 8] * 8
     session.forward(prompt)
-    decoder = Decoder(session, prompt)
+    decoder = Decoder(session, {"lookup": Lookup(prompt)})
     for i in range(8):
         decoder.after(prompt[i], 7 - i)  # a pass beyond the context would be refused
-    assert session.pos == 40 and decoder.right
+    assert session.pos == 40 and decoder.right["lookup"]
 
 
 def test_no_more_at_once_than_get_the_same_bits(tiny, exported, monkeypatch):
@@ -113,7 +124,7 @@ def test_no_more_at_once_than_get_the_same_bits(tiny, exported, monkeypatch):
     monkeypatch.setattr(session, "forward", counted)
     prompt = [5, 6, 7, 8] * 8
     session.forward(prompt)
-    decoder = Decoder(session, prompt)
+    decoder = Decoder(session, {"lookup": Lookup(prompt)})
     for i in range(12):
         decoder.after(prompt[i], 20)
     assert max(lengths[1:]) == 2  # of 1, 3 and 5 guesses, one
