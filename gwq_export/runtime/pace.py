@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 COUNTS = (1, 3, 5)  # guesses at a time: with the token before them 2, 4 or 6
+AGED = 0.99  # what a pass of other tokens leaves of a duration that looked long
 WORTH = 1.05  # tokens a second that guesses have to promise, of those without
 
 
@@ -13,8 +14,17 @@ class Pace:
         self._seconds: dict[int, float] = {}  # of a pass, by its tokens
 
     def took(self, tokens: int, seconds: float) -> None:
-        """Note what a pass of so many tokens took."""
+        """Note what a pass of so many tokens took.
+
+        A pass of other tokens that looked slow, as the first one does whose program has to be
+        recorded, is forgotten little by little, or it would never be tried again.
+        """
         self._seconds[tokens] = smoothed(self._seconds.get(tokens), seconds)
+        for other, slow in self._seconds.items():
+            if other not in (1, tokens) and self.one is not None:
+                usual = self._usual(other)
+                if slow > usual:
+                    self._seconds[other] = max(usual, AGED * slow)
 
     @property
     def one(self) -> float | None:
@@ -23,8 +33,11 @@ class Pace:
 
     def passes(self, tokens: int) -> float:
         """What a pass of so many tokens takes, in passes of one token, of which there was one."""
-        one = self._seconds[1]
-        return self._seconds.get(tokens, one * (0.8 + 0.2 * tokens)) / one
+        return self._seconds.get(tokens, self._usual(tokens)) / self._seconds[1]
+
+    def _usual(self, tokens: int) -> float:
+        """Seconds that such a pass takes before one was seen."""
+        return self._seconds[1] * (0.8 + 0.2 * tokens)
 
     def best(self, chances: Sequence[float], counts: Sequence[int] = COUNTS) -> int:
         """How many guesses to compute: of `counts` what promises most tokens a second, or none.

@@ -54,6 +54,18 @@ def test_the_pace_follows_what_passes_take():
     assert all(k + 1 <= MAX_TOKENS for k in COUNTS)
 
 
+def test_a_pass_that_looked_slow_is_tried_again():
+    pace = Pace()
+    pace.took(1, 1.0)
+    pace.took(4, 50.0)  # it set something up
+    pace.took(2, 1.1)
+    assert pace.best([1.0] * 3) == 1
+    for _ in range(500):
+        pace.took(1, 1.0)
+    assert pace.best([1.0] * 3) == 3
+    assert pace.passes(2) == 1.1  # what looked fast stays
+
+
 def test_guesses_are_judged_as_they_come():
     lookup = Lookup([0, 1, 2, 3, 4, 5, 6, 7])
     before = lookup.chances(SHORTEST, 2)
