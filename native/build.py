@@ -80,6 +80,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "encode_avx2.c": f"-mavx2 {VECTORS}",
             "avxvnni.c": AVXVNNI,
             "avx512.c": AVX512,
+            "avx512_ops.c": AVX512,
             "avx512vbmi.c": VBMI,
         },
         on("x86_64", "amd64"),
@@ -169,7 +170,7 @@ def build(
         if own == AVXVNNI and not _accepts(cc, "-mavxvnni"):
             files[name] = f"{AVX2} -DGWQ_OLD_COMPILER"
     if simde:
-        for name in ("avxvnni.c", "avx512.c", "avx512vbmi.c"):
+        for name in ("avxvnni.c", "avx512.c", "avx512_ops.c", "avx512vbmi.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target

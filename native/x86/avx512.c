@@ -28,4 +28,9 @@ const gwq_kernels gwq_avx512 = {
                [GWQ_K_GWQ4] = matmul_gwq4,
                [GWQ_K_GWQ5] = matmul_gwq5,
                [GWQ_K_GWQ6] = matmul_gwq6},
+    .scores = gwq_avx512_scores,
+    .mix = gwq_avx512_mix,
+#ifndef GWQ_SIMDE
+    .exponents = gwq_avx512_exponents,
+#endif
 };

@@ -35,6 +35,13 @@ void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation)
 void gwq_avx2_softcap(float *x, int64_t count, float cap);
 void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
 
+/* avx512_ops.c */
+void gwq_avx512_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
+                       int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+void gwq_avx512_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
+                    int keys, int64_t dim, float *const out[GWQ_QUERIES]);
+void gwq_avx512_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+
 /* encode_avx2.c */
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
 #endif

@@ -19,6 +19,7 @@ CALLS = [  # a file calls only files of earlier lines
     {"scalar"},
     {"encode_avx2", "avx2_ggml", "avx2_ops", "avx2_functions"},
     {"avx2"},
+    {"avx512_ops"},
     {"avxvnni", "avx512"},
     {"avx512vbmi"},
     {"dispatch"},
