@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from gwq_export.calibration.linear import use_own_products
 from gwq_export.calibration.moe_modules import unfuse
 from gwq_export.errors import GwqError
 
@@ -114,6 +115,7 @@ class BlockModel:
         self.stands = [_Stand(self.given) for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
+            use_own_products(module)
             for part in module.modules():
                 buffers = part.named_buffers(recurse=False)
                 part._buffers.update({name: b.to(device) for name, b in buffers})

@@ -13,6 +13,7 @@ import functools
 import numpy as np
 import torch
 
+from gwq_export.compute.products import multiply
 from gwq_export.compute.threads import each
 from gwq_export.errors import GwqError
 
@@ -25,8 +26,8 @@ def pieces(count: int, step: int = COLUMNS) -> list[slice]:
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> None:
-    """Add scale * a @ b to out, in place.
+def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """Add a @ b to out, in place.
 
     out (m, n), a (m, k) and b (k, n) are float32; `out` may be a view.
     """
@@ -35,7 +36,7 @@ def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float = 1.
     right = torch.from_numpy(b)
 
     def add(part: slice) -> None:
-        out_tensor[:, part].addmm_(left, right[:, part], alpha=scale)
+        multiply(left, right[:, part], out_tensor[:, part], add=True)
 
     each(add, pieces(right.shape[1]))
 
@@ -47,13 +48,13 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if right.ndim == 1:
         return torch.cat(each(lambda part: left[part] @ right, pieces(len(left)))).numpy()
     out = torch.empty(len(left), right.shape[1])
-    each(lambda part: torch.mm(left, right[:, part], out=out[:, part]), pieces(right.shape[1]))
+    each(lambda part: multiply(left, right[:, part], out[:, part]), pieces(right.shape[1]))
     return out.numpy()
 
 
 def plain_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b like `product`, but in one piece: for use in functions that `each` runs."""
-    return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return multiply(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
 def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
@@ -64,7 +65,7 @@ def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
     """
 
     def add(part: slice) -> None:
-        total[part, part.start :].addmm_(x[:, part].T, x[:, part.start :])
+        multiply(x[:, part].T, x[:, part.start :], total[part, part.start :], add=True)
 
     each(add, pieces(len(total)))
 

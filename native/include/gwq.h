@@ -191,6 +191,25 @@ typedef struct gwq_encoding {
  * GWQ_E_TABLE (an entry beyond +-128). */
 int gwq_encode(gwq_pool *pool, const gwq_encoding *e);
 
+enum { GWQ_GEMM_DEPTH = 192 };
+/* A product of float matrices, a (m, k) times b (k, n). Entry i, j of a factor lies at i * row +
+ * j * column; those of a row of the result lie side by side. */
+typedef struct gwq_multiplication {
+    int64_t m, n, k;
+    const float *a;
+    int64_t a_row, a_column;
+    const float *b;
+    int64_t b_row, b_column;
+    float *out; /* (m, n), apart from a and b */
+    int64_t out_row;
+    int32_t add; /* 1: added to out; 0: put there */
+} gwq_multiplication;
+/* out = a b, or out += a b, by the calling thread. A sum over k is cut into runs of
+ * GWQ_GEMM_DEPTH terms (k <= GWQ_GEMM_DEPTH is one run, k <= 2 * GWQ_GEMM_DEPTH is two of
+ * k / 2 and what is left); each run is summed from its first term on by fused multiply-adds, and
+ * the sums of the runs are added in order. Identical bits on every instruction set. */
+int gwq_multiply(const gwq_multiplication *p);
+
 /* --- measurement ------------------------------------------------------------------------------ */
 
 /* Read `bytes` of memory with `streams` (1..8) far-apart streams per thread, software prefetch

@@ -37,4 +37,8 @@ void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, fl
 
 /* encode_avx2.c */
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
+
+/* gemm_avx2.c, gemm_avx512.c */
+void gwq_multiply_avx2(const gwq_multiplication *p);
+void gwq_multiply_avx512(const gwq_multiplication *p);
 #endif
