@@ -26,21 +26,6 @@ def pieces(count: int, step: int = COLUMNS) -> list[slice]:
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
-    """Add a @ b to out, in place.
-
-    out (m, n), a (m, k) and b (k, n) are float32; `out` may be a view.
-    """
-    out_tensor = torch.from_numpy(out)
-    left = torch.from_numpy(a)
-    right = torch.from_numpy(b)
-
-    def add(part: slice) -> None:
-        multiply(left, right[:, part], out_tensor[:, part], add=True)
-
-    each(add, pieces(right.shape[1]))
-
-
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b, float32, for a (m, k) and b (k, n) or (k,), float32."""
     left = torch.from_numpy(a)
@@ -55,6 +40,11 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def plain_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b like `product`, but in one piece: for use in functions that `each` runs."""
     return multiply(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+
+
+def add_plain_product(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """Add a @ b to out (m, n), likewise; `out` may be columns of a larger array."""
+    multiply(torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(out), add=True)
 
 
 def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from gwq_export.compute.linalg import pieces
 from gwq_export.format.types import BLOCK, padded_rows
+from gwq_export.machine import default_threads
 
 LANES = 64  # rows that the native encoder works on side by side
+TOGETHER = 512  # rows that one thread works on at a time, at most
+
+
+def lane_slices(lanes: np.ndarray) -> list[slice]:
+    """The rows of an array (columns, padded rows) in parts for `threads.each`."""
+    rows = lanes.shape[1]
+    per_thread = -(-rows // default_threads())
+    return pieces(rows, min(TOGETHER, -(-per_thread // LANES) * LANES))
 
 
 def to_lanes(array: np.ndarray) -> np.ndarray:

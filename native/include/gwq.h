@@ -166,6 +166,7 @@ typedef struct gwq_encoding {
     /* 1..64, whole sub-blocks unless it ends the matrix; of gwq2 a multiple of 16, of gwq3 of 32 */
     int32_t columns;
     int64_t rows;
+    int64_t first, last; /* of the rows, multiples of 64: those before `last` are encoded */
     int32_t fit; /* 1: find the scales; 0: take those given */
     /* What each window stands for, (16) entries; of the types without history each code, ascending:
      * (16) at gwq4, (32) at gwq5, at gwq6 (64) integers in a row. */

@@ -73,7 +73,7 @@ def test_products(threads, n):
         out = np.ones((n, n), np.float32)
         total = torch.zeros(n, n)
         with cpu.one_thread_each():
-            linalg.add_product(out, a, b)
+            linalg.add_plain_product(out, a, b)
             linalg.add_gram(total, torch.from_numpy(b))
             linalg.mirror(total)
             found.append(
