@@ -80,6 +80,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "encode_avx2.c": f"-mavx2 {VECTORS}",
             "gemm_avx2.c": f"{AVX2} {VECTORS}",
             "avx512.c": AVX512,
+            "encode_avx512.c": f"{AVX512} {VECTORS}",
             "gemm_avx512.c": f"{AVX512} {VECTORS}",
         },
         on("x86_64", "amd64"),
@@ -160,7 +161,8 @@ def build(
     target = machine(cc)
     files = sources(target)
     if simde:
-        files["x86/avx512.c"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
+        for name in ("avx512.c", "encode_avx512.c", "gemm_avx512.c"):
+            files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target
     if asan:

@@ -1,8 +1,8 @@
 /* Products of float matrices for the export: one text, compiled once per instruction set by the
  * files that include it, each of which gives the same bits.
  *
- * Before that, such a file defines LANES (floats of a vector), ROWS (rows of a tile of the result;
- * it is 2 * LANES columns wide), and lanes fused(a, b, c), which is a * b + c, rounded once. */
+ * Before that, such a file defines LANES (floats of a vector) and ROWS (rows of a tile of the result,
+ * which is 2 * LANES columns wide). */
 #ifndef GWQ_GEMM_H
 #define GWQ_GEMM_H
 #include <string.h>
@@ -21,6 +21,15 @@ struct packed {
     float b[DEPTH * WIDTH];       /* (depth, WIDTH) */
 };
 
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+
+/* a * b + c, rounded once: one instruction where there is one */
+GWQ_INLINE lanes fused(lanes a, lanes b, lanes c) {
+    lanes v;
+    for (int l = 0; l < LANES; l++) v[l] = __builtin_fmaf(a[l], b[l], c[l]);
+    return v;
+}
+
 /* Terms of a run where a sum has k of them. Which these are decides the last bits. They are those
  * of MKL's AVX2 products, so files stay as they were when these computed them. */
 GWQ_INLINE int64_t run_length(int64_t k) {
@@ -32,6 +41,10 @@ typedef int32_t places __attribute__((vector_size(16)));
 
 /* The 4 x 4 numbers x[i * across + k] to out[k * width + i] */
 GWQ_INLINE void turn(const float *x, int64_t across, const int width, float *out) {
+#ifdef __clang__ /* has no __builtin_shuffle */
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) out[k * width + i] = x[i * across + k];
+#else
     four row[4];
     for (int i = 0; i < 4; i++) memcpy(row + i, x + i * across, sizeof *row);
     four low = __builtin_shuffle(row[0], row[1], (places){0, 4, 1, 5});
@@ -43,6 +56,7 @@ GWQ_INLINE void turn(const float *x, int64_t across, const int width, float *out
     row[2] = __builtin_shuffle(high, high2, (places){0, 1, 4, 5});
     row[3] = __builtin_shuffle(high, high2, (places){2, 3, 6, 7});
     for (int k = 0; k < 4; k++) memcpy(out + k * width, row + k, sizeof *row);
+#endif
 }
 
 /* out[k * width + i] = x[i * across + k * along] for i < count, 0 for the other i < width */

@@ -251,5 +251,6 @@ const gwq_kernels gwq_avx512 = {
                [GWQ_K_GWQ4] = matmul_gwq4,
                [GWQ_K_GWQ5] = matmul_gwq5,
                [GWQ_K_GWQ6] = matmul_gwq6},
+    .encode = gwq_encode_avx512,
     .multiply = gwq_multiply_avx512,
 };

@@ -35,8 +35,9 @@ void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation)
 void gwq_avx2_softcap(float *x, int64_t count, float cap);
 void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
 
-/* encode_avx2.c */
+/* encode_avx2.c, encode_avx512.c */
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
+void gwq_encode_avx512(const gwq_encoding *e, int64_t first, int64_t last);
 
 /* gemm_avx2.c, gemm_avx512.c */
 void gwq_multiply_avx2(const gwq_multiplication *p);

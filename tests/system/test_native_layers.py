@@ -17,7 +17,15 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
 CALLS = [  # a file calls only files of earlier lines
     {"threads", "top", "encode_scalar", "gemm_scalar", "scalar_ggml", "scalar_ops"},
     {"scalar"},
-    {"encode_avx2", "gemm_avx2", "gemm_avx512", "avx2_ggml", "avx2_ops", "avx2_functions"},
+    {
+        "encode_avx2",
+        "encode_avx512",
+        "gemm_avx2",
+        "gemm_avx512",
+        "avx2_ggml",
+        "avx2_ops",
+        "avx2_functions",
+    },
     {"avx2"},
     {"avx512"},
     {"dispatch"},
