@@ -66,6 +66,17 @@ def mirror(total: torch.Tensor) -> None:
         total[part.stop :, part] = total[part, part.stop :].T
 
 
+def reversed_as(dtype: type, a: np.ndarray) -> np.ndarray:
+    """A copy of a (n, n), cast, with rows and columns in reverse."""
+    out: np.ndarray = np.empty(a.shape, dtype)
+
+    def copy(rows: slice) -> None:
+        out[rows] = a[::-1, ::-1][rows]
+
+    each(copy, pieces(len(a)))
+    return out
+
+
 def cholesky_inverse(a: np.ndarray) -> np.ndarray:
     """Overwrite a (n, n) with L^-1, where L is lower triangular and L L^T = a, and return it.
 

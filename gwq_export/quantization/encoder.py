@@ -79,7 +79,7 @@ def encode(
     for first in range(0, rows, step):
         run = slice(first, first + step)
         e = _encode_rows(
-            np.ldexp(np.asarray(weight[run], np.float32), -exponent),
+            np.asarray(weight[run], np.float32) * np.float32(2.0**-exponent),
             type,
             np.asarray(table, np.float32),
             curvature,
@@ -89,7 +89,7 @@ def encode(
             sweeps,
             pool,
         )
-        runs.append(replace(e, values=np.ldexp(e.values, exponent), exponent=exponent))
+        runs.append(replace(e, values=e.values * np.float32(2.0**exponent), exponent=exponent))
     return _joined(runs)
 
 
