@@ -119,7 +119,7 @@ def draw_tuning(
     fresh = [w for w in left if w.tobytes() not in kept]
     rng = np.random.default_rng(seed)
     shuffled = [
-        np.reshape(windows, (-1, ctx))[rng.permutation(len(windows))]
+        np.reshape(np.asarray(windows, np.int64), (-1, ctx))[rng.permutation(len(windows))]
         for windows in (fresh, calibration.tokens.numpy())
     ]
     return torch.from_numpy(np.concatenate(shuffled)[:count])
