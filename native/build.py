@@ -68,6 +68,8 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "scalar_ggml.c": "",
             "scalar_ops.c": "",
             "encode_scalar.c": PLAIN_VECTORS,
+            "gemm.c": "",
+            "gemm_scalar.c": VECTORS,
         },
         everywhere,
     ),
@@ -78,10 +80,13 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "avx2_ops.c": AVX2,
             "avx2_functions.c": AVX2,
             "encode_avx2.c": f"-mavx2 {VECTORS}",
+            "gemm_avx2.c": f"{AVX2} {VECTORS}",
             "avxvnni.c": AVXVNNI,
             "avx512.c": AVX512,
             "avx512_ops.c": AVX512,
             "avx512vbmi.c": VBMI,
+            "encode_avx512.c": f"{AVX512} {VECTORS}",
+            "gemm_avx512.c": f"{AVX512} {VECTORS}",
         },
         on("x86_64", "amd64"),
     ),
@@ -170,7 +175,8 @@ def build(
         if own == AVXVNNI and not _accepts(cc, "-mavxvnni"):
             files[name] = f"{AVX2} -DGWQ_OLD_COMPILER"
     if simde:
-        for name in ("avxvnni.c", "avx512.c", "avx512_ops.c", "avx512vbmi.c"):
+        emulated = ("avxvnni.c", "avx512.c", "avx512_ops.c", "avx512vbmi.c")
+        for name in (*emulated, "encode_avx512.c", "gemm_avx512.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target

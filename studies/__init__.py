@@ -9,6 +9,7 @@ docs/results holds:
                      bytes; resumable row by row: real_models.md
     measure          quality and speed through files and the runtime: tables of quality.md on stdout
     bench_synthetic  speed beside llama.cpp on 1.1 billion weights: benchmarks.md, behind speed.md
+    export_profile   where the time of an export goes, beside floors: a table of speed.md on stdout
     ablation         what each part of the method is worth: ablation.md and ablation.svg
     claims           what the paper's abstracts state, checked: claims.md
     compare_formats  what the layout of the file costs: a table of docs/format.md on stdout

@@ -2,11 +2,14 @@
 
 studies/synthetic FOLDER [--layers 22]             TinyLlama's shape: 1.1 billion weights, 2.2 GB
 studies/synthetic FOLDER --shape 7b --layers 32    Llama 7B's: 6.7 billion, 13.5 GB (bfloat16)
+studies/synthetic FOLDER --shape 7b --layers 32 --hollow    zeros without room on the disk
 """
 
 import argparse
 import json
+import math
 import shutil
+import struct
 from pathlib import Path
 
 from studies.paths import REFERENCE
@@ -46,10 +49,22 @@ def block_shapes(shape):
     }
 
 
-def write_llama(folder, layers=22, shape=None, seed=0):
+def write_hollow(path, shapes):
+    """A safetensors file of bfloat16 zeros, {name: shape}, with a hole in place of its data."""
+    header, end = {}, 0
+    for name, dims in shapes.items():
+        begin, end = end, end + 2 * math.prod(dims)
+        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+def write_llama(folder, layers=22, shape=None, seed=0, hollow=False):
     """Write a Hugging Face folder with one bfloat16 shard per decoder block.
 
-    shape: as TINYLLAMA. Returns the number of parameters.
+    shape: as TINYLLAMA. hollow: of zeros, which take no room. Returns the number of parameters.
     """
     import torch
     from safetensors.torch import save_file
@@ -69,10 +84,12 @@ def write_llama(folder, layers=22, shape=None, seed=0):
 
     def save(file, shapes):
         nonlocal params
-        tensors = {name: random(dims) for name, dims in shapes.items()}
-        params += sum(t.numel() for t in tensors.values())
-        weight_map.update(dict.fromkeys(tensors, file))
-        save_file(tensors, folder / file)
+        params += sum(map(math.prod, shapes.values()))
+        weight_map.update(dict.fromkeys(shapes, file))
+        if hollow:
+            write_hollow(folder / file, shapes)
+        else:
+            save_file({name: random(dims) for name, dims in shapes.items()}, folder / file)
 
     hidden, vocab = shape["hidden_size"], shape["vocab_size"]
     ends = {
@@ -109,12 +126,13 @@ def parser():
     p.add_argument("folder")
     p.add_argument("--layers", type=int, default=22)
     p.add_argument("--shape", choices=SHAPES, default="1b")
+    p.add_argument("--hollow", action="store_true", help="zeros that take no room on the disk")
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    count = write_llama(args.folder, args.layers, SHAPES[args.shape])
+    count = write_llama(args.folder, args.layers, SHAPES[args.shape], hollow=args.hollow)
     print(f"{count / 1e9:.3f} billion parameters in {args.folder}")
 
 

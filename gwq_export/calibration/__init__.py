@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     text
+    linear
     moe_modules
     block_model
     block_pass

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from gwq_export.calibration.linear import use_own_products
 from gwq_export.calibration.moe_modules import unfuse
+from gwq_export.compute.threads import each
 from gwq_export.errors import GwqError
 
 LOGITS = 2**21  # floats of the logits that are worked on at once: 8 MiB, and of several copies
@@ -114,6 +116,7 @@ class BlockModel:
         self.stands = [_Stand(self.given) for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))
         for module in (self.model, *self.blocks):
+            use_own_products(module)
             for part in module.modules():
                 buffers = part.named_buffers(recurse=False)
                 part._buffers.update({name: b.to(device) for name, b in buffers})
@@ -178,8 +181,10 @@ class BlockModel:
     def load(self, i: int) -> torch.nn.Module:
         """Block i with its weights."""
         prefix = f"{self.source.arch.layers}.{i}."
-        names = self.source.block(i).values()
-        self._assign(self.blocks[i], {n.removeprefix(prefix): self.source.tensor(n) for n in names})
+        names = [*self.source.block(i).values()]
+        tensors = each(self.source.tensor, names)
+        local = [name.removeprefix(prefix) for name in names]
+        self._assign(self.blocks[i], dict(zip(local, tensors, strict=True)))
         for name, parameter in self.blocks[i].named_parameters():
             if parameter.is_meta:
                 raise GwqError(

@@ -29,6 +29,23 @@ class Encoder(Protocol):
         """Token ids of a text."""
 
 
+class Remembering:
+    """An Encoder that encodes each text once, and then remembers its ids."""
+
+    def __init__(self, tokenizer: Encoder) -> None:
+        self.bos = tokenizer.bos
+        self.add_bos = tokenizer.add_bos
+        self._tokenizer = tokenizer
+        self._known: dict[tuple[str, bool, bool | None], list[int]] = {}
+
+    def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
+        """Token ids of a text."""
+        key = text, special, bos
+        if key not in self._known:
+            self._known[key] = self._tokenizer.encode(text, special=special, bos=bos)
+        return self._known[key]
+
+
 @dataclass
 class Calibration:
     """What calibration used and what it found."""
@@ -102,7 +119,7 @@ def draw_tuning(
     fresh = [w for w in left if w.tobytes() not in kept]
     rng = np.random.default_rng(seed)
     shuffled = [
-        np.reshape(windows, (-1, ctx))[rng.permutation(len(windows))]
+        np.reshape(np.asarray(windows, np.int64), (-1, ctx))[rng.permutation(len(windows))]
         for windows in (fresh, calibration.tokens.numpy())
     ]
     return torch.from_numpy(np.concatenate(shuffled)[:count])

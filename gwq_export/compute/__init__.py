@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     threads
+    products
     linalg
     results
     scratch

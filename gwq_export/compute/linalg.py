@@ -13,6 +13,7 @@ import functools
 import numpy as np
 import torch
 
+from gwq_export.compute.products import multiply
 from gwq_export.compute.threads import each
 from gwq_export.errors import GwqError
 
@@ -25,21 +26,6 @@ def pieces(count: int, step: int = COLUMNS) -> list[slice]:
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
-def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> None:
-    """Add scale * a @ b to out, in place.
-
-    out (m, n), a (m, k) and b (k, n) are float32; `out` may be a view.
-    """
-    out_tensor = torch.from_numpy(out)
-    left = torch.from_numpy(a)
-    right = torch.from_numpy(b)
-
-    def add(part: slice) -> None:
-        out_tensor[:, part].addmm_(left, right[:, part], alpha=scale)
-
-    each(add, pieces(right.shape[1]))
-
-
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b, float32, for a (m, k) and b (k, n) or (k,), float32."""
     left = torch.from_numpy(a)
@@ -47,13 +33,18 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if right.ndim == 1:
         return torch.cat(each(lambda part: left[part] @ right, pieces(len(left)))).numpy()
     out = torch.empty(len(left), right.shape[1])
-    each(lambda part: torch.mm(left, right[:, part], out=out[:, part]), pieces(right.shape[1]))
+    each(lambda part: multiply(left, right[:, part], out[:, part]), pieces(right.shape[1]))
     return out.numpy()
 
 
 def plain_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b like `product`, but in one piece: for use in functions that `each` runs."""
-    return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return multiply(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+
+
+def add_plain_product(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """Add a @ b to out (m, n), likewise; `out` may be columns of a larger array."""
+    multiply(torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(out), add=True)
 
 
 def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
@@ -64,7 +55,7 @@ def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
     """
 
     def add(part: slice) -> None:
-        total[part, part.start :].addmm_(x[:, part].T, x[:, part.start :])
+        multiply(x[:, part].T, x[:, part.start :], total[part, part.start :], add=True)
 
     each(add, pieces(len(total)))
 
@@ -73,6 +64,17 @@ def mirror(total: torch.Tensor) -> None:
     """Copy the pieces right of the diagonal of total (n, n) to below it, transposed, in place."""
     for part in pieces(len(total)):
         total[part.stop :, part] = total[part, part.stop :].T
+
+
+def reversed_as(dtype: type, a: np.ndarray) -> np.ndarray:
+    """A copy of a (n, n), cast, with rows and columns in reverse."""
+    out: np.ndarray = np.empty(a.shape, dtype)
+
+    def copy(rows: slice) -> None:
+        out[rows] = a[::-1, ::-1][rows]
+
+    each(copy, pieces(len(a)))
+    return out
 
 
 def cholesky_inverse(a: np.ndarray) -> np.ndarray:

@@ -46,8 +46,10 @@ def _unpack_gwq2(lines: np.ndarray) -> np.ndarray:
 
 def _pack_gwq3(codes: np.ndarray) -> np.ndarray:
     """2 x 3 lines A B C: bits 3p .. 3p+2 of A | B << 8 | C << 16 = column 32j+4p+i, p = 0..7"""
-    c = codes.reshape(*codes.shape[:-1], 2, 8, 4).astype(np.uint32)  # (..., row, j, p, i)
-    x = (c << 3 * np.arange(8, dtype=np.uint32)[:, None]).sum(-2, dtype=np.uint32)
+    c = codes.reshape(*codes.shape[:-1], 2, 8, 4)  # (..., row, j, p, i)
+    x = c[..., 0, :].astype(np.uint32)
+    for p in range(1, 8):
+        x |= c[..., p, :].astype(np.uint32) << np.uint32(3 * p)
     abc = [(x >> 8 * k & 255).astype(np.uint8) for k in range(3)]  # each (..., row, j, i)
     lines = np.moveaxis(np.stack(abc, axis=-2), -4, -2)  # (..., j, 3, row, i)
     return lines.reshape(*lines.shape[:-4], 6, ROWS, 4)

@@ -42,6 +42,17 @@ def windows(type: TensorType, codes: np.ndarray) -> np.ndarray:
     return codes | (neighbour & ((1 << type.history) - 1)) << type.bits
 
 
+def windows_at(type: TensorType, codes: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """`windows(type, codes)[row, col]`, uint8, from the codes there alone."""
+    here = codes[row, col]
+    if not type.history:
+        return here
+    order = ring_order(type, codes.shape[1]).reshape(-1, type.ring)
+    neighbour = np.empty(order.size, np.int64)
+    neighbour[order] = np.roll(order, -1, axis=1)
+    return here | (codes[row, neighbour[col]] & ((1 << type.history) - 1)) << type.bits
+
+
 def ring_order(type: TensorType, count: int) -> np.ndarray:
     """The columns 0 .. count-1 ring after ring, int (count,); without history as they come.
 

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gwq_export.calibration.text import Calibration, draw_calibration, draw_held_out, draw_tuning
+from gwq_export.calibration.text import (
+    Calibration,
+    Encoder,
+    Remembering,
+    draw_calibration,
+    draw_held_out,
+    draw_tuning,
+)
 from gwq_export.compute.results import Memory, Workdir
 from gwq_export.compute.scratch import Scratch
 from gwq_export.errors import GwqError
@@ -145,7 +152,7 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     plans = plan_tensors(source, recipe, overrides)
     check_steps(plans, options.tune)
     budget = budget_bytes(options, sum(p.weights for p in plans))
-    tokenizer = Tokenizer(opened.keys)
+    tokenizer = Remembering(Tokenizer(opened.keys))
     calibration, held_out = _draw(options, plans, tokenizer, samples, ctx)
     steps = _steps(options, calibration)
     type_name = "mixed" if options.budgeted else recipe.type.name
@@ -194,7 +201,7 @@ def _context(asked: int | None, source: Source) -> int:
 def _draw(
     options: ExportOptions,
     plans: Sequence[TensorPlan],
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     samples: int,
     ctx: int,
 ) -> tuple[Calibration | None, np.ndarray | None]:
@@ -218,7 +225,7 @@ def _steps(options: ExportOptions, calibration: Calibration | None) -> int:
 
 
 def _draw_tuning(
-    options: ExportOptions, tokenizer: Tokenizer, calibration: Calibration | None, steps: int
+    options: ExportOptions, tokenizer: Encoder, calibration: Calibration | None, steps: int
 ) -> torch.Tensor | None:
     """Windows for so many steps, None where they are too few."""
     if calibration is None or not steps:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.compute.linalg import cholesky_inverse
+from gwq_export.compute.linalg import cholesky_inverse, reversed_as
 from gwq_export.format.types import BLOCK
 
 DAMPING = 0.01  # times the mean of the Hessian's diagonal is added to its diagonal
@@ -68,8 +68,8 @@ class Curvature:
         triangular, the matrix is R R^T for the upper triangular R = J L J, so that U = R^-1 =
         J L^-1 J. Raises GwqError where the matrix is not positive definite.
         """
-        inverse = cholesky_inverse(self.matrix[::-1, ::-1].astype(np.float64))
-        return inverse[::-1, ::-1].astype(np.float32)
+        inverse = cholesky_inverse(reversed_as(np.float64, self.matrix))
+        return reversed_as(np.float32, inverse)
 
 
 def curvature_of(statistics: Mapping[str, Any]) -> Curvature:

@@ -23,21 +23,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gwq_export.compute.linalg import add_product, product
+from gwq_export.compute.linalg import add_plain_product, pieces, plain_product
+from gwq_export.compute.threads import each
 from gwq_export.format.decoding import ring_order
 from gwq_export.format.types import MAX_EXPONENT, TensorType, ffi
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.ggml_codes import GgmlCodes
-from gwq_export.quantization.lanes import LANES, rows_to_lanes, to_lanes
+from gwq_export.quantization.lanes import LANES, lane_slices, rows_to_lanes, to_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes
 from gwq_export.quantization.tile_codes import TileCodes
 
 LARGEST_POWER = 11  # of two: the largest weight is below it, see `exponent_of`
 AT_ONCE = 1 << 23  # weights that are worked on at once: rows do not depend on each other
+BLOCKS_AT_ONCE = 8  # blocks of columns that threads go through before they meet
 ROW_FLOOR = 0.1  # times the mean row weight is added to every one, as the estimate is noisy
 
 
@@ -76,7 +79,7 @@ def encode(
     for first in range(0, rows, step):
         run = slice(first, first + step)
         e = _encode_rows(
-            np.ldexp(np.asarray(weight[run], np.float32), -exponent),
+            np.asarray(weight[run], np.float32) * np.float32(2.0**-exponent),
             type,
             np.asarray(table, np.float32),
             curvature,
@@ -86,7 +89,7 @@ def encode(
             sweeps,
             pool,
         )
-        runs.append(replace(e, values=np.ldexp(e.values, exponent), exponent=exponent))
+        runs.append(replace(e, values=e.values * np.float32(2.0**exponent), exponent=exponent))
     return _joined(runs)
 
 
@@ -162,24 +165,38 @@ def exponent_of(weight: np.ndarray) -> int:
 def _encode_with_feedback(
     codes: MatrixCodes, factor: np.ndarray, column_weight: np.ndarray
 ) -> None:
-    """Step 1 of the module's docstring. factor: U (padded cols, padded cols)."""
+    """Step 1 of the module's docstring. factor: U (padded cols, padded cols).
+
+    Rows are divided among the threads, each of which goes through several blocks at a time.
+    """
     target = codes.w.copy()
-    for first in range(0, len(target), codes.step):
-        part = slice(first, first + codes.step)
-        rows = _in_coding_order(codes, factor[part, first:])
+    step = codes.step
+
+    def gains(part: slice) -> tuple[slice, np.ndarray, np.ndarray]:
+        """(a block, its gains (step, columns from the block on), costs of its columns)."""
+        rows = _in_coding_order(codes, factor[part, part.start :])
         diagonal = np.diag(rows)
         gain = rows / diagonal[:, None]  # [j, k]: U_jk / U_jj
         real = column_weight[part] > 0  # padding costs nothing
         cost = np.where(real, 1 / np.square(diagonal), 0)
-        error = codes.run(
-            first,
-            target[part],
-            column_weight=column_weight[part],
-            feedback=gain[:, : codes.step],
-            cost=cost / max(cost.mean(), 1e-30),
-        )
-        if part.stop < len(target):
-            add_product(target[part.stop :], gain[:, codes.step :].T, error)
+        return part, gain, cost / max(cost.mean(), 1e-30)
+
+    def encode_lanes(run: Sequence[tuple[slice, np.ndarray, np.ndarray]], lanes: slice) -> None:
+        for part, gain, cost in run:
+            error = codes.run(
+                part.start,
+                target[part],
+                lanes,
+                column_weight=column_weight[part],
+                feedback=gain[:, :step],
+                cost=cost,
+            )
+            if part.stop < len(target):
+                add_plain_product(target[part.stop :, lanes], gain[:, step:].T, error)
+
+    blocks = pieces(len(target), step)
+    for run in pieces(len(blocks), BLOCKS_AT_ONCE):
+        each(partial(encode_lanes, each(gains, blocks[run])), lane_slices(target))
 
 
 def _in_coding_order(codes: MatrixCodes, rows: np.ndarray) -> np.ndarray:
@@ -194,7 +211,7 @@ def _in_coding_order(codes: MatrixCodes, rows: np.ndarray) -> np.ndarray:
     order = coding_order(codes.type, codes.step)
     q, _ = np.linalg.qr(rows[:, order].astype(np.float64))
     turned = np.empty_like(rows)
-    turned[order] = product(np.ascontiguousarray(q.T, np.float32), np.ascontiguousarray(rows))
+    turned[order] = plain_product(np.ascontiguousarray(q.T, np.float32), rows)
     return turned
 
 

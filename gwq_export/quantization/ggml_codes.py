@@ -30,6 +30,7 @@ class GgmlCodes(MatrixCodes):
         self,
         first: int,
         target: np.ndarray,
+        lanes: slice | None = None,
         column_weight: np.ndarray | None = None,
         feedback: np.ndarray | None = None,
         before: np.ndarray | None = None,
@@ -42,10 +43,13 @@ class GgmlCodes(MatrixCodes):
         """
         unit = first // self.step
         if column_weight is not None:
-            outlier = None if self.outlier is None else self.outlier[first : first + self.step]
-            self.scales[unit] = fit_units(target, self.table, column_weight, outlier)
+            rows = lanes or slice(None)
+            part = slice(first, first + self.step)
+            outlier = None if self.outlier is None else self.outlier[part, rows]
+            self.scales[unit, rows] = fit_units(target[:, rows], self.table, column_weight, outlier)
         return self._encode_columns(
-            TYPES["gwq4"], first, target, self.scales[unit], self._ones, None, feedback, before
+            *(TYPES["gwq4"], first, target, lanes, self.scales[unit], self._ones),
+            *(None, feedback, before),
         )
 
     def refit(self, h: np.ndarray) -> None:

@@ -55,6 +55,7 @@ OFFERED: dict[str, tuple[float, ...]] = {
     "q8_0": (0.0,),
     "f16": (0.0,),
 }
+MOST_OFFERED = max(fraction for fractions in OFFERED.values() for fraction in fractions)
 # Beside these where rows are short: they need no row scale, and no columns beyond 32s.
 NARROW = 256  # columns
 OFFERED_NARROW: dict[str, tuple[float, ...]] = {"q4_0": (0.0,), "iq4_nl": (0.0,)}
@@ -114,7 +115,7 @@ class Sample:
         self._statistics = statistics
         self._saliency = saliency
         self._seed = seed
-        self._thresholds: dict[int, np.floating] = {}  # number of outliers -> smallest score
+        self._best = np.zeros(0, np.float32)  # the largest scores of the matrix, ascending
 
     @cached_property
     def score(self) -> np.ndarray:
@@ -132,10 +133,11 @@ class Sample:
         """Mask of the sampled rows: the `count` largest scores of the whole matrix."""
         if not count:
             return None
-        if count not in self._thresholds:
+        if count > len(self._best):
             flat = self.score.reshape(-1)
-            self._thresholds[count] = np.partition(flat, len(flat) - count)[len(flat) - count]
-        return self.score[self.rows] >= self._thresholds[count]
+            first = len(flat) - max(count, round(MOST_OFFERED * len(flat)))
+            self._best = np.sort(np.partition(flat, first)[first:])
+        return self.score[self.rows] >= self._best[-count]
 
     def loss(self, recipe: Recipe) -> float:
         """Predicted loss, nats per token, that storing the matrix by `recipe` adds.

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.compute.linalg import product
+from gwq_export.compute.linalg import plain_product
+from gwq_export.compute.threads import each
 from gwq_export.format.types import BLOCK, TensorType, ffi
 from gwq_export.native.library import check, lib, pointer
+from gwq_export.quantization.lanes import lane_slices
 
 _POINTERS = {"float32": "float *", "uint8": "uint8_t *", "int8": "int8_t *"}
 
@@ -77,6 +79,7 @@ class MatrixCodes(ABC):
         self,
         first: int,
         target: np.ndarray,
+        lanes: slice | None = None,
         column_weight: np.ndarray | None = None,
         feedback: np.ndarray | None = None,
         before: np.ndarray | None = None,
@@ -84,8 +87,9 @@ class MatrixCodes(ABC):
     ) -> np.ndarray:
         """Encode the `step` columns from `first` on and return value - target, (step, rows).
 
-        target: (step, rows). column_weight: (step,), with which scales are fitted; None keeps the
-        scales. feedback: (step, step) or None; entry [j, k] of column j's error is added to the
+        target: (step, rows). lanes: only these rows are encoded, by the calling thread; None for
+        all of them, by the pool. column_weight: (step,), with which scales are fitted; None keeps
+        the scales. feedback: (step, step) or None; entry [j, k] of column j's error is added to the
         target of a column k that is coded after j, in place. The error is value - target or, with
         `before` (step, rows), value - before. cost: (step,), how much a column's error counts
         beside those of its ring; None for columns that count alike.
@@ -108,22 +112,32 @@ class MatrixCodes(ABC):
         of the native encoder's feedback, with `before` so that it counts changes and not errors.
         (Coordinate descent after GPTQ: QuantEase, arXiv 2309.01885.)
         """
-        error = self.values - self.w
+        target, before = np.empty((2, self.step, self.w.shape[1]), np.float32)
+        each(lambda lanes: self._sweep_lanes(lanes, h, target, before), lane_slices(self.w))
+
+    def _sweep_lanes(
+        self, lanes: slice, h: np.ndarray, target: np.ndarray, before: np.ndarray
+    ) -> None:
+        """`sweep` of some rows. target, before: (step, rows), room of which only theirs is used."""
+        error = self.values[:, lanes] - self.w[:, lanes]
         diagonal = np.diag(h)
         for first in range(0, len(self.w), self.step):
             part = slice(first, first + self.step)
-            change = product(h[part], error) / diagonal[part, None]
-            before = self.values[part].copy()
+            change = plain_product(h[part], error)
+            change /= diagonal[part, None]
+            before[:, lanes] = self.values[part, lanes]
+            np.subtract(before[:, lanes], change, out=target[:, lanes])
             feedback = -h[part, part] / diagonal[None, part]
             cost = diagonal[part] / diagonal[part].mean()
-            self.run(first, before - change, feedback=feedback, before=before, cost=cost)
-            error[part] = self.values[part] - self.w[part]
+            self.run(first, target, lanes, feedback=feedback, before=before, cost=cost)
+            np.subtract(self.values[part, lanes], self.w[part, lanes], out=error[part])
 
     def _encode_columns(
         self,
         type: TensorType,
         first: int,
         target: np.ndarray,
+        lanes: slice | None,
         row_scale: np.ndarray,
         scale: np.ndarray,
         column_weight: np.ndarray | None,
@@ -131,13 +145,12 @@ class MatrixCodes(ABC):
         before: np.ndarray | None,
         cost: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Call `gwq_encode` for the columns from `first` on; returns value - target, (step, rows).
+        """Call `gwq_encode` for the columns from `first` on; see `run`, also for the result.
 
         The arguments are the fields of `struct gwq_encoding`. With feedback the native encoder
         overwrites `target` by what it has become.
         """
         part = slice(first, first + self.step)
-        target = np.ascontiguousarray(target)
         arrays = {
             "table": self.table,
             "row_scale": row_scale,
@@ -156,6 +169,8 @@ class MatrixCodes(ABC):
         e.type = type.id
         e.columns = self.step
         e.rows = target.shape[1]
+        every = slice(0, e.rows)
+        e.first, e.last = (lanes or every).start, (lanes or every).stop
         e.fit = column_weight is not None
         alive = []  # the library's pointers do not keep arrays alive
         for name, array in arrays.items():
@@ -163,8 +178,8 @@ class MatrixCodes(ABC):
                 array = np.ascontiguousarray(array)
                 alive.append(array)
                 setattr(e, name, pointer(array, _POINTERS[array.dtype.name]))
-        check(lib().gwq_encode(self.pool, e), "the encoder")
-        return self.values[part] - target
+        check(lib().gwq_encode(ffi.NULL if lanes else self.pool, e), "the encoder")
+        return self.values[part, lanes or every] - target[:, lanes or every]
 
 
 def round_half(values: np.ndarray) -> np.ndarray:

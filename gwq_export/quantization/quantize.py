@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.format.decoding import levels, windows
+from gwq_export.format.decoding import levels, windows_at
 from gwq_export.format.ggml_types import encode_ggml, pack_codes
 from gwq_export.format.outliers import pack_outliers
 from gwq_export.format.tiles import pack_tiles
@@ -99,7 +99,7 @@ def _quantize_tiles(
 def _values_at(type: TensorType, e: Encoded, row: np.ndarray, col: np.ndarray) -> np.ndarray:
     """float32: what the codes at some places stand for, as `decoding.dequantize` has it."""
     assert e.row_scales is not None  # every tile type has them
-    entry = levels(type, e.table)[windows(type, e.codes)[row, col]].astype(np.float32)
+    entry = levels(type, e.table)[windows_at(type, e.codes, row, col)].astype(np.float32)
     scale = e.scales[row, col // type.sub].astype(np.float32)
     return np.ldexp(e.row_scales[row].astype(np.float32) * (scale * entry), e.exponent)
 

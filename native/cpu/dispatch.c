@@ -44,6 +44,7 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(mix);
     TAKE(read);
     TAKE(encode);
+    TAKE(multiply);
 #undef TAKE
 }
 

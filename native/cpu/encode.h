@@ -2,8 +2,8 @@
  * of least error. One text, compiled once per instruction set by the files that include it; without
  * fused multiply-adds, so that each of them gives the same bits.
  *
- * A row's codes do not depend on those of other rows: 64 rows are encoded at a time, eight in the
- * lanes of a vector. Columns are taken in the order in which the neighbour of a code (see
+ * A row's codes do not depend on those of other rows: 64 rows are encoded at a time, eight or 16
+ * in the lanes of a vector. Columns are taken in the order in which the neighbour of a code (see
  * gwq_format.h) comes before it. */
 #ifndef GWQ_ENCODE_H
 #define GWQ_ENCODE_H

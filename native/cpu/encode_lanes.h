@@ -1,14 +1,17 @@
-/* Vectors of the encoder, eight rows in each, and the codes of types without history: the nearest
- * entry of the table. */
+/* Vectors of the encoder, eight or 16 rows in each, and the codes of types without history: the
+ * nearest entry of the table. */
 #ifndef GWQ_ENCODE_LANES_H
 #define GWQ_ENCODE_LANES_H
 #include <float.h>
 #include <string.h>
 #include "kernels.h"
 
+#ifndef GWQ_ENCODE_LANES /* an instruction set may ask for 16 */
+#define GWQ_ENCODE_LANES 8
+#endif
 enum {
-    LANES = 8,   /* rows of a vector */
-    VECTORS = 8, /* vectors at a time */
+    LANES = GWQ_ENCODE_LANES, /* rows of a vector */
+    VECTORS = 64 / LANES,     /* vectors at a time */
     COLUMNS = GWQ_BLOCK,
     WINDOWS = 16, /* entries of a table, of the types of up to four bits */
     STATES = 4,   /* at most: what a code passes on to the next one's window */
@@ -45,11 +48,22 @@ GWQ_INLINE lanes six_bits(lanes v) {
     return pick((flags)(v > 31), all(31), pick((flags)(v < -32), all(-32), v));
 }
 
-GWQ_INLINE lanes look_up(const float *table, flags at) {
-    lanes v;
+/* table[at] of a table of n = 16 or 32 entries */
+GWQ_INLINE lanes look_up_n(const float *table, const int n, flags at) {
+    lanes v = {0};
+#ifdef __clang__ /* has no __builtin_shuffle */
+    (void)n;
     for (int l = 0; l < LANES; l++) v[l] = table[at[l]];
+#else
+    for (int i = 0; i < n; i += 2 * LANES) { /* two vectors of entries are one shuffle */
+        lanes low = load(table + i), high = n > LANES ? load(table + i + LANES) : low;
+        lanes here = __builtin_shuffle(low, high, at);
+        v = i ? pick((flags)(at >= i), here, v) : here;
+    }
+#endif
     return v;
 }
+GWQ_INLINE lanes look_up(const float *table, flags at) { return look_up_n(table, WINDOWS, at); }
 
 /* Bits of a tile type's code, 0 for any other type */
 GWQ_INLINE int bits_of(int32_t type) {
@@ -73,15 +87,20 @@ GWQ_INLINE int entries_of(int bits) { return bits > 4 ? 1 << bits : WINDOWS; }
  * sides are multiplied by |s|. */
 GWQ_INLINE void nearest_codes(const int bits, const float *table, const lanes *t, const lanes *s,
                               flags *code, lanes *value) {
+    const int n = entries_of(bits);
+    float middle[32];
+    for (int v = 0; v + 1 < n; v++) middle[v] = 0.5f * (table[v] + table[v + 1]);
+    middle[n - 1] = 0;
     for (int r = 0; r < VECTORS; r++) {
         flags at = {0};
         lanes x = (lanes)((flags)t[r] ^ ((flags)s[r] & (int32_t)0x80000000u)); /* t * sign(s) */
         lanes m = magnitude(s[r]);
-#pragma GCC unroll 1
-        for (int v = 0; v + 1 < entries_of(bits); v++)
-            at -= (flags)(x > m * (0.5f * (table[v] + table[v + 1])));
+        for (int half = n / 2; half; half /= 2) { /* the middles ascend */
+            lanes here = look_up_n(middle, n, at + (half - 1));
+            at += (flags)(x > m * here) & half;
+        }
         code[r] = at;
-        value[r] = s[r] * look_up(table, at);
+        value[r] = s[r] * look_up_n(table, n, at);
     }
 }
 

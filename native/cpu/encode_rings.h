@@ -19,8 +19,8 @@ GWQ_INLINE int column_of(int bits, int c) {
     return c / unit * unit + 4 * (k % (unit / 4)) + k / (unit / 4);
 }
 
-/* The codes c[0] .. c[n-1] of a ring, as they are coded, in eight rows at once. t: targets; w: how
- * much squared errors count; s: the scale. Wanted is the least
+/* The codes c[0] .. c[n-1] of a ring, as they are coded, in all rows of a vector at once. t:
+ * targets; w: how much squared errors count; s: the scale. Wanted is the least
  *
  *     sum over k of  w[k] * (t[k] - s * table[window(k)])^2,
  *     window(k) = c[k] | state(c[k - 1]) << bits,   state(c) = c & (states - 1),

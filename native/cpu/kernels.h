@@ -79,6 +79,8 @@ typedef struct gwq_kernels {
     /* As gwq_encode, the rows first .. last-1, both multiples of 64. Identical bits on every
      * instruction set. */
     void (*encode)(const gwq_encoding *e, int64_t first, int64_t last);
+    /* As gwq_multiply. Identical bits on every instruction set. */
+    void (*multiply)(const gwq_multiplication *p);
 } gwq_kernels;
 
 /* One row per instruction set; dispatch.c lists those that are compiled in. */

@@ -232,4 +232,5 @@ const gwq_kernels gwq_scalar = {
     .mix = gwq_scalar_mix,
     .read = gwq_scalar_read_memory,
     .encode = gwq_encode_scalar,
+    .multiply = gwq_multiply_scalar,
 };

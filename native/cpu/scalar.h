@@ -51,4 +51,7 @@ uint64_t gwq_scalar_read_memory(const uint8_t *data, uint64_t bytes, int streams
 
 /* encode_scalar.c */
 void gwq_encode_scalar(const gwq_encoding *e, int64_t first, int64_t last);
+
+/* gemm_scalar.c */
+void gwq_multiply_scalar(const gwq_multiplication *p);
 #endif

@@ -166,6 +166,7 @@ typedef struct gwq_encoding {
     /* 1..64, whole sub-blocks unless it ends the matrix; of gwq2 a multiple of 16, of gwq3 of 32 */
     int32_t columns;
     int64_t rows;
+    int64_t first, last; /* of the rows, multiples of 64: those before `last` are encoded */
     int32_t fit; /* 1: find the scales; 0: take those given */
     /* What each window stands for, (16) entries; of the types without history each code, ascending:
      * (16) at gwq4, (32) at gwq5, at gwq6 (64) integers in a row. */
@@ -190,6 +191,25 @@ typedef struct gwq_encoding {
  * is fed back inside it. Identical bits on every instruction set. GWQ_E_TYPE, GWQ_E_SHAPE,
  * GWQ_E_TABLE (an entry beyond +-128). */
 int gwq_encode(gwq_pool *pool, const gwq_encoding *e);
+
+enum { GWQ_GEMM_DEPTH = 192 };
+/* A product of float matrices, a (m, k) times b (k, n). Entry i, j of a factor lies at i * row +
+ * j * column; those of a row of the result lie side by side. */
+typedef struct gwq_multiplication {
+    int64_t m, n, k;
+    const float *a;
+    int64_t a_row, a_column;
+    const float *b;
+    int64_t b_row, b_column;
+    float *out; /* (m, n), apart from a and b */
+    int64_t out_row;
+    int32_t add; /* 1: added to out; 0: put there */
+} gwq_multiplication;
+/* out = a b, or out += a b, by the calling thread. A sum over k is cut into runs of
+ * GWQ_GEMM_DEPTH terms (k <= GWQ_GEMM_DEPTH is one run, k <= 2 * GWQ_GEMM_DEPTH is two of
+ * k / 2 and what is left); each run is summed from its first term on by fused multiply-adds, and
+ * the sums of the runs are added in order. Identical bits on every instruction set. */
+int gwq_multiply(const gwq_multiplication *p);
 
 /* --- measurement ------------------------------------------------------------------------------ */
 

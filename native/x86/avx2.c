@@ -136,4 +136,5 @@ const gwq_kernels gwq_avx2 = {
     .mix = gwq_avx2_mix,
     .read = gwq_avx2_read_memory,
     .encode = gwq_encode_avx2,
+    .multiply = gwq_multiply_avx2,
 };

@@ -19,7 +19,7 @@ TILE_TYPE(4)
 TILE_TYPE(5)
 TILE_TYPE(6)
 
-/* Empty slots are AVX2's (dispatch.c): there memory or plain float arithmetic is the limit. */
+/* Empty slots are AVX2's (dispatch.c). */
 const gwq_kernels gwq_avx512 = {
     .isa = "avx512",
     .supported = supported,
@@ -33,4 +33,6 @@ const gwq_kernels gwq_avx512 = {
 #ifndef GWQ_SIMDE
     .exponents = gwq_avx512_exponents,
 #endif
+    .encode = gwq_encode_avx512,
+    .multiply = gwq_multiply_avx512,
 };

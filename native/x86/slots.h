@@ -42,6 +42,11 @@ void gwq_avx512_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int6
                     int keys, int64_t dim, float *const out[GWQ_QUERIES]);
 void gwq_avx512_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
 
-/* encode_avx2.c */
+/* encode_avx2.c, encode_avx512.c */
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
+void gwq_encode_avx512(const gwq_encoding *e, int64_t first, int64_t last);
+
+/* gemm_avx2.c, gemm_avx512.c */
+void gwq_multiply_avx2(const gwq_multiplication *p);
+void gwq_multiply_avx512(const gwq_multiplication *p);
 #endif

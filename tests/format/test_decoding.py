@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gwq_export.format.decoding import dequantize, windows
+from gwq_export.format.decoding import dequantize, windows, windows_at
 from gwq_export.format.outliers import pack_outliers
 from gwq_export.format.tiles import pack_tiles
 from gwq_export.format.types import TYPES
@@ -31,6 +31,15 @@ def test_windows_by_hand():
     parts = plain_parts("gwq4")
     parts[3][3, 5] = 15
     assert windows(TYPES["gwq4"], parts[3]).sum() == 15
+
+
+def test_windows_at_some_places():
+    rng = np.random.default_rng(0)
+    row, col = rng.integers(0, 16, 200), rng.integers(0, 64, 200)
+    for type in (t for t in TYPES.values() if t.bits):
+        codes = rng.integers(0, 1 << type.bits, (16, 64)).astype(np.uint8)
+        expected = windows(type, codes)[row, col]
+        assert np.array_equal(windows_at(type, codes, row, col), expected)
 
 
 def test_windows_are_bits_that_follow_one_another():

@@ -30,6 +30,23 @@ def test_same_bits_everywhere(type, fit):
 
 
 @each_type
+def test_a_range_of_rows_is_encoded_as_among_all(type):
+    """Nothing before or after it is touched."""
+    alone = everything(type, whole(type, 64), 320)
+    among = {name: array.copy() for name, array in alone.items()}
+    untouched = {name: array.copy() for name, array in alone.items()}
+    assert call(type, among, 1) == 0
+    assert call(type, alone, 1, first=64, last=256) == 0
+    for name in ("scale", "code", "value", "target"):
+        assert np.array_equal(alone[name][:, 64:256], among[name][:, 64:256])
+        for rows in (slice(0, 64), slice(256, None)):
+            assert np.array_equal(alone[name][:, rows], untouched[name][:, rows])
+    for first, last in [(-64, 64), (64, 64), (0, 384), (1, 64), (0, 63)]:
+        status = call(type, alone, 1, first=first, last=last)
+        assert ffi.typeof("enum gwq_status").elements[status] == "GWQ_E_SHAPE"
+
+
+@each_type
 @pytest.mark.parametrize("fit", [0, 1])
 def test_memory_is_respected(type, fit):
     """No byte beyond any array, none of an argument changed, and every result is written."""

@@ -133,6 +133,13 @@ def test_too_little_text(tmp_path, tiny, monkeypatch):
     assert "tuned_kld" not in result
 
 
+def test_text_that_calibration_takes_all_of(tmp_path, tiny, calib):
+    """Its own windows serve again."""
+    options = SMALL | {"samples": 1000, "tune": 1, "calib": calib}
+    result = gwq_export.export(tiny("llama"), tmp_path / "m.gguf", **options)
+    assert len(result["tuned_kld"]) == 2
+
+
 def test_steps_that_are_asked_for(tmp_path, tiny, calib):
     """Whatever the type and preset, also where the default is not to tune."""
     for options in ({"type": "gwq4"}, {"preset": "paper"}):

@@ -55,8 +55,8 @@ def call(kind, arrays, fit, pool=ffi.NULL, **fields):
     """Status of gwq_encode; its results are in the arrays."""
     e = ffi.new("gwq_encoding *")
     columns, rows = arrays["target"].shape
-    for name, value in {"type": kind.id, "columns": columns, "rows": rows, "fit": fit}.items():
-        setattr(e, name, value)
+    e.type, e.fit = kind.id, fit
+    e.columns, e.rows, e.last = columns, rows, rows
     for name, array in arrays.items():
         setattr(e, name, ffi.NULL if array is None else pointer(array, KINDS[array.dtype.name]))
     for name, value in fields.items():

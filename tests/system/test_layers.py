@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "report": ["format"],
     "runtime": ["format", "arch", "tokenizer", "native"],
     "hf": ["format", "arch", "tokenizer"],
-    "compute": [],
+    "compute": ["format", "native"],
     "calibration": ["compute"],
     "quantization": ["compute", "format", "native"],
     "evaluation": ["format", "tokenizer", "runtime"],

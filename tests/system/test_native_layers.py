@@ -15,15 +15,23 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "x86": {"include", "cpu", "x86"},
 }
 CALLS = [  # a file calls only files of earlier lines
-    {"threads", "top", "encode_scalar", "scalar_ggml", "scalar_ops"},
+    {"threads", "top", "encode_scalar", "gemm_scalar", "scalar_ggml", "scalar_ops"},
     {"scalar"},
-    {"encode_avx2", "avx2_ggml", "avx2_ops", "avx2_functions"},
+    {
+        "encode_avx2",
+        "encode_avx512",
+        "gemm_avx2",
+        "gemm_avx512",
+        "avx2_ggml",
+        "avx2_ops",
+        "avx2_functions",
+    },
     {"avx2"},
     {"avx512_ops"},
     {"avxvnni", "avx512"},
     {"avx512vbmi"},
     {"dispatch"},
-    {"matrix", "massive", "ops", "kv_cache", "attention", "encode"},
+    {"matrix", "massive", "ops", "kv_cache", "attention", "encode", "gemm"},
     {"matmul"},
     {"program"},
 ]
