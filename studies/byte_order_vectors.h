@@ -36,6 +36,7 @@ INLINE V before8(const uint8_t *line, int part) {
 }
 
 #elif defined(__AVX2__)
+#include "x86/avx2_sums.h"
 #include "x86/avx2_unpack.h"
 enum { PARTS = 2, PART = 32, PART_ROWS = 8 };
 typedef __m256i V;

@@ -1,43 +1,11 @@
 /* AVX2, FMA and F16C: tile matrices, and the row of all that the other avx2_*.c hold. */
-#include "avx2.h"
-#include "slots.h"
+#include "avx2_sums.h"
+#include "avx2_tiles.h"
 
 static int supported(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __builtin_cpu_supports("f16c");
 }
-
-/* --- what avx2_tiles.h wants ------------------------------------------------------------------ */
-
-/* The mask takes away what a shift of 16 bits brings in from the neighbouring byte. */
-GWQ_INLINE __m256i field(__m256i v, const int shift, const int mask) {
-    return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
-}
-
-/* 16 columns fit 16 bits, thanks to the bias (gwq_input): two sums in every 32-bit lane. */
-GWQ_INLINE __m256i first_sum(__m256i bias) { return bias; }
-
-/* By assembler: gcc 12 regroups a chain of these sums into a tree that keeps every product alive, or
- * copies the sum before each addition. */
-GWQ_INLINE void add_products(__m256i *sum, __m256i entries, __m256i x) {
-    __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(_mm256_maddubs_epi16(entries, x)));
-}
-
-/* 256 * scale of the rows 8h .. 8h+7, twice in each 32-bit lane. With it a block's sum just fits:
- * 64 * 32 * 127 * 32 * 256 < 2^31. */
-GWQ_INLINE __m256i spread_scales(__m256i s, int h) {
-    const __m256i low = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380,
-                                          0x04800480, 0x05800580, 0x06800680, 0x07800780);
-    const __m256i high = _mm256_add_epi8(low, _mm256_set1_epi16(0x0800));
-    return _mm256_shuffle_epi8(s, h ? high : low); /* an index of 0x80 gives a zero byte */
-}
-#define UNIT (1.f / 256)
-
-GWQ_INLINE __m256i weighted(__m256i sum, __m256i scales) { return _mm256_madd_epi16(sum, scales); }
-
-#include "avx2_tiles.h"
-
-/* --- the rest ------------------------------------------------------------------------------- */
 
 void gwq_avx2_halves(const uint8_t *value, int count, float *out) {
     int k = 0;

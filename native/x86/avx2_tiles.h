@@ -1,7 +1,8 @@
 /* Tile matrices in vectors of 32 bytes, 8 rows each: what avx2.c and avxvnni.c share. They differ in
  * how they take bits out of bytes, multiply and add up 16 columns, and define, before they include
  * this:
- *   field(v, shift, mask)          (v >> shift) & mask of every byte, constants; shift < 0: to the left
+ *   bits_at(v, shift, mask)        (v >> shift) & mask of every byte, of constants; a shift below 0
+ *                                  is one to the left
  *   first_sum(bias)                what a sum begins with, of the bias in every 32-bit lane
  *   add_products(&sum, entries, x) sum += products of biased entries and four activations
  *   spread_scales(s, h)            scales of the rows 8h .. 8h+7, in 1 / UNIT

@@ -20,7 +20,7 @@ GWQ_INLINE __m256i load_once(const void *p) {
 /* Entries of the windows in the low and in the high nibbles. */
 GWQ_INLINE void look_up(__m256i table, __m256i windows, __m256i *low, __m256i *high) {
     *low = _mm256_shuffle_epi8(table, both(windows, 15));
-    *high = _mm256_shuffle_epi8(table, field(windows, 4, 15));
+    *high = _mm256_shuffle_epi8(table, bits_at(windows, 4, 15));
 }
 
 GWQ_INLINE void quads4(__m256i table, const uint8_t *line, __m256i *v) {
@@ -30,13 +30,13 @@ GWQ_INLINE void quads4(__m256i table, const uint8_t *line, __m256i *v) {
 
 /* Entries of the windows in the bits `shift` .. shift + 3 of each byte */
 GWQ_INLINE __m256i look_at(__m256i table, __m256i v, int shift) {
-    return _mm256_shuffle_epi8(table, field(v, shift, 15));
+    return _mm256_shuffle_epi8(table, bits_at(v, shift, 15));
 }
 
 /* Entries of the windows that begin at bit `shift` of a byte of v and end in the byte of next */
 GWQ_INLINE __m256i look_across(__m256i table, __m256i v, int shift, __m256i next) {
-    __m256i low = field(v, shift, 255 >> shift);
-    __m256i high = field(next, shift - 8, 15 & 255 << (8 - shift));
+    __m256i low = bits_at(v, shift, 255 >> shift);
+    __m256i high = bits_at(next, shift - 8, 15 & 255 << (8 - shift));
     return _mm256_shuffle_epi8(table, _mm256_or_si256(low, high));
 }
 
@@ -77,7 +77,7 @@ GWQ_INLINE void quads5(__m256i table, const uint8_t *line, __m256i *v) {
     for (int k = 0; k < 4; k++) {
         __m256i a = load_once(line + 64 * k);
         v[2 * k] = either_half(table, both(a, 15), _mm256_slli_epi16(high, 7 - 2 * k));
-        v[2 * k + 1] = either_half(table, field(a, 4, 15),
+        v[2 * k + 1] = either_half(table, bits_at(a, 4, 15),
                                    _mm256_slli_epi16(high, 6 - 2 * k));
     }
 }
@@ -86,12 +86,12 @@ GWQ_INLINE void quads5(__m256i table, const uint8_t *line, __m256i *v) {
 GWQ_INLINE void quads6(__m256i table, const uint8_t *line, __m256i *v) {
     (void)table;
     __m256i a = load_once(line), b = load_once(line + 64), high = load_once(line + 128);
-    v[0] = _mm256_or_si256(both(a, 15), field(high, -4, 0x30));
-    v[1] = _mm256_or_si256(field(a, 4, 15),
-                           field(high, -2, 0x30));
+    v[0] = _mm256_or_si256(both(a, 15), bits_at(high, -4, 0x30));
+    v[1] = _mm256_or_si256(bits_at(a, 4, 15),
+                           bits_at(high, -2, 0x30));
     v[2] = _mm256_or_si256(both(b, 15), both(high, 0x30));
-    v[3] = _mm256_or_si256(field(b, 4, 15),
-                           field(high, 2, 0x30));
+    v[3] = _mm256_or_si256(bits_at(b, 4, 15),
+                           bits_at(high, 2, 0x30));
 }
 
 /* s[k]: scale of every row for the columns 16k .. 16k+15 of the block, a signed byte; the two
@@ -107,7 +107,7 @@ GWQ_INLINE void scales4(const uint8_t *scale, __m256i s[4]) {
     for (int k = 0; k < 3; k++) {
         __m256i part = load_twice(scale + 16 * k);
         s[k] = _mm256_sub_epi8(both(part, 63), bytes_of(SCALE_BIAS));
-        top = _mm256_or_si256(top, field(part, 6 - 2 * k, 3 << 2 * k));
+        top = _mm256_or_si256(top, bits_at(part, 6 - 2 * k, 3 << 2 * k));
     }
     s[3] = _mm256_sub_epi8(top, bytes_of(SCALE_BIAS));
 }
@@ -120,7 +120,7 @@ GWQ_INLINE void scales2(const uint8_t *scale, __m256i s[4]) {
     high = _mm256_blend_epi32(_mm256_slli_epi16(high, 2), _mm256_srli_epi16(high, 2), 0xcc);
     high = both(high, 0x3c);
     s[0] = s[1] = _mm256_sub_epi8(both(low, 63), bytes_of(SCALE_BIAS));
-    __m256i second = _mm256_or_si256(field(low, 6, 3), high);
+    __m256i second = _mm256_or_si256(bits_at(low, 6, 3), high);
     s[2] = s[3] = _mm256_sub_epi8(second, bytes_of(SCALE_BIAS));
 }
 #define scales3 scales2

@@ -23,14 +23,14 @@ static int supported(void) {
 /* --- what avx2_tiles.h wants ------------------------------------------------------------------ */
 
 #if defined GWQ_SIMDE || defined GWQ_OLD_COMPILER
-GWQ_INLINE __m256i field(__m256i v, const int shift, const int mask) {
+GWQ_INLINE __m256i bits_at(__m256i v, const int shift, const int mask) {
     return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
 }
 #else
 /* A bit matrix for every byte: its byte 7 - i has the bits of v that add up to bit i. */
 #define ROW(i) (uint64_t)(mask >> (i) & 1 && (i) + shift >= 0 && (i) + shift < 8 \
                               ? 1 << ((i) + shift) : 0) << 8 * (7 - (i))
-GWQ_INLINE __m256i field(__m256i v, const int shift, const int mask) {
+GWQ_INLINE __m256i bits_at(__m256i v, const int shift, const int mask) {
     if (!shift) return both(v, mask);
     const uint64_t m = ROW(0) | ROW(1) | ROW(2) | ROW(3) | ROW(4) | ROW(5) | ROW(6) | ROW(7);
     return _mm256_gf2p8affine_epi64_epi8(v, _mm256_set1_epi64x((int64_t)m), 0);
