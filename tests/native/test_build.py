@@ -226,3 +226,19 @@ def test_sanitizers_find_nothing(tmp_path):
     assert linked.returncode == 0, linked.stderr
     for case in cases():
         run_case(binary, [], tmp_path, case)
+
+
+def test_a_compiler_that_does_not_know_avx_vnni(tmp_path, monkeypatch):
+    """It builds the library, in which no CPU has that row."""
+    cc = native_build._compiler(None)
+    assert native_build._accepts(cc, "-O2") and not native_build._accepts(cc, "-mno-such-thing")
+    if native_build.machine(cc) not in ("x86_64", "amd64"):
+        pytest.skip("x86 only")
+    written = {}
+    monkeypatch.setattr(native_build, "_accepts", lambda cc, flag: False)
+    monkeypatch.setattr(native_build, "_write_ninja", lambda *args: written.update(args[-1]))
+    native_build.build(tmp_path)
+    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS} {written['x86/avxvnni.c']}".split()
+    assert "-mavxvnni" not in flags
+    source = NATIVE / "x86" / "avxvnni.c"
+    subprocess.run([cc, *flags, "-c", source, "-o", tmp_path / "row.o"], check=True)
