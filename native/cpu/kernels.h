@@ -8,7 +8,7 @@
 enum {
     GWQ_PANEL = 48,  /* tokens that share a decoded tile */
     GWQ_FEW = 6,     /* up to here outliers are added token by token, like those of one token */
-    GWQ_FEW_LANES = 8,
+    GWQ_FEW_LANES = 8, /* floats of a column of gwq_input.few */
     GWQ_QUERIES = 4  /* rows of attention that share the keys they read */
 };
 

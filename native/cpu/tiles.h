@@ -235,4 +235,33 @@ GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t fi
     else if (in->n <= GWQ_FEW) tile_few(ops, m, first, last, in, y);
     else tile_gemm(ops, m, first, last, in, y);
 }
+
+/* --- what a SIMD file makes of it, for the codes of N bits ------------------------------------ */
+
+/* Members of its tile_ops that go by their names */
+#define TILE_OPS(N)               \
+    .bits = N,                    \
+    .block = block##N,            \
+    .two = two##N,                \
+    .four = four##N,              \
+    .multiply = multiply_values,  \
+    .multiply_few = multiply_few, \
+    .expand = expand,             \
+    .decode = decode##N,          \
+    .scales = decode_scales##N,   \
+    .total = total,               \
+    .above = above,               \
+    .spread = spread,
+#define TILE_MATMUL(N)                                                         \
+    static void matmul_gwq##N(const gwq_matrix *m, int64_t first, int64_t last, \
+                              const gwq_input *in, float *y) {                 \
+        tile_matmul(&ops##N, m, first, last, in, y);                           \
+    }
+/* A slot of the row: slot_gwq2, ... */
+#define TILE_TYPES(slot)          \
+    [GWQ_K_GWQ2] = slot##_gwq2,   \
+    [GWQ_K_GWQ3] = slot##_gwq3,   \
+    [GWQ_K_GWQ4] = slot##_gwq4,   \
+    [GWQ_K_GWQ5] = slot##_gwq5,   \
+    [GWQ_K_GWQ6] = slot##_gwq6
 #endif

@@ -81,12 +81,6 @@ DEQUANTIZE(6)
     [GWQ_K_F16] = gwq_avx2_##slot##_f16,    \
     [GWQ_K_BF16] = gwq_avx2_##slot##_bf16,  \
     [GWQ_K_Q8_0] = gwq_avx2_##slot##_q8_0
-#define TILE_TYPES(slot)          \
-    [GWQ_K_GWQ2] = slot##_gwq2,   \
-    [GWQ_K_GWQ3] = slot##_gwq3,   \
-    [GWQ_K_GWQ4] = slot##_gwq4,   \
-    [GWQ_K_GWQ5] = slot##_gwq5,   \
-    [GWQ_K_GWQ6] = slot##_gwq6
 
 const gwq_kernels gwq_avx2 = {
     .isa = "avx2",

@@ -3,9 +3,8 @@
 #define GWQ_AVX2_SUMS_H
 #include "avx2.h"
 
-/* The mask takes away what a shift of 16 bits brings in from the neighbouring byte. */
 GWQ_INLINE __m256i bits_at(__m256i v, const int shift, const int mask) {
-    return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
+    return shifted(v, shift, mask);
 }
 
 /* 16 columns fit 16 bits, thanks to the bias (gwq_input): two sums in every 32-bit lane. */

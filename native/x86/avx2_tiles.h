@@ -199,28 +199,14 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
         decode_scales(scales##N, scale, scales);                                                \
     }                                                                                           \
     static const tile_ops ops##N = {                                                            \
-        .bits = N,                                                                              \
+        TILE_OPS(N)                                                                             \
+        .halves = gwq_avx2_halves,                                                              \
         .streams = COUNT,                                                                       \
         .ahead = AHEAD,                                                                         \
         .groups = 1,                                                                            \
         .unit = UNIT,                                                                           \
         .tables = repeated_table,                                                               \
-        .block = block##N,                                                                      \
-        .two = two##N,                                                                          \
-        .four = four##N,                                                                        \
-        .multiply = multiply_values,                                                            \
-        .multiply_few = multiply_few,                                                           \
-        .expand = expand,                                                                       \
-        .decode = decode##N,                                                                    \
-        .scales = decode_scales##N,                                                             \
         .tokens = tokens,                                                                       \
-        .halves = gwq_avx2_halves,                                                              \
-        .total = total,                                                                         \
-        .above = above,                                                                         \
-        .spread = spread,                                                                       \
     };                                                                                          \
-    static void matmul_gwq##N(const gwq_matrix *m, int64_t first, int64_t last,                 \
-                              const gwq_input *in, float *y) {                                  \
-        tile_matmul(&ops##N, m, first, last, in, y);                                            \
-    }
+    TILE_MATMUL(N)
 #endif

@@ -223,28 +223,14 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
         decode_scales(SUB##N, scales##N, scale, scales);                                        \
     }                                                                                           \
     static const tile_ops ops##N = {                                                            \
-        .bits = N,                                                                              \
+        TILE_OPS(N)                                                                             \
+        .halves = gwq_avx2_halves,                                                              \
         .streams = 1,                                                                           \
         .ahead = 8192,                                                                          \
         .groups = 2,                                                                            \
         .unit = 1,                                                                              \
         .tables = tables##N,                                                                    \
-        .block = block##N,                                                                      \
-        .two = two##N,                                                                          \
-        .four = four##N,                                                                        \
-        .multiply = multiply_values,                                                            \
-        .multiply_few = multiply_few,                                                           \
-        .expand = expand,                                                                       \
-        .decode = decode##N,                                                                    \
-        .scales = decode_scales##N,                                                             \
         .tokens = SUB##N == 4 ? tokens_sub4 : tokens_sub8,                                      \
-        .halves = gwq_avx2_halves,                                                              \
-        .total = total,                                                                         \
-        .above = above,                                                                         \
-        .spread = spread,                                                                       \
     };                                                                                          \
-    static void matmul_gwq##N(const gwq_matrix *m, int64_t first, int64_t last,                 \
-                              const gwq_input *in, float *y) {                                  \
-        tile_matmul(&ops##N, m, first, last, in, y);                                            \
-    }
+    TILE_MATMUL(N)
 #endif

@@ -21,9 +21,5 @@ TILE_TYPE(6)
 const gwq_kernels gwq_avx512vbmi = {
     .isa = "avx512vbmi",
     .supported = supported,
-    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2,
-               [GWQ_K_GWQ3] = matmul_gwq3,
-               [GWQ_K_GWQ4] = matmul_gwq4,
-               [GWQ_K_GWQ5] = matmul_gwq5,
-               [GWQ_K_GWQ6] = matmul_gwq6},
+    .matmul = {TILE_TYPES(matmul)},
 };

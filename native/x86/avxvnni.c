@@ -6,7 +6,9 @@
  * that does not know the instructions, and then no CPU has them. */
 #include <cpuid.h>
 #include "avx2.h"
-#include "slots.h"
+#if defined GWQ_SIMDE || defined GWQ_OLD_COMPILER
+#define EMULATED
+#endif
 
 static int supported(void) {
 #if defined GWQ_OLD_COMPILER
@@ -22,9 +24,9 @@ static int supported(void) {
 
 /* --- what avx2_tiles.h wants ------------------------------------------------------------------ */
 
-#if defined GWQ_SIMDE || defined GWQ_OLD_COMPILER
+#ifdef EMULATED
 GWQ_INLINE __m256i bits_at(__m256i v, const int shift, const int mask) {
-    return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
+    return shifted(v, shift, mask);
 }
 #else
 /* A bit matrix for every byte: its byte 7 - i has the bits of v that add up to bit i. */
@@ -43,7 +45,7 @@ GWQ_INLINE __m256i first_sum(__m256i bias) {
 }
 
 GWQ_INLINE void add_products(__m256i *sum, __m256i entries, __m256i x) {
-#if defined GWQ_SIMDE || defined GWQ_OLD_COMPILER
+#ifdef EMULATED
     __m256i pairs = _mm256_maddubs_epi16(entries, x); /* entries < 64: they fit */
     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #else
@@ -73,9 +75,5 @@ TILE_TYPE(6, 1, 8192)
 const gwq_kernels gwq_avxvnni = {
     .isa = "avxvnni",
     .supported = supported,
-    .matmul = {[GWQ_K_GWQ2] = matmul_gwq2,
-               [GWQ_K_GWQ3] = matmul_gwq3,
-               [GWQ_K_GWQ4] = matmul_gwq4,
-               [GWQ_K_GWQ5] = matmul_gwq5,
-               [GWQ_K_GWQ6] = matmul_gwq6},
+    .matmul = {TILE_TYPES(matmul)},
 };
