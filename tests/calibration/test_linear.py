@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from gwq_export.calibration.block_model import BlockModel
 from gwq_export.calibration.linear import Linear, use_own_products
+from gwq_export.hf.source import Source
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -30,3 +32,10 @@ def test_other_modules_stay_as_they_are():
     model = torch.nn.Sequential(Own(2, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 2))
     use_own_products(model)
     assert [type(part) for part in model] == [Own, torch.nn.LayerNorm, Linear]
+
+
+def test_calibration_computes_with_them(tiny):
+    model = BlockModel(Source(tiny("llama")), "cpu")
+    parts = [part for block in model.blocks for part in block.modules()]
+    linear = [part for part in (*parts, model.head) if isinstance(part, torch.nn.Linear)]
+    assert len(linear) > len(model.blocks) and {type(part) for part in linear} == {Linear}
