@@ -171,7 +171,9 @@ def load(
     from gwq_export.runtime.model import Model
 
     file = open_gguf(path, base)
-    return Model(file, device, threads, ctx, cache, lookup, draft)
+    return Model(
+        file, device=device, threads=threads, ctx=ctx, cache=cache, lookup=lookup, draft=draft
+    )
 
 
 def open_gguf(path: str | Path, base: bool = False) -> Reader:

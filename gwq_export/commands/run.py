@@ -149,12 +149,12 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     reader = Reader(args.file, base=args.base)
     model = Model(
         reader,
-        args.device,
-        args.threads,
-        args.ctx,
-        args.cache_type,
-        not args.no_lookup,
-        args.draft,
+        device=args.device,
+        threads=args.threads,
+        ctx=args.ctx,
+        cache=args.cache_type,
+        lookup=not args.no_lookup,
+        draft=args.draft,
     )
     if chatting:
         n = -1 if args.n is None else args.n

@@ -1,22 +1,17 @@
 """Tokens that a draft model guesses: never another text, and little time where they are wrong."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 import gwq_export
-from gwq_export import GwqError
-from gwq_export.format.reader import Reader
-from gwq_export.format.writer import Writer
-from gwq_export.runtime import decoding, draft
+from gwq_export.runtime import draft
 from gwq_export.runtime.chat import Chat
 from gwq_export.runtime.decoding import Decoder
-from gwq_export.runtime.draft import Drafter, open_draft
+from gwq_export.runtime.draft import Drafter
 from gwq_export.runtime.pace import COUNTS, Pace
 from gwq_export.runtime.sampling import Sampling
-from tests.support.cli import assert_one_line, call
 from tests.support.models import TINY_MODELS
 
 PROMPT = "The river ran past the old mill, and the old mill stood by the river. The river"
@@ -40,21 +35,6 @@ def eager(monkeypatch):
         monkeypatch.setattr(draft, name, value)
 
 
-@pytest.fixture(scope="module")
-def path(exported):
-    return exported(type="gwq4")[0]
-
-
-@pytest.fixture(scope="module")
-def smaller(exported):
-    """The same model in fewer bits: often, but not always, of the same mind."""
-    return exported(type="gwq2")[0]
-
-
-def tiny_path(tiny, exported, name="llama"):
-    return exported(tiny(name), type="gwq4", outliers=0.02, samples=2, ctx=64)[0]
-
-
 def greedy(model, ids, count):
     """The likeliest tokens after `ids`, computed from the start."""
     found = []
@@ -67,9 +47,9 @@ def greedy(model, ids, count):
 
 
 @pytest.mark.parametrize("name", [n for n in TINY_MODELS if "rope" not in n])
-def test_logits_are_the_same_bits(tiny, exported, eager, name):
+def test_logits_are_the_same_bits(tiny_path, eager, name):
     """Right guesses and wrong ones, in every architecture."""
-    model = gwq_export.load(tiny_path(tiny, exported, name), threads=2)
+    model = gwq_export.load(tiny_path(name), threads=2)
     drafter = Drafter(model.weights, 100, model.config.vocab)
     prompt = np.random.default_rng(9).integers(3, 200, 12).tolist()
     follows = greedy(model, prompt, 14)
@@ -136,9 +116,9 @@ def test_stop_strings_and_tokens_end_the_text(path, smaller, eager):
 # --- the draft model's KV cache -------------------------------------------------------------------
 
 
-def test_guesses_are_what_the_draft_model_would_say(tiny, exported, eager):
+def test_guesses_are_what_the_draft_model_would_say(tiny_path, eager):
     """After right guesses, wrong ones and tokens that others guessed."""
-    model = gwq_export.load(tiny_path(tiny, exported))
+    model = gwq_export.load(tiny_path())
     drafter = Drafter(model.weights, 120, model.config.vocab)
     pace = Pace()
     pace.took(1, 1.0)
@@ -157,8 +137,8 @@ def test_guesses_are_what_the_draft_model_would_say(tiny, exported, eager):
     assert drafter.propose(3, pace) == greedy(model, text[:20], 3)
 
 
-def test_nothing_is_read_twice(tiny, exported, eager, monkeypatch):
-    model = gwq_export.load(tiny_path(tiny, exported))
+def test_nothing_is_read_twice(tiny_path, eager, monkeypatch):
+    model = gwq_export.load(tiny_path())
     drafter = Drafter(model.weights, 100, model.config.vocab)
     read = []
     forward = drafter.session.forward
@@ -212,9 +192,9 @@ def test_a_context_that_is_full(path, smaller, eager):
     assert texts[0] == texts[1] and stats["drafted"] > stats["accepted"] > 10
 
 
-def test_a_text_too_long_for_the_draft_model(tiny, exported, eager):
+def test_a_text_too_long_for_the_draft_model(tiny_path, eager):
     """It goes on with the end of the text."""
-    model = gwq_export.load(tiny_path(tiny, exported))
+    model = gwq_export.load(tiny_path())
     pace = Pace()
     pace.took(1, 1.0)
     text = list(range(3, 103))
@@ -231,8 +211,8 @@ def test_a_text_too_long_for_the_draft_model(tiny, exported, eager):
             assert drafter.session.pos <= ctx
 
 
-def test_tokens_that_one_model_does_not_know(tiny, exported, eager):
-    model = gwq_export.load(tiny_path(tiny, exported))
+def test_tokens_that_one_model_does_not_know(tiny_path, eager):
+    model = gwq_export.load(tiny_path())
     pace = Pace()
     pace.took(1, 1.0)
     likeliest = greedy(model, [5, 6, 7], 1)[0]
@@ -255,164 +235,3 @@ def test_the_cache_of_the_draft_model_is_counted(path, smaller):
     assert both.draft.pool is both.weights.pool
     assert both.cache_bytes(64) * 32 == 2 * plain.cache_bytes(64) * 17
     assert plain.drafter() is None
-
-
-# --- how many guesses -----------------------------------------------------------------------------
-
-
-class Clock:
-    """Passes of the model take 1 and 0.2 for every further token; those of `drafter` a part."""
-
-    def __init__(self, monkeypatch, session, drafter, part):
-        self.now = 0.0
-        self.drafts = 0
-        for module in (decoding, draft):
-            monkeypatch.setattr(module, "perf_counter", lambda: self.now)
-        for s, cost in ((session, 1.0), (drafter.session, part)):
-            monkeypatch.setattr(s, "forward", self.timed(s, cost, s is not session))
-
-    def timed(self, session, cost, drafts):
-        forward = session.forward
-
-        def run(ids, keep=1):
-            self.now += cost * (1 + 0.2 * (len(ids) - 1))
-            self.drafts += drafts
-            return forward(ids, keep)
-
-        return run
-
-
-def play(monkeypatch, model, part, come, count=900):
-    """Decode `count` tokens, come(i, what the draft model guesses), by a clock of its own.
-
-    Returns (the decoder, seconds, guesses computed at every token).
-    """
-    weights = model.weights
-    weights.config = dataclasses.replace(weights.config, ctx=1000)
-    model.ctx = 1000
-    session = model.session()
-    drafter = Drafter(weights, 1000, 1024)
-    prompt = [5, 6, 7]
-    session.forward(prompt)
-    drafter.start(prompt)
-    clock = Clock(monkeypatch, session, drafter, part)
-    decoder = Decoder(session, {"draft": drafter})
-    drafted = []
-    for i in range(count):
-        token = come(i, drafter._guesses[0][0] if drafter._guesses else 9)
-        decoder.after(token, count - 1 - i)
-        drafted.append(decoder.guessed["draft"] - sum(drafted))
-    return decoder, clock.now, drafted
-
-
-def test_a_useless_draft_model_is_left_alone(tiny, exported, monkeypatch):
-    model = gwq_export.load(tiny_path(tiny, exported))
-    tokens = np.random.default_rng(1).integers(3, 1000, 900).tolist()
-    decoder, seconds, drafted = play(monkeypatch, model, 0.3, lambda i, guess: tokens[i])
-    assert decoder.right["draft"] <= 2
-    assert seconds <= 900 * (1 + draft.SHARE) + draft.PURSE + 2  # nor much more than is allowed
-    assert sum(drafted[:100]) > 4  # it was tried
-    assert sum(drafted[100:]) > 0  # and later again
-    assert sum(drafted) < 60
-
-
-def test_a_good_draft_model_is_used(tiny, exported, monkeypatch):
-    model = gwq_export.load(tiny_path(tiny, exported))
-    decoder, seconds, _ = play(monkeypatch, model, 0.05, lambda i, guess: guess)
-    assert decoder.right["draft"] == decoder.guessed["draft"] > 650
-    assert seconds < 0.45 * 900 and decoder.speedup == pytest.approx(900 / seconds)
-
-
-def test_a_slow_draft_model_is_left_alone(tiny, exported, monkeypatch):
-    """However right it is."""
-    model = gwq_export.load(tiny_path(tiny, exported))
-    _, seconds, drafted = play(monkeypatch, model, 0.9, lambda i, guess: guess)
-    assert seconds <= 900 * (1 + draft.SHARE) + draft.PURSE + 2 and sum(drafted[400:]) < 60
-
-
-def test_a_draft_model_that_becomes_good_is_used_again(tiny, exported, monkeypatch):
-    model = gwq_export.load(tiny_path(tiny, exported))
-    tokens = np.random.default_rng(1).integers(3, 1000, 900).tolist()
-    _, _, drafted = play(monkeypatch, model, 0.1, lambda i, guess: tokens[i] if i < 300 else guess)
-    assert sum(drafted[150:300]) < 20 and sum(drafted[700:]) > 120
-
-
-# --- what is refused ------------------------------------------------------------------------------
-
-
-def header(path, tokens, types=None, kind="gpt2", arch="llama"):
-    """A file with a vocabulary and next to nothing else."""
-    from gwq_export.format.types import TYPES
-
-    metadata = {
-        "general.architecture": arch,
-        f"{arch}.attention.head_count": 1,
-        f"{arch}.embedding_length": 4,
-        f"{arch}.block_count": 1,
-        f"{arch}.context_length": 8,
-        f"{arch}.feed_forward_length": 4,
-        f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
-        "tokenizer.ggml.model": kind,
-        "tokenizer.ggml.tokens": tokens,
-    }
-    if types:
-        metadata["tokenizer.ggml.token_type"] = np.array(types, np.int32)
-    shape = (len(tokens), 4)
-    with Writer(path, metadata, [("token_embd.weight", TYPES["f32"], shape)]) as w:
-        w.write("token_embd.weight", np.zeros(shape, np.float32))
-    return path
-
-
-def test_other_vocabularies_are_refused(tmp_path):
-    file = Reader(header(tmp_path / "a.gguf", ["a", "b", "[PAD2]"], [1, 1, 5]))
-    for tokens, types, kind in (
-        (["a", "b"], None, "gpt2"),
-        (["a", "b", "[PAD2]", "[PAD3]", "[PAD4]"], [1, 1, 5, 5, 5], "gpt2"),
-    ):
-        open_draft(header(tmp_path / "b.gguf", tokens, types, kind), file)
-    for tokens, types, kind, words in (
-        (["a", "c"], None, "gpt2", "token 1 is 'c', not 'b'"),
-        (["b", "a"], None, "gpt2", "token 0 is 'b', not 'a'"),
-        (["a", "b", "c"], None, "gpt2", "3 tokens, not 2"),
-        (["a"], None, "gpt2", "1 tokens, not 2"),
-        (["a", "b", "[PAD2]"], [1, 1, 1], "gpt2", "3 tokens, not 2"),
-        (["a", "b"], None, "llama", "tokenizer of type llama, not gpt2"),
-    ):
-        path = header(tmp_path / "b.gguf", tokens, types, kind)
-        with pytest.raises(GwqError, match=r"--draft: .*b\.gguf does not have the vocabulary") as e:
-            open_draft(path, file)
-        assert words in str(e.value) and "use a smaller model with the same tokenizer" in str(e)
-
-
-def test_the_command(path, smaller, exported, tiny, capsys, caplog, tmp_path):
-    args = ["-p", "The city of", "--raw", "-n", 40, "-t", 1, "--no-lookup"]
-    status, out, _ = call(capsys, "run", path, *args, "--json")
-    plain = json.loads(out.splitlines()[-1])
-    assert status == 0 and "drafted" not in plain
-    status, out, err = call(capsys, "run", path, *args, "--draft", smaller, "--json")
-    found = json.loads(out.splitlines()[-1])
-    assert status == 0 and found["text"] == plain["text"] and not caplog.text
-    assert 0 <= found["accepted"] <= found["drafted"] > 0 and found["speedup"] > 0
-    line = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
-    assert f", {line}, {found['speedup']:.2f} times as fast as one by one;" in err
-    unknown = header(tmp_path / "unknown.gguf", ["a"], arch="mamba")
-    (tmp_path / "text.gguf").write_text("not a model")
-    for file, words in (
-        (tiny_path(tiny, exported), "1024 tokens, not 8192"),
-        (unknown, "architecture 'mamba' is not supported"),
-        (tmp_path / "text.gguf", "text.gguf"),
-        (tmp_path / "no.gguf", "no.gguf does not exist"),
-    ):
-        status, _, err = call(capsys, "run", path, *args, "--draft", file)
-        assert_one_line("run", status, err, words)
-        assert "--draft: " in err
-    status, _, err = call(capsys, "run", smaller, *args, "--draft", path)
-    assert status == 0 and "no smaller than the model" in caplog.text
-
-
-def test_a_refused_draft_model_is_refused_before_the_model_is_read(
-    path, exported, tiny, monkeypatch
-):
-    monkeypatch.setattr("gwq_export.runtime.weights.bring_in", lambda path: pytest.fail("read"))
-    with pytest.raises(GwqError, match="vocabulary"):
-        gwq_export.load(path, draft=tiny_path(tiny, exported))
