@@ -127,10 +127,23 @@ def _compiler(cc: str | None) -> str:
     return cc
 
 
-def _accepts(cc: str, flag: str) -> bool:
-    """Whether the compiler knows the flag."""
-    command = [*cc.split(), flag, "-E", "-x", "c", os.devnull]
+def _accepts(cc: str, flags: str) -> bool:
+    """Whether the compiler knows the flags."""
+    command = [*cc.split(), *flags.split(), "-E", "-x", "c", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
+
+
+# flags that not every compiler knows -> those in their place
+IN_PLACE = {
+    AVXVNNI: f"{AVX2} -DGWQ_OLD_COMPILER",  # of GCC 10, Clang 11
+    PLAIN_VECTORS: VECTORS,  # of Clang
+}
+
+
+def fitted(files: Sources, cc: str) -> Sources:
+    """The sources with flags that the compiler knows."""
+    unknown = [flags for flags in IN_PLACE if not _accepts(cc, flags)]
+    return {name: IN_PLACE[flags] if flags in unknown else flags for name, flags in files.items()}
 
 
 def _write_ninja(folder: Path, library: Path, cc: str, flags: str, files: Sources) -> None:
@@ -170,10 +183,7 @@ def build(
 
     cc = _compiler(cc)
     target = machine(cc)
-    files = sources(target)
-    for name, own in files.items():  # GCC 10 and Clang 11 do not know AVX-VNNI
-        if own == AVXVNNI and not _accepts(cc, "-mavxvnni"):
-            files[name] = f"{AVX2} -DGWQ_OLD_COMPILER"
+    files = fitted(sources(target), cc)
     if simde:
         emulated = ("avxvnni.c", "avx512.c", "avx512_ops.c", "avx512vbmi.c")
         for name in (*emulated, "encode_avx512.c", "gemm_avx512.c"):

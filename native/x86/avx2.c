@@ -1,10 +1,12 @@
 /* AVX2, FMA and F16C: tile matrices, and the row of all that the other avx2_*.c hold. */
+#include <cpuid.h>
 #include "avx2_sums.h"
 #include "avx2_tiles.h"
 
 static int supported(void) {
+    unsigned a, b, c = 0, d; /* leaf 1: Clang's __builtin_cpu_supports does not know f16c */
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
 void gwq_avx2_halves(const uint8_t *value, int count, float *out) {

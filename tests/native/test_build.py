@@ -207,38 +207,52 @@ def test_aarch64_under_emulation(tmp_path):
         run_case(binary, [qemu], tmp_path, case)
 
 
-def test_sanitizers_find_nothing(tmp_path):
-    """AddressSanitizer and UBSan over the same cases, on the best instruction set here."""
-    binary = tmp_path / "check"
-    cc = shutil.which("cc")
-    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS}".replace("-O3", "-O1").split()
-    flags += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+def compiled_check(cc, flags, folder):
+    """The program CHECK with the library, by a compiler with more flags. Returns what linking said.
+
+    It is `folder`/check.
+    """
+    flags = [*f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS}".split(), *flags]
     flags.append('-DGWQ_ABI_HASH="x"')
     objects = []
-    for source, isa in native_build.sources(native_build.machine(cc)).items():
-        objects.append(tmp_path / f"{Path(source).name}.o")
+    files = native_build.fitted(native_build.sources(native_build.machine(cc)), cc)
+    for source, isa in files.items():
+        objects.append(folder / f"{Path(source).name}.o")
         command = [cc, *flags, *isa.split(), "-c", NATIVE / source, "-o", objects[-1]]
         subprocess.run(command, check=True)
-    command = [cc, *flags, CHECK, *objects, "-lm", "-pthread", "-o", binary]
-    linked = subprocess.run(command, capture_output=True, text=True)
+    command = [cc, *flags, CHECK, *objects, "-lm", "-pthread", "-o", folder / "check"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    """AddressSanitizer and UBSan over the same cases, on the best instruction set here."""
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    linked = compiled_check(shutil.which("cc"), ["-O1", "-g", *sanitizers], tmp_path)
     if linked.returncode and "san" in linked.stderr:
         pytest.skip("the compiler's sanitizer runtime is not installed")
     assert linked.returncode == 0, linked.stderr
     for case in cases():
-        run_case(binary, [], tmp_path, case)
+        run_case(tmp_path / "check", [], tmp_path, case)
+
+
+@pytest.mark.skipif(not shutil.which("clang"), reason="needs clang")
+def test_clang_compiles_the_same(tmp_path):
+    linked = compiled_check("clang", ["-Wno-everything"], tmp_path)
+    assert linked.returncode == 0, linked.stderr
+    for case in cases():
+        run_case(tmp_path / "check", [], tmp_path, case)
 
 
 def test_a_compiler_that_does_not_know_avx_vnni(tmp_path, monkeypatch):
     """It builds the library, in which no CPU has that row."""
     cc = native_build._compiler(None)
     assert native_build._accepts(cc, "-O2") and not native_build._accepts(cc, "-mno-such-thing")
-    if native_build.machine(cc) not in ("x86_64", "amd64"):
+    files = native_build.sources(native_build.machine(cc))
+    if "x86/avxvnni.c" not in files:
         pytest.skip("x86 only")
-    written = {}
-    monkeypatch.setattr(native_build, "_accepts", lambda cc, flag: False)
-    monkeypatch.setattr(native_build, "_write_ninja", lambda *args: written.update(args[-1]))
-    native_build.build(tmp_path)
-    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS} {written['x86/avxvnni.c']}".split()
+    monkeypatch.setattr(native_build, "_accepts", lambda cc, flags: False)
+    own = native_build.fitted(files, cc)["x86/avxvnni.c"]
+    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS} {own}".split()
     assert "-mavxvnni" not in flags
     source = NATIVE / "x86" / "avxvnni.c"
     subprocess.run([cc, *flags, "-c", source, "-o", tmp_path / "row.o"], check=True)
