@@ -29,6 +29,7 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(isa);
     TAKE(supported);
     TAKE(quantize);
+    TAKE(quantize16);
     TAKE(panel);
     for (int k = 0; k < GWQ_K_COUNT; k++) {
         TAKE(matmul[k]);
@@ -61,6 +62,7 @@ const char *gwq_isa(void) { return current->isa; }
 int gwq_isa_select(const char *name) {
     for (int chosen = ISAS - 1; chosen >= 0; chosen--) {
         if (!isas[chosen]->supported() || (name && strcmp(name, isas[chosen]->isa))) continue;
+        memset(&merged, 0, sizeof merged);
         for (int i = 0; i <= chosen; i++)
             if (isas[i]->supported()) overlay(&merged, isas[i]);
         current = &merged;

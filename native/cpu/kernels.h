@@ -31,6 +31,10 @@ typedef struct gwq_input {
     /* the same, (tiles of the columns * GWQ_TILE, GWQ_FEW_LANES), of 2 to GWQ_FEW tokens; what lies
      * beyond cols has no meaning */
     float *few;
+    /* Of up to GWQ_FEW tokens, where an instruction set wants it for outliers: codes of 16 bits,
+     * x ~ scale16 * code in each tile; (n, tiles, GWQ_TILE), padded with zeros, 64-byte aligned */
+    int16_t *codes16;
+    float *scale16; /* (n, tiles) */
 } gwq_input;
 
 typedef struct gwq_kernels {
@@ -41,6 +45,10 @@ typedef struct gwq_kernels {
      * of each block, q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical
      * bits on every instruction set. */
     void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+    /* One row x (cols) to codes (tiles, GWQ_TILE) and scale (tiles): scale = max|x| / 32767 of each
+     * tile, codes = x / scale rounded. Only where `matmul` adds outliers by these codes: else gwq_input
+     * has x itself and `few` for them. */
+    void (*quantize16)(const float *x, int64_t cols, int16_t *codes, float *scale);
     /* out[c * lanes + t] = x[t * stride + c] for t < count, c < width; 0 for t < lanes beyond;
      * lanes: a multiple of 8 */
     void (*panel)(const float *x, int64_t stride, int count, int64_t width, int lanes, float *out);

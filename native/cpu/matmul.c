@@ -9,15 +9,19 @@
 void gwq_product_codes(void *p, int thread, int threads) {
     const gwq_product *j = p;
     const gwq_input *in = &j->in;
+    const int64_t tiles = gwq_tiles(in->cols);
     int64_t end = gwq_share(in->n, thread + 1, threads);
     for (int64_t t = gwq_share(in->n, thread, threads); t < end; t++) {
         const int64_t at = t * in->blocks;
         gwq_in_use()->quantize(in->x + t * in->cols, in->cols, in->q + at * GWQ_BLOCK,
                                in->scale + at, in->bias + 8 * at);
         j->massive[t] = (uint8_t)gwq_residual_codes(in, t, &j->residual);
+        if (in->codes16)
+            gwq_in_use()->quantize16(in->x + t * in->cols, in->cols,
+                                     in->codes16 + t * tiles * GWQ_TILE, in->scale16 + t * tiles);
     }
     if (!in->few) return;
-    const int64_t tiles = gwq_tiles(in->cols), last = gwq_share(tiles, thread + 1, threads);
+    const int64_t last = gwq_share(tiles, thread + 1, threads);
     for (int64_t i = gwq_share(tiles, thread, threads); i < last; i++) {
         const int64_t c = i * GWQ_TILE;
         gwq_in_use()->panel(in->x + c, in->cols, (int)in->n, min64(GWQ_TILE, in->cols - c),
@@ -25,7 +29,23 @@ void gwq_product_codes(void *p, int thread, int threads) {
     }
 }
 
+/* out[t] = what the outliers of few tokens see of x[t * stride] on, so that a token gets the same from
+ * prompts: x by codes of 16 bits, where the instruction set has them; returns out, or x where not */
+static const float *seen_by_outliers(const float *x, int64_t *stride, int64_t count, int64_t width,
+                                     float (*out)[GWQ_TILE]) {
+    if (!gwq_in_use()->quantize16) return x;
+    for (int64_t t = 0; t < count; t++) {
+        int16_t codes[GWQ_TILE];
+        float scale;
+        gwq_in_use()->quantize16(x + t * *stride, width, codes, &scale);
+        for (int i = 0; i < GWQ_TILE; i++) out[t][i] = scale * codes[i];
+    }
+    *stride = GWQ_TILE;
+    return out[0];
+}
+
 static void panel_task(void *p, int thread, int threads) {
+    float buffer[GWQ_PANEL][GWQ_TILE];
     const gwq_input *in = &((gwq_product *)p)->in;
     int64_t tiles = gwq_tiles(in->cols);
     int64_t pieces = (in->n + GWQ_PANEL - 1) / GWQ_PANEL * tiles;
@@ -36,7 +56,9 @@ static void panel_task(void *p, int thread, int threads) {
         int64_t count = min64(GWQ_PANEL, in->n - t);
         int64_t width = min64(GWQ_TILE, in->cols - c);
         float *out = in->panel + (t / GWQ_PANEL * in->cols + c) * GWQ_PANEL;
-        gwq_in_use()->panel(in->x + t * in->cols + c, in->cols, (int)count, width, GWQ_PANEL, out);
+        int64_t stride = in->cols;
+        const float *x = seen_by_outliers(in->x + t * stride + c, &stride, count, width, buffer);
+        gwq_in_use()->panel(x, stride, (int)count, width, GWQ_PANEL, out);
     }
 }
 
@@ -146,10 +168,21 @@ static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) 
     return in;
 }
 
-/* Bytes of gwq_input.few */
+/* Bytes of gwq_input.few or of codes16 and scale16, what outliers want of up to GWQ_FEW tokens:
+ * two bytes and a scale for each of the tokens are less than the lanes of floats, or than x */
 static size_t few_bytes(int64_t n, int64_t cols) {
     const size_t count = (size_t)(gwq_tiles(cols) * GWQ_TILE) * GWQ_FEW_LANES;
-    return n > 1 && n <= GWQ_FEW ? sizeof(float) * count : 0;
+    return n <= GWQ_FEW ? sizeof(float) * count : 0;
+}
+
+/* Lay out one or the other */
+static void few_at(uint8_t *at, gwq_input *in) {
+    if (gwq_in_use()->quantize16) {
+        in->codes16 = (int16_t *)at;
+        in->scale16 = (float *)(in->codes16 + in->n * gwq_tiles(in->cols) * GWQ_TILE);
+    } else if (in->n > 1) {
+        in->few = (float *)at;
+    }
 }
 
 size_t gwq_product_bytes(int64_t n, int64_t cols) {
@@ -164,7 +197,7 @@ uint8_t *gwq_product_scratch(gwq_product *j, int outliers, void *scratch) {
     at += code_bytes(n, j->in.blocks);
     j->residual = input_at(at, j->in.x, n, cols);
     at += code_bytes(n, j->in.blocks);
-    if (outliers && few_bytes(n, cols)) j->in.few = (float *)at;
+    if (outliers && few_bytes(n, cols)) few_at(at, &j->in);
     at += few_bytes(n, cols);
     j->massive = at;
     return at + gwq_round_up((size_t)n);

@@ -15,6 +15,22 @@ GWQ_INLINE int record_total(const uint8_t *count) {
     return (int)(pairs * 0x0001000100010001u >> 48);
 }
 
+/* Once for a matrix and its tokens */
+GWQ_INLINE void open_side_table(const gwq_matrix *m, const gwq_input *in, struct side_table *side) {
+    const int64_t records = gwq_groups(m->rows) * gwq_tiles(m->cols);
+    const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
+    const int64_t whole = in->cols / GWQ_TILE * GWQ_TILE;
+    side->in = in;
+    side->end = m->outliers + m->outlier_bytes;
+    side->total = (int)min64(MOST, (mean + mean / 8 + 7) / 8 * 8);
+    side->levels = mean / 8 + 2;
+    memset(side->edge, 0, sizeof side->edge);
+    memcpy(side->edge, in->x + (in->n - 1) * in->cols + whole,
+           (size_t)(in->cols - whole) * sizeof *in->x);
+}
+
+/* --- activations in float32 ------------------------------------------------------------------- */
+
 /* A side-table record and where the next one begins */
 struct record {
     const uint8_t *count, *value, *column, *next;
@@ -32,13 +48,13 @@ GWQ_INLINE struct record record_at(const uint8_t *p, const tile_ops *ops) {
     };
 }
 
-/* product[k] = outlier k of the record * x[its column], and anything up to `usual` and a little
- * more; x[256]: the tile's activations. With `stride` (constant) the same of four tokens,
+/* product[k] = outlier k of the record * x[its column], and anything up to the usual number and a
+ * little more; x[256]: the tile's activations. With `stride` (constant) the same of four tokens,
  * product[t * stride + k]; x: of gwq_input.few. */
-GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, const float *x,
-                         const tile_ops *ops, float *product, const int64_t stride) {
-    int n = r->total > usual ? r->total : usual; /* mostly `usual`: the CPU predicts the loop */
-    if (__builtin_expect(end - r->value < 3 * n + SLACK, 0)) { /* never read beyond the table */
+GWQ_INLINE void multiply(const tile_ops *ops, const struct side_table *side, const struct record *r,
+                         const float *x, float *product, const int64_t stride) {
+    int n = r->total > side->total ? r->total : side->total; /* mostly the latter */
+    if (__builtin_expect(side->end - r->value < 3 * n + SLACK, 0)) { /* do not read beyond it */
         uint8_t v[2 * SLACK] = {0}, c[SLACK] = {0};
         n = r->total & ~15;
         memcpy(v, r->value + 2 * n, 2 * (size_t)(r->total - n));
@@ -50,47 +66,48 @@ GWQ_INLINE void multiply(const struct record *r, int usual, const uint8_t *end, 
     else ops->multiply(r->value, r->column, n, x, product);
 }
 
-/* What most records of a matrix have at most, so that loops are alike for the CPU's branch
- * prediction */
-struct usual {
-    int total, levels;
-};
-
-GWQ_INLINE struct usual usual_record(const gwq_matrix *m) {
-    const int64_t records = gwq_groups(m->rows) * gwq_tiles(m->cols);
-    const int mean = (int)((int64_t)m->outlier_bytes / records - GWQ_ROWS) / 3;
-    return (struct usual){(int)min64(MOST, (mean + mean / 8 + 7) / 8 * 8), mean / 8 + 2};
+/* x of token t and the i-th tile: 256 numbers */
+GWQ_INLINE const float *tile_x(const struct side_table *side, int64_t t, int64_t i) {
+    const gwq_input *in = side->in;
+    const int narrow = in->cols - i * GWQ_TILE < GWQ_TILE;
+    return narrow ? side->edge : in->x + t * in->cols + i * GWQ_TILE;
 }
 
-/* x of token t and the last tile, if that is narrower than the others */
-GWQ_INLINE void copy_edge(const gwq_input *in, int64_t t, float edge[GWQ_TILE]) {
-    memset(edge, 0, GWQ_TILE * sizeof *edge);
-    memcpy(edge, in->x + t * in->cols + in->cols / GWQ_TILE * GWQ_TILE,
-           (size_t)(in->cols % GWQ_TILE) * sizeof *edge);
-}
-
-/* sum[16] += the outliers of a row group, whose first record `first` is; returns the next row
- * group's. next_tile: what is read after it, and loaded meanwhile, or memory would idle. */
-GWQ_INLINE const uint8_t *add_outliers(const tile_ops *ops, const gwq_matrix *m,
-                                       const uint8_t *first, const struct usual *most,
-                                       const gwq_input *in, const float *edge,
-                                       const uint8_t *next_tile, float *sum) {
-    const uint8_t *end = m->outliers + m->outlier_bytes;
-    const int64_t tiles = gwq_tiles(in->cols);
+/* As tile_ops.outliers */
+GWQ_INLINE const uint8_t *float_outliers(const tile_ops *ops, const struct side_table *side,
+                                         const uint8_t *first, const uint8_t *next_tile,
+                                         float *sum) {
+    const int64_t tiles = gwq_tiles(side->in->cols);
     float product[2][MOST + 32];
     struct record r = {.next = first}, before;
     for (int64_t i = 0; i <= tiles; i++) { /* sums are a tile behind: loads wait for no store */
         before = r;
         prefetch(next_tile, i * WHILE_RECORD, WHILE_RECORD);
         if (i < tiles) {
-            const float *x = in->cols - i * GWQ_TILE < GWQ_TILE ? edge : in->x + i * GWQ_TILE;
             r = record_at(r.next, ops);
-            multiply(&r, most->total, end, x, ops, product[i % 2], 0);
+            prefetch(r.count, RECORDS_AHEAD, (size_t)(r.next - r.count));
+            multiply(ops, side, &r, tile_x(side, 0, i), product[i % 2], 0);
         }
-        if (i) ops->expand(before.count, most->levels, before.total, product[(i - 1) % 2], sum);
+        if (i) ops->expand(before.count, side->levels, before.total, product[(i - 1) % 2], sum);
     }
     return r.next;
 }
+
+/* As tile_ops.record. Only the last token is ever alone, whose edge there is. */
+GWQ_INLINE const uint8_t *float_record(const tile_ops *ops, const struct side_table *side,
+                                       const uint8_t *record, int64_t i, int64_t t, const int count,
+                                       float (*sum)[GWQ_ROWS]) {
+    float product[4][MOST + 32];
+    const struct record r = record_at(record, ops);
+    const float *few = side->in->few + i * GWQ_TILE * GWQ_FEW_LANES + t;
+    if (count == 1) multiply(ops, side, &r, tile_x(side, t, i), product[0], 0);
+    else multiply(ops, side, &r, few, product[0], MOST + 32);
+    for (int k = 0; k < count; k++)
+        ops->expand(r.count, side->levels, r.total, product[k], sum[k]);
+    return r.next;
+}
+
+/* --- many tokens ------------------------------------------------------------------------------ */
 
 /* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next
  * record. */

@@ -10,7 +10,8 @@ enum {
     PIECE = 64,      /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
     SLACK = 48,      /* bytes the inner functions may read past the last outlier */
-    WHILE_RECORD = 384, /* bytes that memory delivers while a side-table record is added */
+    RECORDS_AHEAD = 1536, /* bytes between a side-table record and its prefetch */
+    WHILE_RECORD = 256, /* bytes that memory delivers while a side-table record is added */
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
     GROUPS = 8       /* row groups that share a piece of the activations while it is in the cache */
 };
@@ -46,6 +47,15 @@ struct sums {
     _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers */
 };
 
+/* The outliers of a matrix and up to GWQ_FEW tokens on their way */
+struct side_table {
+    const gwq_input *in;
+    const uint8_t *end;
+    int total, levels;    /* most records have no more outliers, and no row of them more than levels:
+                             with that many, loops are alike for the CPU's branch prediction */
+    float edge[GWQ_TILE]; /* x of the last token and the last tile, if that is a narrow one */
+};
+
 /* Constants, so that all of it is inlined into the walks. */
 typedef struct tile_ops {
     int bits;
@@ -67,6 +77,18 @@ typedef struct tile_ops {
                 const gwq_input *in, int64_t at, float (*y)[GWQ_ROWS]);
     void (*four)(const uint8_t *table, const uint8_t *scale, const uint8_t *line,
                  const gwq_input *in, int64_t at, float (*y)[GWQ_ROWS]);
+    /* Outliers, either by `multiply`, `multiply_few` and `expand` (float_group, float_record of
+     * outliers.h), or as an instruction set does it: */
+    /* sum[16] += those of the row group whose first record `first` is, for the one token of `in`;
+     * returns the next row group's. next_tile: what is read after it, and is to be loaded meanwhile,
+     * WHILE_RECORD bytes for each record, or memory would idle. */
+    const uint8_t *(*outliers)(const struct tile_ops *ops, const struct side_table *side,
+                               const uint8_t *first, const uint8_t *next_tile, float *sum);
+    /* sum[k] += those of the i-th tile, whose record it is, for token t + k, k < count (constant: 1,
+     * 2 or 4), to the bit what `outliers` adds for one; returns the next record */
+    const uint8_t *(*record)(const struct tile_ops *ops, const struct side_table *side,
+                             const uint8_t *record, int64_t i, int64_t t, int count,
+                             float (*sum)[GWQ_ROWS]);
     /* product[k] = value[k] * x[column[k]] for k < count, and anything up to the next multiple of
      * 16; x holds 256 floats, so any column may be looked up */
     void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x,

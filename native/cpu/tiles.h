@@ -47,14 +47,13 @@ GWQ_INLINE void gemv_tile(const tile_ops *ops, const gwq_matrix *m, const gwq_in
  * they are slower on a busy core. */
 GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                           const gwq_input *in, float *y) {
-    const struct usual most = m->outliers ? usual_record(m) : (struct usual){0};
     const float power = gwq_power(m);
     const size_t missing = gwq_missing_bytes(ops->bits, m->cols);
     struct stream s[STREAMS];
+    struct side_table side;
     _Alignas(64) uint8_t table[64 * TABLES];
     ops->tables(gwq_table(m), table);
-    float edge[GWQ_TILE];
-    if (m->outliers) copy_edge(in, 0, edge);
+    if (m->outliers) open_side_table(m, in, &side);
     while (first < last) {
         int streams = (int)min64(ops->streams, last - first);
         int64_t each = (last - first) / streams; /* consecutive: data and records just go on */
@@ -74,8 +73,8 @@ GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t firs
                 _Alignas(64) float sparse[GWQ_ROWS] = {0};
                 s[i].tile -= missing;
                 if (m->outliers)
-                    s[i].record = add_outliers(ops, m, s[i].record, &most, in, edge,
-                                               s[i].tile + ops->ahead, sparse);
+                    s[i].record = ops->outliers(ops, &side, s[i].record, s[i].tile + ops->ahead,
+                                                sparse);
                 int64_t row = (g + i * each) * GWQ_ROWS;
                 float scale[GWQ_ROWS];
                 ops->halves(gwq_row_scales(m, g + i * each), GWQ_ROWS, scale);
@@ -90,20 +89,17 @@ GWQ_INLINE void tile_gemv(const tile_ops *ops, const gwq_matrix *m, int64_t firs
 /* --- a few tokens ----------------------------------------------------------------------------- */
 
 /* y = one row group times `count` (constant: 1, 2 or 4) tokens from t on, of each what one token
- * gives, to the bit. edge: `copy_edge` of the token, if it is one. */
+ * gives, to the bit */
 GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64_t group,
-                                 const gwq_input *in, int64_t t, const int count,
-                                 const float *edge, const uint8_t *table, float *y) {
+                                 const gwq_input *in, const struct side_table *side, int64_t t,
+                                 const int count, const uint8_t *table, float *y) {
     const size_t scales = gwq_scale_bytes(ops->bits);
     const size_t lines = gwq_line_bytes(ops->bits);
     const uint8_t *tile = gwq_group(m, ops->bits, group);
-    const uint8_t *end = m->outliers + m->outlier_bytes;
-    const struct usual most = usual_record(m);
+    const uint8_t *record = gwq_records(m, group);
     const float power = gwq_power(m);
-    struct record r = {.next = gwq_records(m, group)};
     uint8_t copy[GWQ_TILE_BYTES];
     _Alignas(64) float dense[4][GWQ_ROWS], sparse[4][GWQ_ROWS];
-    float product[4][MOST + 32];
     memset(dense, 0, sizeof dense);
     memset(sparse, 0, sizeof sparse);
     for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
@@ -120,18 +116,8 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
                            in->bias + 8 * at, dense[0]);
         }
         tile += nb * (scales + lines);
-        if (!m->outliers) continue;
-        r = record_at(r.next, ops);
-        if (count == 1) {
-            const int narrow = in->cols - b * GWQ_BLOCK < GWQ_TILE;
-            const float *x = narrow ? edge : in->x + t * in->cols + b * GWQ_BLOCK;
-            multiply(&r, most.total, end, x, ops, product[0], 0);
-        } else {
-            const float *x = in->few + b * GWQ_BLOCK * GWQ_FEW_LANES + t;
-            multiply(&r, most.total, end, x, ops, product[0], MOST + 32);
-        }
-        for (int i = 0; i < count; i++)
-            ops->expand(r.count, most.levels, r.total, product[i], sparse[i]);
+        if (m->outliers)
+            record = ops->record(ops, side, record, b / GWQ_TILE_BLOCKS, t, count, sparse);
     }
     const int64_t row = group * GWQ_ROWS;
     float scale[GWQ_ROWS];
@@ -149,20 +135,20 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
 GWQ_INLINE void tile_few(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                          const gwq_input *in, float *y) {
     _Alignas(64) uint8_t table[64 * TABLES];
-    float edge[GWQ_TILE]; /* of an odd token, the last */
+    struct side_table side;
     ops->tables(gwq_table(m), table);
-    if (m->outliers) copy_edge(in, in->n - 1, edge);
+    if (m->outliers) open_side_table(m, in, &side);
     for (int64_t piece = first; piece < last; piece += GROUPS) {
         const int64_t end = min64(piece + GROUPS, last);
         int64_t t = 0;
         for (; t + 4 <= in->n; t += 4)
             for (int64_t g = piece; g < end; g++)
-                few_tokens_group(ops, m, g, in, t, 4, edge, table, y);
+                few_tokens_group(ops, m, g, in, &side, t, 4, table, y);
         for (; t + 2 <= in->n; t += 2)
             for (int64_t g = piece; g < end; g++)
-                few_tokens_group(ops, m, g, in, t, 2, edge, table, y);
+                few_tokens_group(ops, m, g, in, &side, t, 2, table, y);
         for (int64_t g = piece; t < in->n && g < end; g++)
-            few_tokens_group(ops, m, g, in, t, 1, edge, table, y);
+            few_tokens_group(ops, m, g, in, &side, t, 1, table, y);
     }
 }
 
@@ -244,9 +230,6 @@ GWQ_INLINE void tile_matmul(const tile_ops *ops, const gwq_matrix *m, int64_t fi
     .block = block##N,            \
     .two = two##N,                \
     .four = four##N,              \
-    .multiply = multiply_values,  \
-    .multiply_few = multiply_few, \
-    .expand = expand,             \
     .decode = decode##N,          \
     .scales = decode_scales##N,   \
     .total = total,               \

@@ -37,6 +37,21 @@ void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, in
     gwq_scalar.panel(x + c, stride, count, width - c, lanes, out + c * lanes);
 }
 
+GWQ_INLINE float max8(__m256 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+/* v * inverse, rounded to nearest even. As in scalar_ops.c: NaN becomes 0, the clamp matters only
+ * when 1 / scale overflowed. */
+GWQ_INLINE __m256i codes8(__m256 v, __m256 inverse, float most) {
+    __m256 f = _mm256_mul_ps(v, inverse);
+    f = _mm256_and_ps(f, _mm256_cmp_ps(f, f, _CMP_ORD_Q));
+    f = _mm256_max_ps(_mm256_min_ps(f, _mm256_set1_ps(most)), _mm256_set1_ps(-most));
+    return _mm256_cvtps_epi32(f);
+}
+
 void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     for (int64_t b = 0; b < gwq_blocks(cols); b++, q += GWQ_BLOCK) {
@@ -51,18 +66,10 @@ void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, in
             v[i] = _mm256_loadu_ps(from + 8 * i);
             most = _mm256_max_ps(_mm256_and_ps(v[i], magnitude), most);
         }
-        __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-        m4 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
-        float d = _mm_cvtss_f32(_mm_max_ss(m4, _mm_movehdup_ps(m4))) / 127;
+        float d = max8(most) / 127;
         __m256 inverse = _mm256_set1_ps(d > 0 ? 1 / d : 0);
         __m256i n[8];
-        /* as in scalar_ops.c: NaN becomes 0, the clamp matters only when 1/d overflowed */
-        for (int i = 0; i < 8; i++) {
-            __m256 f = _mm256_mul_ps(v[i], inverse);
-            f = _mm256_and_ps(f, _mm256_cmp_ps(f, f, _CMP_ORD_Q));
-            f = _mm256_max_ps(_mm256_min_ps(f, _mm256_set1_ps(127)), _mm256_set1_ps(-127));
-            n[i] = _mm256_cvtps_epi32(f);
-        }
+        for (int i = 0; i < 8; i++) n[i] = codes8(v[i], inverse, 127);
         /* the packs work within 128 bits: put the dwords in order afterwards */
         for (int i = 0; i < 8; i += 4) {
             __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(n[i], n[i + 1]),
@@ -82,6 +89,31 @@ void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, in
         packed = _mm_mullo_epi16(packed, _mm_set1_epi16(-ENTRY_BIAS));
         _mm_storeu_si128((__m128i *)(bias + 8 * b), packed);
         scale[b] = d;
+    }
+}
+
+void gwq_avx2_quantize16(const float *x, int64_t cols, int16_t *codes, float *scale) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    for (int64_t i = 0; i < gwq_tiles(cols); i++, x += GWQ_TILE, codes += GWQ_TILE) {
+        const float *from = x;
+        float last[GWQ_TILE];
+        if (cols - i * GWQ_TILE < GWQ_TILE) {
+            memset(last, 0, sizeof last);
+            memcpy(last, x, (size_t)(cols - i * GWQ_TILE) * sizeof *x);
+            from = last;
+        }
+        __m256 most = _mm256_setzero_ps(); /* max returns its second operand when one is NaN */
+        for (int k = 0; k < GWQ_TILE; k += 8)
+            most = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(from + k), magnitude), most);
+        float d = max8(most) / 32767;
+        const __m256 inverse = _mm256_set1_ps(d > 0 ? 1 / d : 0);
+        for (int k = 0; k < GWQ_TILE; k += 16) {
+            __m256i n = _mm256_packs_epi32(codes8(_mm256_loadu_ps(from + k), inverse, 32767),
+                                           codes8(_mm256_loadu_ps(from + k + 8), inverse, 32767));
+            n = _mm256_permute4x64_epi64(n, 0xd8); /* packs work within 128 bits */
+            _mm256_storeu_si256((__m256i *)(codes + k), n);
+        }
+        scale[i] = d;
     }
 }
 

@@ -200,6 +200,11 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
     }                                                                                           \
     static const tile_ops ops##N = {                                                            \
         TILE_OPS(N)                                                                             \
+        .outliers = float_outliers,                                                             \
+        .record = float_record,                                                                 \
+        .multiply = multiply_values,                                                            \
+        .multiply_few = multiply_few,                                                           \
+        .expand = expand,                                                                       \
         .halves = gwq_avx2_halves,                                                              \
         .streams = COUNT,                                                                       \
         .ahead = AHEAD,                                                                         \

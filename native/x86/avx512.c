@@ -23,6 +23,7 @@ TILE_TYPE(6)
 const gwq_kernels gwq_avx512 = {
     .isa = "avx512",
     .supported = supported,
+    .quantize16 = gwq_avx2_quantize16,
     .matmul = {TILE_TYPES(matmul)},
     .scores = gwq_avx512_scores,
     .mix = gwq_avx512_mix,

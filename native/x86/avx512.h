@@ -58,7 +58,7 @@ GWQ_INLINE __m512i either(int mask, __m512i a, __m512i b) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)mask), a, b, 0xca);
 }
 
-/* Sixteen values each; SIMDe 0.7.4 lacks these seven. */
+/* What SIMDe 0.7.4 lacks; mostly sixteen values each. */
 #ifdef GWQ_SIMDE
 GWQ_INLINE __m512 half16(const uint8_t *p) {
     float f[16];
@@ -72,11 +72,6 @@ GWQ_INLINE __m512 floats16(__m512i v) {
     for (int i = 0; i < 16; i++) f[i] = (float)n[i];
     return _mm512_loadu_ps(f);
 }
-GWQ_INLINE __m512i bytes16(const uint8_t *p) {
-    int32_t v[16];
-    for (int i = 0; i < 16; i++) v[i] = p[i];
-    return _mm512_loadu_si512(v);
-}
 GWQ_INLINE __m512i widened(__m128i bytes) {
     int8_t b[16];
     int32_t v[16];
@@ -84,17 +79,39 @@ GWQ_INLINE __m512i widened(__m128i bytes) {
     for (int i = 0; i < 16; i++) v[i] = b[i];
     return _mm512_loadu_si512(v);
 }
-GWQ_INLINE __m512 gather16(const float *x, __m512i index) {
-    int32_t at[16];
-    float f[16];
-    _mm512_storeu_si512(at, index);
-    for (int i = 0; i < 16; i++) f[i] = x[at[i]];
-    return _mm512_loadu_ps(f);
-}
 GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
     float f[16] = {0};
     for (int r = 0; r < 16; r++)
         if (rows >> r & 1) f[r] = *p++;
+    return _mm512_loadu_ps(f);
+}
+GWQ_INLINE __m512 expanded(__mmask16 rows, __m512 v) {
+    float f[16];
+    _mm512_storeu_ps(f, v);
+    return expand16(rows, f);
+}
+GWQ_INLINE __m256i first_bytes(const uint8_t *p, int count) {
+    uint8_t b[32] = {0};
+    memcpy(b, p, (size_t)count);
+    return _mm256_loadu_si256((const __m256i *)b);
+}
+GWQ_INLINE __m512 first_halves(const uint8_t *p, int count) {
+    uint8_t b[32] = {0};
+    memcpy(b, p, 2 * (size_t)count);
+    return half16(b);
+}
+GWQ_INLINE __m512i words32(__m256i bytes) {
+    uint8_t b[32];
+    uint16_t v[32];
+    _mm256_storeu_si256((__m256i *)b, bytes);
+    for (int i = 0; i < 32; i++) v[i] = b[i];
+    return _mm512_loadu_si512(v);
+}
+GWQ_INLINE __m512 floats_of_words(__m256i words) {
+    int16_t v[16];
+    float f[16];
+    _mm256_storeu_si256((__m256i *)v, words);
+    for (int i = 0; i < 16; i++) f[i] = v[i];
     return _mm512_loadu_ps(f);
 }
 /* What the bias of 16 columns takes from each 32-bit sum */
@@ -104,15 +121,22 @@ GWQ_INLINE __m512 half16(const uint8_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 GWQ_INLINE __m512 floats16(__m512i v) { return _mm512_cvtepi32_ps(v); }
-GWQ_INLINE __m512i bytes16(const uint8_t *p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-}
 GWQ_INLINE __m512i widened(__m128i bytes) { return _mm512_cvtepi8_epi32(bytes); }
-GWQ_INLINE __m512 gather16(const float *x, __m512i index) {
-    return _mm512_i32gather_ps(index, x, 4);
-}
 GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
     return _mm512_maskz_expand_ps(rows, _mm512_loadu_ps(p));
+}
+/* The first numbers, to the rows of the mask in their order; 0 elsewhere */
+GWQ_INLINE __m512 expanded(__mmask16 rows, __m512 v) { return _mm512_maskz_expand_ps(rows, v); }
+/* The first `count` bytes, or FP16 values, and nothing beyond them; zeros follow. */
+GWQ_INLINE __m256i first_bytes(const uint8_t *p, int count) {
+    return _mm256_maskz_loadu_epi8((__mmask32)((UINT64_C(1) << count) - 1), p);
+}
+GWQ_INLINE __m512 first_halves(const uint8_t *p, int count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), p));
+}
+GWQ_INLINE __m512i words32(__m256i bytes) { return _mm512_cvtepu8_epi16(bytes); }
+GWQ_INLINE __m512 floats_of_words(__m256i words) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(words));
 }
 GWQ_INLINE __m512i bias16(const int16_t *bias) {
     int32_t v;

@@ -3,7 +3,7 @@
 #ifndef GWQ_AVX512_TILES_H
 #define GWQ_AVX512_TILES_H
 #include "avx512.h"
-#include "avx2_products.h"
+#include "avx512_outliers.h"
 
 /* Those that a width does not use are not loaded. */
 GWQ_INLINE void load_tables(const uint8_t *table, __m512i t[TABLES]) {
@@ -75,23 +75,6 @@ GWQ_INLINE void blocks(int bits, int unit, quads_fn quads, int sub, scales_fn sc
     }
     for (int i = 0; i < count; i++)
         add_rows(in->scale[at + i * in->blocks], floats16(sum[i]), y[i]);
-}
-
-GWQ_INLINE __mmask16 rows_above(__m512i count, int level) {
-    return _mm512_cmpgt_epi32_mask(count, _mm512_set1_epi32(level));
-}
-
-GWQ_INLINE void expand(const uint8_t *count, int levels, int total, const float *product,
-                       float *y) {
-    __m512i counts = bytes16(count);
-    __m512 sum = _mm512_loadu_ps(y);
-    const float *end = product + total;
-    for (int level = 0; level < levels || product < end; level++) {
-        __mmask16 rows = rows_above(counts, level);
-        sum = _mm512_add_ps(sum, expand16(rows, product));
-        product += __builtin_popcount(rows);
-    }
-    _mm512_storeu_ps(y, sum);
 }
 
 /* --- several tokens --------------------------------------------------------------------------- */
@@ -188,17 +171,6 @@ GWQ_INLINE void tokens(int sub, const struct decoded *tile, int groups, int nb,
 TOKENS(4)
 TOKENS(8)
 
-GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
-    for (int t = 0; t < count; t += 16) {
-        __m512 s = _mm512_loadu_ps(sum + t);
-        _mm512_storeu_ps(sum + t, _mm512_fmadd_ps(_mm512_set1_ps(v), _mm512_loadu_ps(x + t), s));
-    }
-}
-
-GWQ_INLINE unsigned above(const uint8_t *count, int level) {
-    return rows_above(bytes16(count), level);
-}
-
 /* N: bits of a code. One row group at a time and two pages ahead, as the processor's own prefetches
  * stop where a page of 4 KB ends: on Zen 5 faster than no prefetches, than 1 to 4 KB ahead, and than
  * two or four row groups (gwq-bench --kernels). */
@@ -224,6 +196,8 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
     }                                                                                           \
     static const tile_ops ops##N = {                                                            \
         TILE_OPS(N)                                                                             \
+        .outliers = outliers,                                                                   \
+        .record = record,                                                                       \
         .halves = gwq_avx2_halves,                                                              \
         .streams = 1,                                                                           \
         .ahead = 8192,                                                                          \

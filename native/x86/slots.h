@@ -20,6 +20,7 @@ GGML_TYPE(q8_0)
 
 /* avx2_ops.c */
 void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+void gwq_avx2_quantize16(const float *x, int64_t cols, int16_t *codes, float *scale);
 void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
                       float *out);
 void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);

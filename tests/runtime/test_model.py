@@ -84,7 +84,7 @@ def test_a_cache_of_codes_takes_half_the_memory(exported):
     assert codes.session(64).cache_bytes * 32 == whole.session(64).cache_bytes * 17
     expected = whole.logits(IDS)
     got = codes.logits(IDS)
-    assert 0 < kl_divergence(expected, got) < 1e-3
+    assert 0 < kl_divergence(expected, got) < 2e-3
     session = codes.session(len(IDS))
     steps = np.concatenate([session.forward([i]) for i in IDS])
     assert np.abs(steps - got).max() <= 1e-2 * np.abs(got).max()

@@ -215,6 +215,17 @@ def quantize(x):
     return q.reshape(n, -1), scale, bias
 
 
+def seen_by_outliers(x):
+    """(n, cols) float64: x as codes of 16 bits with a scale for each tile, gwq_input.codes16."""
+    n, cols = x.shape
+    padded = np.zeros((n, -(-cols // fmt.TILE), fmt.TILE), np.float32)
+    padded.reshape(n, -1)[:, :cols] = x
+    scale = np.abs(padded).max(2) / np.float32(32767)
+    inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+    codes = np.clip(np.rint(padded * inverse[:, :, None]), -32767, 32767)
+    return (scale[:, :, None].astype(float) * codes).reshape(n, -1)[:, :cols]
+
+
 _mprotect = ctypes.CDLL(None, use_errno=True).mprotect
 _mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
