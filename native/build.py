@@ -83,6 +83,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "gemm_avx2.c": f"{AVX2} {VECTORS}",
             "avxvnni.c": AVXVNNI,
             "avx512.c": AVX512,
+            "avx512_codes.c": AVX512,
             "avx512_ops.c": AVX512,
             "avx512vbmi.c": VBMI,
             "encode_avx512.c": f"{AVX512} {VECTORS}",

@@ -175,6 +175,13 @@ class Session:
             # keys and values (start + n, kv_heads, head_dim) get those of the batch
             ops.cache(k, numbers, type, keys, first)
             ops.cache(v, numbers, type, values, first)
+            if layer is w.layers[-1] and n > MAX_TOKENS:
+                # from here on only the tokens whose logits are wanted; a few share what is read
+                if not rows:
+                    return
+                others = n - rows
+                q, x = q + others * c.dims["q"], x + others * c.dim
+                start, n = start + others, rows
             # h (n, heads, head_dim) = softmax(scale * q @ keys) @ values
             ops.attention(q, keys, values, type, n, start, *heads, *scores, layer.window, h)
             # q (n, dim) = output of attention; the queries are not needed any more

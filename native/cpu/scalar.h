@@ -35,7 +35,8 @@ GGML_TYPE(iq4_nl)
 #undef GGML_TYPE
 
 /* scalar_ops.c */
-void gwq_scalar_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+void gwq_scalar_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                         int16_t *bias);
 void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
                       float *out);
 void gwq_scalar_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);

@@ -12,7 +12,9 @@ enum {
     SLACK = 48,      /* bytes the inner functions may read past the last outlier */
     WHILE_RECORD = 384, /* bytes that memory delivers while a side-table record is added */
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
-    GROUPS = 8       /* row groups that share a piece of the activations while it is in the cache */
+    GROUPS = 8,      /* row groups that share a few tokens while these are in the cache */
+    PIECE_GROUPS = 32, /* row groups that share a panel while it is in the cache */
+    TOGETHER = 2     /* row groups whose decoded tiles share the activations, at most */
 };
 
 /* Start loading `bytes` that are needed soon. They may lie beyond the buffer: a prefetch never
@@ -50,7 +52,7 @@ struct sums {
 typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
-    int groups;   /* that `tokens` takes at most: 1 or 2 */
+    int groups;   /* that `tokens` takes at most: up to TOGETHER */
     size_t ahead; /* bytes between a read and its prefetch */
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
@@ -83,7 +85,8 @@ typedef struct tile_ops {
     void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
     void (*scales)(const uint8_t *scale, gwq_scales scales);
     /* sums[g].dense[i] += dense part of a tile of nb blocks, b the first, of row group g < groups <=
-     * `groups` for token t + i, i < count <= GWQ_PANEL */
+     * `groups` for token t + i, i < count <= GWQ_PANEL, t a multiple of that; and anything up to the
+     * next multiple of 4 */
     void (*tokens)(const struct decoded *tile, int groups, int nb, const gwq_input *in, int64_t t,
                    int count, int64_t b, struct sums *sums);
 

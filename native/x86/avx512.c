@@ -27,6 +27,8 @@ const gwq_kernels gwq_avx512 = {
     .scores = gwq_avx512_scores,
     .mix = gwq_avx512_mix,
 #ifndef GWQ_SIMDE
+    .quantize = gwq_avx512_quantize,
+    .panel = gwq_avx512_panel,
     .exponents = gwq_avx512_exponents,
 #endif
     .encode = gwq_encode_avx512,
