@@ -79,6 +79,8 @@ typedef struct gwq_kernels {
      * numbers after the one before it. s[key][i] = q[i] . k[key] */
     void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                    int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+    /* s *= scale, and raises most[i] to the largest s[key][i]; s may be -INFINITY. */
+    void (*largest)(float (*s)[GWQ_QUERIES], int keys, float scale, float *most);
     /* s[key][i] = exp(s[key][i] - most[i]), and sum[i] over the keys; s may be -INFINITY. There is
      * room for one key more. */
     void (*exponents)(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);

@@ -21,10 +21,7 @@ enum { LARGEST = 127 * 127, OTHERS = 64 * 10 / 12 };
 
 static int massive(const int8_t *q) {
     int squares = 0;
-    for (int i = 0; i < GWQ_BLOCK; i++) {
-        const int16_t code = q[i];
-        squares += code * code;
-    }
+    for (int i = 0; i < GWQ_BLOCK; i++) squares += q[i] * q[i];
     return squares < LARGEST + OTHERS;
 }
 

@@ -228,6 +228,7 @@ const gwq_kernels gwq_scalar = {
     .softcap = gwq_scalar_softcap,
     .to_halves = gwq_scalar_to_halves,
     .scores = gwq_scalar_scores,
+    .largest = gwq_scalar_largest,
     .exponents = gwq_scalar_exponents,
     .mix = gwq_scalar_mix,
     .read = gwq_scalar_read_memory,

@@ -45,6 +45,7 @@ void gwq_scalar_softcap(float *x, int64_t count, float cap);
 void gwq_scalar_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_scalar_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                        int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+void gwq_scalar_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most);
 void gwq_scalar_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
 void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
                     int keys, int64_t dim, float *const out[GWQ_QUERIES]);

@@ -99,6 +99,14 @@ void gwq_scalar_scores(const float *const q[GWQ_QUERIES], const void *k, int typ
         }
 }
 
+void gwq_scalar_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most) {
+    for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) {
+            s[n][i] *= scale;
+            most[i] = s[n][i] > most[i] ? s[n][i] : most[i];
+        }
+}
+
 void gwq_scalar_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum) {
     for (int i = 0; i < GWQ_QUERIES; i++) {
         sum[i] = 0;

@@ -233,6 +233,7 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
                 ops->scales(tile + k * per_block, decoded[i].scales[k]);
             }
         }
+        for (int i = 0; m->outliers && i < groups; i++) prefetch_columns(record[i], panel, count);
         ops->tokens(decoded, groups, nb, in, t, count, b, s);
         for (int i = 0; m->outliers && i < groups; i++) {
             if (count <= 16) record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);

@@ -121,6 +121,37 @@ GWQ_INLINE __m512i bias16(const int16_t *bias) {
 }
 #endif
 
+/* sums16(v)[4 * n + i] = sum of v[n][i] */
+#ifdef GWQ_SIMDE
+GWQ_INLINE __m512 sums16(const __m512 v[4][4]) {
+    float f[16], sum[16] = {0};
+    for (int k = 0; k < 16; k++) {
+        _mm512_storeu_ps(f, v[k / 4][k % 4]);
+        for (int l = 0; l < 16; l++) sum[k] += f[l];
+    }
+    return _mm512_loadu_ps(sum);
+}
+#else
+/* In every lane of 4 the sums of this lane of v[0] .. v[3] */
+GWQ_INLINE __m512 sums_of_lanes(const __m512 v[4]) {
+    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+}
+
+GWQ_INLINE __m512 sums16(const __m512 v[4][4]) {
+    __m512 u[4], half[2];
+    for (int n = 0; n < 4; n++) u[n] = sums_of_lanes(v[n]);
+    for (int i = 0; i < 2; i++)
+        half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x44),
+                                _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
+                         _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+}
+#endif
+
 /* v[p]: 16 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads
  * are two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three lines at 3 bits and
  * five at 5 bits. t: the matrix's tables. */

@@ -1,5 +1,5 @@
-/* AVX-512: activations as int8 and by columns. */
-#ifndef GWQ_SIMDE /* lacks comparisons to masks; AVX2's stand in */
+/* AVX-512: activations as int8 and by columns. (SIMDe lacks comparisons to masks: with it AVX2's
+ * functions are used.) */
 #include "avx512.h"
 
 /* The largest of 16 floats, none below 0 or NaN */
@@ -91,4 +91,3 @@ void gwq_avx512_panel(const float *x, int64_t stride, int count, int64_t width, 
         }
     gwq_avx2_panel(x + whole, stride, count, width - whole, lanes, out + whole * lanes);
 }
-#endif

@@ -116,9 +116,11 @@ GWQ_INLINE void decode_scales(int sub, scales_fn f, const uint8_t *scale, gwq_sc
 }
 
 /* Four tokens against the decoded tiles of `groups` (constant) row groups, which share every
- * activation that is loaded. A cycle of Zen 5 takes two products, and everything else fits beside
- * them but for two of these per block, row group and token: of 21 instructions with sub-blocks of 16
- * columns, 16 multiply activations, 4 scale sub-blocks, one scales the block: 10.5 cycles. */
+ * activation that is loaded. Multiplications limit it: Zen 5 begins two in a cycle, on pipes of
+ * their own. For a block with sub-blocks of 16 columns, a row group and a token these are 16 of
+ * entries and activations, 4 with the sub-blocks' scales and one with the activations', so 10.5
+ * cycles at least, which is what it takes. Anything else is done beside them: hence `start`, which
+ * needs no multiplication as `bias` does. */
 enum { AT_ONCE = 4 };
 GWQ_INLINE void four_tokens(int sub, const struct decoded *tile, const int groups, int nb,
                             const gwq_input *in, int64_t at, struct sums *sums, int first) {

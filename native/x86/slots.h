@@ -34,7 +34,18 @@ uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, 
 /* avx2_functions.c */
 void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation);
 void gwq_avx2_softcap(float *x, int64_t count, float cap);
+void gwq_avx2_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most);
 void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+
+/* avx512_ggml.c */
+#define GGML_TYPE(name)                                                             \
+    void gwq_avx512_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, \
+                                  const gwq_input *in, float *y);
+GGML_TYPE(f32)
+GGML_TYPE(f16)
+GGML_TYPE(bf16)
+GGML_TYPE(q8_0)
+#undef GGML_TYPE
 
 /* avx512_codes.c */
 void gwq_avx512_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
