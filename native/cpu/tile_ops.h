@@ -98,5 +98,7 @@ typedef struct tile_ops {
     unsigned (*above)(const uint8_t *count, int level);
     /* sum[t] += v * x[t] for t < count, a multiple of 16 */
     void (*spread)(float v, const float *x, int count, float *sum);
+    /* As gwq_kernels.panel */
+    void (*panel)(const float *x, int64_t stride, int count, int64_t width, int lanes, float *out);
 } tile_ops;
 #endif

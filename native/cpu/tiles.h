@@ -183,8 +183,8 @@ GWQ_INLINE void finish_sums(const tile_ops *ops, const gwq_matrix *m, int64_t fi
     const float power = gwq_power(m);
     for (int i = 0; i < groups; i++) {
         if (m->outliers)
-            gwq_in_use()->panel(s[i].sparse[0], GWQ_PANEL, GWQ_ROWS, (count + 7) / 8 * 8, GWQ_ROWS,
-                                turned[i][0]);
+            ops->panel(s[i].sparse[0], GWQ_PANEL, GWQ_ROWS, (count + 7) / 8 * 8, GWQ_ROWS,
+                       turned[i][0]);
         ops->halves(gwq_row_scales(m, first + i), GWQ_ROWS, scale[i]);
         for (int r = 0; r < GWQ_ROWS; r++) scale[i][r] *= ops->unit;
     }

@@ -207,6 +207,7 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
         .groups = 1,                                                                            \
         .unit = UNIT,                                                                           \
         .tables = repeated_table,                                                               \
+        .panel = gwq_avx2_panel,                                                                \
         .tokens = tokens,                                                                       \
     };                                                                                          \
     TILE_MATMUL(N)

@@ -5,6 +5,12 @@
 #include "avx512.h"
 #include "avx2_products.h"
 
+#ifdef GWQ_SIMDE
+#define PANEL gwq_avx2_panel
+#else
+#define PANEL gwq_avx512_panel
+#endif
+
 /* Those that a width does not use are not loaded. */
 GWQ_INLINE void load_tables(const uint8_t *table, __m512i t[TABLES]) {
 #pragma GCC unroll 4
@@ -225,6 +231,7 @@ GWQ_INLINE unsigned above(const uint8_t *count, int level) {
         .groups = 2,                                                                            \
         .unit = 1,                                                                              \
         .tables = tables##N,                                                                    \
+        .panel = PANEL,                                                                         \
         .tokens = SUB##N == 4 ? tokens_sub4 : tokens_sub8,                                      \
     };                                                                                          \
     TILE_MATMUL(N)
