@@ -14,7 +14,7 @@ enum {
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
     GROUPS = 8,      /* row groups that share a few tokens while these are in the cache */
     PIECE_GROUPS = 32, /* row groups that share a panel while it is in the cache */
-    TOGETHER = 2     /* row groups whose decoded tiles share the activations, at most */
+    TOGETHER = 2     /* row groups decoded, and their results stored, together */
 };
 
 /* Start loading `bytes` that are needed soon. They may lie beyond the buffer: a prefetch never

@@ -234,7 +234,9 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
             }
         }
         for (int i = 0; m->outliers && i < groups; i++) prefetch_columns(record[i], panel, count);
-        ops->tokens(decoded, groups, nb, in, t, count, b, s);
+        for (int i = 0; i < groups; i += ops->groups)
+            ops->tokens(decoded + i, (int)min64(ops->groups, groups - i), nb, in, t, count, b,
+                        s + i);
         for (int i = 0; m->outliers && i < groups; i++) {
             if (count <= 16) record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);
             else if (count <= 32)
@@ -252,8 +254,8 @@ GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t firs
     for (int64_t piece = first; piece < last; piece += PIECE_GROUPS) {
         const int64_t end = min64(piece + PIECE_GROUPS, last);
         for (int64_t t = 0; t < in->n; t += GWQ_PANEL)
-            for (int64_t g = piece; g < end; g += ops->groups)
-                gemm_piece(ops, m, g, (int)min64(ops->groups, end - g), in, t,
+            for (int64_t g = piece; g < end; g += TOGETHER)
+                gemm_piece(ops, m, g, (int)min64(TOGETHER, end - g), in, t,
                            (int)min64(GWQ_PANEL, in->n - t), table, y);
     }
 }

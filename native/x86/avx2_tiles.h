@@ -174,9 +174,10 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
     float(*acc)[GWQ_ROWS] = sums->dense;
     int i = 0;
     (void)groups; /* 1 */
-    for (; i + 3 <= count; i += 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
-    if (count - i == 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
-    if (count - i == 1) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
+    for (; count - i >= 3 && count - i != 4; i += 3) /* a single token would take as long as two */
+        few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
+    for (; i + 2 <= count; i += 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
+    if (i < count) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
 }
 
 /* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch */
