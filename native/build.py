@@ -83,6 +83,8 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "gemm_avx2.c": f"{AVX2} {VECTORS}",
             "avxvnni.c": AVXVNNI,
             "avx512.c": AVX512,
+            "avx512_codes.c": AVX512,
+            "avx512_ggml.c": AVX512,
             "avx512_ops.c": AVX512,
             "avx512vbmi.c": VBMI,
             "encode_avx512.c": f"{AVX512} {VECTORS}",
@@ -185,7 +187,7 @@ def build(
     target = machine(cc)
     files = fitted(sources(target), cc)
     if simde:
-        emulated = ("avxvnni.c", "avx512.c", "avx512_ops.c", "avx512vbmi.c")
+        emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
         for name in (*emulated, "encode_avx512.c", "gemm_avx512.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'

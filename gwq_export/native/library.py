@@ -24,6 +24,7 @@ Pointer: TypeAlias = Any  # a C pointer or array of cffi's, which has no types o
 
 NULL = ffi.NULL
 MAX_THREADS = 256
+CACHE_LINE = 64
 _FOLDER = Path(__file__).parent
 _opening = threading.Lock()
 _DAMAGED = "the file is damaged, export it again"
@@ -122,14 +123,18 @@ class F32:
     """A float32 array and its pointer.
 
     shape_or_array: a shape (or length) for zeros, or an array, which is copied only if it is not
-    C-contiguous float32 already.
+    C-contiguous float32 already. Zeros begin where a cache line does, as the kernels like it.
     """
 
     def __init__(self, shape_or_array: int | tuple[int, ...] | np.ndarray) -> None:
         if isinstance(shape_or_array, np.ndarray):
             self.array = np.ascontiguousarray(shape_or_array, np.float32)
         else:
-            self.array = np.zeros(shape_or_array, np.float32)
+            nbytes = 4 * math.prod(np.atleast_1d(shape_or_array).tolist())
+            room = np.zeros(nbytes + CACHE_LINE, np.uint8)
+            start = -room.ctypes.data % CACHE_LINE
+            floats = room[start : start + nbytes].view(np.float32)
+            self.array = floats.reshape(shape_or_array)
         self.ptr = pointer(self.array)
 
 

@@ -149,7 +149,10 @@ class Model:
         try:
             for first in range(0, len(ids) if limit else 0, BATCH):
                 if not halt():
-                    logits = session.forward(ids[first : first + BATCH])[0]
+                    last = first + BATCH >= len(ids)
+                    rows = session.forward(ids[first : first + BATCH], keep=int(last))
+                    if last:
+                        logits = rows[0]
             guessers: dict[str, Guesser] = {"lookup": Lookup(seen)} if self.lookup else {}
             if drafter is not None and limit > 2:
                 drafter.start(seen, halt)

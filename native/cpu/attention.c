@@ -92,20 +92,21 @@ static void begin(const gwq_attention_job *j, int64_t kv_head, int64_t first, in
  * the largest. */
 static void finish_scores(const gwq_attention_job *j, const struct range *seen, int64_t at,
                           int keys, float (*s)[GWQ_QUERIES], float *top) {
-    const float scale = j->scale;
-    for (int n = 0; n < keys; n++)
-        for (int i = 0; i < GWQ_QUERIES; i++) s[n][i] *= scale;
-    if (j->softcap > 0) gwq_in_use()->softcap(s[0], (int64_t)keys * GWQ_QUERIES, j->softcap);
+    const gwq_kernels *kernels = gwq_in_use();
+    float scale = j->scale;
+    if (j->softcap > 0 || !(scale > 0)) { /* 0 times what is hidden would be no number */
+        for (int n = 0; n < keys; n++)
+            for (int i = 0; i < GWQ_QUERIES; i++) s[n][i] *= scale;
+        if (j->softcap > 0)
+            kernels->softcap(s[0], (int64_t)keys * GWQ_QUERIES, j->softcap);
+        scale = 1;
+    }
     for (int i = 0; i < GWQ_QUERIES; i++) {
         const int64_t hidden = seen[i].from - at, end = seen[i].end - at;
         for (int n = 0; n < hidden && n < keys; n++) s[n][i] = -INFINITY;
         for (int n = end > 0 ? (int)min64(end, keys) : 0; n < keys; n++) s[n][i] = -INFINITY;
     }
-    float t[GWQ_QUERIES];
-    memcpy(t, top, sizeof t);
-    for (int n = 0; n < keys; n++)
-        for (int i = 0; i < GWQ_QUERIES; i++) t[i] = s[n][i] > t[i] ? s[n][i] : t[i];
-    memcpy(top, t, sizeof t);
+    kernels->largest(s, keys, scale, top);
 }
 
 /* Start loading `bytes` of `keys` positions that are `stride` bytes apart, into the second-level
@@ -131,9 +132,11 @@ static void attend_run(const gwq_attention_job *j, struct rows *r, int copies, i
     finish_scores(j, r->seen, at, keys, s, top);
     for (int i = copies; i < GWQ_QUERIES; i++) {
         if (top[i] == r->most[i]) continue;
-        float shrink = expf(r->most[i] - top[i]);
+        const float shrink = expf(r->most[i] - top[i]);
+        float *out = r->out[i]; /* by itself, so that the loop becomes one of vectors */
+        const int64_t dim = j->dim;
         r->total[i] *= shrink;
-        for (int64_t d = 0; d < j->dim; d++) r->out[i][d] *= shrink;
+        for (int64_t d = 0; d < dim; d++) out[d] *= shrink;
     }
     memcpy(r->most, top, sizeof top);
     kernels->exponents(s, keys, r->most, sum);

@@ -41,6 +41,7 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(softcap);
     TAKE(to_halves);
     TAKE(scores);
+    TAKE(largest);
     TAKE(exponents);
     TAKE(mix);
     TAKE(read);

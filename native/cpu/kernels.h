@@ -6,25 +6,31 @@
 #include "matrix.h"
 
 enum {
-    GWQ_PANEL = 48,  /* tokens that share a decoded tile */
+    GWQ_PANEL = 64,  /* tokens that share a decoded tile */
     GWQ_FEW = 6,     /* up to here outliers are added token by token, like those of one token */
     GWQ_FEW_LANES = 8, /* floats of a column of gwq_input.few */
     GWQ_QUERIES = 4  /* rows of attention that share the keys they read */
 };
 
-/* The activations of one matmul, and their codes: x ~ scale * q in each block of 64 columns. */
+/* The activations of one matmul, and their codes: x ~ scale * q in each block of 64 columns. Of
+ * `lanes` tokens the first blocks lie together, then their second ones, and so on (gwq_code_at): 1
+ * of up to GWQ_FEW tokens, GWQ_PANEL of more, which a kernel then reads in the order of memory. */
 typedef struct gwq_input {
     int64_t n;       /* tokens */
     int64_t cols;
     int64_t blocks;  /* ceil(cols / 64) */
+    int64_t lanes;
     const float *x;  /* (n, cols) */
-    int8_t *q;       /* (n, 64 * blocks), padded with zeros; rows are 64-byte aligned */
-    float *scale;    /* (n, blocks) */
-    /* (n, 4 * blocks, 2), for each 16 columns: -ENTRY_BIAS times the sum of q over the columns 4j
-     * and 4j+1, and over the columns 4j+2 and 4j+3, j < 4. A kernel that looks up biased entries
-     * starts its 16-bit sums here: sum of (entry + ENTRY_BIAS) * q + bias = sum of entry * q. The
-     * result of 8 columns fits 16 bits (8 * 32 * 127), whatever overflowed in between. */
+    int8_t *q;       /* (n / lanes, blocks, lanes, 64), padded with zeros, 64-byte aligned */
+    float *scale;    /* (n / lanes, blocks, lanes) */
+    /* (n / lanes, blocks, lanes, 4, 2), for each 16 columns: -ENTRY_BIAS times the sum of q over the
+     * columns 4j and 4j+1, and over the columns 4j+2 and 4j+3, j < 4. A kernel that looks up biased
+     * entries starts its 16-bit sums here: sum of (entry + ENTRY_BIAS) * q + bias = sum of entry *
+     * q. The result of 8 columns fits 16 bits (8 * 32 * 127), whatever overflowed in between. */
     int16_t *bias;
+    /* (n / lanes, blocks, lanes, 4), for each 16 columns both numbers of `bias` together, where a
+     * 32-bit sum starts; not of one token alone */
+    int32_t *start;
     /* x by columns, (ceil(n / GWQ_PANEL), cols, GWQ_PANEL), zero beyond n: for the outliers of more
      * than GWQ_FEW tokens. */
     float *panel;
@@ -37,14 +43,20 @@ typedef struct gwq_input {
     float *scale16; /* (n, tiles) */
 } gwq_input;
 
+/* Where the codes of a token and a block are, in blocks from q, scale and bias on */
+static inline int64_t gwq_code_at(const gwq_input *in, int64_t t, int64_t block) {
+    return (t / in->lanes * in->blocks + block) * in->lanes + t % in->lanes;
+}
+
 typedef struct gwq_kernels {
     const char *isa; /* name of the instruction set */
     int (*supported)(void);
 
-    /* One row x (cols) to q (64 * blocks), scale (blocks), bias (8 * blocks): scale = max|x| / 127
-     * of each block, q = x / scale rounded to nearest even; a block of zeros has scale 0. Identical
-     * bits on every instruction set. */
-    void (*quantize)(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+    /* One row x (cols) to q (blocks, 64), scale (blocks), bias (blocks, 8), of which each block lies
+     * `lanes` after the one before it: scale = max|x| / 127 of each block, q = x / scale rounded to
+     * nearest even; a block of zeros has scale 0. Identical bits on every instruction set. */
+    void (*quantize)(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                     int16_t *bias);
     /* One row x (cols) to codes (tiles, GWQ_TILE) and scale (tiles): scale = max|x| / 32767 of each
      * tile, codes = x / scale rounded. Only where `matmul` adds outliers by these codes: else gwq_input
      * has x itself and `few` for them. */
@@ -75,6 +87,8 @@ typedef struct gwq_kernels {
      * numbers after the one before it. s[key][i] = q[i] . k[key] */
     void (*scores)(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                    int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+    /* s *= scale, and raises most[i] to the largest s[key][i]; s may be -INFINITY. */
+    void (*largest)(float (*s)[GWQ_QUERIES], int keys, float scale, float *most);
     /* s[key][i] = exp(s[key][i] - most[i]), and sum[i] over the keys; s may be -INFINITY. There is
      * room for one key more. */
     void (*exponents)(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);

@@ -36,11 +36,11 @@ static void clear(const gwq_input *in, int64_t t) {
 int gwq_residual_codes(const gwq_input *in, int64_t t, const gwq_input *residual) {
     int any = 0;
     for (int64_t b = 0; b < in->blocks; b++) {
-        const int64_t at = t * in->blocks + b;
+        const int64_t at = t * residual->blocks + b, code = gwq_code_at(in, t, b);
         const int64_t width = min64(GWQ_BLOCK, in->cols - b * GWQ_BLOCK);
         const float *x = in->x + t * in->cols + b * GWQ_BLOCK;
-        const int8_t *q = in->q + at * GWQ_BLOCK;
-        const float scale = in->scale[at];
+        const int8_t *q = in->q + code * GWQ_BLOCK;
+        const float scale = in->scale[code];
         if (!(scale > 0) || !massive(q)) continue;
         float rest[GWQ_BLOCK];
         float most = 0;
@@ -51,8 +51,8 @@ int gwq_residual_codes(const gwq_input *in, int64_t t, const gwq_input *residual
         if (!(most > 1e-4f * scale)) continue; /* the codes hold it all, or it is not finite */
         if (!any) clear(residual, t);
         any = 1;
-        gwq_in_use()->quantize(rest, width, residual->q + at * GWQ_BLOCK, residual->scale + at,
-                               residual->bias + 8 * at);
+        gwq_in_use()->quantize(rest, width, 1, residual->q + at * GWQ_BLOCK,
+                               residual->scale + at, residual->bias + 8 * at);
     }
     return any;
 }
@@ -68,6 +68,7 @@ void gwq_residual_product(const gwq_matrix *m, int kind, int64_t first, int64_t 
         .n = 1,
         .cols = residual->cols,
         .blocks = residual->blocks,
+        .lanes = 1,
         .q = residual->q + at * GWQ_BLOCK,
         .scale = residual->scale + at,
         .bias = residual->bias + 8 * at,

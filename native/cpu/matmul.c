@@ -12,9 +12,14 @@ void gwq_product_codes(void *p, int thread, int threads) {
     const int64_t tiles = gwq_tiles(in->cols);
     int64_t end = gwq_share(in->n, thread + 1, threads);
     for (int64_t t = gwq_share(in->n, thread, threads); t < end; t++) {
-        const int64_t at = t * in->blocks;
-        gwq_in_use()->quantize(in->x + t * in->cols, in->cols, in->q + at * GWQ_BLOCK,
+        const int64_t at = gwq_code_at(in, t, 0), lanes = in->lanes;
+        gwq_in_use()->quantize(in->x + t * in->cols, in->cols, lanes, in->q + at * GWQ_BLOCK,
                                in->scale + at, in->bias + 8 * at);
+        for (int64_t b = 0; in->start && b < in->blocks; b++) {
+            const int16_t *bias = in->bias + 8 * (at + b * lanes);
+            int32_t *start = in->start + 4 * (at + b * lanes);
+            for (int i = 0; i < 4; i++) start[i] = bias[2 * i] + bias[2 * i + 1];
+        }
         j->massive[t] = (uint8_t)gwq_residual_codes(in, t, &j->residual);
         if (in->codes16)
             gwq_in_use()->quantize16(in->x + t * in->cols, in->cols,
@@ -150,22 +155,28 @@ void gwq_product_share(void *p, int thread, int threads) {
 
 /* --- scratch ---------------------------------------------------------------------------------- */
 
-/* Bytes of the codes of n tokens, their scales and their biases */
-static size_t code_bytes(int64_t n, int64_t blocks) {
-    const size_t count = (size_t)(n * blocks);
-    return count * GWQ_BLOCK + gwq_round_up(sizeof(float) * count) +
-           gwq_round_up(8 * sizeof(int16_t) * count);
+/* Lays out the codes of in->n tokens from `at` on, unless that is NULL; returns their bytes. */
+static size_t lay_out(gwq_input *in, int64_t lanes, uint8_t *at) {
+    const size_t count = (size_t)((in->n + lanes - 1) / lanes * lanes * gwq_blocks(in->cols));
+    const size_t scale = count * GWQ_BLOCK;
+    const size_t bias = scale + gwq_round_up(sizeof(float) * count);
+    const size_t start = bias + gwq_round_up(8 * sizeof(int16_t) * count);
+    if (at) {
+        in->lanes = lanes;
+        in->blocks = gwq_blocks(in->cols);
+        in->q = (int8_t *)at;
+        in->scale = (float *)(at + scale);
+        in->bias = (int16_t *)(at + bias);
+        in->start = in->n > 1 ? (int32_t *)(at + start) : NULL;
+    }
+    return in->n > 1 ? start + gwq_round_up(4 * sizeof(int32_t) * count) : start;
 }
 
-/* An input without codes yet, for which there is room from `at` on */
-static gwq_input input_at(uint8_t *at, const float *x, int64_t n, int64_t cols) {
-    const int64_t count = n * gwq_blocks(cols);
-    gwq_input in = {.n = n, .cols = cols, .blocks = gwq_blocks(cols), .x = x, .q = (int8_t *)at};
-    at += count * GWQ_BLOCK;
-    in.scale = (float *)at;
-    at += gwq_round_up(sizeof(float) * (size_t)count);
-    in.bias = (int16_t *)at;
-    return in;
+/* The same for the codes of a product and those of the residuals */
+static size_t lay_out_codes(gwq_input *in, gwq_input *residual, uint8_t *at) {
+    const size_t bytes = lay_out(in, in->n > GWQ_FEW ? GWQ_PANEL : 1, at);
+    *residual = (gwq_input){.n = in->n, .cols = in->cols, .x = in->x};
+    return bytes + lay_out(residual, 1, at ? at + bytes : NULL);
 }
 
 /* Bytes of gwq_input.few or of codes16 and scale16, what outliers want of up to GWQ_FEW tokens:
@@ -186,17 +197,14 @@ static void few_at(uint8_t *at, gwq_input *in) {
 }
 
 size_t gwq_product_bytes(int64_t n, int64_t cols) {
-    const size_t codes = 2 * code_bytes(n, gwq_blocks(cols));
-    return 64 + codes + few_bytes(n, cols) + gwq_round_up((size_t)n);
+    gwq_input in = {.n = n, .cols = cols}, residual;
+    return 64 + lay_out_codes(&in, &residual, NULL) + few_bytes(n, cols) + gwq_round_up((size_t)n);
 }
 
 uint8_t *gwq_product_scratch(gwq_product *j, int outliers, void *scratch) {
     const int64_t n = j->in.n, cols = j->in.cols;
     uint8_t *at = (uint8_t *)gwq_round_up((size_t)scratch);
-    j->in = input_at(at, j->in.x, n, cols);
-    at += code_bytes(n, j->in.blocks);
-    j->residual = input_at(at, j->in.x, n, cols);
-    at += code_bytes(n, j->in.blocks);
+    at += lay_out_codes(&j->in, &j->residual, at);
     if (outliers && few_bytes(n, cols)) few_at(at, &j->in);
     at += few_bytes(n, cols);
     j->massive = at;
@@ -231,7 +239,6 @@ int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const floa
     int status = gwq_product_check(&j, &tiles, &outliers);
     if (status) return status;
     j.in.cols = m[0]->cols;
-    j.in.blocks = gwq_blocks(j.in.cols);
     if (tiles) {
         if (!scratch || scratch_bytes < gwq_scratch_bytes(n, j.in.cols)) return GWQ_E_SCRATCH;
         uint8_t *panel = gwq_product_scratch(&j, outliers, scratch);

@@ -109,6 +109,14 @@ GWQ_INLINE const uint8_t *float_record(const tile_ops *ops, const struct side_ta
 
 /* --- many tokens ------------------------------------------------------------------------------ */
 
+/* Start loading the columns of x that a record wants. */
+GWQ_INLINE void prefetch_columns(const uint8_t *record, const float (*x)[GWQ_PANEL], int count) {
+    const int total = record_total(record);
+    const uint8_t *column = record + GWQ_ROWS + 2 * total;
+    for (int k = 0; k < total; k++)
+        prefetch((const uint8_t *)x[column[k]], 0, sizeof(float) * (size_t)count);
+}
+
 /* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next
  * record. */
 GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[GWQ_PANEL],

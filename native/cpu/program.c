@@ -93,7 +93,7 @@ static gwq_product product(const gwq_op *op) {
         .m = o->m,
         .y = o->y,
         .count = o->count,
-        .in = {.n = op->n, .cols = o->m[0]->cols, .blocks = gwq_blocks(o->m[0]->cols), .x = o->x},
+        .in = {.n = op->n, .cols = o->m[0]->cols, .x = o->x},
         .bias = o->bias,
         .into = o->into,
         .factor = o->factor,

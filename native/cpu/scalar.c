@@ -164,7 +164,7 @@ static inline void tile_matmul(int bits, unpack_fn unpack, const gwq_matrix *m, 
             for (int64_t k = 0; k < nb; k++) {
                 decode(bits, unpack, gwq_table(m), whole, nb, k, &e);
                 for (int64_t t = 0; t < in->n; t++) {
-                    const int64_t at = t * in->blocks + b + k;
+                    const int64_t at = gwq_code_at(in, t, b + k);
                     const int8_t *q = in->q + at * GWQ_BLOCK;
                     float dx = in->scale[at];
                     for (int64_t r = 0; r < rows; r++) {
@@ -228,6 +228,7 @@ const gwq_kernels gwq_scalar = {
     .softcap = gwq_scalar_softcap,
     .to_halves = gwq_scalar_to_halves,
     .scores = gwq_scalar_scores,
+    .largest = gwq_scalar_largest,
     .exponents = gwq_scalar_exponents,
     .mix = gwq_scalar_mix,
     .read = gwq_scalar_read_memory,

@@ -35,7 +35,8 @@ GGML_TYPE(iq4_nl)
 #undef GGML_TYPE
 
 /* scalar_ops.c */
-void gwq_scalar_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+void gwq_scalar_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                         int16_t *bias);
 void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
                       float *out);
 void gwq_scalar_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
@@ -44,6 +45,7 @@ void gwq_scalar_softcap(float *x, int64_t count, float cap);
 void gwq_scalar_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_scalar_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                        int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
+void gwq_scalar_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most);
 void gwq_scalar_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
 void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
                     int keys, int64_t dim, float *const out[GWQ_QUERIES]);

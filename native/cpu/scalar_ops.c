@@ -2,8 +2,9 @@
 #include <math.h>
 #include "scalar.h"
 
-void gwq_scalar_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias) {
-    for (int64_t b = 0; b < gwq_blocks(cols); b++) {
+void gwq_scalar_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                         int16_t *bias) {
+    for (int64_t b = 0; b < gwq_blocks(cols); b++, q += GWQ_BLOCK * lanes, bias += 8 * lanes) {
         int64_t first = b * GWQ_BLOCK;
         int64_t width = min64(GWQ_BLOCK, cols - first);
         float most = 0;
@@ -13,15 +14,15 @@ void gwq_scalar_quantize(const float *x, int64_t cols, int8_t *q, float *scale, 
         }
         float d = most / 127;
         float inverse = d > 0 ? 1 / d : 0;
-        for (int i = 0; i < 8; i++) bias[8 * b + i] = 0;
+        for (int i = 0; i < 8; i++) bias[i] = 0;
         for (int64_t i = 0; i < GWQ_BLOCK; i++) {
             float v = i < width ? rintf(x[first + i] * inverse) : 0;
             v = v > 127 ? 127 : v < -127 ? -127 : v; /* only when 1/d overflowed */
-            q[first + i] = (int8_t)(v == v ? v : 0);
-            int16_t *part = bias + 8 * b + i / 16 * 2 + i % 4 / 2;
-            *part = (int16_t)(*part - ENTRY_BIAS * q[first + i]);
+            q[i] = (int8_t)(v == v ? v : 0);
+            int16_t *part = bias + i / 16 * 2 + i % 4 / 2;
+            *part = (int16_t)(*part - ENTRY_BIAS * q[i]);
         }
-        scale[b] = d;
+        scale[b * lanes] = d;
     }
 }
 
@@ -95,6 +96,14 @@ void gwq_scalar_scores(const float *const q[GWQ_QUERIES], const void *k, int typ
         for (int i = 0; i < GWQ_QUERIES; i++) {
             s[n][i] = 0;
             for (int64_t d = 0; d < dim; d++) s[n][i] += q[i][d] * cached(k, type, n * stride + d);
+        }
+}
+
+void gwq_scalar_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most) {
+    for (int n = 0; n < keys; n++)
+        for (int i = 0; i < GWQ_QUERIES; i++) {
+            s[n][i] *= scale;
+            most[i] = s[n][i] > most[i] ? s[n][i] : most[i];
         }
 }
 

@@ -13,7 +13,9 @@ enum {
     RECORDS_AHEAD = 1536, /* bytes between a side-table record and its prefetch */
     WHILE_RECORD = 256, /* bytes that memory delivers while a side-table record is added */
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
-    GROUPS = 8       /* row groups that share a piece of the activations while it is in the cache */
+    GROUPS = 8,      /* row groups that share a few tokens while these are in the cache */
+    PIECE_GROUPS = 32, /* row groups that share a panel while it is in the cache */
+    TOGETHER = 2     /* row groups decoded, and their results stored, together */
 };
 
 /* Start loading `bytes` that are needed soon. They may lie beyond the buffer: a prefetch never
@@ -60,7 +62,7 @@ struct side_table {
 typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
-    int groups;   /* that `tokens` takes at most: 1 or 2 */
+    int groups;   /* that `tokens` takes at most: up to TOGETHER */
     size_t ahead; /* bytes between a read and its prefetch */
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
@@ -105,7 +107,8 @@ typedef struct tile_ops {
     void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
     void (*scales)(const uint8_t *scale, gwq_scales scales);
     /* sums[g].dense[i] += dense part of a tile of nb blocks, b the first, of row group g < groups <=
-     * `groups` for token t + i, i < count <= GWQ_PANEL */
+     * `groups` for token t + i, i < count <= GWQ_PANEL, t a multiple of that; and anything up to the
+     * next multiple of 4 */
     void (*tokens)(const struct decoded *tile, int groups, int nb, const gwq_input *in, int64_t t,
                    int count, int64_t b, struct sums *sums);
 
@@ -117,5 +120,7 @@ typedef struct tile_ops {
     unsigned (*above)(const uint8_t *count, int level);
     /* sum[t] += v * x[t] for t < count, a multiple of 16 */
     void (*spread)(float v, const float *x, int count, float *sum);
+    /* As gwq_kernels.panel */
+    void (*panel)(const float *x, int64_t stride, int count, int64_t width, int lanes, float *out);
 } tile_ops;
 #endif

@@ -96,6 +96,7 @@ const gwq_kernels gwq_avx2 = {
     .softcap = gwq_avx2_softcap,
     .to_halves = gwq_avx2_to_halves,
     .scores = gwq_avx2_scores,
+    .largest = gwq_avx2_largest,
     .exponents = gwq_avx2_exponents,
     .mix = gwq_avx2_mix,
     .read = gwq_avx2_read_memory,

@@ -108,6 +108,24 @@ void gwq_avx2_softcap(float *x, int64_t count, float cap) {
     }
 }
 
+void gwq_avx2_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most) {
+    const __m256 factor = _mm256_set1_ps(scale);
+    __m256 top = _mm256_broadcast_ps((const __m128 *)most); /* of every other key */
+    int n = 0;
+    for (; n + 2 <= keys; n += 2) { /* of a NaN, max returns its second operand */
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(s[n]), factor);
+        _mm256_storeu_ps(s[n], v);
+        top = _mm256_max_ps(v, top);
+    }
+    __m128 both = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    if (n < keys) {
+        __m128 v = _mm_mul_ps(_mm_loadu_ps(s[n]), _mm256_castps256_ps128(factor));
+        _mm_storeu_ps(s[n], v);
+        both = _mm_max_ps(v, both);
+    }
+    _mm_storeu_ps(most, both);
+}
+
 void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum) {
     const __m256 top = _mm256_broadcast_ps((const __m128 *)most);
     const __m256 least = _mm256_set1_ps(-87);

@@ -1,37 +1,10 @@
 /* AVX2, FMA and F16C: matrices of the ggml types f32, f16, bf16 and q8_0. */
-#include "avx2.h"
-#include "cpu/tiles.h"
+#include "avx2_ggml.h"
 
 /* --- ggml types: one function per type adds 32 columns to a row's sums ----------------------- */
 
 /* sum[2] += weights of a unit of 32 columns * x[4] */
 typedef void (*unit_fn)(const uint8_t *unit, const __m256 x[4], __m256 sum[2]);
-/* w = the 32 weights of a unit */
-typedef void (*floats_fn)(const uint8_t *unit, __m256 w[4]);
-
-GWQ_INLINE void f32_floats(const uint8_t *p, __m256 w[4]) {
-    for (int i = 0; i < 4; i++) w[i] = _mm256_castsi256_ps(load(p + 32 * i));
-}
-GWQ_INLINE void f16_floats(const uint8_t *p, __m256 w[4]) {
-    for (int i = 0; i < 4; i++) w[i] = half8(p + 16 * i);
-}
-GWQ_INLINE void bf16_floats(const uint8_t *p, __m256 w[4]) {
-    for (int i = 0; i < 4; i++) {
-        __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 16 * i)));
-        w[i] = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-    }
-}
-GWQ_INLINE void q8_0_codes(const uint8_t *p, __m256 w[4]) {
-    for (int i = 0; i < 4; i++) {
-        __m128i codes = _mm_loadl_epi64((const __m128i *)(p + 2 + 8 * i));
-        w[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
-    }
-}
-GWQ_INLINE void q8_0_floats(const uint8_t *p, __m256 w[4]) {
-    __m256 d = _mm256_set1_ps(half1(p));
-    q8_0_codes(p, w);
-    for (int i = 0; i < 4; i++) w[i] = _mm256_mul_ps(d, w[i]);
-}
 
 GWQ_INLINE void plain_unit(floats_fn floats, const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
     __m256 w[4];
@@ -56,10 +29,9 @@ GWQ_INLINE void q8_0_unit(const uint8_t *p, const __m256 x[4], __m256 sum[2]) {
     sum[0] = _mm256_fmadd_ps(d, s, sum[0]);
 }
 
-/* One token, `rows` (constant) far-apart rows at the same time: y[k] = dot of the row at row[k]
- * with x. */
-GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows,
-                          const uint8_t *const *row, int64_t cols, const float *x, float *y) {
+/* As rows_fn */
+GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const uint8_t *const *row,
+                          const int rows, int64_t cols, const float *x, float *y) {
     enum { AHEAD = 1024 };
     __m256 sum[STREAMS][2], v[4];
     int64_t units = cols / 32, rest = cols % 32;
@@ -85,58 +57,6 @@ GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const int rows,
     for (int k = 0; k < rows; k++) y[k] = sum8(_mm256_add_ps(sum[k][0], sum[k][1]));
 }
 
-GWQ_INLINE void ggml_gemv(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first,
-                          int64_t last, const gwq_input *in, float *y) {
-    size_t stride = m->data_bytes / (uint64_t)m->rows;
-    int64_t row = first * GWQ_ROWS;
-    const int64_t end = min64(m->rows, last * GWQ_ROWS);
-    const int64_t each = (end - row) / STREAMS;
-    const uint8_t *p[STREAMS];
-    for (int64_t i = 0; i < each; i++) {
-        float sum[STREAMS];
-        for (int k = 0; k < STREAMS; k++)
-            p[k] = (const uint8_t *)m->data + (size_t)(row + k * each + i) * stride;
-        ggml_rows(unit, unit_bytes, STREAMS, p, m->cols, in->x, sum);
-        for (int k = 0; k < STREAMS; k++) y[row + k * each + i] = sum[k];
-    }
-    for (row += STREAMS * each; row < end; row++) {
-        p[0] = (const uint8_t *)m->data + (size_t)row * stride;
-        ggml_rows(unit, unit_bytes, 1, p, m->cols, in->x, y + row);
-    }
-}
-
-/* Up to GWQ_FEW tokens: some rows for one after the other, while they are in the cache. Each token
- * gets what it gets alone, to the bit. */
-GWQ_INLINE void ggml_few(unit_fn unit, size_t unit_bytes, const gwq_matrix *m, int64_t first,
-                         int64_t last, const gwq_input *in, float *y) {
-    enum { PIECE = 4 }; /* row groups */
-    gwq_input one = *in;
-    one.n = 1;
-    for (int64_t g = first; g < last; g += PIECE)
-        for (int64_t t = 0; t < in->n; t++) {
-            one.x = in->x + t * in->cols;
-            ggml_gemv(unit, unit_bytes, m, g, min64(g + PIECE, last), &one, y + t * m->rows);
-        }
-}
-
-/* out (cols) = weights of a row, from p on */
-GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, int64_t cols,
-                         float *out) {
-    __m256 w[4];
-    for (; cols >= 32; cols -= 32, p += unit_bytes, out += 32) {
-        floats(p, w);
-        for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + 8 * i, w[i]);
-    }
-    if (cols) {
-        uint8_t last[128] = {0};
-        float f[32];
-        memcpy(last, p, (size_t)cols * (unit_bytes / 32));
-        floats(last, w);
-        for (int i = 0; i < 4; i++) _mm256_storeu_ps(f + 8 * i, w[i]);
-        memcpy(out, f, (size_t)cols * sizeof *out);
-    }
-}
-
 GWQ_INLINE void ggml_dequantize(floats_fn floats, size_t unit_bytes, const gwq_matrix *m,
                                 int64_t group, float *out) {
     size_t stride = m->data_bytes / (uint64_t)m->rows;
@@ -145,13 +65,10 @@ GWQ_INLINE void ggml_dequantize(floats_fn floats, size_t unit_bytes, const gwq_m
         ggml_row(floats, unit_bytes, (const uint8_t *)m->data + (size_t)r * stride, m->cols, out);
 }
 
-/* --- ggml types, several tokens: convert 16 rows x CHUNK columns once, then 4 rows x 3 tokens in
- * registers */
+/* --- several tokens: 4 rows x 3 tokens in registers ------------------------------------------- */
 
-enum { CHUNK = 256 };
-
-/* y[i * stride + r] += w[r] . x[i] over `cols` columns, r < 4, i < count (constant, at most 3) */
-GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width,
+/* As four_fn, `count` is a constant */
+GWQ_INLINE void some_tokens(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width,
                           const int count, int rows, float *y, int64_t stride) {
     __m256 sum[3][4];
     for (int i = 0; i < count; i++)
@@ -180,48 +97,28 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
     }
 }
 
-GWQ_INLINE void ggml_gemm(floats_fn floats, size_t unit_bytes, const gwq_matrix *m, int64_t first,
-                          int64_t last, const gwq_input *in, float *y) {
-    size_t stride = m->data_bytes / (uint64_t)m->rows;
-    _Alignas(64) float w[GWQ_ROWS][CHUNK];
-    for (int64_t g = first; g < last; g++) {
-        int64_t row = g * GWQ_ROWS;
-        int rows = (int)min64(GWQ_ROWS, m->rows - row);
-        for (int64_t t = 0; t < in->n; t++)
-            memset(y + t * m->rows + row, 0, (size_t)rows * sizeof *y);
-        for (int64_t c = 0; c < m->cols; c += CHUNK) {
-            int64_t width = min64(CHUNK, m->cols - c);
-            memset(w, 0, rows < GWQ_ROWS || width < CHUNK ? sizeof w : 0);
-            for (int r = 0; r < rows; r++) {
-                const uint8_t *p = (const uint8_t *)m->data + (size_t)(row + r) * stride +
-                                   (size_t)(c / 32) * unit_bytes;
-                prefetch(p, CHUNK / 32 * unit_bytes, CHUNK / 32 * unit_bytes);
-                ggml_row(floats, unit_bytes, p, width, w[r]);
-            }
-            for (int64_t t = 0; t < in->n; t += 3)
-                for (int r = 0; r < rows; r += 4) {
-                    const float *x = in->x + t * in->cols + c;
-                    float *to = y + t * m->rows + row + r;
-                    int four = (int)min64(4, rows - r);
-                    if (in->n - t >= 3) four_rows(w + r, x, in->cols, width, 3, four, to, m->rows);
-                    else if (in->n - t == 2)
-                        four_rows(w + r, x, in->cols, width, 2, four, to, m->rows);
-                    else four_rows(w + r, x, in->cols, width, 1, four, to, m->rows);
-                }
-        }
-    }
+enum { AT_ONCE = 3 };
+GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width,
+                          int count, int rows, float *y, int64_t stride) {
+    if (count == 3) some_tokens(w, x, cols, width, 3, rows, y, stride);
+    else if (count == 2) some_tokens(w, x, cols, width, 2, rows, y, stride);
+    else some_tokens(w, x, cols, width, 1, rows, y, stride);
 }
 
 #define GGML_TYPE(name, unit_bytes)                                                   \
     void gwq_avx2_dequantize_##name(const gwq_matrix *m, int64_t group, float *out) { \
         ggml_dequantize(name##_floats, unit_bytes, m, group, out);                    \
     }                                                                                 \
+    GWQ_INLINE void name##_rows(const uint8_t *const *row, int count, int64_t cols,   \
+                                const float *x, float *y) {                           \
+        ggml_rows(name##_unit, unit_bytes, row, count, cols, x, y);                   \
+    }                                                                                 \
     void gwq_avx2_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last,     \
                                 const gwq_input *in, float *y) {                      \
-        if (in->n == 1) ggml_gemv(name##_unit, unit_bytes, m, first, last, in, y);    \
-        else if (in->n <= GWQ_FEW)                                                    \
-            ggml_few(name##_unit, unit_bytes, m, first, last, in, y);                 \
-        else ggml_gemm(name##_floats, unit_bytes, m, first, last, in, y);             \
+        if (in->n == 1) ggml_gemv(name##_rows, m, first, last, in, y);                \
+        else if (in->n <= GWQ_FEW) ggml_few(name##_rows, m, first, last, in, y);      \
+        else                                                                          \
+            ggml_gemm(name##_floats, unit_bytes, four_rows, AT_ONCE, m, first, last, in, y); \
     }
 GGML_TYPE(f32, 128)
 GGML_TYPE(f16, 64)

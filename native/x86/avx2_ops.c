@@ -52,9 +52,10 @@ GWQ_INLINE __m256i codes8(__m256 v, __m256 inverse, float most) {
     return _mm256_cvtps_epi32(f);
 }
 
-void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias) {
+void gwq_avx2_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                       int16_t *bias) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    for (int64_t b = 0; b < gwq_blocks(cols); b++, q += GWQ_BLOCK) {
+    for (int64_t b = 0; b < gwq_blocks(cols); b++, q += GWQ_BLOCK * lanes) {
         float last[GWQ_BLOCK] = {0};
         const float *from = x + b * GWQ_BLOCK;
         if (cols - b * GWQ_BLOCK < GWQ_BLOCK) {
@@ -87,8 +88,8 @@ void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, in
         }
         __m128i packed = _mm_packs_epi32(sum[0], sum[1]);
         packed = _mm_mullo_epi16(packed, _mm_set1_epi16(-ENTRY_BIAS));
-        _mm_storeu_si128((__m128i *)(bias + 8 * b), packed);
-        scale[b] = d;
+        _mm_storeu_si128((__m128i *)(bias + 8 * b * lanes), packed);
+        scale[b * lanes] = d;
     }
 }
 

@@ -127,11 +127,12 @@ enum { AT_ONCE = 3 };
 GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries, int nb,
                            const gwq_input *in, int64_t t, const int count, int64_t b,
                            float (*acc)[GWQ_ROWS]) {
-    const int64_t at = t * in->blocks + b;
+    const int64_t at = gwq_code_at(in, t, b);
     const int8_t *q = in->q + at * GWQ_BLOCK;
     const int16_t *bias = in->bias + 8 * at;
     const float *dx = in->scale + at;
-    for (int k = 0; k < nb; k++, q += GWQ_BLOCK, bias += 8, dx++) {
+    for (int k = 0; k < nb; k++, q += GWQ_PANEL * GWQ_BLOCK, bias += 8 * GWQ_PANEL,
+             dx += GWQ_PANEL) {
         __m256i dot[AT_ONCE][2];
         for (int i = 0; i < count; i++) dot[i][0] = dot[i][1] = _mm256_setzero_si256();
 #pragma GCC unroll 1
@@ -140,13 +141,13 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
             __m256i s[AT_ONCE][2];
 #pragma GCC unroll 3
             for (int i = 0; i < count; i++)
-                s[i][0] = s[i][1] = first_sum(quad(bias + i * 8 * in->blocks + 2 * j));
+                s[i][0] = s[i][1] = first_sum(quad(bias + 8 * i + 2 * j));
 #pragma GCC unroll 4
             for (int p = 0; p < 4; p++) {
                 const __m256i v0 = load_once(v + 64 * p), v1 = load_once(v + 64 * p + 32);
 #pragma GCC unroll 3
                 for (int i = 0; i < count; i++) {
-                    __m256i x = quad(q + i * in->blocks * GWQ_BLOCK + 16 * j + 4 * p);
+                    __m256i x = quad(q + GWQ_BLOCK * i + 16 * j + 4 * p);
                     add_products(&s[i][0], v0, x);
                     add_products(&s[i][1], v1, x);
                 }
@@ -162,7 +163,7 @@ GWQ_INLINE void few_tokens(const gwq_scales *scales, const gwq_entries *entries,
 #pragma GCC unroll 3
         for (int i = 0; i < count; i++)
 #pragma GCC unroll 2
-            for (int h = 0; h < 2; h++) add_rows(dx[i * in->blocks], dot[i][h], acc[i] + 8 * h);
+            for (int h = 0; h < 2; h++) add_rows(dx[i], dot[i][h], acc[i] + 8 * h);
     }
 }
 
@@ -173,9 +174,10 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
     float(*acc)[GWQ_ROWS] = sums->dense;
     int i = 0;
     (void)groups; /* 1 */
-    for (; i + 3 <= count; i += 3) few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
-    if (count - i == 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
-    if (count - i == 1) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
+    for (; count - i >= 3 && count - i != 4; i += 3) /* a single token would take as long as two */
+        few_tokens(scales, entries, nb, in, t + i, 3, b, acc + i);
+    for (; i + 2 <= count; i += 2) few_tokens(scales, entries, nb, in, t + i, 2, b, acc + i);
+    if (i < count) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
 }
 
 /* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch */
@@ -211,6 +213,7 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
         .groups = 1,                                                                            \
         .unit = UNIT,                                                                           \
         .tables = repeated_table,                                                               \
+        .panel = gwq_avx2_panel,                                                                \
         .tokens = tokens,                                                                       \
     };                                                                                          \
     TILE_MATMUL(N)

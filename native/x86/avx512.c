@@ -24,10 +24,14 @@ const gwq_kernels gwq_avx512 = {
     .isa = "avx512",
     .supported = supported,
     .quantize16 = gwq_avx2_quantize16,
-    .matmul = {TILE_TYPES(matmul)},
+    .matmul = {TILE_TYPES(matmul), [GWQ_K_F32] = gwq_avx512_matmul_f32,
+               [GWQ_K_F16] = gwq_avx512_matmul_f16, [GWQ_K_BF16] = gwq_avx512_matmul_bf16,
+               [GWQ_K_Q8_0] = gwq_avx512_matmul_q8_0},
     .scores = gwq_avx512_scores,
     .mix = gwq_avx512_mix,
 #ifndef GWQ_SIMDE
+    .quantize = gwq_avx512_quantize,
+    .panel = gwq_avx512_panel,
     .exponents = gwq_avx512_exponents,
 #endif
     .encode = gwq_encode_avx512,

@@ -65,6 +65,11 @@ GWQ_INLINE __m512 half16(const uint8_t *p) {
     gwq_avx2_halves(p, 16, f);
     return _mm512_loadu_ps(f);
 }
+GWQ_INLINE __m512 bf16_16(const uint8_t *p) {
+    uint32_t n[16];
+    for (int i = 0; i < 16; i++) n[i] = (uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16;
+    return _mm512_castsi512_ps(_mm512_loadu_si512(n));
+}
 GWQ_INLINE __m512 floats16(__m512i v) {
     int32_t n[16];
     float f[16];
@@ -120,6 +125,10 @@ GWQ_INLINE __m512i bias16(const int16_t *bias) { return _mm512_set1_epi32(bias[0
 GWQ_INLINE __m512 half16(const uint8_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
+GWQ_INLINE __m512 bf16_16(const uint8_t *p) {
+    __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+}
 GWQ_INLINE __m512 floats16(__m512i v) { return _mm512_cvtepi32_ps(v); }
 GWQ_INLINE __m512i widened(__m128i bytes) { return _mm512_cvtepi8_epi32(bytes); }
 GWQ_INLINE __m512 expand16(__mmask16 rows, const float *p) {
@@ -142,6 +151,37 @@ GWQ_INLINE __m512i bias16(const int16_t *bias) {
     int32_t v;
     memcpy(&v, bias, 4);
     return _mm512_madd_epi16(_mm512_set1_epi32(v), _mm512_set1_epi16(1));
+}
+#endif
+
+/* sums16(v)[4 * n + i] = sum of v[n][i] */
+#ifdef GWQ_SIMDE
+GWQ_INLINE __m512 sums16(const __m512 v[4][4]) {
+    float f[16], sum[16] = {0};
+    for (int k = 0; k < 16; k++) {
+        _mm512_storeu_ps(f, v[k / 4][k % 4]);
+        for (int l = 0; l < 16; l++) sum[k] += f[l];
+    }
+    return _mm512_loadu_ps(sum);
+}
+#else
+/* In every lane of 4 the sums of this lane of v[0] .. v[3] */
+GWQ_INLINE __m512 sums_of_lanes(const __m512 v[4]) {
+    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+}
+
+GWQ_INLINE __m512 sums16(const __m512 v[4][4]) {
+    __m512 u[4], half[2];
+    for (int n = 0; n < 4; n++) u[n] = sums_of_lanes(v[n]);
+    for (int i = 0; i < 2; i++)
+        half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x44),
+                                _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
+                         _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
 }
 #endif
 

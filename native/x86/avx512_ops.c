@@ -47,37 +47,6 @@ GWQ_INLINE __m512 cached16(const void *p, const int type, int64_t i, __mmask16 s
     return _mm512_mul_ps(_mm512_set1_ps(half1(block)), floats16(widened(codes)));
 }
 
-/* sums16(v)[4 * n + i] = sum of v[n][i] */
-#ifdef GWQ_SIMDE
-GWQ_INLINE __m512 sums16(const __m512 v[KEYS][GWQ_QUERIES]) {
-    float f[16], sum[KEYS * GWQ_QUERIES] = {0};
-    for (int k = 0; k < KEYS * GWQ_QUERIES; k++) {
-        _mm512_storeu_ps(f, v[k / GWQ_QUERIES][k % GWQ_QUERIES]);
-        for (int l = 0; l < 16; l++) sum[k] += f[l];
-    }
-    return _mm512_loadu_ps(sum);
-}
-#else
-/* In every lane of 4 the sums of this lane of v[0] .. v[3] */
-GWQ_INLINE __m512 sums_of_lanes(const __m512 v[4]) {
-    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
-    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
-    __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
-    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
-                         _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
-}
-
-GWQ_INLINE __m512 sums16(const __m512 v[KEYS][GWQ_QUERIES]) {
-    __m512 u[KEYS], half[2];
-    for (int n = 0; n < KEYS; n++) u[n] = sums_of_lanes(v[n]);
-    for (int i = 0; i < 2; i++)
-        half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x44),
-                                _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xee));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
-                         _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
-}
-#endif
-
 /* Of up to KEYS keys, the first at number `at`; missing ones are the last one once more. */
 GWQ_INLINE __m512 four_keys(const float *const q[GWQ_QUERIES], const void *k, const int type,
                             int64_t at, int64_t stride, int keys, int64_t dim) {
@@ -94,7 +63,7 @@ GWQ_INLINE __m512 four_keys(const float *const q[GWQ_QUERIES], const void *k, co
                 sum[n][i] = _mm512_fmadd_ps(v, query[i], sum[n][i]);
         }
     }
-    return sums16((const __m512(*)[GWQ_QUERIES])sum);
+    return sums16((const __m512(*)[4])sum);
 }
 
 GWQ_INLINE void scores(const float *const q[GWQ_QUERIES], const void *k, const int type,

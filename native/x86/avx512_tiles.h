@@ -5,6 +5,12 @@
 #include "avx512.h"
 #include "avx512_outliers.h"
 
+#ifdef GWQ_SIMDE
+#define PANEL gwq_avx2_panel
+#else
+#define PANEL gwq_avx512_panel
+#endif
+
 /* Those that a width does not use are not loaded. */
 GWQ_INLINE void load_tables(const uint8_t *table, __m512i t[TABLES]) {
 #pragma GCC unroll 4
@@ -48,7 +54,7 @@ GWQ_INLINE void blocks(int bits, int unit, quads_fn quads, int sub, scales_fn sc
     __m512i t[TABLES];
     load_tables(table, t);
     const int8_t *q = in->q + at * GWQ_BLOCK;
-    const int16_t *bias = in->bias + 8 * at;
+    const int32_t *start = in->start + 4 * at;
     __m512i v[8], dot[2][4], sum[4];
     __m128i s[4];
     scales(scale, s);
@@ -60,7 +66,7 @@ GWQ_INLINE void blocks(int bits, int unit, quads_fn quads, int sub, scales_fn sc
             if ((u + 4 * k) % unit == 0) quads(t, line + 8 * bits * (u + 4 * k), v);
 #pragma GCC unroll 4
             for (int i = 0; i < count; i++) {
-                dot[k][i] = bias16(bias + i * 8 * in->blocks + u / 2 + 2 * k);
+                dot[k][i] = _mm512_set1_epi32(start[i * 4 * in->blocks + u / 4 + k]);
                 for (int p = 0; p < 4; p++)
                     add_quads(&dot[k][i], v[(u + 4 * k) % unit + p],
                               q + i * in->blocks * GWQ_BLOCK + 4 * (u + 4 * k + p));
@@ -98,69 +104,64 @@ GWQ_INLINE void decode_scales(int sub, scales_fn f, const uint8_t *scale, gwq_sc
         _mm512_storeu_ps((float *)scales[k], floats16(widened(s[k])));
 }
 
-/* `count` (constant) tokens against the decoded tiles of `groups` (constant) row groups. Two row
- * groups share every activation that is loaded; with 6 tokens the sums fill 24 of 32 registers. */
-GWQ_INLINE void few_tokens(int sub, const struct decoded *tile, const int groups, int nb,
-                           const gwq_input *in, int64_t t, const int count, int64_t b,
-                           struct sums *sums, int first) {
+/* Four tokens against the decoded tiles of `groups` (constant) row groups, which share every
+ * activation that is loaded. Multiplications limit it: Zen 5 begins two in a cycle, on pipes of
+ * their own. For a block with sub-blocks of 16 columns, a row group and a token these are 16 of
+ * entries and activations, 4 with the sub-blocks' scales and one with the activations', so 10.5
+ * cycles at least, which is what it takes. Anything else is done beside them: hence `start`, which
+ * needs no multiplication as `bias` does. */
+enum { AT_ONCE = 4 };
+GWQ_INLINE void four_tokens(int sub, const struct decoded *tile, const int groups, int nb,
+                            const gwq_input *in, int64_t at, struct sums *sums, int first) {
+    const int8_t *q = in->q + at * GWQ_BLOCK;
+    const int32_t *start = in->start + 4 * at;
+    const float *dx = in->scale + at;
     for (int k = 0; k < nb; k++) {
-        const int64_t at = t * in->blocks + b + k;
-        const int8_t *q = in->q + at * GWQ_BLOCK;
-        const int16_t *bias = in->bias + 8 * at;
-        __m512i dot[2][6];
-        __m512 sum[2][6];
-#pragma GCC unroll 6
-        for (int i = 0; i < count; i++) sum[0][i] = sum[1][i] = _mm512_setzero_ps();
+        __m512i dot[TOGETHER][AT_ONCE];
+        __m512 sum[TOGETHER][AT_ONCE];
+        for (int g = 0; g < groups; g++)
+            for (int i = 0; i < AT_ONCE; i++) sum[g][i] = _mm512_setzero_ps();
 #pragma GCC unroll 1
         for (int u = 0; u < GWQ_BLOCK / 4; u += sub) {
-#pragma GCC unroll 6
-            for (int i = 0; i < count; i++) {
-                dot[0][i] = bias16(bias + 8 * i * in->blocks + u / 2);
-                if (sub == 8) {
-                    __m512i more = bias16(bias + 8 * i * in->blocks + u / 2 + 2);
-                    dot[0][i] = _mm512_add_epi32(dot[0][i], more);
-                }
-                dot[1][i] = dot[0][i];
+#pragma GCC unroll 4
+            for (int i = 0; i < AT_ONCE; i++) {
+                __m512i from = _mm512_set1_epi32(start[4 * i + u / 4]);
+                if (sub == 8)
+                    from = _mm512_add_epi32(from, _mm512_set1_epi32(start[4 * i + u / 4 + 1]));
+                for (int g = 0; g < groups; g++) dot[g][i] = from;
             }
 #pragma GCC unroll 8
             for (int p = 0; p < sub; p++) {
-                __m512i v[2];
+                __m512i v[TOGETHER];
                 for (int g = 0; g < groups; g++) v[g] = load_once(tile[g].entries[k][u + p]);
-#pragma GCC unroll 6
-                for (int i = 0; i < count; i++) {
-                    const __m512i x = quad(q + i * in->blocks * GWQ_BLOCK + 4 * (u + p));
+#pragma GCC unroll 4
+                for (int i = 0; i < AT_ONCE; i++) {
+                    const __m512i x = quad(q + GWQ_BLOCK * i + 4 * (u + p));
                     for (int g = 0; g < groups; g++) add_products(&dot[g][i], v[g], x);
                 }
             }
             for (int g = 0; g < groups; g++) {
                 __m512 scale = _mm512_loadu_ps((const float *)tile[g].scales[k][u / sub]);
-#pragma GCC unroll 6
-                for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+                for (int i = 0; i < AT_ONCE; i++)
                     sum[g][i] = _mm512_fmadd_ps(scale, floats16(dot[g][i]), sum[g][i]);
             }
         }
         for (int g = 0; g < groups; g++)
-#pragma GCC unroll 6
-            for (int i = 0; i < count; i++)
-                add_rows(in->scale[at + i * in->blocks], sum[g][i], sums[g].dense[first + i]);
+            for (int i = 0; i < AT_ONCE; i++) add_rows(dx[i], sum[g][i], sums[g].dense[first + i]);
+        q += GWQ_PANEL * GWQ_BLOCK;
+        start += 4 * GWQ_PANEL;
+        dx += GWQ_PANEL;
     }
-}
-
-GWQ_INLINE void groups_tokens(int sub, const struct decoded *tile, const int groups, int nb,
-                              const gwq_input *in, int64_t t, int count, int64_t b,
-                              struct sums *sums) {
-    int i = 0;
-    for (; i + 6 <= count; i += 6)
-        few_tokens(sub, tile, groups, nb, in, t + i, 6, b, sums, i);
-    for (; i + 2 <= count; i += 2)
-        few_tokens(sub, tile, groups, nb, in, t + i, 2, b, sums, i);
-    if (i < count) few_tokens(sub, tile, groups, nb, in, t + i, 1, b, sums, i);
 }
 
 GWQ_INLINE void tokens(int sub, const struct decoded *tile, int groups, int nb,
                        const gwq_input *in, int64_t t, int count, int64_t b, struct sums *sums) {
-    if (groups == 2) groups_tokens(sub, tile, 2, nb, in, t, count, b, sums);
-    else groups_tokens(sub, tile, 1, nb, in, t, count, b, sums);
+    const int64_t at = gwq_code_at(in, t, b);
+    for (int i = 0; i < count; i += AT_ONCE) {
+        if (groups == 2) four_tokens(sub, tile, 2, nb, in, at + i, sums, i);
+        else four_tokens(sub, tile, 1, nb, in, at + i, sums, i);
+    }
 }
 #define TOKENS(SUB)                                                                              \
     static NOINLINE void tokens_sub##SUB(const struct decoded *tile, int groups, int nb,         \
@@ -204,6 +205,7 @@ TOKENS(8)
         .groups = 2,                                                                            \
         .unit = 1,                                                                              \
         .tables = tables##N,                                                                    \
+        .panel = PANEL,                                                                         \
         .tokens = SUB##N == 4 ? tokens_sub4 : tokens_sub8,                                      \
     };                                                                                          \
     TILE_MATMUL(N)

@@ -19,7 +19,8 @@ GGML_TYPE(q8_0)
 #undef GGML_TYPE
 
 /* avx2_ops.c */
-void gwq_avx2_quantize(const float *x, int64_t cols, int8_t *q, float *scale, int16_t *bias);
+void gwq_avx2_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                       int16_t *bias);
 void gwq_avx2_quantize16(const float *x, int64_t cols, int16_t *codes, float *scale);
 void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
                       float *out);
@@ -34,7 +35,24 @@ uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, 
 /* avx2_functions.c */
 void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation);
 void gwq_avx2_softcap(float *x, int64_t count, float cap);
+void gwq_avx2_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *most);
 void gwq_avx2_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+
+/* avx512_ggml.c */
+#define GGML_TYPE(name)                                                             \
+    void gwq_avx512_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last, \
+                                  const gwq_input *in, float *y);
+GGML_TYPE(f32)
+GGML_TYPE(f16)
+GGML_TYPE(bf16)
+GGML_TYPE(q8_0)
+#undef GGML_TYPE
+
+/* avx512_codes.c */
+void gwq_avx512_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
+                         int16_t *bias);
+void gwq_avx512_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
+                      float *out);
 
 /* avx512_ops.c */
 void gwq_avx512_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,

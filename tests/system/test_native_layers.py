@@ -27,7 +27,7 @@ CALLS = [  # a file calls only files of earlier lines
         "avx2_functions",
     },
     {"avx2"},
-    {"avx512_ops"},
+    {"avx512_codes", "avx512_ggml", "avx512_ops"},
     {"avxvnni", "avx512"},
     {"avx512vbmi"},
     {"dispatch"},
