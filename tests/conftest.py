@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -87,7 +88,19 @@ def simde_library(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
+def cuda_library(tmp_path_factory):
+    """Path of the CUDA library's host build."""
+    if "GWQ_CUDA_HOST_LIBRARY" in os.environ:
+        return os.environ["GWQ_CUDA_HOST_LIBRARY"]
+    if not any(map(shutil.which, ("c++", "g++"))):
+        pytest.skip("no C++ compiler (Debian: g++)")
+    from native.build_cuda import build_host
+
+    return build_host(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="session")
+def libraries(request, tmp_path_factory):
     """name -> library; the SIMDe one runs the AVX-512 code on any x86 CPU."""
     from gwq_export.format.types import ffi
 
@@ -96,9 +109,13 @@ def libraries(tmp_path_factory):
     def library(isa):
         if isa.endswith("-simde") and not os.path.exists("/usr/include/simde/x86/avx512.h"):
             pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-        key = isa.endswith("-simde")
+        key = isa if isa == "cuda" else isa.endswith("-simde")
         if key not in opened:
-            opened[key] = ffi.dlopen(str(simde_library(tmp_path_factory) if key else LIBRARY))
+            if key == "cuda":
+                path = request.getfixturevalue("cuda_library")
+            else:
+                path = simde_library(tmp_path_factory) if key else LIBRARY
+            opened[key] = ffi.dlopen(str(path))
         return opened[key]
 
     return library
