@@ -1,5 +1,6 @@
 """Fixtures: small random models, cached exports, the library with every instruction set."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -97,6 +98,27 @@ def cuda_library(tmp_path_factory):
     from native.build_cuda import build_host
 
     return build_host(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def shim(cuda_library):
+    """The switches of native/cuda/shim.cpp, back as they were afterwards."""
+    shim = ctypes.CDLL(str(cuda_library))
+    yield shim
+    shim.gwq_shim_reverse(0)
+    shim.gwq_shim_memory(ctypes.c_size_t(4 << 30))
+    shim.gwq_shim_machine(1, 90)
+
+
+@pytest.fixture
+def cuda_device(cuda_library, monkeypatch):
+    """As if this machine had a GPU, with the CUDA library's host build as its library."""
+    from gwq_export.native import cuda
+
+    monkeypatch.setenv("GWQ_CUDA_LIBRARY", str(cuda_library))
+    cuda.cuda_lib.cache_clear()
+    yield
+    cuda.cuda_lib.cache_clear()
 
 
 @pytest.fixture(scope="session")

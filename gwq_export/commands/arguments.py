@@ -77,6 +77,16 @@ def add_threads(group: Any) -> None:
     )
 
 
+def add_device(group: Any) -> None:
+    """Add the flag --device."""
+    group.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="cpu (default), or cuda (cuda:N): a GPU whose memory takes the whole model",
+    )
+
+
 def add_base(group: Any) -> None:
     """Add the flag --base."""
     group.add_argument(

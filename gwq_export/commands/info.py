@@ -25,9 +25,10 @@ def parser() -> Parser:
             "gwq-info model.gguf --check",
             "gwq-info model.gguf --report model.html",
             "gwq-info model.gguf --to-safetensors folder --dtype bfloat16",
+            "gwq-info --devices",
         ],
     )
-    p.add_model("file", "FILE.gguf")
+    p.add_model("file", "FILE.gguf", required=False)
     group = p.add_argument_group("What to do with it")
     group.add_argument(
         "--check", action="store_true", help="validate every byte that can be validated"
@@ -49,8 +50,35 @@ def parser() -> Parser:
         metavar="HF_FOLDER",
         help="for --to-safetensors: copy config and tokenizer from the source model",
     )
+    group.add_argument(
+        "--devices", action="store_true", help="instead, what this machine can run models on"
+    )
     add_common(p.add_argument_group("Output"))
     return p
+
+
+def _print_devices() -> dict[str, Any]:
+    """Print what --device may name; returns what --json prints."""
+    from gwq_export.machine import cpu_name, default_threads
+    from gwq_export.native import cuda
+    from gwq_export.native.library import isa
+
+    cpu = {"name": cpu_name(), "threads": default_threads(), "isa": isa()}
+    print(f"cpu     {cpu['name']}, {cpu['threads']} threads, {cpu['isa']}")
+    found: list[dict[str, Any]] = []
+    why = None
+    try:
+        found = cuda.devices()
+    except GwqError as e:
+        why = str(e)
+    for i, d in enumerate(found):
+        able = "" if d["usable"] else f", older than {cuda.OLDEST}: cannot be used"
+        print(
+            f"cuda:{i}  {d['name']}, compute capability {d['capability']}, {size(d['bytes'])}{able}"
+        )
+    if not found:
+        print(f"no CUDA device: {why or 'this machine has none'}")
+    return {"cpu": cpu, "cuda": found, "why_no_cuda": why}
 
 
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -60,6 +88,10 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from gwq_export.format.header import GGML_TYPES
     from gwq_export.format.reader import Reader
 
+    if args.devices:
+        return _print_devices()
+    if args.file is None:
+        raise GwqError("FILE.gguf is missing: give it, or --devices")
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
         if value is not None and args.to_safetensors is None:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")

@@ -19,6 +19,8 @@ from gwq_export.native.library import F32, NULL, Pointer, Pool, check, open_libr
 from gwq_export.native.matrix import Matrix
 
 BUILD_CUDA = "python -m native.build_cuda"
+OLDEST = "7.5"  # compute capability that the kernels are built for
+MAX_HEAD: int = ffi.typeof("enum gwq_cuda_limits").relements["GWQ_CUDA_HEAD"]
 _WITHOUT = "or use --device cpu"
 
 
@@ -30,8 +32,10 @@ class DeviceBytes:
 
     def __init__(self, lib: Any, count: int) -> None:
         out = ffi.new("void **")
-        if lib.gwq_cuda_alloc(count, out) == lib.GWQ_E_MEMORY:
-            raise NoMemory(f"{size(count)} do not fit the GPU's memory")
+        status = lib.gwq_cuda_alloc(count, out)
+        if status == lib.GWQ_E_MEMORY:
+            raise NoMemory(f"{size(count)} more do not fit the GPU's memory")
+        check(status, "memory of the GPU")
         self.ptr = ffi.gc(out[0], lib.gwq_cuda_free)
         self.nbytes = count
 
@@ -99,7 +103,7 @@ class Cuda(Pool):
         if not this["usable"]:
             raise GwqError(
                 f"--device cuda: {this['name']} (compute capability {this['capability']}) is older"
-                f" than 7.5, the oldest that the kernels are built for; use --device cpu"
+                f" than {OLDEST}, the oldest that the kernels are built for; use --device cpu"
             )
         status = self.lib.gwq_cuda_open(device)
         if status == self.lib.GWQ_E_ARGUMENT:

@@ -12,7 +12,7 @@ from gwq_export.arch.rope import Rope
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.format.types import TYPES
-from gwq_export.native.cuda import pool_of
+from gwq_export.native.cuda import MAX_HEAD, pool_of
 from gwq_export.native.library import F32, Pool, lib
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.native.ops import CACHE
@@ -144,6 +144,11 @@ class Weights:
                 bring_in(part.path)
         lib()  # a missing library is said before a wrong number of threads
         self.pool = threads if isinstance(threads, Pool) else pool_of(device, threads)
+        if self.pool.on_device and c.head_dim > MAX_HEAD:
+            raise GwqError(
+                f"{self.reader.path}: {c.arch.gguf} with attention heads of {c.head_dim} numbers is"
+                f" more than the CUDA kernels take ({MAX_HEAD}); use --device cpu"
+            )
         outer = _Table(self.reader, c, (*c.arch.first, *c.arch.last), self.pool)
         self.embed = outer.matrix("token_embd.weight")
         self.positions: Matrix | None = None

@@ -9,7 +9,7 @@
 enum { OLDEST = 75 }; /* compute capability that there is code for, major * 10 + minor */
 
 std::mutex gwq_lock;
-context gwq_context = {-1, 0, nullptr, 0};
+context gwq_context = {-1, 0, 0, nullptr, 0};
 static char last_error[256];
 
 const char *gwq_abi(void) { return GWQ_ABI_HASH; }
@@ -55,6 +55,7 @@ static int open(int device) {
     gwq_context.now = (step *)memory;
     TRY_CUDA(cudaMemsetAsync(memory, 0, sizeof(step), gwq_context.stream));
     gwq_context.device = device;
+    gwq_context.processors = found.processors;
     return GWQ_OK;
 }
 

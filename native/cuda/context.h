@@ -9,6 +9,7 @@ extern std::mutex gwq_lock;
 /* One device at a time: -1 before gwq_cuda_open */
 struct context {
     int device;
+    int processors;
     cudaStream_t stream;
     step *now;           /* of the device */
     uint64_t generation; /* of matrices: one more with every upload and every one forgotten */

@@ -15,6 +15,7 @@
 namespace shim {
 place thread, block, threads, blocks;
 size_t memory = (size_t)4 << 30;
+int devices = 1, capability = 90;
 graph *captured;
 
 namespace {
@@ -212,6 +213,11 @@ uint64_t exchange(uint64_t mine, int other) {
 #pragma GCC visibility push(default)
 extern "C" void gwq_shim_reverse(int on) { shim::reverse(on); }
 extern "C" void gwq_shim_memory(size_t bytes) { shim::memory = bytes; }
+extern "C" size_t gwq_shim_room(void) { return shim::memory; }
+extern "C" void gwq_shim_machine(int devices, int capability) {
+    shim::devices = devices;
+    shim::capability = capability;
+}
 #pragma GCC visibility pop
 
 /* --- runtime ---------------------------------------------------------------------------------- */
@@ -245,8 +251,9 @@ cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
     memset(out, 0, sizeof *out);
     snprintf(out->name, sizeof out->name, "host shim");
-    out->major = 9;
-    out->multiProcessorCount = 1;
+    out->major = shim::capability / 10;
+    out->minor = shim::capability % 10;
+    out->multiProcessorCount = 2;
     out->totalGlobalMem = (size_t)4 << 30;
     return cudaSuccess;
 }

@@ -145,7 +145,11 @@ DEVICE uint16_t half_of(float x) {
 /* --- runtime ---------------------------------------------------------------------------------- */
 
 typedef int cudaStream_t;
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInsufficientDriver = 35
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 struct cudaDeviceProp {
     char name[256];
@@ -155,18 +159,25 @@ struct cudaDeviceProp {
 
 namespace shim {
 extern size_t memory; /* bytes that cudaMalloc still gives */
+/* What the machine seems to have: `devices` below 0, no driver */
+extern int devices, capability;
 }
 cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device);
-DEVICE cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
+DEVICE cudaError_t cudaGetDeviceCount(int *count) {
+    *count = shim::devices;
+    return shim::devices < 0 ? cudaErrorInsufficientDriver : cudaSuccess;
+}
 DEVICE cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 DEVICE cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = 0, cudaSuccess; }
 DEVICE cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 DEVICE cudaError_t cudaGetLastError() { return cudaSuccess; }
-DEVICE const char *cudaGetErrorString(cudaError_t) { return "an error of the shim"; }
-DEVICE cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
+DEVICE const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorInsufficientDriver ? "the driver of the shim is too old"
+                                                : "the shim is out of memory";
+}
 DEVICE cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
     if (bytes) memmove(to, from, bytes);

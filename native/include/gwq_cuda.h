@@ -4,8 +4,8 @@
  * There the following are in the device's memory: arrays of float, KV caches, scratch, what gwq_top
  * and gwq_route write. In the host's: structs, arrays of pointers, and ids. A gwq_matrix is one that
  * gwq_cuda_upload made; gwq_matrix_check takes one in the host's memory. A gwq_pool is one thread.
- * gwq_matmul needs its scratch for every type. Not there: what serves export and the memory roof
- * (gwq_encode, gwq_multiply, gwq_read).
+ * gwq_matmul needs its scratch for every type; gwq_read reads the device's memory, 16-byte aligned.
+ * Not there: what serves export (gwq_encode, gwq_multiply).
  *
  * Everything happens in the order of the calls. A function may return before the device is done;
  * gwq_cuda_read and gwq_program_run return afterwards. GWQ_E_DEVICE from any function: the driver or
