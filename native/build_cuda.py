@@ -20,7 +20,9 @@ from pathlib import Path
 from native.build import CFLAGS, INCLUDE_FLAGS, NATIVE, PACKAGE, abi_hash
 
 SOURCES = sorted(p.name for p in (NATIVE / "cuda").glob("*.cu"))
+TOOLS = NATIVE.parent / ".cuda"  # where tools/build_cuda puts the wheels
 ARCHS = ("75", "80", "86", "87", "89", "90", "100", "120")  # what there is machine code for
+PTX = "90"  # which drivers compile for architectures to come: nothing newer is used
 # No contraction of products and sums: decoded weights are defined to the bit. What may be fused is
 # written as such (fmaf).
 KERNEL_FLAGS = "-std=c++17 -O3 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden"
@@ -31,8 +33,8 @@ TSAN = "-fsanitize=thread -g"
 
 def find_nvcc() -> str | None:
     """The nvcc to use: $NVCC, that of tools/build_cuda, or the system's; None if there is none."""
-    ours = NATIVE.parent / ".cuda" / "bin" / "nvcc"
-    named = [os.environ.get("NVCC", ""), str(ours), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    ours = sorted(map(str, TOOLS.glob("nvidia/*/bin/nvcc")))
+    named = [os.environ.get("NVCC", ""), *ours, "nvcc", "/usr/local/cuda/bin/nvcc"]
     return next(filter(None, map(shutil.which, named)), None)
 
 
@@ -44,10 +46,10 @@ def offered(nvcc: str, wanted: Sequence[str] = ARCHS) -> list[str]:
 
 
 def targets(archs: Sequence[str]) -> str:
-    """Flags for machine code of every architecture, and PTX of the newest for those to come."""
+    """Flags for machine code of every architecture, and PTX for those to come."""
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs]
-    newest = archs[-1]
-    return " ".join([*codes, f"-gencode arch=compute_{newest},code=compute_{newest}"])
+    ptx = PTX if PTX in archs else archs[-1]
+    return " ".join([*codes, f"-gencode arch=compute_{ptx},code=compute_{ptx}"])
 
 
 def _toolkit(nvcc: str) -> Path:
@@ -132,7 +134,7 @@ def build(out: str | Path = PACKAGE, nvcc: str | None = None, archs: Sequence[st
     out.mkdir(parents=True, exist_ok=True)
     library = out / "libgwq_cuda.so"
     define = f'{INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
-    flags = f"{KERNEL_FLAGS} {define} {targets(archs)} -Xptxas -v --resource-usage"
+    flags = f"{KERNEL_FLAGS} {define} {targets(archs)} -Xptxas -v"
     kernels = f"{nvcc} {flags} -MMD -MF $out.d -c $in -o $out 2> $out.log || (cat $out.log; exit 1)"
     link = (
         f"c++ -shared -pthread $in -L{_library_folder(toolkit)} -lcudart_static -ldl -lrt "

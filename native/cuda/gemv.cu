@@ -62,10 +62,11 @@ DEVICE float scaled(int dot, int other, const uint32_t *scale, int r, float fact
     return fmaf(factor, __int_as_float(total) - MAGIC, sum);
 }
 
-/* Row r of a piece */
+/* Row r of a piece. What is computed from it for both sets of codes is computed twice: to keep it
+ * would take more registers than there are. */
 template <int bits> DEVICE void words_of(const piece<bits> &w, int r, uint32_t *word) {
 #pragma unroll
-    for (int i = 0; i < bits; i++) word[i] = row_of(w.word[i], r);
+    for (int i = 0; i < bits; i++) word[i] = here(row_of(w.word[i], r));
 }
 
 /* sum (4) += the piece times one token's activations, row by row */
@@ -144,9 +145,13 @@ DEVICE void add_piece(const table &t, const piece<bits> &w, const code_block *bl
     }
 }
 
-/* y of `tokens` tokens from `first` on. `some`: tokens that there are, at most `tokens` */
+/* Blocks of 256 threads that a multiprocessor should have room for. With room for three, 80
+ * registers a thread, the table of gwq3 and gwq5 would not stay where PRMT can read it. */
+constexpr int blocks_wanted(int bits, int tokens) { return tokens == 1 && bits % 2 == 0 ? 3 : 2; }
+
+/* y of the tokens first .. first+tokens-1 */
 template <int bits, int tokens>
-__global__ void __launch_bounds__(256, 2) gemv_kernel(product p, int first) {
+__global__ void __launch_bounds__(256, blocks_wanted(bits, tokens)) gemv_kernel(product p, int first) {
     __shared__ float of_warp[8][tokens][ROWS];
     __shared__ float of_outliers[tokens][ROWS];
     const int lane = (int)threadIdx.x % WARP;
@@ -167,6 +172,7 @@ __global__ void __launch_bounds__(256, 2) gemv_kernel(product p, int first) {
     const uint8_t *data = m.data + (int64_t)group * m.strips * strip_bytes(bits);
     float sum[tokens][PIECE_ROWS] = {};
 
+#pragma unroll 1
     for (int s = 2 * warp + lane / PIECES; s < m.strips; s += 2 * warps) {
         piece<bits> w;
         load_piece<bits>(data + (int64_t)s * strip_bytes(bits), at, &w);

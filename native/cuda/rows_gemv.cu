@@ -40,7 +40,7 @@ template <int kind> DEVICE void load_columns(const uint8_t *row, const uint16_t 
 }
 
 template <int kind, int tokens>
-__global__ void __launch_bounds__(ROW_WARPS *WARP) rows_gemv_kernel(product p, int first) {
+__global__ void __launch_bounds__(ROW_WARPS *WARP, 4) rows_gemv_kernel(product p, int first) {
     __shared__ float of_rows[tokens][ROWS];
     __shared__ float of_outliers[tokens][ROWS];
     const int lane = (int)threadIdx.x % WARP;
@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(ROW_WARPS *WARP) rows_gemv_kernel(product p, i
         if (row < m.rows) {
             const uint8_t *data = m.data + row * m.pitch;
             const uint16_t *scale = kind == ROW_CODES ? m.scale + row * (m.pitch / PIECE) : nullptr;
+#pragma unroll 2
             for (int at = lane; at < pieces; at += WARP) {
                 float w[LANE_COLUMNS];
                 load_columns<kind>(data, scale, at, w);

@@ -40,6 +40,7 @@ fiber fibers[MOST], outside;
 int count, current, idle;
 bool backward;
 barrier of_block, of_warp[MOST / LANES];
+TSAN(char order[2];) /* [0]: what comes before a block; [1]: what its threads did */
 uint64_t slot[2][MOST];
 unsigned parity[MOST];
 body kernel;
@@ -78,11 +79,8 @@ void prepare(fiber &f, void (*entry)()) {
 void switch_to(fiber &from, fiber &to) { swapcontext(&from.context, &to.context); }
 #endif
 
-enum { ORDERED = 0, UNORDERED = 1 }; /* whether TSan takes a switch for a synchronisation */
-
-void go(fiber &from, fiber &to, int order) {
-    (void)order;
-    TSAN(__tsan_switch_to_fiber(to.tsan, order));
+void go(fiber &from, fiber &to) {
+    TSAN(__tsan_switch_to_fiber(to.tsan, 1)); /* 1: which orders nothing */
     switch_to(from, to);
 }
 
@@ -90,7 +88,7 @@ void take(int i) {
     fiber &from = fibers[current];
     current = i;
     thread = fibers[i].at;
-    go(from, fibers[i], UNORDERED);
+    go(from, fibers[i]);
 }
 
 /* --- waiting ---------------------------------------------------------------------------------- */
@@ -128,12 +126,12 @@ void leave(barrier &b) {
 
 void enter() {
     for (;;) {
-        TSAN(__tsan_acquire(&of_block));
+        TSAN(__tsan_acquire(&order[0]));
         kernel(arguments);
         fiber &f = fibers[current];
         f.done = true;
         idle = 0;
-        TSAN(__tsan_release(&of_block));
+        TSAN(__tsan_release(&order[1]));
         leave(of_warp[current / LANES]);
         leave(of_block);
         for (int i = 1; i < count; i++) {
@@ -143,7 +141,7 @@ void enter() {
                 break;
             }
         }
-        if (of_block.live == 0 && f.done) go(f, outside, UNORDERED);
+        if (of_block.live == 0 && f.done) go(f, outside);
     }
 }
 
@@ -168,12 +166,12 @@ void run_block() {
         fibers[i].at = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
         parity[i] = 0;
     }
-    TSAN(__tsan_release(&of_block));
+    TSAN(__tsan_release(&order[0]));
     current = backward ? count - 1 : 0;
     thread = fibers[current].at;
     idle = 0;
-    go(outside, fibers[current], UNORDERED);
-    TSAN(__tsan_acquire(&of_block));
+    go(outside, fibers[current]);
+    TSAN(__tsan_acquire(&order[1]));
 }
 } // namespace
 

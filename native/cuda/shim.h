@@ -112,6 +112,7 @@ DEVICE int dot4(uint32_t a, uint32_t b, int sum) {
 DEVICE uint32_t __funnelshift_r(uint32_t low, uint32_t high, int bits) {
     return (uint32_t)(((uint64_t)high << 32 | low) >> (bits & 31));
 }
+inline uint32_t here(uint32_t x) { return x; }
 template <class word> word load_once(const word *p) { return *p; }
 DEVICE float __int_as_float(int bits) {
     float f;

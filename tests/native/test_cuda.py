@@ -6,6 +6,7 @@ beside those of the CPU's instruction sets.
 
 import ctypes
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -16,6 +17,8 @@ from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format import types as fmt
 from gwq_export.format.types import ffi
 from gwq_export.native.library import pointer
+from native.build import INCLUDE_FLAGS
+from native.build_cuda import HOST_FLAGS, HOST_WARNINGS, TSAN
 from tests.native.test_matmul import matmul, quantize_inputs, scratch_of
 from tests.support.kernel_cases import (
     Loaded,
@@ -36,6 +39,8 @@ CODES = np.dtype(
 # Place in a block's codes -> column, as native/cuda/layout.h says of each 16
 ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 ORDER = (16 * np.arange(4)[:, None] + ORDER).ravel()
+# Sources of kernels; the others are what the host does
+KERNELS = ("attention", "choice", "codes", "gemv", "ops", "repack", "rows", "rows_gemv")
 MISSING = {"gwq_encode", "gwq_multiply"}  # what serves export
 
 
@@ -177,3 +182,45 @@ def test_too_little_scratch_is_refused(cuda):
     for memory, size in ((pointer(scratch, "void *"), scratch.nbytes - 1), (ffi.NULL, 0)):
         status = cuda.gwq_matmul(ffi.NULL, m, 1, pointer(x), 2, out, memory, size)
         assert status == cuda.GWQ_E_SCRATCH
+
+
+# --- synchronisation ---
+
+RACE = NATIVE.parent / "tests" / "native" / "cuda_race.cpp"
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory):
+    """A program of kernels under ThreadSanitizer; the shim itself is not instrumented."""
+    cxx = next(filter(None, map(shutil.which, ("g++", "c++"))), None)
+    if not cxx:
+        pytest.skip("no C++ compiler (Debian: g++)")
+    folder = tmp_path_factory.mktemp("race")
+    plain = f"{HOST_FLAGS} {HOST_WARNINGS} {INCLUDE_FLAGS}".split()
+    kernels = [NATIVE / "cuda" / f"{name}.cu" for name in KERNELS]
+    shim = folder / "shim.o"
+    for command in (
+        [cxx, *plain, "-DGWQ_SHIM_TSAN", "-c", NATIVE / "cuda" / "shim.cpp", "-o", shim],
+        [cxx, *plain, *TSAN.split(), RACE, *kernels, "-x", "none", shim, "-o", folder / "race"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "cannot find" in done.stderr and "tsan" in done.stderr:
+            pytest.skip("this compiler has no ThreadSanitizer")
+        assert not done.returncode, done.stderr
+    return folder / "race"
+
+
+def under_tsan(program, *words):
+    # addresses are laid out as old versions of ThreadSanitizer expect them
+    prefix = ["setarch", "-R"] if shutil.which("setarch") else []
+    return subprocess.run([*prefix, program, *words], capture_output=True, text=True)
+
+
+def test_no_two_threads_race(race):
+    done = under_tsan(race)
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-3000:]
+
+
+def test_a_race_is_found(race):
+    done = under_tsan(race, "race")
+    assert done.returncode and "data race" in done.stderr and "race_kernel" in done.stderr

@@ -185,9 +185,7 @@ def test_memory_is_given_back(bundled, shim):
 def test_heads_that_are_too_long(tiny, exported, monkeypatch):
     monkeypatch.setattr("gwq_export.runtime.weights.MAX_HEAD", 8)
     path, _ = exported(tiny("llama"), type="f32")
-    with pytest.raises(
-        GwqError, match=r"llama with attention heads of .* more than the CUDA"
-    ):
+    with pytest.raises(GwqError, match=r"llama with attention heads of .* more than the CUDA"):
         gwq_export.load(path, device="cuda")
 
 
