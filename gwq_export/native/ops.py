@@ -223,8 +223,10 @@ def read_roof(pool: Pool, array: np.ndarray, streams: int, ahead: int) -> None:
 
     streams: 1 to 8, how many places each thread reads at once; ahead: bytes prefetched, 0: none.
     """
+    read_memory(pool, pointer(array, "void *"), array.nbytes, streams, ahead)
+
+
+def read_memory(pool: Pool, memory: Pointer, count: int, streams: int = 1, ahead: int = 0) -> None:
+    """As `read_roof`, `count` bytes where the pool's operations find them."""
     out = ffi.new("uint64_t *")
-    check(
-        lib().gwq_read(pool.ptr, pointer(array, "void *"), array.nbytes, streams, ahead, out),
-        "read",
-    )
+    check(pool.lib.gwq_read(pool.ptr, memory, count, streams, ahead, out), "read")

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(ROW_WARPS *WARP, 4) rows_gemv_kernel(product p
         if (row < m.rows) {
             const uint8_t *data = m.data + row * m.pitch;
             const uint16_t *scale = kind == ROW_CODES ? m.scale + row * (m.pitch / PIECE) : nullptr;
-#pragma unroll 2
+#pragma unroll 1
             for (int at = lane; at < pieces; at += WARP) {
                 float w[LANE_COLUMNS];
                 load_columns<kind>(data, scale, at, w);

@@ -220,3 +220,16 @@ def test_the_list_of_devices(capsys, shim):
     assert status == 0 and "no CUDA device: " in out and "install or update" in out
     status, _, err = call(capsys, "info")
     assert_one_line("info", status, err, "FILE.gguf is missing")
+
+
+def test_the_bench(bundled, capsys, monkeypatch):
+    monkeypatch.setattr("gwq_export.bench.roof.WORKING_SET", 1 << 20)
+    bench = "bench", bundled, "-p", 4, "-n", 2, "-r", 1, "--json", "--device", "cuda"
+    status, out, err = call(capsys, *bench)
+    assert status == 0, err
+    prompt, decoded = json.loads(out.splitlines()[-1])["rows"]
+    assert decoded["gpu_info"] == "host shim" and decoded["backends"] == "gwq-cuda"
+    assert decoded["n_gpu_layers"] == 4 and decoded["n_threads"] == 1
+    assert prompt["avg_ts"] > 0 and 0 < decoded["gbps"] and decoded["roof_gbps"] > 0
+    status, _, err = call(capsys, *bench, "--against", bundled)
+    assert_one_line("bench", status, err, "--against runs on the CPU")
