@@ -168,11 +168,16 @@ def tables(kernels: Sequence[Kernel], found: dict[str, list[Loop]]) -> str:
     return "\n".join(lines)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the study."""
+    p = argparse.ArgumentParser(description="Registers and inner loops of the CUDA kernels.")
+    p.add_argument("--arch", nargs="*", default=ARCHS, help="such as 80 90 (default: all)")
+    return p
+
+
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Registers and inner loops of the CUDA kernels.")
-    parser.add_argument("--arch", nargs="*", default=ARCHS, help="such as 80 90 (default: all)")
-    args = parser.parse_args()
+    """Compile, and print the tables."""
+    args = parser().parse_args()
     nvcc = find_nvcc()
     if not nvcc:
         raise SystemExit("no nvcc: tools/build_cuda --tools brings it")

@@ -59,26 +59,19 @@ def parser() -> Parser:
 
 def _print_devices() -> dict[str, Any]:
     """Print what --device may name; returns what --json prints."""
-    from gwq_export.machine import cpu_name, default_threads
-    from gwq_export.native import cuda
-    from gwq_export.native.library import isa
+    from gwq_export.runtime.devices import devices
 
-    cpu = {"name": cpu_name(), "threads": default_threads(), "isa": isa()}
+    found = devices()
+    cpu = found["cpu"]
     print(f"cpu     {cpu['name']}, {cpu['threads']} threads, {cpu['isa']}")
-    found: list[dict[str, Any]] = []
-    why = None
-    try:
-        found = cuda.devices()
-    except GwqError as e:
-        why = str(e)
-    for i, d in enumerate(found):
-        able = "" if d["usable"] else f", older than {cuda.OLDEST}: cannot be used"
+    for i, d in enumerate(found["cuda"]):
+        able = "" if d["usable"] else ", too old to be used"
         print(
             f"cuda:{i}  {d['name']}, compute capability {d['capability']}, {size(d['bytes'])}{able}"
         )
-    if not found:
-        print(f"no CUDA device: {why or 'this machine has none'}")
-    return {"cpu": cpu, "cuda": found, "why_no_cuda": why}
+    if found["why_no_cuda"]:
+        print(f"no CUDA device: {found['why_no_cuda']}")
+    return found
 
 
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:

@@ -230,6 +230,6 @@ def test_the_bench(bundled, capsys, monkeypatch):
     prompt, decoded = json.loads(out.splitlines()[-1])["rows"]
     assert decoded["gpu_info"] == "host shim" and decoded["backends"] == "gwq-cuda"
     assert decoded["n_gpu_layers"] == 4 and decoded["n_threads"] == 1
-    assert prompt["avg_ts"] > 0 and 0 < decoded["gbps"] and decoded["roof_gbps"] > 0
+    assert prompt["avg_ts"] > 0 and decoded["gbps"] > 0 and decoded["roof_gbps"] > 0
     status, _, err = call(capsys, *bench, "--against", bundled)
     assert_one_line("bench", status, err, "--against runs on the CPU")
