@@ -2,6 +2,7 @@
  * other at barriers and in shuffles, and hand the CPU on while they do. */
 #include "shim.h"
 #include <stdio.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <mutex>
 
@@ -220,23 +221,32 @@ extern "C" void gwq_shim_machine(int devices, int capability) {
 
 /* --- runtime ---------------------------------------------------------------------------------- */
 
-/* Blocks of memory know their size, and end where they were asked to. */
+/* Memory that ends where an inaccessible page begins, up to 16 bytes: what reads or writes beyond it
+ * crashes. Before it lies what cudaFree has to know. */
+struct region {
+    void *start;
+    size_t length, bytes;
+};
+
 cudaError_t cudaMalloc(void **p, size_t bytes) {
+    const size_t page = 4096, used = (bytes + 15) / 16 * 16;
+    const size_t length = (sizeof(region) + used + page - 1) / page * page + page;
     if (bytes > shim::memory) return cudaErrorMemoryAllocation;
-    size_t *block = (size_t *)aligned_alloc(256, (bytes + 511) / 256 * 256);
-    if (!block) return cudaErrorMemoryAllocation;
-    shim::memory -= bytes;
-    *block = bytes;
-    *p = (char *)block + 256;
+    void *start = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return cudaErrorMemoryAllocation;
+    mprotect((char *)start + length - page, page, PROT_NONE);
+    *p = (char *)start + length - page - used;
+    ((region *)*p)[-1] = {start, length, bytes};
     memset(*p, 0xa5, bytes);
+    shim::memory -= bytes;
     return cudaSuccess;
 }
 
 cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
-    size_t *block = (size_t *)((char *)p - 256);
-    shim::memory += *block;
-    free(block);
+    const region r = ((region *)p)[-1];
+    shim::memory += r.bytes;
+    munmap(r.start, r.length);
     return cudaSuccess;
 }
 

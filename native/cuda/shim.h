@@ -3,7 +3,8 @@
  *
  * A kernel that waits where not all of its threads come ends the process, with a message. Under
  * ThreadSanitizer only barriers and shuffles order memory, so that a race of two CUDA threads is
- * found whatever the order in which they ran. */
+ * found whatever the order in which they ran. Memory that is not aligned as a device wants it ends
+ * the process too, as native/build_cuda.py compiles it, and so does reading beyond a cudaMalloc. */
 #ifndef GWQ_CUDA_SHIM_H
 #define GWQ_CUDA_SHIM_H
 #include <math.h>
@@ -25,13 +26,13 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct uint2 {
+struct alignas(8) uint2 {
     uint32_t x, y;
 };
-struct int2 {
+struct alignas(8) int2 {
     int x, y;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 struct alignas(16) uint4 {
