@@ -28,7 +28,7 @@ def parser() -> Parser:
             "gwq-info --devices",
         ],
     )
-    p.add_model("file", "FILE.gguf", required=False)
+    p.add_model("file", "FILE.gguf", spared_by="devices")
     group = p.add_argument_group("What to do with it")
     group.add_argument(
         "--check", action="store_true", help="validate every byte that can be validated"
@@ -83,8 +83,6 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
     if args.devices:
         return _print_devices()
-    if args.file is None:
-        raise GwqError("FILE.gguf is missing: give it, or --devices")
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
         if value is not None and args.to_safetensors is None:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")
