@@ -111,10 +111,12 @@ void multiply_rows(cudaStream_t stream, const product &p) {
     }
 }
 
-/* Warps of a row group: strips come two at a time, and a thread should have one or two of them */
+/* Warps of a row group. A warp takes two strips at a time; of a matrix of 4096 x 4096 each should
+ * take two turns, so that there are enough loads on their way: a multiprocessor of an H200 needs
+ * 25 KB of them, and a thread of gwq4 has 72 bytes. */
 static int warps_of(const product &p) {
     const int strips = p.m[0].strips;
-    return strips > 32 ? 8 : strips > 8 ? 4 : strips > 2 ? 2 : 1;
+    return strips > 16 ? 8 : strips > 4 ? 4 : strips > 2 ? 2 : 1;
 }
 
 void multiply(cudaStream_t stream, const product &p) {

@@ -67,6 +67,16 @@ def test_inner_loops_read_16_bytes_at_a_time(kernels):
                 assert loop.instructions <= most[bits] * cuda_kernels.PIECE, loop
 
 
+def test_weights_are_decoded_without_fused_sums(kernels):
+    """The format's arithmetic rounds a product before it is added."""
+    cuobjdump = cuda_kernels.find_cuobjdump()
+    if not cuobjdump:
+        pytest.skip("no cuobjdump: tools/build_cuda --tools brings it")
+    command = [cuobjdump, "-sass", "-arch", "sm_90", cuda_kernels.LOGS / "rows.cu.o"]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "FMUL" in code and "FADD" in code and "FFMA" not in code
+
+
 def test_without_a_gpu_the_library_opens_and_says_so(kernels, folder):
     code = """
 from gwq_export.native import cuda
