@@ -161,12 +161,13 @@ static void run_op(const gwq_op *op, int64_t n, const device_matrix *experts, vo
     }
 }
 
+/* Bytes of scratch for an op; 0: it cannot be */
 static size_t op_bytes(const gwq_op *op) {
     if (op->kind == GWQ_OP_ATTENTION)
-        return attention_bytes(op->n, op->attention.heads, op->attention.dim);
-    if (op->kind == GWQ_OP_MATMUL && op->matmul.m[0])
-        return product_bytes(op->n, op->matmul.m[0]->cols);
-    return 0;
+        return gwq_attention_bytes(op->n, op->attention.heads, op->attention.dim);
+    if (op->kind != GWQ_OP_MATMUL) return 1;
+    const device_matrix *m = uploaded(op->matmul.m[0]);
+    return m && op->n <= GWQ_PROGRAM_TOKENS ? product_bytes(op->n, m->cols) : 0;
 }
 
 uint64_t gwq_program_bytes(const gwq_op *ops, int count, int threads) {
@@ -175,6 +176,7 @@ uint64_t gwq_program_bytes(const gwq_op *ops, int count, int threads) {
     for (int i = 0; i < count; i++) {
         if (ops[i].n < 1 || ops[i].n > (int64_t)GWQ_PROGRAM_TOKENS * 65536) return 0;
         const size_t bytes = op_bytes(ops + i);
+        if (!bytes) return 0;
         most = bytes > most ? bytes : most;
     }
     return most;
