@@ -12,8 +12,7 @@ enum {
     RUN = 128, /* keys at a time: one of each thread; and threads of a block */
     QUERIES = 4, /* rows of a key head that share the keys they read */
     CHUNK = 128, /* keys, at least */
-    MOST_CHUNKS = GWQ_ATTENTION_CUT / CHUNK,
-    LANE_NUMBERS = GWQ_CUDA_HEAD / RUN /* of a head, of each thread, at most */
+    MOST_CHUNKS = GWQ_ATTENTION_CUT / CHUNK
 };
 
 struct range {
@@ -66,11 +65,12 @@ DEVICE void load_key(const void *k, int64_t first, int count, bool aligned, floa
 
 /* score[i] = q[i] . the key that begins at number `first`, eights of products added up first: the
  * rounding of one long chain would show. q is zero beyond dim. */
-template <int type>
-DEVICE void scores_of(const float (*q)[GWQ_CUDA_HEAD], const void *k, int64_t first, int dim,
+template <int type, int room>
+DEVICE void scores_of(const float (*q)[room], const void *k, int64_t first, int dim,
                       float *score) {
     const bool aligned = dim % 8 == 0 && ((uintptr_t)k & 15) == 0;
     for (int i = 0; i < QUERIES; i++) score[i] = 0;
+#pragma unroll 2
     for (int d = 0; d < dim; d += 8) {
         float key[8];
         load_key<type>(k, first + d, dim - d, aligned, key);
@@ -102,11 +102,12 @@ DEVICE float block_total(float v, float (*of_warp)[QUERIES], int i) {
 }
 
 /* blockIdx: x, QUERIES rows of a key head (row = token * group + head of the group); y, key head;
- * z, chunk. parts: (chunk, query, dim + 2), NULL: one chunk, whose sums are the result. */
-template <int type>
-__global__ void __launch_bounds__(RUN, 4)
+ * z, chunk. parts: (chunk, query, dim + 2), NULL: one chunk, whose sums are the result. numbers: of
+ * a head, that each thread adds up at most. */
+template <int type, int numbers>
+__global__ void __launch_bounds__(RUN, numbers == 4 ? 3 : 4)
     attend_kernel(gwq_op_attention o, int64_t n, int64_t start, const int *base, float *parts) {
-    __shared__ float q[QUERIES][GWQ_CUDA_HEAD];
+    __shared__ float q[QUERIES][RUN * numbers];
     __shared__ float p[RUN][QUERIES];
     __shared__ float most_of[RUN / WARP][QUERIES], total_of[RUN / WARP][QUERIES];
     if (base) start += *base;
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(RUN, 4)
     if (c.count > 1 || parts) end = end < at + c.keys ? end : at + c.keys;
     if (seen[0].from / RUN * RUN > at) at = seen[0].from / RUN * RUN;
 
-    float most[QUERIES], total[QUERIES], sum[QUERIES][LANE_NUMBERS] = {};
+    float most[QUERIES], total[QUERIES], sum[QUERIES][numbers] = {};
     for (int i = 0; i < QUERIES; i++) {
         most[i] = -FLT_MAX;
         total[i] = 0;
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(RUN, 4)
         const int keys = end - at < RUN ? (int)(end - at) : (int)RUN;
         float score[QUERIES];
         const int64_t position = at + (thread < keys ? thread : 0);
-        scores_of<type>(q, o.k, position * stride + kv_head * o.dim, dim, score);
+        scores_of<type, RUN * numbers>(q, o.k, position * stride + kv_head * o.dim, dim, score);
         float shrink[QUERIES];
         for (int i = 0; i < QUERIES; i++) {
             score[i] *= o.scale;
@@ -155,14 +156,16 @@ __global__ void __launch_bounds__(RUN, 4)
             p[thread][i] = expf(score[i] - top);
             total[i] = total[i] * shrink[i] + block_total(p[thread][i], total_of, i);
         }
-        for (int j = 0; j < LANE_NUMBERS; j++)
+        for (int j = 0; j < numbers; j++)
             for (int i = 0; i < QUERIES; i++) sum[i][j] *= shrink[i];
+#pragma unroll 4
         for (int key = 0; key < keys; key++) {
             const int64_t first = (at + key) * stride + kv_head * o.dim;
-            for (int j = 0; j < LANE_NUMBERS; j++) {
+#pragma unroll
+            for (int j = 0; j < numbers; j++) {
                 const int d = thread + RUN * j;
-                if (d >= dim) break;
-                const float v = cached<type>(o.v, first + d);
+                const float v = d < dim ? cached<type>(o.v, first + d) : 0;
+#pragma unroll
                 for (int i = 0; i < QUERIES; i++) sum[i][j] = fmaf(p[key][i], v, sum[i][j]);
             }
         }
@@ -178,7 +181,7 @@ __global__ void __launch_bounds__(RUN, 4)
                 out[-1] = total[i];
             }
         }
-        for (int j = 0; j < LANE_NUMBERS; j++)
+        for (int j = 0; j < numbers; j++)
             if (thread + RUN * j < dim)
                 out[thread + RUN * j] = parts ? sum[i][j] : sum[i][j] / total[i];
     }
@@ -207,21 +210,27 @@ size_t attention_bytes(int64_t n, int64_t heads, int64_t dim) {
     return (size_t)(MOST_CHUNKS * n * heads * (dim + 2)) * sizeof(float);
 }
 
+template <int type>
+static void attend_type(cudaStream_t stream, dim3 grid, const gwq_op_attention &o, int64_t n,
+                        int64_t start, const int *base, float *parts) {
+    if (o.dim <= RUN)
+        LAUNCH((attend_kernel<type, 1>), grid, RUN, stream, o, n, start, base, parts);
+    else if (o.dim <= 2 * RUN)
+        LAUNCH((attend_kernel<type, 2>), grid, RUN, stream, o, n, start, base, parts);
+    else
+        LAUNCH((attend_kernel<type, 4>), grid, RUN, stream, o, n, start, base, parts);
+}
+
 void attend(cudaStream_t stream, const gwq_op_attention &o, int64_t n, int64_t start,
             const int *base, float *parts) {
+    static_assert(GWQ_CUDA_HEAD == 4 * RUN, "as many numbers as threads add up");
     const int64_t rows = n * (o.heads / o.kv_heads); /* of a key head */
     const dim3 grid((unsigned)ceil_div(rows, QUERIES), (unsigned)o.kv_heads,
                     parts ? MOST_CHUNKS : 1);
-    switch (o.type) {
-    case GWQ_TYPE_F32:
-        LAUNCH((attend_kernel<GWQ_TYPE_F32>), grid, RUN, stream, o, n, start, base, parts);
-        break;
-    case GWQ_TYPE_F16:
-        LAUNCH((attend_kernel<GWQ_TYPE_F16>), grid, RUN, stream, o, n, start, base, parts);
-        break;
-    default:
-        LAUNCH((attend_kernel<GWQ_TYPE_Q8_0>), grid, RUN, stream, o, n, start, base, parts);
-    }
+    if (o.type == GWQ_TYPE_F32) attend_type<GWQ_TYPE_F32>(stream, grid, o, n, start, base, parts);
+    else if (o.type == GWQ_TYPE_F16)
+        attend_type<GWQ_TYPE_F16>(stream, grid, o, n, start, base, parts);
+    else attend_type<GWQ_TYPE_Q8_0>(stream, grid, o, n, start, base, parts);
     if (!parts) return;
     const unsigned queries = (unsigned)(n * o.heads);
     LAUNCH(merge_kernel, queries, RUN, stream, o, n, start, base, parts);

@@ -54,7 +54,7 @@ void *arguments;
 
 /* --- switching -------------------------------------------------------------------------------- */
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(GWQ_SHIM_UCONTEXT)
 extern "C" void gwq_shim_switch(void **save, void *to);
 asm(".text\n.globl gwq_shim_switch\n.hidden gwq_shim_switch\n.type gwq_shim_switch,@function\n"
     "gwq_shim_switch:\n"

@@ -13,12 +13,12 @@ import sys
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format import types as fmt
 from gwq_export.format.types import ffi
-from gwq_export.native.library import pointer
+from gwq_export.native.library import lib, pointer
 from native.build import INCLUDE_FLAGS
 from native.build_cuda import HOST_FLAGS, HOST_WARNINGS, TSAN
 from tests.native.test_matmul import matmul, quantize_inputs, scratch_of
@@ -242,3 +242,37 @@ def test_the_check_of_a_gpu_runs(cuda_library):
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 1 and "/nowhere is missing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- long heads ---
+
+
+@pytest.mark.parametrize("type", [0, 1, 8])
+@pytest.mark.parametrize("dim", [128, 160, 256, 288, 512])
+def test_heads_of_any_length(cuda, dim, type):
+    """Kernels differ by what a thread adds up of a head; the CPU's have one length."""
+    n, start, heads, kv_heads = 2, 140, 4, 2
+    q = guarded(activations(n * heads, dim))
+    results = []
+    for library in (lib(), cuda):
+        caches = [np.zeros((start + n) * kv_heads * dim * 4, np.uint8) for _ in range(2)]
+        for seed, cache in enumerate(caches):
+            x = activations((start + n) * kv_heads, dim, seed + 1)
+            status = library.gwq_cache(pointer(x), x.size, type, pointer(cache, "void *"), 0)
+            assert status == 0
+        keys, values = (pointer(cache, "void *") for cache in caches)
+        shape = n, start, heads, kv_heads, dim
+        out = np.full((n * heads, dim), np.nan, np.float32)
+        scratch = np.zeros(library.gwq_attention_bytes(n, heads, dim), np.uint8)
+        for memory in (ffi.NULL, pointer(scratch, "void *")):
+            status = library.gwq_attention(
+                ffi.NULL, pointer(q), keys, values, type, *shape, 0.05, 0, 0, pointer(out), memory
+            )
+            assert status == 0
+            results.append(out.copy())
+    for other in results[1:]:
+        assert_allclose(other, results[0], rtol=2e-5, atol=2e-6)
+    status = cuda.gwq_attention(
+        ffi.NULL, pointer(q), keys, values, 0, 1, 0, 1, 1, 513, 1, 0, 0, pointer(out), ffi.NULL
+    )
+    assert status == cuda.GWQ_E_ARGUMENT

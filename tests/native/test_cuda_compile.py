@@ -46,7 +46,8 @@ def test_nothing_spills(kernels):
 
 def test_registers_and_shared_memory(kernels):
     for k in kernels:
-        assert k.registers <= FULL, k
+        long_heads = k.name.startswith("attend_kernel") and k.name.endswith(", 4>")
+        assert k.registers <= (168 if long_heads else FULL), k
         assert k.shared <= 12 << 10, k  # so that four blocks fit the least that a device has
         if k.name in {f"gemv_kernel<{bits}, 1>" for bits in (2, 4, 6)}:
             assert k.registers <= 80, k
