@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include "work.h"
 
-/* --- the library -------------------------------------------------------------------------------- */
+/* --- the library ------------------------------------------------------------------------------ */
 
 const char *gwq_isa_name(int index) { return index ? nullptr : "cuda"; }
 int gwq_isa_supported(int index) { return index == 0; }
@@ -32,7 +32,7 @@ static bool countable(int64_t n, int64_t dim) {
            (!dim || n <= ((int64_t)1 << 38) / dim);
 }
 
-/* --- matrices ----------------------------------------------------------------------------------- */
+/* --- matrices --------------------------------------------------------------------------------- */
 
 int gwq_dequantize(gwq_pool *, const gwq_matrix *m, int64_t first, int64_t count, float *out) {
     const device_matrix *d = uploaded(m);
@@ -88,7 +88,7 @@ int gwq_matmul(gwq_pool *, const gwq_matrix *const *m, int count, const float *x
     END;
 }
 
-/* --- activations -------------------------------------------------------------------------------- */
+/* --- activations ------------------------------------------------------------------------------ */
 
 static int norm_op(const float *x, const float *weight, const float *bias, float eps, int64_t n,
                    int64_t dim, float *out, int layer) {
@@ -176,7 +176,7 @@ int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int
     return finished();
 }
 
-/* --- attention ---------------------------------------------------------------------------------- */
+/* --- attention -------------------------------------------------------------------------------- */
 
 int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first) {
     if (first < 0 || !countable(count, 1) || (count && (!x || !cache))) return GWQ_E_ARGUMENT;

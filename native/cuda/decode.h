@@ -50,7 +50,7 @@ template <int bits> DEVICE void decode(const table &t, const uint32_t *word, uin
     }
     if (bits == 5) {
         for (int j = 0; j < 8; j++) { /* -1 - entry is 63 - entry with the bias: all bits turned */
-            const uint32_t mirrored = permute(word[4] << j, 0, 0xba98u); /* 255 where bit 7 is set */
+            const uint32_t mirrored = permute(word[4] << j, 0, 0xba98u); /* 255 for a top bit */
             quads[j] ^= mirrored & 0x3f3f3f3fu;
         }
     }

@@ -1,16 +1,16 @@
 /* Products of tile matrices and int8 activations, for one token and a few.
  *
  * A block of threads has a row group, half a warp of it a strip at a time: a thread multiplies 4
- * rows with 32 columns, whose sums over four columns are one instruction (DP4A). Integers are exact,
- * and all that is added in float32 has a fixed order, which the number of tokens does not change:
- * results are the same bits alone and together, and every time. */
+ * rows with 32 columns, whose sums over four columns are one instruction (DP4A). Integers are
+ * exact, and all that is added in float32 has a fixed order, which the number of tokens does not
+ * change: results are the same bits alone and together, and every time. */
 #include "decode.h"
 #include "kernels.h"
 #include "outliers.h"
 
 /* An integer below 2^22 in magnitude is added to the bits of MAGIC, 1.5 * 2^23, whose last bit
- * counts 1: that is a float minus MAGIC, sooner than by a conversion. A piece's is at most 32 columns
- * * 32 * 32 * 127 = 4161536. */
+ * counts 1: that is a float minus MAGIC, sooner than by a conversion. A piece's is at most 32
+ * columns * 32 * 32 * 127 = 4161536. */
 #define MAGIC 12582912.0f
 enum { MAGIC_BITS = 0x4b400000 };
 
@@ -23,7 +23,8 @@ struct piece_codes {
 };
 
 DEVICE void load_codes(const code_block *b, int half, piece_codes *c) {
-    const uint4 first = ((const uint4 *)b->q)[2 * half], second = ((const uint4 *)b->q)[2 * half + 1];
+    const uint4 *q = (const uint4 *)b->q + 2 * half;
+    const uint4 first = q[0], second = q[1];
     const int2 start = ((const int2 *)b->start)[half];
     c->q[0] = first.x, c->q[1] = first.y, c->q[2] = first.z, c->q[3] = first.w;
     c->q[4] = second.x, c->q[5] = second.y, c->q[6] = second.z, c->q[7] = second.w;
@@ -151,7 +152,8 @@ constexpr int blocks_wanted(int bits, int tokens) { return tokens == 1 && bits %
 
 /* y of the tokens first .. first+tokens-1 */
 template <int bits, int tokens>
-__global__ void __launch_bounds__(256, blocks_wanted(bits, tokens)) gemv_kernel(product p, int first) {
+__global__ void __launch_bounds__(256, blocks_wanted(bits, tokens))
+    gemv_kernel(product p, int first) {
     __shared__ float of_warp[8][tokens][ROWS];
     __shared__ float of_outliers[tokens][ROWS];
     const int lane = (int)threadIdx.x % WARP;

@@ -13,20 +13,20 @@ struct step {
     int fault; /* bits: 1, a number that is not finite */
 };
 
-/* --- repack.cu: from the file's bytes (in the device's memory) ---------------------------------- */
+/* --- repack.cu: from the file's bytes (in the device's memory) -------------------------------- */
 
 /* Fills to->data and to->row_scale of a tile matrix */
 void repack_tiles(cudaStream_t stream, const uint8_t *file, int exponent, const device_matrix &to);
 /* Fills to->data, and to->scale if there are codes. type: enum gwq_type */
 void repack_rows(cudaStream_t stream, const uint8_t *file, int type, const device_matrix &to);
 
-/* --- rows.cu ------------------------------------------------------------------------------------ */
+/* --- rows.cu ---------------------------------------------------------------------------------- */
 
 /* out (count, cols) = rows ids[0..count-1], or first + *base .. if ids is NULL; base may be NULL */
 void rows_to_floats(cudaStream_t stream, const device_matrix &m, const int *ids, const int *base,
                     int first, int count, float *out);
 
-/* --- codes.cu ----------------------------------------------------------------------------------- */
+/* --- codes.cu --------------------------------------------------------------------------------- */
 
 /* f(x), as floats and as codes. x (n, cols); floats (n, stride), zeros beyond cols; blocks (2, n,
  * stride / 64), the second set where there are massive channels. */
@@ -42,7 +42,7 @@ struct activations {
 };
 void prepare(cudaStream_t stream, const activations &a);
 
-/* --- gemv.cu, rows_gemv.cu ---------------------------------------------------------------------- */
+/* --- gemv.cu, rows_gemv.cu -------------------------------------------------------------------- */
 
 /* y[i] (n, rows) = f(x) * transpose(m[i]) (+ bias[i]), into (n, rows) += factor * y[0], of up to
  * MATRICES matrices of one kind. */
@@ -68,7 +68,7 @@ void multiply(cudaStream_t stream, const product &p);
 void multiply_tiles(cudaStream_t stream, const product &p, int warps);
 void multiply_rows(cudaStream_t stream, const product &p);
 
-/* --- ops.cu ------------------------------------------------------------------------------------- */
+/* --- ops.cu ----------------------------------------------------------------------------------- */
 
 void normalize(cudaStream_t stream, const gwq_op_norm &o, int layer, int64_t n);
 /* cos and sin from position *base on (NULL: as they are), style: enum gwq_rope_style */
@@ -86,13 +86,13 @@ void copy_runs(cudaStream_t stream, const float *x, int64_t stride, int64_t n, i
 void store(cudaStream_t stream, const float *x, int64_t count, int type, void *cache,
            int64_t first, const int *base, int64_t width);
 
-/* --- choice.cu ---------------------------------------------------------------------------------- */
+/* --- choice.cu -------------------------------------------------------------------------------- */
 
 /* As gwq_top and gwq_route; what is not finite sets a bit of *fault */
 void largest(cudaStream_t stream, const float *x, int n, int k, int *ids, int *fault);
 void route(cudaStream_t stream, const gwq_op_route &o, int n, int *fault);
 
-/* --- attention.cu ------------------------------------------------------------------------------- */
+/* --- attention.cu ----------------------------------------------------------------------------- */
 
 /* start: of the first query, or added to *base. parts: NULL, or gwq_attention_bytes. */
 size_t attention_bytes(int64_t n, int64_t heads, int64_t dim);

@@ -1,20 +1,22 @@
 /* How a matrix lies in a device's memory. It is written once, by an upload, from the file's bytes.
  *
- * A tile matrix is cut into row groups of 16 rows, these into strips of 128 columns, a strip into 16
- * pieces of 4 rows and 32 columns. A thread takes a piece, half a warp a strip. A row of a piece is
- * `bits` words, and the four rows' words i are 16 bytes, so that 16 threads read 256 bytes at once:
+ * A tile matrix is cut into row groups of 16 rows, these into strips of 128 columns, a strip into
+ * 16 pieces of 4 rows and 32 columns. A thread takes a piece, half a warp a strip. A row of a piece
+ * is `bits` words, and the four rows' words i are 16 bytes, so that 16 threads read 256 bytes at
+ * once:
  *
  *     word[bits][16 pieces][4 rows]      piece = 4 * (column / 32) + row / 4, both within the strip
  *     scale[16 pieces][subs][4 rows]     int8, -32..31; subs: 2 of 16 columns, or 1 of 32 (gwq2, 3)
  *
  * Entries are looked up by nibbles, and multiplied with activations, four at a time. The columns of
- * 16 come in the order in which the ring of gwq2 has them when its word is read as nibbles, first as
- * it is and then turned by two bits:
+ * 16 come in the order in which the ring of gwq2 has them when its word is read as nibbles, first
+ * as it is and then turned by two bits:
  *
  *     0 8 1 9   2 10 3 11   4 12 5 13   6 14 7 15
  *
  * Every type has them so, and so have the activations' codes. Four of these are a quad; 32 columns
- * are the quads 0..7, two a nibble word. With n(k) the nibble m of nibble word k, 4m its lowest bit:
+ * are the quads 0..7, two a nibble word. With n(k) the nibble m of nibble word k, 4m its lowest
+ * bit:
  *
  *   gwq4: word k = n(k), k = 0..3
  *   gwq2: word h = the ring of columns 16h.., as in the file; n(2h) = it, n(2h+1) = it turned by 2

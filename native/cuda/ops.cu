@@ -107,7 +107,7 @@ void copy_runs(cudaStream_t stream, const float *x, int64_t stride, int64_t n, i
     LAUNCH(copy_kernel, blocks_of(count), THREADS, stream, x, stride, count, dim, out);
 }
 
-/* --- KV cache ----------------------------------------------------------------------------------- */
+/* --- KV cache --------------------------------------------------------------------------------- */
 
 /* FP16 to nearest even, at most +-65504; NaN stays */
 DEVICE uint16_t cached_half(float x) {

@@ -1,5 +1,5 @@
-/* Programs: a list of ops is checked once, captured as a CUDA graph, and replayed. What differs from
- * run to run, ids and position, kernels read from the device's memory. */
+/* Programs: a list of ops is checked once, captured as a CUDA graph, and replayed. What differs
+ * from run to run, ids and position, kernels read from the device's memory. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -30,7 +30,7 @@ static void forget(known *k) {
     memset(k, 0, sizeof *k);
 }
 
-/* --- checks ------------------------------------------------------------------------------------- */
+/* --- checks ----------------------------------------------------------------------------------- */
 
 static bool dims(int64_t n, int64_t dim) {
     return n > 0 && dim > 0 && n <= INT32_MAX && dim <= INT32_MAX / (n < 64 ? 64 : n);
@@ -109,7 +109,7 @@ static int check_run(const gwq_op *ops, int count, const int32_t *ids, int64_t n
     return GWQ_OK;
 }
 
-/* --- ops ---------------------------------------------------------------------------------------- */
+/* --- ops -------------------------------------------------------------------------------------- */
 
 static void run_op(const gwq_op *op, int64_t n, const device_matrix *experts, void *scratch) {
     const cudaStream_t stream = gwq_context.stream;
@@ -182,7 +182,7 @@ uint64_t gwq_program_bytes(const gwq_op *ops, int count, int threads) {
     return most;
 }
 
-/* --- lists that are known ----------------------------------------------------------------------- */
+/* --- lists that are known --------------------------------------------------------------------- */
 
 static known *find(const gwq_op *ops, int count, int64_t n, void *scratch) {
     for (known *k = list; k < list + MOST_KNOWN; k++)

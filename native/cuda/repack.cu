@@ -1,7 +1,7 @@
 /* Matrices from the file's order (gwq_format.h) to the device's (layout.h). */
 #include "kernels.h"
 
-/* --- what the file says ------------------------------------------------------------------------- */
+/* --- what the file says ----------------------------------------------------------------------- */
 
 /* A tile matrix as it lies in the file, of which the parts of a row group repeat every `group`
  * bytes. */
@@ -88,7 +88,8 @@ DEVICE uint32_t scale_byte(const file_block &b, int at) {
 DEVICE int file_scale(const file_block &b, int bits, int r, int k) {
     uint32_t s;
     if (bits >= 4 && k == 3)
-        s = scale_byte(b, r) >> 6 | scale_byte(b, 16 + r) >> 6 << 2 | scale_byte(b, 32 + r) >> 6 << 4;
+        s = scale_byte(b, r) >> 6 | scale_byte(b, 16 + r) >> 6 << 2 |
+            scale_byte(b, 32 + r) >> 6 << 4;
     else if (bits < 4 && k == 1)
         s = scale_byte(b, r) >> 6 | (scale_byte(b, 16 + r % 8) >> (r < 8 ? 0 : 4) & 15) << 2;
     else
@@ -96,7 +97,7 @@ DEVICE int file_scale(const file_block &b, int bits, int r, int k) {
     return (int)s - BIAS;
 }
 
-/* --- what kernels want -------------------------------------------------------------------------- */
+/* --- what kernels want ------------------------------------------------------------------------ */
 
 /* Column of nibble m of nibble word k: the inverse of place_of */
 DEVICE int column_of(int k, int m) {
@@ -204,7 +205,7 @@ void repack_tiles(cudaStream_t stream, const uint8_t *file, int exponent, const 
     LAUNCH(repack_tiles_kernel, ceil_div(words, 256), 256, stream, f, to, exponent);
 }
 
-/* --- ggml types --------------------------------------------------------------------------------- */
+/* --- ggml types ------------------------------------------------------------------------------- */
 
 /* A thread for every 16 bytes of a row */
 __global__ void repack_rows_kernel(const uint8_t *file, int type, int64_t file_row,

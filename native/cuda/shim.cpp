@@ -221,8 +221,8 @@ extern "C" void gwq_shim_machine(int devices, int capability) {
 
 /* --- runtime ---------------------------------------------------------------------------------- */
 
-/* Memory that ends where an inaccessible page begins, up to 16 bytes: what reads or writes beyond it
- * crashes. Before it lies what cudaFree has to know. */
+/* Memory that ends where an inaccessible page begins, up to 16 bytes: what reads or writes beyond
+ * it crashes. Before it lies what cudaFree has to know. */
 struct region {
     void *start;
     size_t length, bytes;

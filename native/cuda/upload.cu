@@ -77,7 +77,7 @@ static int put_data(const gwq_matrix *host, handle *h, size_t data, size_t scale
     return status;
 }
 
-/* --- outliers ----------------------------------------------------------------------------------- */
+/* --- outliers --------------------------------------------------------------------------------- */
 
 static int offset_at(const gwq_matrix *m, int64_t group) {
     const uint8_t *p = m->offsets + 4 * group;
@@ -98,7 +98,8 @@ static void walk_outliers(const gwq_matrix *m, int *starts, uint32_t *entries) {
                     if (record[r] <= level) continue;
                     const int64_t row = group * ROWS + r;
                     const uint32_t bits = value[2 * at] | (uint32_t)value[2 * at + 1] << 8;
-                    if (entries) entries[starts[row]++] = bits << 16 | (uint32_t)(first + column[at]);
+                    const uint32_t place = (uint32_t)(first + column[at]);
+                    if (entries) entries[starts[row]++] = bits << 16 | place;
                     else starts[row + 1]++;
                     at++;
                 }
@@ -132,7 +133,7 @@ static int put_outliers(const gwq_matrix *host, handle *h, size_t *bytes) {
     return status;
 }
 
-/* --- the ABI ------------------------------------------------------------------------------------ */
+/* --- the ABI ---------------------------------------------------------------------------------- */
 
 static void drop(handle *h) {
     cudaFree(h->memory);

@@ -1,15 +1,15 @@
-/* libgwq_cuda: the functions of gwq.h and gwq_program.h on a CUDA device. This is what it has beside
- * them, and how it differs.
+/* libgwq_cuda: the functions of gwq.h and gwq_program.h on a CUDA device. This is what it has
+ * beside them, and how it differs.
  *
  * There the following are in the device's memory: arrays of float, KV caches, scratch, what gwq_top
- * and gwq_route write. In the host's: structs, arrays of pointers, and ids. A gwq_matrix is one that
- * gwq_cuda_upload made; gwq_matrix_check takes one in the host's memory. A gwq_pool is one thread.
- * gwq_matmul needs its scratch for every type; gwq_read reads the device's memory, 16-byte aligned.
- * Not there: what serves export (gwq_encode, gwq_multiply).
+ * and gwq_route write. In the host's: structs, arrays of pointers, and ids. A gwq_matrix is one
+ * that gwq_cuda_upload made; gwq_matrix_check takes one in the host's memory. A gwq_pool is one
+ * thread. gwq_matmul needs its scratch for every type; gwq_read reads the device's memory, 16-byte
+ * aligned. Not there: what serves export (gwq_encode, gwq_multiply).
  *
  * Everything happens in the order of the calls. A function may return before the device is done;
- * gwq_cuda_read and gwq_program_run return afterwards. GWQ_E_DEVICE from any function: the driver or
- * the device failed, then or earlier (gwq_cuda_error says how).
+ * gwq_cuda_read and gwq_program_run return afterwards. GWQ_E_DEVICE from any function: the driver
+ * or the device failed, then or earlier (gwq_cuda_error says how).
  *  */
 #ifndef GWQ_CUDA_H
 #define GWQ_CUDA_H
