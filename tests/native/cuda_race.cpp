@@ -100,7 +100,7 @@ static void attention() {
     gwq_op_attention o = {q.data(), kv.data(), kv.data(),   GWQ_TYPE_F32, HEADS,     KV_HEADS,
                           DIM,      0,         0.125f, 30, out.data()};
     attend(0, o, TOKENS, KEYS - TOKENS, nullptr, parts.data());
-    attend(0, o, TOKENS, 5, nullptr, nullptr);
+    attend(0, o, TOKENS, KEYS - TOKENS, nullptr, nullptr); /* several runs of keys in a block */
 }
 
 static void others() {
