@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(RUN, numbers == 4 ? 3 : 4)
         const int64_t position = at + (thread < keys ? thread : 0);
         scores_of<type, RUN * numbers>(q, o.k, position * stride + kv_head * o.dim, dim, score);
         float shrink[QUERIES];
+        /* p of the run before is read until all threads come to the first barrier in here */
         for (int i = 0; i < QUERIES; i++) {
             score[i] *= o.scale;
             if (o.softcap > 0) score[i] = capped(score[i], o.softcap);
@@ -169,7 +170,6 @@ __global__ void __launch_bounds__(RUN, numbers == 4 ? 3 : 4)
                 for (int i = 0; i < QUERIES; i++) sum[i][j] = fmaf(p[key][i], v, sum[i][j]);
             }
         }
-        __syncthreads(); /* p, most_of and total_of are written again */
     }
     for (int i = 0; i < QUERIES; i++) {
         if (query[i] < 0) continue;

@@ -1,6 +1,6 @@
 /* Runs kernels of the CUDA library over the shim, for ThreadSanitizer: a product of every kind, for
  * one token and a few, with massive channels and outliers; attention; a choice; a norm. An argument
- * `race` runs a kernel that has one, which must be found. */
+ * `race` or `late_race` runs a kernel that has one, which must be found. */
 #include <stdio.h>
 #include <string.h>
 #include <vector>
@@ -11,6 +11,17 @@ __global__ void race_kernel(float *x) {
     of_block[threadIdx.x] = x[threadIdx.x];
     /* no barrier */
     x[threadIdx.x] = of_block[threadIdx.x ^ 1];
+}
+
+/* The numbers are read in time, and written again too soon */
+__global__ void late_race_kernel(float *x) {
+    __shared__ float of_block[64];
+    of_block[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    const float other = of_block[threadIdx.x ^ 33];
+    of_block[threadIdx.x] = other;
+    __syncthreads();
+    x[threadIdx.x] = of_block[threadIdx.x];
 }
 
 static std::vector<float> numbers(size_t count) {
@@ -116,10 +127,11 @@ static void others() {
 }
 
 int main(int count, char **words) {
-    if (count > 1 && !strcmp(words[1], "race")) {
+    if (count > 1) {
         std::vector<float> x = numbers(64);
         float *const data = x.data();
-        LAUNCH(race_kernel, 1, 64, 0, data);
+        if (!strcmp(words[1], "race")) LAUNCH(race_kernel, 1, 64, 0, data);
+        else LAUNCH(late_race_kernel, 1, 64, 0, data);
         return 0;
     }
     products();

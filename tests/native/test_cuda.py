@@ -223,9 +223,10 @@ def test_no_two_threads_race(race):
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-3000:]
 
 
-def test_a_race_is_found(race):
-    done = under_tsan(race, "race")
-    assert done.returncode and "data race" in done.stderr and "race_kernel" in done.stderr
+@pytest.mark.parametrize("name", ["race", "late_race"])
+def test_a_race_is_found(race, name):
+    done = under_tsan(race, name)
+    assert done.returncode and "data race" in done.stderr and f"{name}_kernel" in done.stderr
 
 
 # --- tools/gpu-check ---
