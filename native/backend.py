@@ -1,6 +1,8 @@
 """Hooks for setuptools: the wheel carries the library and its headers, the sdist the C sources."""
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent
-SOURCES = (".c", ".h", ".cu", ".py")
+SOURCES = (".c", ".cpp", ".h", ".cu", ".py")
 
 
 def _build_module() -> ModuleType:
@@ -20,18 +22,35 @@ def _build_module() -> ModuleType:
     return module
 
 
+def _build_cuda(folder: Path) -> None:
+    """Put libgwq_cuda.so beside the library. Raises SystemExit without nvcc."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from native.build_cuda import build
+    finally:
+        sys.path.pop(0)
+    build(folder)
+
+
 class BuildPy(build_py):
-    """Compiles into the wheel's package folder; an editable install, into the source tree."""
+    """Compiles into the wheel's package folder; an editable install, into the source tree.
+
+    GWQ_CUDA=1 in the environment: libgwq_cuda.so too, which takes nvcc.
+    """
 
     def run(self) -> None:
         super().run()
         native = _build_module()
         in_wheel = Path(self.build_lib, native.PACKAGE.relative_to(ROOT))
-        native.build(native.PACKAGE if self.editable_mode else in_wheel)
+        folder = native.PACKAGE if self.editable_mode else in_wheel
+        native.build(folder)
+        if os.environ.get("GWQ_CUDA") == "1":
+            _build_cuda(folder)
 
     def get_source_files(self) -> list[str]:
         """What the sdist contains, native/ with its folders included."""
-        folders = [NATIVE, NATIVE / "include", *(NATIVE / name for name in _build_module().FOLDERS)]
+        names = ["include", "cuda", *_build_module().FOLDERS]
+        folders = [NATIVE, *(NATIVE / name for name in names)]
         files = [p for folder in folders for p in folder.iterdir() if p.suffix in SOURCES]
         return super().get_source_files() + [str(p.relative_to(ROOT)) for p in sorted(files)]
 

@@ -22,6 +22,7 @@ HEADERS = (
     "gwq_format.h",
     "gwq.h",
     "gwq_program.h",
+    "gwq_cuda.h",
 )  # of the include folder, in the order of abi_hash
 INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of cpu/ by their folder
 WARNINGS = "-Wall -Wextra -Werror=implicit"
@@ -54,6 +55,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
     "cpu": (
         {
             "dispatch.c": "",
+            "check.c": "",
             "matrix.c": "",
             "matmul.c": "",
             "massive.c": "",

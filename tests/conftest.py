@@ -1,7 +1,9 @@
 """Fixtures: small random models, cached exports, the library with every instruction set."""
 
+import ctypes
 import json
 import os
+import shutil
 
 import pytest
 
@@ -87,7 +89,40 @@ def simde_library(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
+def cuda_library(tmp_path_factory):
+    """Path of the CUDA library's host build."""
+    if "GWQ_CUDA_HOST_LIBRARY" in os.environ:
+        return os.environ["GWQ_CUDA_HOST_LIBRARY"]
+    if not any(map(shutil.which, ("c++", "g++"))):
+        pytest.skip("no C++ compiler (Debian: g++)")
+    from native.build_cuda import build_host
+
+    return build_host(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def shim(cuda_library):
+    """The switches of native/cuda/shim.cpp, back as they were afterwards."""
+    shim = ctypes.CDLL(str(cuda_library))
+    yield shim
+    shim.gwq_shim_reverse(0)
+    shim.gwq_shim_memory(ctypes.c_size_t(4 << 30))
+    shim.gwq_shim_machine(1, 90)
+
+
+@pytest.fixture
+def cuda_device(cuda_library, monkeypatch):
+    """As if this machine had a GPU, with the CUDA library's host build as its library."""
+    from gwq_export.native import cuda
+
+    monkeypatch.setenv("GWQ_CUDA_LIBRARY", str(cuda_library))
+    cuda.cuda_lib.cache_clear()
+    yield
+    cuda.cuda_lib.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def libraries(request, tmp_path_factory):
     """name -> library; the SIMDe one runs the AVX-512 code on any x86 CPU."""
     from gwq_export.format.types import ffi
 
@@ -96,9 +131,13 @@ def libraries(tmp_path_factory):
     def library(isa):
         if isa.endswith("-simde") and not os.path.exists("/usr/include/simde/x86/avx512.h"):
             pytest.skip("SIMDe is not installed (Debian: libsimde-dev)")
-        key = isa.endswith("-simde")
+        key = isa if isa == "cuda" else isa.endswith("-simde")
         if key not in opened:
-            opened[key] = ffi.dlopen(str(simde_library(tmp_path_factory) if key else LIBRARY))
+            if key == "cuda":
+                path = request.getfixturevalue("cuda_library")
+            else:
+                path = simde_library(tmp_path_factory) if key else LIBRARY
+            opened[key] = ffi.dlopen(str(path))
         return opened[key]
 
     return library

@@ -34,11 +34,18 @@ class Contender:
     """An engine and an open file, in a process of its own that runs only while it is asked.
 
     facts: what it sent when it was ready (see `worker`). checkout: folder of another checkout of
-    the repository, whose worker is to run; None: this package's. Raises GwqError.
+    the repository, whose worker is to run; None: this package's. device: of our own engine, as for
+    `gwq_export.load`. Raises GwqError.
     """
 
     def __init__(
-        self, engine: str, reader: Reader, threads: int, ctx: int, checkout: Path | None = None
+        self,
+        engine: str,
+        reader: Reader,
+        threads: int,
+        ctx: int,
+        checkout: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.engine = engine
         self.reader = reader
@@ -46,6 +53,8 @@ class Contender:
         vocab = reader.tensors["token_embd.weight"].shape[0]
         path = os.path.abspath(reader.path)
         arguments = [engine, path, str(threads), str(ctx), str(vocab)]
+        if device != "cpu":
+            arguments.append(device)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gwq_export.bench.worker", *arguments],
             stdin=subprocess.PIPE,
@@ -132,7 +141,9 @@ def engines(reader: Reader) -> list[str]:
     return names
 
 
-def start(reader: Reader, names: Sequence[str], threads: int, ctx: int) -> list[Contender]:
+def start(
+    reader: Reader, names: Sequence[str], threads: int, ctx: int, device: str = "cpu"
+) -> list[Contender]:
     """A Contender for each engine; llama.cpp also without repacking where it repacks.
 
     Raises GwqError if one fails, after closing the others.
@@ -140,7 +151,7 @@ def start(reader: Reader, names: Sequence[str], threads: int, ctx: int) -> list[
     made: list[Contender] = []
     try:
         for name in names:
-            made.append(Contender(name, reader, threads, ctx))
+            made.append(Contender(name, reader, threads, ctx, device=device))
             if name == PEER and made[-1].repacks:
                 made.append(Contender(f"{PEER}, no repack", reader, threads, ctx))
     except BaseException:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from gwq_export.bench import contender
-from gwq_export.bench.roof import Beside, Roofs
+from gwq_export.bench.roof import Beside, DeviceRoofs, Roofs
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.machine import cpu_name, default_threads
+from gwq_export.native.cuda import pool_of
 from gwq_export.runtime.page_cache import read_anew
 
 FLOATS = ("F32", "F16", "BF16")
@@ -118,6 +119,11 @@ def _quartiles(values: list[float]) -> list[float]:
     return [float(q) for q in np.quantile(values, [0.5, 0.25, 0.75])]
 
 
+def _blocks(reader: Reader) -> int:
+    """How many decoder blocks the model has."""
+    return int(reader.metadata[f"{reader.metadata['general.architecture']}.block_count"])
+
+
 class _Test:
     """The runs of one contender in one test: `tokens` in a prompt (gen False) or decoded."""
 
@@ -133,10 +139,11 @@ class _Test:
             return self.c.run(0, self.tokens)[1]
         return self.c.run(self.tokens, 0)[0]
 
-    def row(self, first: "_Test", threads: int) -> dict[str, Any]:
+    def row(self, first: "_Test", threads: int, gpu: str) -> dict[str, Any]:
         """The row of the runs so far.
 
-        first: the _Test of the file that others are compared with.
+        first: the _Test of the file that others are compared with. gpu: name of the device, "" for
+        none.
         """
         reader = self.c.reader
         facts = self.c.facts
@@ -151,7 +158,7 @@ class _Test:
             "build_commit": facts["version"],
             "build_number": 0,
             "cpu_info": cpu_name(),
-            "gpu_info": "",
+            "gpu_info": gpu,
             "backends": facts["backend"],
             "model_filename": reader.path,
             "model_type": model_type(reader),
@@ -164,7 +171,7 @@ class _Test:
             "n_threads": threads,
             "type_k": facts["cache_type"],
             "type_v": facts["cache_type"],
-            "n_gpu_layers": 0,
+            "n_gpu_layers": _blocks(reader) if gpu else 0,
             "n_prompt": 0 if self.gen else self.tokens,
             "n_gen": self.tokens if self.gen else 0,
             "n_depth": 0,
@@ -198,10 +205,12 @@ def model_rows(
     against: Sequence[str | PathLike[str]] = (),
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     emit: Callable[[dict[str, Any]], None] = lambda row: None,
+    device: str = "cpu",
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time a file; returns rows, and those of the roof (`Roofs.rows`). Raises GwqError.
 
-    emit: is given every row as soon as it is measured.
+    emit: is given every row as soon as it is measured. device: as for `gwq_export.load`; another
+    one than the CPU is measured against its own memory roof, without `against`.
 
     Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out; None: PROMPT and GEN, or what fits the
     context) at each thread count (None: all CPUs),
@@ -211,15 +220,20 @@ def model_rows(
     """
     if repeats < 1:
         raise GwqError("nothing to measure: give -p or -n a positive number, and -r at least 1")
+    if device != "cpu" and against:
+        raise GwqError("--against runs on the CPU: leave it out, or use --device cpu")
     files = _readers(path, against)
     prompt, gen = _lengths(prompt, gen, (reader for reader, _ in files))
     tests = [(tokens, decoded) for tokens, decoded in ((prompt, False), (gen, True)) if tokens]
     ctx = max(prompt, gen + 1)
-    roofs = Roofs()
+    pool = None if device == "cpu" else pool_of(device)
+    roofs = Roofs() if pool is None else DeviceRoofs(pool)
+    gpu = "" if pool is None else getattr(pool, "name", "")
     rows = []
     done = 0
-    total = len(tests) * len(threads) * repeats
-    for t in (t or default_threads() for t in threads):
+    counts = [t or default_threads() for t in threads] if pool is None else [1]
+    total = len(tests) * len(counts) * repeats
+    for t in counts:
         roof = roofs.made(t, progress)
         with ExitStack() as stack:
             contenders = []
@@ -227,7 +241,7 @@ def model_rows(
                 progress("load", i, len(files))
                 for part in reader.parts:
                     read_anew(part.path)
-                for c in contender.start(reader, names, t, ctx):
+                for c in contender.start(reader, names, t, ctx, device):
                     stack.callback(c.close)
                     contenders.append(c)
             progress("load", len(files), len(files))
@@ -245,6 +259,6 @@ def model_rows(
                     done += 1
                     progress("bench", done, total)
                 for test in timed:
-                    rows.append(test.row(timed[0], t))
+                    rows.append(test.row(timed[0], t, gpu))
                     emit(rows[-1])
     return rows, roofs.rows()

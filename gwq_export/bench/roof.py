@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gwq_export.native.library import Pool
-from gwq_export.native.ops import read_roof
+from gwq_export.native.ops import read_memory, read_roof
 
 WORKING_SET = 400 << 20  # bytes read in turn, so that no cache serves them
 STREAMS = (1, 2, 3, 4, 8)
@@ -92,6 +92,39 @@ class Roofs:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of all Roofs made so far."""
         return [row for roof in self._made.values() for row in roof.rows()]
+
+
+class DeviceRoofs:
+    """The roof of a device's memory, in the place of Roofs: there is one way of reading it.
+
+    pool: the device. nbytes: that are read; None: WORKING_SET.
+    """
+
+    def __init__(self, pool: Pool, nbytes: int | None = None) -> None:
+        self.pool = pool
+        self.nbytes = nbytes or WORKING_SET
+        self._keep, self._memory = pool.scratch(self.nbytes)
+        self._rates: list[float] = []
+
+    def made(self, threads: int, progress: Progress = _silent) -> "DeviceRoofs":
+        """The roof, which knows no threads. progress: as for `Roof`."""
+        for done in range(ROUNDS):
+            progress("memory roof", done, ROUNDS)
+            self.now()
+        progress("memory roof", ROUNDS, ROUNDS)
+        return self
+
+    def now(self) -> float:
+        """The rate at this moment, GB/s."""
+        start = time.perf_counter()
+        read_memory(self.pool, self._memory, self.nbytes)
+        self._rates.append(self.nbytes / (time.perf_counter() - start) / 1e9)
+        return self._rates[-1]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As Roofs.rows, one."""
+        gbps = statistics.median(self._rates)
+        return [{"threads": 1, "streams": 1, "ahead": 0, "gbps": gbps}]
 
 
 class Beside:

@@ -1,6 +1,6 @@
 """One engine with one file in a process of its own.
 
-    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB
+    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB [DEVICE]
 
 Commands come as lines of JSON on stdin, {"prompt": n, "gen": n}: a prompt of n tokens in an empty
 context, then n tokens decoded greedily, one by one. Answers go to stdout: {"prompt_ns", "gen_ns"},
@@ -49,13 +49,13 @@ class Gwq:
     module = "gwq_export.runtime.model"
     version = __version__
 
-    def __init__(self, path: str, threads: int, ctx: int) -> None:
+    def __init__(self, path: str, threads: int, ctx: int, device: str = "cpu") -> None:
         from gwq_export.native.library import isa
         from gwq_export.runtime.model import Model
         from gwq_export.runtime.session import BATCH
 
-        self.session = Model(path, threads=threads).session(ctx)
-        self.backend = f"gwq-{isa()}"
+        self.session = Model(path, device=device, threads=threads).session(ctx)
+        self.backend = f"gwq-{isa() if device == 'cpu' else 'cuda'}"
         self.batch = (BATCH, BATCH)
         self.cache_type = self.session.cache_type.name
 
@@ -143,12 +143,16 @@ def serve(
     vocab: int,
     commands: Iterable[str],
     send: Callable[[dict[str, Any]], None],
+    device: str = "cpu",
 ) -> None:
     """Open the file, send what that took, and answer every line of `commands`."""
     ids = random.Random(0).choices(range(vocab), k=ctx)
     importlib.import_module(ENGINES[engine].module)
     start = time.perf_counter_ns()
-    opened = ENGINES[engine](path, threads, ctx)
+    if device == "cpu":
+        opened = ENGINES[engine](path, threads, ctx)
+    else:
+        opened = Gwq(path, threads, ctx, device)
     load = time.perf_counter_ns() - start
     opened.run(ids[:1], 0)
     first = time.perf_counter_ns() - start
@@ -172,7 +176,7 @@ def serve(
 
 def main() -> None:
     """Serve one engine, as the command line says."""
-    engine, path, threads, ctx, vocab = sys.argv[1:]
+    engine, path, threads, ctx, vocab, *device = sys.argv[1:]
     # a stopped process must not outlive its parent
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     out = os.fdopen(os.dup(1), "w", buffering=1)
@@ -182,7 +186,7 @@ def main() -> None:
         print(json.dumps(answer), file=out)
 
     try:
-        serve(engine, path, int(threads), int(ctx), int(vocab), sys.stdin, send)
+        serve(engine, path, int(threads), int(ctx), int(vocab), sys.stdin, send, *device)
     except GwqError as e:
         send({"error": str(e)})
     sys.stdout.flush()

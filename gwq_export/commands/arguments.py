@@ -26,13 +26,22 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.memory = memory
-        self._model: tuple[str, str, bool] | None = None  # its dest and metavar; whether it must be
+        # its dest and metavar; whether it must be there; the flag that spares it
+        self._model: tuple[str, str, bool, str | None] | None = None
 
     def add_model(
-        self, dest: str, metavar: str, help: str | None = None, required: bool = True
+        self,
+        dest: str,
+        metavar: str,
+        help: str | None = None,
+        required: bool = True,
+        spared_by: str | None = None,
     ) -> None:
-        """Add the argument that names the model: by its place, or after -m as in llama.cpp."""
-        self._model = dest, metavar, required
+        """Add the argument that names the model: by its place, or after -m as in llama.cpp.
+
+        spared_by: dest of a flag with which the command needs no model.
+        """
+        self._model = dest, metavar, required, spared_by
         self.usage = f"%(prog)s {metavar} [options]"
         text = f"{help or 'the file'}; -m {metavar} does the same"
         self.add_argument(dest, nargs="?", metavar=metavar, help=text)
@@ -42,7 +51,9 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; the model of -m gets its own name."""
         found, others = super().parse_known_args(args, namespace)
         if self._model is not None:
-            dest, metavar, required = self._model
+            dest, metavar, required, spared_by = self._model
+            if spared_by and getattr(found, spared_by):
+                required = False
             named = found.__dict__.pop("_m")
             if named is not None and getattr(found, dest) is not None:
                 self.error(f"{metavar} and -m both name the model: give one")
@@ -74,6 +85,16 @@ def add_threads(group: Any) -> None:
         type=int,
         metavar="N",
         help="CPU threads (default: as many CPUs as this process may use)",
+    )
+
+
+def add_device(group: Any) -> None:
+    """Add the flag --device."""
+    group.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="cpu (default), or cuda (cuda:N): a GPU whose memory takes the whole model",
     )
 
 

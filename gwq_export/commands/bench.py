@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from gwq_export.commands.arguments import Parser, add_common, thread_counts
+from gwq_export.commands.arguments import Parser, add_common, add_device, thread_counts
 from gwq_export.commands.console import Progress
 from gwq_export.errors import GwqError
 
@@ -72,6 +72,7 @@ def parser() -> Parser:
         metavar="N,N",
         help="thread counts (default: as many CPUs as this process may use)",
     )
+    add_device(group)
     group.add_argument("-r", type=int, default=5, metavar="N", help="repetitions (default 5)")
     group.add_argument(
         "-o",
@@ -95,6 +96,10 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         raise GwqError(
             "--ops-profile looks at one file with one thread count: leave out --kernels and"
             " --against, and give one -t"
+        )
+    if args.device != "cpu" and (args.kernels or args.ops_profile):
+        raise GwqError(
+            "--kernels and --ops-profile time the CPU: leave them out, or use --device cpu"
         )
     if args.kernels and args.against:
         raise GwqError("--against compares files: give FILE.gguf instead of --kernels")
@@ -120,7 +125,15 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         rows, roof = kernels.kernel_rows(chosen, args.threads, args.r, progress=progress, emit=emit)
     else:
         rows, roof = models.model_rows(
-            args.file, args.p, args.n, args.threads, args.r, args.against, progress, emit
+            args.file,
+            args.p,
+            args.n,
+            args.threads,
+            args.r,
+            args.against,
+            progress,
+            emit,
+            args.device,
         )
     progress.close()
     printer.end(roof)

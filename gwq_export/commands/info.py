@@ -25,9 +25,10 @@ def parser() -> Parser:
             "gwq-info model.gguf --check",
             "gwq-info model.gguf --report model.html",
             "gwq-info model.gguf --to-safetensors folder --dtype bfloat16",
+            "gwq-info --devices",
         ],
     )
-    p.add_model("file", "FILE.gguf")
+    p.add_model("file", "FILE.gguf", spared_by="devices")
     group = p.add_argument_group("What to do with it")
     group.add_argument(
         "--check", action="store_true", help="validate every byte that can be validated"
@@ -49,8 +50,28 @@ def parser() -> Parser:
         metavar="HF_FOLDER",
         help="for --to-safetensors: copy config and tokenizer from the source model",
     )
+    group.add_argument(
+        "--devices", action="store_true", help="instead, what this machine can run models on"
+    )
     add_common(p.add_argument_group("Output"))
     return p
+
+
+def _print_devices() -> dict[str, Any]:
+    """Print what --device may name; returns what --json prints."""
+    from gwq_export.runtime.devices import devices
+
+    found = devices()
+    cpu = found["cpu"]
+    print(f"cpu     {cpu['name']}, {cpu['threads']} threads, {cpu['isa']}")
+    for i, d in enumerate(found["cuda"]):
+        able = "" if d["usable"] else ", too old to be used"
+        print(
+            f"cuda:{i}  {d['name']}, compute capability {d['capability']}, {size(d['bytes'])}{able}"
+        )
+    if found["why_no_cuda"]:
+        print(f"no CUDA device: {found['why_no_cuda']}")
+    return found
 
 
 def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -60,6 +81,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from gwq_export.format.header import GGML_TYPES
     from gwq_export.format.reader import Reader
 
+    if args.devices:
+        return _print_devices()
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
         if value is not None and args.to_safetensors is None:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")

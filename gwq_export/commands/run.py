@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.commands.arguments import Parser, add_base, add_common, add_threads
+from gwq_export.commands.arguments import Parser, add_base, add_common, add_device, add_threads
 from gwq_export.commands.console import Progress, ctrl_c_asks, explained
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
@@ -114,7 +114,7 @@ def parser() -> Parser:
         help="compute tokens ahead that this smaller model with the same vocabulary guesses"
         " (the text is the same)",
     )
-    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu, the only one so far")
+    add_device(group)
     add_base(group)
     add_common(group)
     return p

@@ -18,12 +18,17 @@ from gwq_export.runtime.model import Model
 from gwq_export.runtime.session import BATCH, Session
 
 
-def load(path: str | PathLike[str], threads: int | None = None, base: bool = False) -> Model:
+def load(
+    path: str | PathLike[str],
+    threads: int | None = None,
+    base: bool = False,
+    device: str = "cpu",
+) -> Model:
     """Open any GGUF file of a supported architecture, with a KV cache of float32.
 
-    threads, base: as for `gwq_export.load`. Raises GwqError.
+    threads, base, device: as for `gwq_export.load`. Raises GwqError.
     """
-    return Model(open_any(path, base), threads=threads, cache="f32")
+    return Model(open_any(path, base), device=device, threads=threads, cache="f32")
 
 
 @dataclass(frozen=True)

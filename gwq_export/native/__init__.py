@@ -1,9 +1,11 @@
-"""The C library from Python. `native/build.py` puts libgwq.so and its headers into this folder.
+"""The C library from Python. `native/build.py` puts libgwq.so and its headers into this folder,
+`native/build_cuda.py` libgwq_cuda.so, if there is one.
 
 Modules import only those listed above them:
     library
     ops
     matrix
+    cuda
     recorder
     joining
     program

@@ -44,6 +44,7 @@ _SENTENCES = {
         "a number is not finite: the file is damaged (see gwq-info --check), or the model was"
     ),
     "GWQ_E_MEMORY": "out of memory, or no more threads can be started",
+    "GWQ_E_DEVICE": "the GPU or its driver failed: see the system's log, or use --device cpu",
 }
 
 
@@ -56,6 +57,20 @@ def lib() -> Any:
         return _open()
 
 
+def open_library(path: Path, build_command: str) -> Any:
+    """A library of the headers' functions. Raises GwqError: it does not open, or has other ones."""
+    try:
+        library = ffi.dlopen(str(path))
+    except OSError as e:
+        raise GwqError(f"{path} cannot be opened ({e}): build it with `{build_command}`") from None
+    headers = b"".join((_FOLDER / name).read_bytes() for name in HEADERS)
+    if ffi.string(library.gwq_abi()).decode() != hashlib.sha256(headers).hexdigest():
+        raise GwqError(
+            f"{path} was built from other headers: build it again with `{build_command}`"
+        )
+    return library
+
+
 @functools.cache
 def _open() -> Any:
     path = _FOLDER / "libgwq.so"
@@ -63,15 +78,7 @@ def _open() -> Any:
         raise GwqError(
             f"{path} is missing: build it with `{BUILD_COMMAND}` or reinstall gwq-export"
         )
-    try:
-        library = ffi.dlopen(str(path))
-    except OSError as e:
-        raise GwqError(f"{path} cannot be opened ({e}): build it with `{BUILD_COMMAND}`") from None
-    headers = b"".join((_FOLDER / name).read_bytes() for name in HEADERS)
-    if ffi.string(library.gwq_abi()).decode() != hashlib.sha256(headers).hexdigest():
-        raise GwqError(
-            f"{path} was built from other headers: build it again with `{BUILD_COMMAND}`"
-        )
+    library = open_library(path, BUILD_COMMAND)
     wanted = os.environ.get("GWQ_ISA")
     if library.gwq_isa_select(wanted.encode() if wanted else ffi.NULL):
         raise GwqError(
@@ -137,14 +144,27 @@ class F32:
             self.array = floats.reshape(shape_or_array)
         self.ptr = pointer(self.array)
 
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return self.array.size
+
+    def fetch(self, out: np.ndarray) -> None:
+        """Copy into an array of this shape, unless the numbers lie there already."""
+        if out is not self.array:
+            out[...] = self.array
+
 
 class Pool:
     """The threads that the native operations run on.
 
-    Several Python threads may use one Pool at once: a call holds it until it is done.
+    Several Python threads may use one Pool at once: a call holds it until it is done. What they
+    compute with lies where `floats`, `scratch` and `matrix` put it.
 
     threads: 1 to 256; None takes one for each CPU. Raises GwqError.
     """
+
+    on_device = False  # whether pointers are those of a device's memory
 
     def __init__(self, threads: int | None = None) -> None:
         threads = default_threads() if threads is None else threads
@@ -153,6 +173,28 @@ class Pool:
         self.threads = threads
         self.start()
         _pools.add(self)
+
+    @property
+    def lib(self) -> Any:
+        """The library whose functions compute."""
+        return lib()
+
+    def floats(self, shape_or_array: int | tuple[int, ...] | np.ndarray) -> F32:
+        """float32 numbers, as F32 takes them."""
+        return F32(shape_or_array)
+
+    def output(self, out: np.ndarray) -> F32:
+        """Numbers that `fetch(out)` will bring into an array, C-contiguous float32."""
+        return F32(out)
+
+    def scratch(self, count: int) -> tuple[Any, Pointer]:
+        """(what keeps the memory, void pointer) of `count` bytes."""
+        memory = np.empty(count, np.uint8)
+        return memory, pointer(memory, "void *")
+
+    def matrix(self, matrix: Any) -> Any:
+        """A `native.matrix.Matrix` where the operations find it."""
+        return matrix
 
     def start(self) -> None:
         """Start the threads. Raises GwqError when the system gives none."""

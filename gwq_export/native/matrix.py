@@ -1,5 +1,6 @@
 """Matrices as they lie in a file, and the linear layers made of them."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,6 +48,13 @@ class Matrix:
             f"tensor {self.name}",
         )
         return out
+
+    def moved(self, struct: Pointer) -> "Matrix":
+        """The same matrix as another gwq_matrix, such as one in a device's memory."""
+        matrix = copy.copy(self)
+        matrix._keep = []
+        matrix.struct = struct
+        return matrix
 
     def copy(self) -> "Matrix":
         """The same matrix in memory of its own."""

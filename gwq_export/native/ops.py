@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gwq_export.format.types import ROWS, ffi
-from gwq_export.native.library import F32, Pointer, Pool, check, lib, pointer
+from gwq_export.native.library import Pointer, Pool, check, lib, pointer
 
 CACHE = ("f16", "q8_0", "f32")  # types that the numbers of a KV cache may have
 MAX_MATRICES = 4  # of one matmul
@@ -24,26 +24,28 @@ class Ops:
     """
 
     def __init__(self, pool: Pool) -> None:
-        self.lib = lib()
+        self.lib = pool.lib
         self.pool = pool
-        self._scratch = np.empty(0, np.uint8)
+        self._scratch: object = None  # keeps the memory
+        self._scratch_bytes = 0
         self._scratch_ptr = ffi.NULL
         self._need: dict[tuple[int, int], int] = {}  # (n, cols) -> bytes of scratch
         self._outputs = [ffi.new("float *[]", count + 1) for count in range(MAX_MATRICES)]
-        self._group = F32((ROWS, 1))
-        self._work = F32(0)
+        self._group = pool.floats((ROWS, 1))
+        self._group_cols = 1
+        self._work = pool.floats(0)
 
     def work(self, count: int) -> Pointer:
         """Pointer to `count` floats that the next call may overwrite."""
-        if self._work.array.size < count:
-            self._work = F32(count)
+        if self._work.size < count:
+            self._work = self.pool.floats(count)
         return self._work.ptr
 
     def _scratch_of(self, need: int) -> Pointer:
         """Pointer to at least `need` bytes that the next call may overwrite."""
-        if need > self._scratch.nbytes:
-            self._scratch = np.empty(need, np.uint8)
-            self._scratch_ptr = pointer(self._scratch, "void *")
+        if need > self._scratch_bytes:
+            self._scratch, self._scratch_ptr = self.pool.scratch(need)
+            self._scratch_bytes = need
         return self._scratch_ptr if need else ffi.NULL
 
     def matmul(
@@ -58,14 +60,15 @@ class Ops:
         for i in range(count):
             outputs[i] = ys[i]
         if s := self.lib.gwq_matmul(
-            self.pool.ptr, m, count, x, n, outputs, self._scratch_ptr, self._scratch.nbytes
+            self.pool.ptr, m, count, x, n, outputs, self._scratch_ptr, self._scratch_bytes
         ):
             check(s, "matmul")
 
     def embed(self, matrix: Pointer, cols: int, ids: np.ndarray, out: Pointer) -> None:
         """out (n, cols) = rows ids (n,) int32 of a gwq_matrix of `cols` columns."""
-        if self._group.array.shape[1] != cols:
-            self._group = F32((ROWS, cols))
+        if self._group_cols != cols:
+            self._group = self.pool.floats((ROWS, cols))
+            self._group_cols = cols
         if s := self.lib.gwq_embed(
             matrix, pointer(ids, "int32_t *"), len(ids), self._group.ptr, out
         ):
@@ -220,8 +223,10 @@ def read_roof(pool: Pool, array: np.ndarray, streams: int, ahead: int) -> None:
 
     streams: 1 to 8, how many places each thread reads at once; ahead: bytes prefetched, 0: none.
     """
+    read_memory(pool, pointer(array, "void *"), array.nbytes, streams, ahead)
+
+
+def read_memory(pool: Pool, memory: Pointer, count: int, streams: int = 1, ahead: int = 0) -> None:
+    """As `read_roof`, `count` bytes where the pool's operations find them."""
     out = ffi.new("uint64_t *")
-    check(
-        lib().gwq_read(pool.ptr, pointer(array, "void *"), array.nbytes, streams, ahead, out),
-        "read",
-    )
+    check(pool.lib.gwq_read(pool.ptr, memory, count, streams, ahead, out), "read")

@@ -4,7 +4,7 @@ import numpy as np
 
 from gwq_export.format.types import ffi
 from gwq_export.native.joining import joined
-from gwq_export.native.library import check, lib, pointer
+from gwq_export.native.library import check, pointer
 from gwq_export.native.recorder import Recorder
 
 MAX_TOKENS: int = ffi.typeof("enum gwq_program_limits").relements["GWQ_PROGRAM_TOKENS"]
@@ -29,7 +29,7 @@ class Program:
         self.pool = recorder.pool
         self.ops = joined(recorder.ops)
         self._recorder = recorder  # which has work buffers
-        self._lib = lib()
+        self._lib = self.pool.lib
         self._ops = ffi.new("gwq_op[]", len(self.ops))
         for struct, op in zip(self._ops, self.ops, strict=True):
             struct.kind = getattr(self._lib, f"GWQ_OP_{op.kind.upper()}")
@@ -37,9 +37,8 @@ class Program:
             setattr(struct, _STRUCTS.get(op.kind, op.kind), op.fields)
         self._ids = np.zeros(self.n, np.int32)
         self._ids_ptr = pointer(self._ids, "int32_t *")
-        size = self._lib.gwq_program_bytes(self._ops, len(self.ops), self.pool.threads)
-        self._scratch = np.empty(size, np.uint8)
-        self._scratch_ptr = pointer(self._scratch, "void *")
+        self._bytes = self._lib.gwq_program_bytes(self._ops, len(self.ops), self.pool.threads)
+        self._scratch, self._scratch_ptr = self.pool.scratch(self._bytes)
 
     def run(self, ids: np.ndarray, pos: int, nanoseconds: np.ndarray | None = None) -> None:
         """Run for the token ids (n,) at the positions from `pos` on.
@@ -57,7 +56,7 @@ class Program:
             self.n,
             pos,
             self._scratch_ptr,
-            self._scratch.nbytes,
+            self._bytes,
             times,
         ):
             check(s, "forward pass")

@@ -69,7 +69,7 @@ class Recorder(Ops):
 
     def work(self, count: int) -> Pointer:
         """Pointer to `count` floats of the program's own."""
-        self._buffers.append(F32(count))
+        self._buffers.append(self.pool.floats(count))
         return self._buffers[-1].ptr
 
     def embed(self, matrix: Pointer, cols: int, ids: np.ndarray, out: Pointer) -> None:

@@ -14,4 +14,5 @@ Modules import only those listed above them:
     sampling
     model
     chat
+    devices
 """

@@ -1,16 +1,16 @@
 """The KV cache: K and V of every layer, and of which token ids they are."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from gwq_export.errors import NoMemory
-from gwq_export.format.types import TensorType
+from gwq_export.format.types import TensorType, ffi
 from gwq_export.machine import free_memory, size
-from gwq_export.native.library import NULL, Pointer, pointer
+from gwq_export.native.library import NULL, Pointer, Pool, check, pointer
 
-Layer: TypeAlias = tuple[Pointer, Pointer, np.ndarray]
+Layer: TypeAlias = tuple[Pointer, Pointer, Any]
 FIRST = 256  # positions that there is room for at first
 
 
@@ -50,7 +50,7 @@ class KVCache:
         for room in (min(self.ctx, max(positions, 2 * self.room, FIRST)), positions):
             if self._grow(room):
                 return
-        free = free_memory()
+        free = self._free()
         raise NoMemory(
             f"the KV cache ({self.type.name}) of {positions} positions takes"
             f" {size(self.nbytes(positions))}"
@@ -59,22 +59,30 @@ class KVCache:
 
     def _grow(self, room: int) -> bool:
         """Copy everything to memory for `room` positions; whether there was enough."""
-        free = free_memory()
+        free = self._free()
         if free is not None and self.nbytes(room - self.room) > free:
             return False
         try:
             ids = np.zeros(room, np.int32)
-            for i, (_, _, old) in enumerate(self.layers):  # only one layer at a time is there twice
-                # zeros, not empty: the system gives such pages when they are first written
-                new = np.zeros((2, room, self._row), np.uint8)
-                new[:, : self.pos] = old[:, : self.pos]
-                self.layers[i] = pointer(new[0], "void *"), pointer(new[1], "void *"), new
-        except MemoryError:
+            for i, layer in enumerate(self.layers):  # only one layer at a time is there twice
+                self.layers[i] = self._larger(layer, room)
+        except (MemoryError, NoMemory):
             return False
         ids[: self.pos] = self._ids[: self.pos]
         self._ids = ids
         self.room = room
         return True
+
+    def _free(self) -> int | None:
+        """Bytes of memory that are free, None: not known."""
+        return free_memory()
+
+    def _larger(self, layer: Layer, room: int) -> Layer:
+        """A layer with what it holds, in memory for `room` positions."""
+        # zeros, not empty: the system gives such pages when they are first written
+        new = np.zeros((2, room, self._row), np.uint8)
+        new[:, : self.pos] = layer[2][:, : self.pos]
+        return pointer(new[0], "void *"), pointer(new[1], "void *"), new
 
     def append(self, ids: np.ndarray) -> None:
         """Count ids (n,) as held: every layer has their K and V.
@@ -100,3 +108,26 @@ class KVCache:
         shared = int(different[0]) if len(different) else longest
         self.rewind(shared)
         return shared
+
+
+class DeviceKVCache(KVCache):
+    """A KV cache in a device's memory; its layers' third part is what keeps that.
+
+    pool: the device.
+    """
+
+    def __init__(self, layers: int, ctx: int, width: int, type: TensorType, pool: Pool) -> None:
+        super().__init__(layers, ctx, width, type)
+        self.pool = pool
+
+    def _free(self) -> None:
+        """The device says it when it is asked for more than it has."""
+
+    def _larger(self, layer: Layer, room: int) -> Layer:
+        half = room * self._row
+        memory, start = self.pool.scratch(2 * half)
+        new = [ffi.cast("char *", start) + i * half for i in range(2)]
+        for to, old in zip(new, layer[:2], strict=True):
+            if self.pos:
+                check(self.pool.lib.gwq_cuda_copy(to, old, self.pos * self._row), "KV cache")
+        return ffi.cast("void *", new[0]), ffi.cast("void *", new[1]), memory

@@ -29,7 +29,7 @@ class Norm:
         self.weight = weight
         self.bias = bias
         self.eps = eps
-        self.size = weight.array.size
+        self.size = weight.size
         self.repeat = repeat
 
     def __call__(self, ops: Ops, x: Pointer, n: int, out: Pointer) -> Pointer:

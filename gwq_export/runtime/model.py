@@ -29,11 +29,12 @@ log = logging.getLogger("gwq_export")
 class Model:
     """A GGUF file ready for inference. Its methods may be called from several threads at once.
 
-    file: a path or an open Reader. device: "cpu". threads: None for all CPUs. ctx: positions of a
-    context, at most and by default the model's. cache: type of KV caches, as for
-    `gwq_export.runtime.weights.Weights`. lookup: whether likely next tokens are computed ahead
-    where the text repeats itself, which changes the time it takes, not the text. draft: a smaller
-    model with the same vocabulary, which likewise guesses next tokens. Raises GwqError.
+    file: a path or an open Reader. device: "cpu", or "cuda" ("cuda:N"), a GPU whose memory takes
+    the whole model. threads: None for all CPUs. ctx: positions of a context, at most and by default
+    the model's. cache: type of KV caches, as for `gwq_export.runtime.weights.Weights`. lookup:
+    whether likely next tokens are computed ahead where the text repeats itself, which changes the
+    time it takes, not the text. draft: a smaller model with the same vocabulary, which likewise
+    guesses next tokens. Raises GwqError.
     """
 
     def __init__(
@@ -46,14 +47,10 @@ class Model:
         lookup: bool = True,
         draft: str | PathLike[str] | Reader | None = None,
     ) -> None:
-        if device != "cpu":
-            raise GwqError(
-                f"--device {device}: this version runs on the CPU only; use --device cpu"
-            )
         reader = file if isinstance(file, Reader) else Reader(file)
         if draft is not None:
             draft = open_draft(draft, reader)
-        self.weights = Weights(reader, threads, cache)
+        self.weights = Weights(reader, threads, cache, device)
         self.lookup = lookup
         self.draft: Weights | None = None
         if draft is not None:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.native.library import F32, Pointer, pointer
+from gwq_export.native.library import F32, Pointer
 from gwq_export.native.ops import ATTENTION_CUT, Ops
 from gwq_export.native.program import MAX_TOKENS, Program
 from gwq_export.native.recorder import Recorder
-from gwq_export.runtime.kv_cache import KVCache
+from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
 from gwq_export.runtime.weights import Weights
 
 # Tokens of a prompt computed at once: whole panels of the kernels, and so few that what an
@@ -32,9 +32,13 @@ class Session:
         self.ops = Ops(weights.pool)
         self.cache_type = weights.cache_type
         self._kv_width = c.dims["kv"]
-        self._cache = KVCache(c.layers, ctx, self._kv_width, weights.cache_type)
+        pool = weights.pool
+        shape = c.layers, ctx, self._kv_width, weights.cache_type
+        self._cache = DeviceKVCache(*shape, pool) if pool.on_device else KVCache(*shape)
         self._turned = 0  # positions that there are cosines and sines of
-        self._ropes = {rope: (F32(0), F32(0)) for rope in weights.rope_tables(0, ctx)}
+        self._ropes = {
+            rope: (pool.floats(0), pool.floats(0)) for rope in weights.rope_tables(0, ctx)
+        }
         wide = max(c.dim, c.dims["q"])  # h and q hold activations of either width
         ffn = c.expert_ffn if c.experts else c.ffn
         self._widths = {
@@ -100,8 +104,10 @@ class Session:
         self._reserve(self.pos + n)
         out = np.empty((keep, self.config.vocab), np.float32)
         skipped = n - keep  # tokens at the start whose logits nobody wants
-        for first in range(0, n, BATCH):
-            last = min(n, first + BATCH)
+        # a device has its experts chosen by programs alone, of one token
+        batch = 1 if self.config.experts and self.weights.pool.on_device else BATCH
+        for first in range(0, n, batch):
+            last = min(n, first + batch)
             self._forward(
                 ids[first:last], out[max(first, skipped) - skipped : max(0, last - skipped)]
             )
@@ -114,10 +120,12 @@ class Session:
         if n <= (min(1, MAX_TOKENS) if self.config.experts else MAX_TOKENS):
             program, logits = self._program(n, rows)
             program.run(ids, self.pos)
-            out[...] = logits.array
+            logits.fetch(out)
         else:
             self._grow(n)
-            self._compute(self.ops, ids, self.pos, pointer(out), rows)
+            logits = self.weights.pool.output(out)
+            self._compute(self.ops, ids, self.pos, logits.ptr, rows)
+            logits.fetch(out)
         self._cache.append(ids)
 
     def token_program(self) -> Program:
@@ -130,7 +138,7 @@ class Session:
         if (n, rows) not in self._programs:
             self._grow(n)
             recorder = Recorder(n, self.weights.pool)
-            logits = F32((rows, self.config.vocab))
+            logits = self.weights.pool.floats((rows, self.config.vocab))
             self._compute(recorder, np.zeros(n, np.int32), 0, logits.ptr, rows)
             self._programs[n, rows] = Program(recorder), logits
         return self._programs[n, rows]
@@ -218,7 +226,10 @@ class Session:
         if room > self._turned:
             more = self.weights.rope_tables(room, self.ctx, self._turned)
             self._ropes = {
-                rope: (_longer(self._ropes[rope][0], cos), _longer(self._ropes[rope][1], sin))
+                rope: (
+                    self._longer(self._ropes[rope][0], cos),
+                    self._longer(self._ropes[rope][1], sin),
+                )
                 for rope, (cos, sin) in more.items()
             }
             self._turned = room
@@ -228,9 +239,9 @@ class Session:
         if n > self._tokens:
             self._tokens = n
             self._programs.clear()  # they point into the buffers
-            self._buffers = {name: F32((n, width)) for name, width in self._widths.items()}
+            pool = self.weights.pool
+            self._buffers = {name: pool.floats((n, width)) for name, width in self._widths.items()}
 
-
-def _longer(table: F32, rows: np.ndarray) -> F32:
-    """A table (n, width) with more rows; an empty one has no width yet."""
-    return F32(np.concatenate([table.array, rows]) if table.array.size else rows)
+    def _longer(self, table: F32, rows: np.ndarray) -> F32:
+        """A table (n, width) with more rows; an empty one has no width yet."""
+        return self.weights.pool.floats(np.concatenate([table.array, rows]) if table.size else rows)

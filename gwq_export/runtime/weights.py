@@ -12,6 +12,7 @@ from gwq_export.arch.rope import Rope
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.format.types import TYPES
+from gwq_export.native.cuda import MAX_HEAD, pool_of
 from gwq_export.native.library import F32, Pool, lib
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.native.ops import CACHE
@@ -32,12 +33,19 @@ class _Table:
 
     rows: of the table. prefix: what comes before a row's name in the file. Names of matrices and
     vectors are whole ("attn_q.weight"); `linear`, `split` and `norm` take them without ".weight".
+    pool: where they are put.
     """
 
     def __init__(
-        self, reader: Reader, config: Config, rows: Sequence[TensorRow], prefix: str = ""
+        self,
+        reader: Reader,
+        config: Config,
+        rows: Sequence[TensorRow],
+        pool: Pool,
+        prefix: str = "",
     ) -> None:
         self.reader = reader
+        self.pool = pool
         self.rows = {row.gguf: row for row in rows}
         self.prefix = prefix
         self.dims = config.dims
@@ -50,7 +58,10 @@ class _Table:
     def matrices(self, name: str, shape: tuple[int, ...]) -> list[Matrix]:
         """Those of a tensor: one, or one for each expert."""
         tensor = self._required(name, shape)
-        return [Matrix(t.name, t.type, t.shape, t.data, t.outliers) for t in tensor.matrices()]
+        return [
+            self.pool.matrix(Matrix(t.name, t.type, t.shape, t.data, t.outliers))
+            for t in tensor.matrices()
+        ]
 
     def matrix(self, name: str) -> Matrix:
         """The one of a tensor that has no experts."""
@@ -58,12 +69,12 @@ class _Table:
 
     def vector(self, name: str, size: int) -> F32:
         """All values of a tensor (size,)."""
-        return F32(self._required(name, (size,)).dequantize())
+        return self.pool.floats(self._required(name, (size,)).dequantize())
 
     def optional_vector(self, name: str, size: int) -> F32 | None:
         """All values of a tensor (size,), or None if the file lacks it."""
         tensor = self._find(name, (size,))
-        return None if tensor is None else F32(tensor.dequantize())
+        return None if tensor is None else self.pool.floats(tensor.dequantize())
 
     def linear(self, *names: str) -> Linear:
         """Matrices that share an input, with the biases that the file has."""
@@ -116,7 +127,7 @@ class Weights:
 
     file: a path, or an open Reader. threads: of the pool, None: all CPUs; or a pool to share.
     cache: type of the KV caches, one of `native.ops.CACHE`; None: f16, or f32 beside float32
-    matrices. Raises GwqError.
+    matrices. device: "cpu", "cuda" or "cuda:N", unless a pool is given. Raises GwqError.
     """
 
     def __init__(
@@ -124,6 +135,7 @@ class Weights:
         file: str | PathLike[str] | Reader,
         threads: int | Pool | None = None,
         cache: str | None = None,
+        device: str = "cpu",
     ) -> None:
         self.reader = file if isinstance(file, Reader) else Reader(file)
         c = self.config = read_config(self.reader)
@@ -131,8 +143,13 @@ class Weights:
             with contextlib.suppress(OSError):  # what is wrong is found when it is computed with
                 bring_in(part.path)
         lib()  # a missing library is said before a wrong number of threads
-        self.pool = threads if isinstance(threads, Pool) else Pool(threads)
-        outer = _Table(self.reader, c, (*c.arch.first, *c.arch.last))
+        self.pool = threads if isinstance(threads, Pool) else pool_of(device, threads)
+        if self.pool.on_device and c.head_dim > MAX_HEAD:
+            raise GwqError(
+                f"{self.reader.path}: {c.arch.gguf} with attention heads of {c.head_dim} numbers is"
+                f" more than the CUDA kernels take ({MAX_HEAD}); use --device cpu"
+            )
+        outer = _Table(self.reader, c, (*c.arch.first, *c.arch.last), self.pool)
         self.embed = outer.matrix("token_embd.weight")
         self.positions: Matrix | None = None
         if "position_embd.weight" in outer.rows:
@@ -185,7 +202,7 @@ class Weights:
 
     def _layer(self, i: int) -> Layer:
         c = self.config
-        table = _Table(self.reader, c, c.arch.block, f"blk.{i}.")
+        table = _Table(self.reader, c, c.arch.block, self.pool, f"blk.{i}.")
         q, kv = c.dims["q"], c.dims["kv"]
         qkv: Linear | Split
         if "attn_qkv.weight" in table.rows:

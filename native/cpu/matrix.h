@@ -65,7 +65,7 @@ static inline int64_t gwq_blocks(int64_t cols) { return (cols + GWQ_BLOCK - 1) /
 static inline int64_t gwq_tiles(int64_t cols) { return (cols + GWQ_TILE - 1) / GWQ_TILE; }
 static inline int64_t gwq_groups(int64_t rows) { return (rows + GWQ_ROWS - 1) / GWQ_ROWS; }
 
-/* Bytes of a block: its scales, its lines, both. matrix.c compares them with the structs. */
+/* Bytes of a block: its scales, its lines, both. check.c compares them with the structs. */
 static inline size_t gwq_scale_bytes(int bits) { return bits >= 4 ? 48 : 24; }
 static inline size_t gwq_line_bytes(int bits) { return (size_t)bits * GWQ_ROWS * GWQ_BLOCK / 8; }
 static inline size_t gwq_block_bytes(int bits) {

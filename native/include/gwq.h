@@ -33,7 +33,8 @@ enum gwq_status {
     GWQ_E_INDEX,    /* row index out of range */
     GWQ_E_TABLE,    /* a table entry is not in -32..31 */
     GWQ_E_EXPONENT, /* an exponent is not in -64..64 */
-    GWQ_E_FINITE    /* a number is infinite or NaN */
+    GWQ_E_FINITE,   /* a number is infinite or NaN */
+    GWQ_E_DEVICE    /* the driver of a device, or the device itself, failed */
 };
 
 /* A weight matrix in memory as it lies in the file. Any type may have outliers. */

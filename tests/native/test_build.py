@@ -73,7 +73,9 @@ def test_only_the_api_is_exported():
         ["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
-    headers = "".join((NATIVE / "include" / name).read_text() for name in fmt.HEADERS)
+    headers = "".join(
+        (NATIVE / "include" / name).read_text() for name in fmt.HEADERS if name != "gwq_cuda.h"
+    )
     declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", headers, flags=re.M))
     assert exported == declared
 

@@ -72,8 +72,8 @@ def status(lib, **changes):
     for at, entry in table.items():
         loaded.data[at] = entry & 255
     for name, value in changes.items():
-        setattr(loaded.struct, name, getattr(loaded.struct, name) + value)
-    return ffi.typeof("enum gwq_status").elements[lib.gwq_matrix_check(loaded.struct)]
+        setattr(loaded.host, name, getattr(loaded.host, name) + value)
+    return ffi.typeof("enum gwq_status").elements[lib.gwq_matrix_check(loaded.host)]
 
 
 def test_damaged_matrices_are_refused(lib):

@@ -249,12 +249,17 @@ def same_bits(a, b):
     )
 
 
+def is_cuda(lib):
+    """Whether a library is that of CUDA devices, be it on the host."""
+    return ffi.string(lib.gwq_isa()) == b"cuda"
+
+
 class Loaded:
-    """A case in guarded memory, as a gwq_matrix."""
+    """A case in guarded memory, as a gwq_matrix: `host`, and `struct`, which functions take."""
 
     def __init__(self, lib, case):
         self.data, self.rows, self.cols = guarded(case.data), *case.shape
-        m = self.struct = ffi.new("gwq_matrix *")
+        m = self.host = ffi.new("gwq_matrix *")
         m.type, m.rows, m.cols = case.type.id, *case.shape
         m.data = pointer(self.data, "void *")
         m.data_bytes = self.data.nbytes
@@ -265,6 +270,10 @@ class Loaded:
             m.offsets = pointer(self.table[1], "uint8_t *")
             m.offset_bytes = self.table[1].nbytes
         assert lib.gwq_matrix_check(m) == 0
+        self.struct = m
+        if is_cuda(lib):
+            self.struct = ffi.gc(ffi.new("gwq_matrix *"), lib.gwq_cuda_forget)
+            assert lib.gwq_cuda_upload(m, self.struct, ffi.NULL) == 0
 
     def dequantize(self, lib, pool):
         out = guarded(np.full((self.rows, self.cols), np.nan, np.float32))

@@ -13,8 +13,10 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "include": {"include"},
     "cpu": {"include", "cpu"},
     "x86": {"include", "cpu", "x86"},
+    "cuda": {"include", "cuda"},  # a library of its own (native/build_cuda.py)
 }
 CALLS = [  # a file calls only files of earlier lines
+    {"check"},
     {"threads", "top", "encode_scalar", "gemm_scalar", "scalar_ggml", "scalar_ops"},
     {"scalar"},
     {
@@ -58,7 +60,7 @@ def test_every_file_is_compiled_and_has_a_place():
     built = {f"{folder}/{name}" for folder, (files, _) in rows.items() for name in files}
     assert built == {str(p.relative_to(NATIVE)) for p in NATIVE.glob("*/*.c")}
     assert {Path(name).stem for name in built} == set.union(*CALLS)
-    assert {*rows, "include"} == set(MAY_INCLUDE)
+    assert {*rows, "include", "cuda"} == set(MAY_INCLUDE)
 
 
 def symbols(path, kind):

@@ -1,0 +1,210 @@
+"""A CUDA device in the place of a Pool: opens libgwq_cuda, and owns what lies in its memory.
+
+GWQ_CUDA_LIBRARY names another library than libgwq_cuda.so beside this file; tests run
+libgwq_cuda_host.so, the same code on the host.
+"""
+
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gwq_export.errors import GwqError, NoMemory
+from gwq_export.format.types import ffi
+from gwq_export.machine import size
+from gwq_export.native.library import F32, NULL, Pointer, Pool, check, open_library, pointer
+from gwq_export.native.matrix import Matrix
+
+BUILD_CUDA = "python -m native.build_cuda"
+OLDEST = "7.5"  # compute capability that the kernels are built for
+MAX_HEAD: int = ffi.typeof("enum gwq_cuda_limits").relements["GWQ_CUDA_HEAD"]
+_WITHOUT = "or use --device cpu"
+
+
+class DeviceBytes:
+    """Memory of a device. Freed with the object.
+
+    count: bytes. Raises NoMemory.
+    """
+
+    def __init__(self, lib: Any, count: int) -> None:
+        out = ffi.new("void **")
+        status = lib.gwq_cuda_alloc(count, out)
+        if status == lib.GWQ_E_MEMORY:
+            raise NoMemory(f"{size(count)} more do not fit the GPU's memory")
+        check(status, "memory of the GPU")
+        self.ptr = ffi.gc(out[0], lib.gwq_cuda_free)
+        self.nbytes = count
+
+
+class DeviceF32(F32):
+    """float32 numbers in a device's memory, and their pointer.
+
+    Reading `array` copies them from the device, assigning it copies there.
+    """
+
+    def __init__(self, lib: Any, shape_or_array: int | tuple[int, ...] | np.ndarray) -> None:
+        self._lib = lib
+        if isinstance(shape_or_array, np.ndarray):
+            self._shape: tuple[int, ...] = shape_or_array.shape
+        else:
+            self._shape = tuple(np.atleast_1d(shape_or_array).tolist())
+        self._memory = DeviceBytes(lib, 4 * self.size)
+        self.ptr = ffi.cast("float *", self._memory.ptr)
+        if isinstance(shape_or_array, np.ndarray):
+            self.array = shape_or_array
+        else:
+            check(lib.gwq_cuda_zero(self.ptr, 4 * self.size), "memory of the GPU")
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self._shape)
+
+    @property
+    def array(self) -> np.ndarray:
+        """A copy in the host's memory."""
+        out = np.empty(self._shape, np.float32)
+        self.fetch(out)
+        return out
+
+    @array.setter
+    def array(self, values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values, np.float32)
+        check(self._lib.gwq_cuda_write(self.ptr, pointer(values), values.nbytes), "upload")
+
+    def fetch(self, out: np.ndarray) -> None:
+        """Copy into an array of this shape, C-contiguous float32."""
+        check(self._lib.gwq_cuda_read(pointer(out), self.ptr, 4 * self.size), "download")
+
+
+class Cuda(Pool):
+    """A CUDA device, on which operations run in the order of the calls.
+
+    device: its number. Raises GwqError: no library, no driver, no such device, too old a one.
+    """
+
+    on_device = True
+
+    def __init__(self, device: int = 0) -> None:
+        self.threads = 1
+        self.ptr = NULL
+        found = devices()
+        if not 0 <= device < len(found):
+            raise GwqError(
+                f"--device cuda:{device}: {_counted(len(found))}; choose another, {_WITHOUT}"
+                if found
+                else "--device cuda: this machine has no CUDA device; use --device cpu"
+            )
+        this = found[device]
+        if not this["usable"]:
+            raise GwqError(
+                f"--device cuda: {this['name']} (compute capability {this['capability']}) is older"
+                f" than {OLDEST}, the oldest that the kernels are built for; use --device cpu"
+            )
+        status = self.lib.gwq_cuda_open(device)
+        if status == self.lib.GWQ_E_ARGUMENT:
+            raise GwqError("another CUDA device is in use: a process uses one of them")
+        if status:
+            raise GwqError(f"--device cuda: {this['name']}: {_said(self.lib)}; {_WITHOUT}")
+        self.name = this["name"]
+
+    @property
+    def lib(self) -> Any:
+        """The library whose functions compute: libgwq_cuda."""
+        return cuda_lib()
+
+    def floats(self, shape_or_array: int | tuple[int, ...] | np.ndarray) -> F32:
+        """As Pool.floats, in the device's memory."""
+        return DeviceF32(self.lib, shape_or_array)
+
+    def output(self, out: np.ndarray) -> F32:
+        """As Pool.output."""
+        return DeviceF32(self.lib, out.shape)
+
+    def scratch(self, count: int) -> tuple[Any, Pointer]:
+        """As Pool.scratch, in the device's memory."""
+        memory = DeviceBytes(self.lib, max(count, 1))
+        return memory, memory.ptr
+
+    def matrix(self, matrix: Matrix) -> Matrix:
+        """As Pool.matrix: a copy of the matrix in the device's memory. Raises GwqError."""
+        out = ffi.gc(ffi.new("gwq_matrix *"), self.lib.gwq_cuda_forget)
+        status = self.lib.gwq_cuda_upload(matrix.struct, out, NULL)
+        if status == self.lib.GWQ_E_MEMORY:
+            raise NoMemory(
+                f"the model does not fit the GPU's memory (tensor {matrix.name} of"
+                f" {size(matrix.nbytes)} is left over); {_WITHOUT}"
+            )
+        if status == self.lib.GWQ_E_COLUMN:
+            raise GwqError(
+                f"tensor {matrix.name}: {matrix.cols} columns and outliers are more than the CUDA"
+                " kernels take; use --device cpu"
+            )
+        check(status, f"tensor {matrix.name}")
+        return matrix.moved(out)
+
+
+def _said(lib: Any) -> str:
+    """The driver's own words."""
+    return ffi.string(lib.gwq_cuda_error()).decode(errors="replace") or "the driver failed"
+
+
+def _counted(count: int) -> str:
+    return f"this machine has {count} CUDA device{'s' if count > 1 else ''}"
+
+
+@functools.cache
+def cuda_lib() -> Any:
+    """libgwq_cuda, opened once. Raises GwqError when it is missing or of other headers."""
+    named = os.environ.get("GWQ_CUDA_LIBRARY")
+    path = Path(named) if named else Path(__file__).parent / "libgwq_cuda.so"
+    if not path.exists():
+        raise GwqError(
+            f"--device cuda: {path} is missing: build it with `{BUILD_CUDA}` (see docs/cuda.md),"
+            f" {_WITHOUT}"
+        )
+    return open_library(path, BUILD_CUDA)
+
+
+def devices() -> list[dict[str, Any]]:
+    """[{name, capability, processors, bytes, usable}] of this machine's CUDA devices.
+
+    Raises GwqError without library or driver.
+    """
+    lib = cuda_lib()
+    count = lib.gwq_cuda_devices()
+    if count < 0:
+        raise GwqError(
+            f"--device cuda: {_said(lib)}: install or update the NVIDIA driver, {_WITHOUT}"
+        )
+    found = []
+    for i in range(count):
+        d = ffi.new("gwq_cuda_device *")
+        check(lib.gwq_cuda_describe(i, d), f"CUDA device {i}")
+        found.append(
+            {
+                "name": ffi.string(d.name).decode(errors="replace"),
+                "capability": f"{d.major}.{d.minor}",
+                "processors": d.processors,
+                "bytes": d.bytes,
+                "usable": bool(d.usable),
+            }
+        )
+    return found
+
+
+def pool_of(device: str, threads: int | None = None) -> Pool:
+    """Where operations run: a Pool of CPU threads for "cpu", a Cuda for "cuda" or "cuda:N".
+
+    threads: of the CPU; None: all CPUs. Raises GwqError.
+    """
+    kind, _, number = device.partition(":")
+    if device == "cpu":
+        return Pool(threads)
+    if kind == "cuda" and (not number or number.isdecimal()) and not device.endswith(":"):
+        return Cuda(int(number or 0))
+    raise GwqError(f"--device {device} is not known: choose cpu, cuda or cuda:N")

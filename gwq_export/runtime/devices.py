@@ -1,0 +1,25 @@
+"""What this machine can run models on."""
+
+from typing import Any
+
+from gwq_export.errors import GwqError
+from gwq_export.machine import cpu_name, default_threads
+from gwq_export.native import cuda
+from gwq_export.native.library import isa
+
+
+def devices() -> dict[str, Any]:
+    """{"cpu": {name, threads, isa}, "cuda": rows of `native.cuda.devices`, "why_no_cuda"}.
+
+    why_no_cuda: a sentence where there is no library, no driver or no device, else None.
+    """
+    found: list[dict[str, Any]] = []
+    why = None
+    try:
+        found = cuda.devices()
+        if not found:
+            why = "this machine has no CUDA device"
+    except GwqError as e:
+        why = str(e).removeprefix("--device cuda: ")
+    cpu = {"name": cpu_name(), "threads": default_threads(), "isa": isa()}
+    return {"cpu": cpu, "cuda": found, "why_no_cuda": why}

@@ -1,0 +1,138 @@
+/* Devices, and their memory. */
+#include "context.h"
+#include <string.h>
+
+#ifndef GWQ_ABI_HASH
+#error "build with native/build.py, which defines GWQ_ABI_HASH"
+#endif
+
+enum { OLDEST = 75 }; /* compute capability that there is code for, major * 10 + minor */
+
+std::mutex gwq_lock;
+context gwq_context = {-1, 0, 0, nullptr, 0};
+static char last_error[256];
+
+const char *gwq_abi(void) { return GWQ_ABI_HASH; }
+
+int status_of(cudaError_t error) {
+    if (error == cudaSuccess) return GWQ_OK;
+    const char *text = cudaGetErrorString(error);
+    size_t length = strlen(text);
+    if (length >= sizeof last_error) length = sizeof last_error - 1;
+    memcpy(last_error, text, length);
+    last_error[length] = 0;
+    cudaGetLastError(); /* what can be forgotten is */
+    return error == cudaErrorMemoryAllocation ? GWQ_E_MEMORY : GWQ_E_DEVICE;
+}
+
+static int describe(int device, gwq_cuda_device *out) {
+    int count = 0;
+    TRY_CUDA(cudaGetDeviceCount(&count));
+    if (device < 0 || device >= count) return GWQ_E_INDEX;
+    cudaDeviceProp p;
+    TRY_CUDA(cudaGetDeviceProperties(&p, device));
+    memset(out, 0, sizeof *out);
+    memcpy(out->name, p.name, sizeof out->name);
+    out->name[sizeof out->name - 1] = 0;
+    out->major = p.major;
+    out->minor = p.minor;
+    out->processors = p.multiProcessorCount;
+    out->usable = 10 * p.major + p.minor >= OLDEST;
+    out->bytes = p.totalGlobalMem;
+    return GWQ_OK;
+}
+
+static int open(int device) {
+    gwq_cuda_device found;
+    TRY(describe(device, &found));
+    if (!found.usable) return GWQ_E_ISA;
+    if (gwq_context.device == device) return GWQ_OK;
+    if (gwq_context.device >= 0) return GWQ_E_ARGUMENT; /* matrices lie on the other one */
+    TRY_CUDA(cudaSetDevice(device));
+    TRY_CUDA(cudaStreamCreate(&gwq_context.stream));
+    void *memory;
+    TRY_CUDA(cudaMalloc(&memory, sizeof(step)));
+    gwq_context.now = (step *)memory;
+    TRY_CUDA(cudaMemsetAsync(memory, 0, sizeof(step), gwq_context.stream));
+    gwq_context.device = device;
+    gwq_context.processors = found.processors;
+    return GWQ_OK;
+}
+
+int ready(void) {
+    if (gwq_context.device < 0) return open(0);
+    return status_of(cudaSetDevice(gwq_context.device)); /* of this thread */
+}
+
+int finished(void) {
+    int fault = 0;
+    TRY_CUDA(cudaGetLastError());
+    TRY_CUDA(cudaMemcpyAsync(&fault, &gwq_context.now->fault, sizeof fault, cudaMemcpyDeviceToHost,
+                             gwq_context.stream));
+    TRY_CUDA(cudaStreamSynchronize(gwq_context.stream));
+    if (!fault) return GWQ_OK;
+    TRY_CUDA(cudaMemsetAsync(&gwq_context.now->fault, 0, sizeof fault, gwq_context.stream));
+    return GWQ_E_FINITE;
+}
+
+/* --- the ABI ---------------------------------------------------------------------------------- */
+
+const char *gwq_cuda_error(void) { return last_error; }
+
+int gwq_cuda_devices(void) {
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    int count = 0;
+    return status_of(cudaGetDeviceCount(&count)) == GWQ_OK ? count : -1;
+}
+
+int gwq_cuda_describe(int device, gwq_cuda_device *out) {
+    if (!out) return GWQ_E_ARGUMENT;
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    TRY(describe(device, out));
+    size_t free_bytes = 0, total = 0;
+    if (device == gwq_context.device && !status_of(cudaMemGetInfo(&free_bytes, &total)))
+        out->free_bytes = free_bytes;
+    return GWQ_OK;
+}
+
+int gwq_cuda_open(int device) {
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    return open(device);
+}
+
+int gwq_cuda_alloc(uint64_t bytes, void **p) {
+    if (!p) return GWQ_E_ARGUMENT;
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    TRY(ready());
+    return status_of(cudaMalloc(p, bytes ? bytes : 1));
+}
+
+void gwq_cuda_free(void *p) {
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    if (p && !ready()) cudaFree(p); /* which waits for what uses it */
+}
+
+int gwq_cuda_zero(void *p, uint64_t bytes) {
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    TRY(ready());
+    return status_of(cudaMemsetAsync(p, 0, bytes, gwq_context.stream));
+}
+
+static int copy(void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind) {
+    if (bytes && (!to || !from)) return GWQ_E_ARGUMENT;
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    TRY(ready());
+    TRY_CUDA(cudaMemcpyAsync(to, from, bytes, kind, gwq_context.stream));
+    return kind == cudaMemcpyDeviceToDevice ? GWQ_OK
+                                            : status_of(cudaStreamSynchronize(gwq_context.stream));
+}
+
+int gwq_cuda_write(void *to, const void *from_host, uint64_t bytes) {
+    return copy(to, from_host, bytes, cudaMemcpyHostToDevice);
+}
+int gwq_cuda_read(void *to_host, const void *from, uint64_t bytes) {
+    return copy(to_host, from, bytes, cudaMemcpyDeviceToHost);
+}
+int gwq_cuda_copy(void *to, const void *from, uint64_t bytes) {
+    return copy(to, from, bytes, cudaMemcpyDeviceToDevice);
+}

@@ -1,0 +1,101 @@
+/* What starts kernels: each function puts its kernels into the stream. Arguments were checked. */
+#ifndef GWQ_CUDA_KERNELS_H
+#define GWQ_CUDA_KERNELS_H
+#include "gwq_cuda.h"
+#include "layout.h"
+
+enum { MATRICES = 4, FEW = GWQ_PROGRAM_TOKENS };
+
+/* What a program's kernels learn when it runs: it lies in the device's memory */
+struct step {
+    int position;
+    int ids[FEW];
+    int fault; /* bits: 1, a number that is not finite */
+};
+
+/* --- repack.cu: from the file's bytes (in the device's memory) -------------------------------- */
+
+/* Fills to->data and to->row_scale of a tile matrix */
+void repack_tiles(cudaStream_t stream, const uint8_t *file, int exponent, const device_matrix &to);
+/* Fills to->data, and to->scale if there are codes. type: enum gwq_type */
+void repack_rows(cudaStream_t stream, const uint8_t *file, int type, const device_matrix &to);
+
+/* --- rows.cu ---------------------------------------------------------------------------------- */
+
+/* out (count, cols) = rows ids[0..count-1], or first + *base .. if ids is NULL; base may be NULL */
+void rows_to_floats(cudaStream_t stream, const device_matrix &m, const int *ids, const int *base,
+                    int first, int count, float *out);
+
+/* --- codes.cu --------------------------------------------------------------------------------- */
+
+/* f(x), as floats and as codes. x (n, cols); floats (n, stride), zeros beyond cols; blocks (2, n,
+ * stride / 64), the second set where there are massive channels. */
+struct activations {
+    const float *x;
+    int n, cols, stride;
+    int before; /* enum gwq_op_before */
+    int layer, activation;
+    const float *weight, *shift, *up;
+    float eps;
+    float *floats;
+    code_block *blocks; /* NULL: no codes are wanted */
+};
+void prepare(cudaStream_t stream, const activations &a);
+
+/* --- gemv.cu, rows_gemv.cu -------------------------------------------------------------------- */
+
+/* y[i] (n, rows) = f(x) * transpose(m[i]) (+ bias[i]), into (n, rows) += factor * y[0], of up to
+ * MATRICES matrices of one kind. */
+struct product {
+    device_matrix m[MATRICES];
+    const float *bias[MATRICES];
+    float *y[MATRICES];
+    int groups[MATRICES]; /* row groups of m[0 .. i] together */
+    int count, n;
+    int stride;           /* of floats and, divided by 64, of blocks */
+    const float *floats;
+    const code_block *blocks;
+    float *into;
+    float factor;
+    /* NULL, or which expert: experts[*choice * each_expert + first_of_expert + i] takes m[i]'s
+     * place */
+    const int *choice;
+    const device_matrix *experts;
+    int each_expert, first_of_expert;
+    const float *weight_of_choice;
+};
+void multiply(cudaStream_t stream, const product &p);
+void multiply_tiles(cudaStream_t stream, const product &p, int warps);
+void multiply_rows(cudaStream_t stream, const product &p);
+
+/* --- ops.cu ----------------------------------------------------------------------------------- */
+
+void normalize(cudaStream_t stream, const gwq_op_norm &o, int layer, int64_t n);
+/* cos and sin from position *base on (NULL: as they are), style: enum gwq_rope_style */
+void rotate(cudaStream_t stream, const gwq_op_rope &o, const int *base, int64_t n);
+void activate(cudaStream_t stream, float *x, const float *up, int64_t count, int activation);
+void cap(cudaStream_t stream, float *x, int64_t count, float cap);
+void scale(cudaStream_t stream, float *x, int64_t count, float factor);
+void fill(cudaStream_t stream, float *x, int64_t count, float number);
+/* x (n, dim) += factor * y (n, dim), or y (dim) */
+void add(cudaStream_t stream, float *x, const float *y, int64_t n, int64_t dim, float factor,
+         int broadcast);
+void copy_runs(cudaStream_t stream, const float *x, int64_t stride, int64_t n, int64_t dim,
+               float *out);
+/* count numbers from first + *base * width on (base may be NULL) */
+void store(cudaStream_t stream, const float *x, int64_t count, int type, void *cache,
+           int64_t first, const int *base, int64_t width);
+
+/* --- choice.cu -------------------------------------------------------------------------------- */
+
+/* As gwq_top and gwq_route; what is not finite sets a bit of *fault */
+void largest(cudaStream_t stream, const float *x, int n, int k, int *ids, int *fault);
+void route(cudaStream_t stream, const gwq_op_route &o, int n, int *fault);
+
+/* --- attention.cu ----------------------------------------------------------------------------- */
+
+/* start: of the first query, or added to *base. parts: NULL, or gwq_attention_bytes. */
+size_t attention_bytes(int64_t n, int64_t heads, int64_t dim);
+void attend(cudaStream_t stream, const gwq_op_attention &o, int64_t n, int64_t start,
+            const int *base, float *parts);
+#endif

@@ -1,0 +1,214 @@
+/* A stand-in for CUDA, so that any machine can run the kernels: every CUDA thread is a fiber of one
+ * host thread, blocks run one after another. Tests alone use it; nothing is fast here.
+ *
+ * A kernel that waits where not all of its threads come ends the process, with a message. Under
+ * ThreadSanitizer only barriers and shuffles order memory, so that a race of two CUDA threads is
+ * found whatever the order in which they ran. Memory that is not aligned as a device wants it ends
+ * the process too, as native/build_cuda.py compiles it, and so does reading beyond a cudaMalloc. */
+#ifndef GWQ_CUDA_SHIM_H
+#define GWQ_CUDA_SHIM_H
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <functional>
+#include <vector>
+
+#define __global__ static
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define DEVICE inline
+#define BOTH inline
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(8) int2 {
+    int x, y;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+/* --- threads ---------------------------------------------------------------------------------- */
+
+namespace shim {
+struct place {
+    unsigned x, y, z;
+};
+extern place thread, block, threads, blocks; /* of the fiber that runs */
+
+typedef void (*body)(void *arguments);
+/* Run `kernel` in every thread of a grid. */
+void run(dim3 grid, dim3 block, body kernel, void *arguments);
+/* Blocks and threads from the last to the first, which must not change a bit */
+void reverse(bool on);
+
+void wait_block();
+/* The 8 bytes that another lane of the warp hands in */
+uint64_t exchange(uint64_t mine, int other);
+
+/* What a stream is captured into, or NULL */
+typedef std::vector<std::function<void()>> graph;
+extern graph *captured;
+
+template <class call> void launch(dim3 grid, dim3 block, call kernel) {
+    auto start = [=]() mutable {
+        run(grid, block, [](void *p) { (*static_cast<call *>(p))(); }, &kernel);
+    };
+    if (captured) captured->push_back(start);
+    else start();
+}
+} // namespace shim
+
+#define threadIdx (shim::thread)
+#define blockIdx (shim::block)
+#define blockDim (shim::threads)
+#define gridDim (shim::blocks)
+#define LAUNCH(kernel, grid, block, stream, ...) \
+    ((void)(stream), shim::launch(dim3(grid), dim3(block), [=] { kernel(__VA_ARGS__); }))
+
+inline void __syncthreads() { shim::wait_block(); }
+
+template <class number> number __shfl_xor_sync(uint32_t, number v, int bits) {
+    uint64_t mine = 0;
+    memcpy(&mine, &v, sizeof v);
+    const uint64_t theirs = shim::exchange(mine, (int)(shim::thread.x % 32) ^ bits);
+    memcpy(&v, &theirs, sizeof v);
+    return v;
+}
+
+/* --- instructions ----------------------------------------------------------------------------- */
+
+DEVICE uint32_t permute(uint32_t x, uint32_t y, uint32_t which) {
+    const uint64_t both = (uint64_t)y << 32 | x;
+    uint32_t bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t choice = which >> 4 * i & 15;
+        uint32_t byte = both >> 8 * (choice & 7) & 255;
+        if (choice & 8) byte = byte & 128 ? 255 : 0;
+        bytes |= byte << 8 * i;
+    }
+    return bytes;
+}
+DEVICE int dot4(uint32_t a, uint32_t b, int sum) {
+    for (int i = 0; i < 4; i++) sum += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+    return sum;
+}
+DEVICE uint32_t __funnelshift_r(uint32_t low, uint32_t high, int bits) {
+    return (uint32_t)(((uint64_t)high << 32 | low) >> (bits & 31));
+}
+inline uint32_t here(uint32_t x) { return x; }
+template <class word> word load_once(const word *p) { return *p; }
+DEVICE float __int_as_float(int bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+DEVICE int __float_as_int(float f) {
+    int bits;
+    memcpy(&bits, &f, sizeof f);
+    return bits;
+}
+DEVICE void atomicOr(int *word, int bits) { __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
+
+DEVICE float half_to_float(uint16_t h) {
+    const float sign = h & 0x8000 ? -1.0f : 1.0f;
+    const int exponent = h >> 10 & 31, mantissa = h & 1023;
+    if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+    return sign * (exponent ? ldexpf((float)(1024 + mantissa), exponent - 25)
+                            : ldexpf((float)mantissa, -24));
+}
+DEVICE uint16_t half_of(float x) {
+    const uint16_t sign = signbit(x) ? 0x8000 : 0;
+    const float size = fabsf(x);
+    if (x != x) return 0x7fff;
+    if (size < 0x1p-14f) return (uint16_t)(sign | (int)rintf(size * 0x1p24f));
+    int exponent;
+    const float mantissa = rintf(ldexpf(frexpf(size, &exponent), 11)); /* 1024 .. 2048 */
+    return (uint16_t)(sign | (((exponent + 13) << 10) + (int)mantissa));
+}
+
+/* --- runtime ---------------------------------------------------------------------------------- */
+
+typedef int cudaStream_t;
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInsufficientDriver = 35
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount;
+    size_t totalGlobalMem;
+};
+
+namespace shim {
+extern size_t memory; /* bytes that cudaMalloc still gives */
+/* What the machine seems to have: `devices` below 0, no driver */
+extern int devices, capability;
+}
+cudaError_t cudaMalloc(void **p, size_t bytes);
+cudaError_t cudaFree(void *p);
+cudaError_t cudaMemGetInfo(size_t *free, size_t *total);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device);
+DEVICE cudaError_t cudaGetDeviceCount(int *count) {
+    *count = shim::devices;
+    return shim::devices < 0 ? cudaErrorInsufficientDriver : cudaSuccess;
+}
+DEVICE cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+DEVICE cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = 0, cudaSuccess; }
+DEVICE cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+DEVICE cudaError_t cudaGetLastError() { return cudaSuccess; }
+DEVICE const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorInsufficientDriver ? "the driver of the shim is too old"
+                                                : "the shim is out of memory";
+}
+DEVICE cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+    if (bytes) memmove(to, from, bytes);
+    return cudaSuccess;
+}
+DEVICE cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
+    if (bytes) memset(to, value, bytes);
+    return cudaSuccess;
+}
+
+typedef shim::graph *cudaGraph_t, *cudaGraphExec_t;
+enum { cudaStreamCaptureModeThreadLocal };
+DEVICE cudaError_t cudaStreamBeginCapture(cudaStream_t, int) {
+    shim::captured = new shim::graph;
+    return cudaSuccess;
+}
+DEVICE cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *out) {
+    *out = shim::captured;
+    shim::captured = nullptr;
+    return cudaSuccess;
+}
+DEVICE cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, int) {
+    *out = new shim::graph(*graph);
+    return cudaSuccess;
+}
+DEVICE cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    for (auto &start : *graph) start();
+    return cudaSuccess;
+}
+DEVICE cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+DEVICE cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete graph, cudaSuccess; }
+#endif

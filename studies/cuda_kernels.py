@@ -1,0 +1,194 @@
+"""What the CUDA compiler makes of the kernels: registers, spills, shared memory, inner loops.
+
+    studies/cuda_kernels [--arch 80 90 ...]
+
+Nothing runs: this needs nvcc (tools/build_cuda), no GPU. Kernels are compiled for every
+architecture; printed are the tables of docs/results/cuda.md. The loops' instructions are counted in
+the machine code, where cuobjdump is there (tools/build_cuda --tools).
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from native.build_cuda import ARCHS, TOOLS, build, find_nvcc, offered
+from studies.paths import ROOT
+
+LOGS = ROOT / "native" / "build" / "cuda"
+PIECE = 4 * 32  # weights that a thread multiplies in one turn of the loop
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas says of a kernel for one architecture.
+
+    name: such as "gemv_kernel<4, 1>". registers: of a thread. spills: bytes stored and loaded
+    because registers were short. stack: bytes of local memory. shared: bytes of a block.
+    """
+
+    name: str
+    arch: str
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The loop over a matrix in a GEMV's machine code.
+
+    instructions: of one turn, without what massive channels repeat. wide: loads of 16 bytes among
+    them. local: loads and stores of local memory in the whole kernel.
+    """
+
+    kernel: str
+    instructions: int
+    wide: int
+    local: int
+
+
+def readable(mangled: str) -> str:
+    """A kernel's name with its numbers: _Z11gemv_kernelILi4ELi1EE.. is gemv_kernel<4, 1>."""
+    match = re.match(r"_Z\d+([a-z_]+_kernel)(?:I((?:Li\d+E)+)E)?", mangled)
+    if not match:
+        return mangled
+    numbers = re.findall(r"Li(\d+)E", match[2] or "")
+    return match[1] + (f"<{', '.join(numbers)}>" if numbers else "")
+
+
+def resources(text: str) -> list[Kernel]:
+    """The kernels in a log of `ptxas -v`."""
+    found = re.findall(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+        r"Used (\d+) registers(.*?)\n",
+        text,
+        re.S,
+    )
+    kernels = []
+    for name, arch, stack, stores, loads, registers, rest in found:
+        shared = re.search(r"(\d+) bytes smem", rest)
+        spills = int(stores) + int(loads)
+        kernels.append(
+            Kernel(
+                readable(name),
+                arch,
+                int(registers),
+                spills,
+                int(stack),
+                int(shared[1]) if shared else 0,
+            )
+        )
+    return kernels
+
+
+def compiled(archs: Sequence[str] = (), out: str | Path | None = None) -> list[Kernel]:
+    """Compile everything; returns all kernels for all architectures. Raises SystemExit."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(out or folder, archs=archs)
+    logs = (path.read_text() for path in sorted(LOGS.glob("*.log")))
+    return [kernel for text in logs for kernel in resources(text)]
+
+
+def find_cuobjdump() -> str | None:
+    """CUDA's disassembler, None: there is none."""
+    ours = map(str, TOOLS.glob("nvidia/*/bin/cuobjdump"))
+    return next(filter(None, map(shutil.which, [*ours, "cuobjdump"])), None)
+
+
+def _loop(instructions: Sequence[tuple[int, str]]) -> tuple[int, int]:
+    """(instructions, 16-byte loads) of the loop that reads weights: those past the cache.
+
+    instructions: (address, text) of a kernel.
+    """
+    at = {address: i for i, (address, _) in enumerate(instructions)}
+    bodies = []
+    for i, (address, text) in enumerate(instructions):
+        target = re.search(r"\bBRA.*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            body = [text for _, text in instructions[at[int(target[1], 16)] : i + 1]]
+            if any(re.search(r"LDG\.E\.NA.*\.128", text) for text in body):
+                bodies.append(body)
+    if not bodies:
+        return 0, 0
+    body = min(bodies, key=len)
+    return len(body), sum(".128" in text and "LDG" in text for text in body)
+
+
+def loops(cuobjdump: str, arch: str) -> list[Loop]:
+    """The loops of all GEMV kernels of a build for one architecture."""
+    command = [cuobjdump, "-sass", "-arch", f"sm_{arch}", LOGS / "gemv.cu.o"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = []
+    for part in text.split("Function : ")[1:]:
+        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", part)
+        instructions = [(int(address, 16), line) for address, line in code]
+        count, wide = _loop(instructions)
+        local = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for _, line in instructions)
+        found.append(Loop(readable(part.split()[0]), count, wide, local))
+    return sorted(found, key=lambda loop: loop.kernel)
+
+
+def _most(kernels: Iterable[Kernel], name: str, field: str) -> int:
+    return max(getattr(k, field) for k in kernels if k.name == name)
+
+
+def tables(kernels: Sequence[Kernel], found: dict[str, list[Loop]]) -> str:
+    """The page's tables, Markdown."""
+    archs = sorted({k.arch for k in kernels}, key=int)
+    lines = [
+        "| kernel | " + " | ".join(f"sm_{a}" for a in archs) + " | spills, bytes | shared, bytes |",
+        "| --- |" + " --- |" * (len(archs) + 2),
+    ]
+    for name in sorted({k.name for k in kernels}):
+        registers = {k.arch: k.registers for k in kernels if k.name == name}
+        cells = [str(registers.get(a, "")) for a in archs]
+        cells += [str(_most(kernels, name, field)) for field in ("spills", "shared")]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    for arch, of_arch in found.items():
+        lines += [
+            "",
+            f"| GEMV, sm_{arch} | instructions of a turn | per weight and token | 16-byte loads |"
+            " local memory |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for loop in of_arch:
+            bits, tokens = map(int, re.findall(r"\d+", loop.kernel))
+            each = loop.instructions / PIECE / tokens
+            lines.append(
+                f"| gwq{bits}, {tokens} token{'s' if tokens > 1 else ''} | {loop.instructions}"
+                f" | {each:.2f} | {loop.wide} | {loop.local} |"
+            )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the study."""
+    p = argparse.ArgumentParser(description="Registers and inner loops of the CUDA kernels.")
+    p.add_argument("--arch", nargs="*", default=ARCHS, help="such as 80 90 (default: all)")
+    return p
+
+
+def main() -> None:
+    """Compile, and print the tables."""
+    args = parser().parse_args()
+    nvcc = find_nvcc()
+    if not nvcc:
+        raise SystemExit("no nvcc: tools/build_cuda --tools brings it")
+    kernels = compiled(offered(nvcc, args.arch))
+    cuobjdump = find_cuobjdump()
+    archs = [a for a in ("80", "90") if a in args.arch]
+    found = {arch: loops(cuobjdump, arch) for arch in archs} if cuobjdump else {}
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    print(re.search(r"release [\d.]+, \S+", version)[0])
+    print(tables(kernels, found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+/* Runs kernels of the CUDA library over the shim, for ThreadSanitizer: a product of every kind, for
+ * one token and a few, with massive channels and outliers; attention; a choice; a norm. An argument
+ * `race` or `late_race` runs a kernel that has one, which must be found. */
+#include <stdio.h>
+#include <string.h>
+#include <vector>
+#include "cuda/kernels.h"
+
+__global__ void race_kernel(float *x) {
+    __shared__ float of_block[64];
+    of_block[threadIdx.x] = x[threadIdx.x];
+    /* no barrier */
+    x[threadIdx.x] = of_block[threadIdx.x ^ 1];
+}
+
+/* The numbers are read in time, and written again too soon */
+__global__ void late_race_kernel(float *x) {
+    __shared__ float of_block[64];
+    of_block[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    const float other = of_block[threadIdx.x ^ 33];
+    of_block[threadIdx.x] = other;
+    __syncthreads();
+    x[threadIdx.x] = of_block[threadIdx.x];
+}
+
+static std::vector<float> numbers(size_t count) {
+    std::vector<float> x(count);
+    for (size_t i = 0; i < count; i++) x[i] = (float)((int)(i * 97 % 251) - 125) / 125;
+    return x;
+}
+
+/* A matrix in the device's order, of any bytes that mean something: codes, scales and outliers */
+struct matrix {
+    device_matrix m = {};
+    std::vector<uint4> data;
+    std::vector<float> row_scale;
+    std::vector<uint16_t> scale;
+    std::vector<uint32_t> outliers;
+    std::vector<int> starts;
+
+    matrix(int kind, int rows, int cols) {
+        const int groups = ceil_div(rows, ROWS);
+        m.kind = kind;
+        m.rows = rows;
+        m.cols = cols;
+        m.power = 1;
+        m.strips = ceil_div(cols, STRIP);
+        m.pitch = cols * 4;
+        const bool tiles = kind < ROW_F32;
+        const size_t bytes = tiles ? (size_t)groups * m.strips * strip_bytes(kind)
+                                   : (size_t)rows * m.pitch;
+        data.resize(bytes / 16 + 1);
+        if (tiles)
+            for (size_t i = 0; i < bytes; i++) ((uint8_t *)data.data())[i] = (uint8_t)(i * 7);
+        row_scale.assign((size_t)groups * ROWS, 0.01f);
+        scale.assign((size_t)rows * cols / 32, 0x2000);
+        for (int r = 0; r <= rows; r++) starts.push_back(5 * r);
+        for (int i = 0; i < 5 * rows; i++)
+            outliers.push_back(0x3c000000u | (uint32_t)(i * 31 % cols));
+        for (int i = 0; i < 4; i++) m.entries.entry[i] = 0x3f201000u + (uint32_t)i;
+        m.data = (const uint8_t *)data.data();
+        m.row_scale = row_scale.data();
+        m.scale = scale.data();
+        m.outliers = outliers.data();
+        m.outlier_starts = starts.data();
+    }
+};
+
+static void products() {
+    enum { TOKENS = 5, COLUMNS = 640, OUT = 40 };
+    const int kinds[] = {2, 3, 4, 5, 6, ROW_F32, ROW_F16, ROW_BF16, ROW_CODES};
+    for (int kind : kinds) {
+        matrix w(kind, OUT, COLUMNS);
+        std::vector<float> x = numbers(TOKENS * COLUMNS), weight = numbers(COLUMNS);
+        std::vector<float> floats(TOKENS * COLUMNS), y(TOKENS * OUT), into(TOKENS * OUT);
+        std::vector<float> out(OUT * COLUMNS);
+        std::vector<code_block> blocks(2 * TOKENS * COLUMNS / GWQ_BLOCK);
+        x[100] = 5000; /* massive */
+        activations a = {};
+        a.x = x.data();
+        a.n = TOKENS;
+        a.cols = a.stride = COLUMNS;
+        a.before = GWQ_BEFORE_NORM;
+        a.weight = weight.data();
+        a.floats = floats.data();
+        a.blocks = blocks.data();
+        prepare(0, a);
+        product p = {};
+        p.m[0] = w.m;
+        p.y[0] = y.data();
+        p.bias[0] = weight.data();
+        p.into = into.data();
+        p.factor = 1;
+        p.groups[0] = ceil_div(OUT, ROWS);
+        p.count = 1;
+        p.n = TOKENS;
+        p.stride = COLUMNS;
+        p.floats = floats.data();
+        p.blocks = blocks.data();
+        multiply(0, p);
+        rows_to_floats(0, w.m, nullptr, nullptr, 0, OUT, out.data());
+    }
+}
+
+static void attention() {
+    enum { TOKENS = 3, HEADS = 4, KV_HEADS = 2, DIM = 40, KEYS = 300 };
+    std::vector<float> q = numbers(TOKENS * HEADS * DIM), kv = numbers(KEYS * KV_HEADS * DIM);
+    std::vector<float> out(q.size());
+    std::vector<float> parts(attention_bytes(TOKENS, HEADS, DIM) / sizeof(float));
+    gwq_op_attention o = {q.data(), kv.data(), kv.data(),   GWQ_TYPE_F32, HEADS,     KV_HEADS,
+                          DIM,      0,         0.125f, 30, out.data()};
+    attend(0, o, TOKENS, KEYS - TOKENS, nullptr, parts.data());
+    attend(0, o, TOKENS, KEYS - TOKENS, nullptr, nullptr); /* several runs of keys in a block */
+}
+
+static void others() {
+    std::vector<float> x = numbers(4096), weights(8);
+    std::vector<uint8_t> cache(4096 * 2);
+    int ids[8], fault = 0;
+    store(0, x.data(), 4096, GWQ_TYPE_Q8_0, cache.data(), 0, nullptr, 0);
+    largest(0, x.data(), 4000, 8, ids, &fault);
+    gwq_op_route o = {x.data(), 64, 4, 1, ids, weights.data()};
+    route(0, o, 2, &fault);
+    gwq_op_norm n = {x.data(), x.data() + 2048, nullptr, 1e-5f, 1024, x.data()};
+    normalize(0, n, 1, 2);
+}
+
+int main(int count, char **words) {
+    if (count > 1) {
+        std::vector<float> x = numbers(64);
+        float *const data = x.data();
+        if (!strcmp(words[1], "race")) LAUNCH(race_kernel, 1, 64, 0, data);
+        else LAUNCH(late_race_kernel, 1, 64, 0, data);
+        return 0;
+    }
+    products();
+    attention();
+    others();
+    puts("done");
+    return 0;
+}

@@ -1,0 +1,96 @@
+"""The CUDA library compiled for all architectures, where there is nvcc. Nothing runs.
+
+Bounds are those of docs/results/cuda.md: a kernel that needs more registers leaves fewer threads to
+wait for memory.
+"""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from native.build_cuda import ARCHS, find_nvcc, offered
+from studies import cuda_kernels
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.skipif(
+    not find_nvcc(), reason="no nvcc: tools/build_cuda --tools brings it"
+)
+FULL = 128  # registers with which two blocks of 256 threads fit a multiprocessor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cuda")
+
+
+@pytest.fixture(scope="module")
+def kernels(folder):
+    return cuda_kernels.compiled(out=folder)
+
+
+def test_every_architecture_has_every_kernel(kernels):
+    archs = offered(find_nvcc())
+    assert {"75", "80", "86", "89", "90"} <= set(archs) <= set(ARCHS)
+    names = {k.name for k in kernels}
+    assert {f"gemv_kernel<{bits}, {n}>" for bits in (2, 3, 4, 5, 6) for n in (1, 2, 4, 8)} <= names
+    assert {(k.name, k.arch) for k in kernels} == {(name, a) for name in names for a in archs}
+
+
+def test_nothing_spills(kernels):
+    assert [k for k in kernels if k.spills] == []
+    # arrays in local memory: only where a byte is looked up that no product waits for
+    assert {k.name for k in kernels if k.stack} <= {"repack_rows_kernel"}
+
+
+def test_registers_and_shared_memory(kernels):
+    for k in kernels:
+        long_heads = k.name.startswith("attend_kernel") and k.name.endswith(", 4>")
+        assert k.registers <= (168 if long_heads else FULL), k
+        assert k.shared <= 12 << 10, k  # so that four blocks fit the least that a device has
+        if k.name in {f"gemv_kernel<{bits}, 1>" for bits in (2, 4, 6)}:
+            assert k.registers <= 80, k
+
+
+def test_inner_loops_read_16_bytes_at_a_time(kernels):
+    cuobjdump = cuda_kernels.find_cuobjdump()
+    if not cuobjdump:
+        pytest.skip("no cuobjdump: tools/build_cuda --tools brings it")
+    # of one token: the bits that the issue slots of a multiprocessor must give for a weight
+    most = {2: 2.2, 3: 2.8, 4: 2.2, 5: 3.0, 6: 2.0}
+    for arch in ("80", "90"):
+        for loop in cuda_kernels.loops(cuobjdump, arch):
+            bits, tokens = map(int, re.findall(r"\d+", loop.kernel))
+            assert loop.local == 0, loop
+            assert loop.wide >= bits + 2 * tokens, loop
+            if tokens == 1:
+                assert loop.instructions <= most[bits] * cuda_kernels.PIECE, loop
+
+
+def test_weights_are_decoded_without_fused_sums(kernels):
+    """The format's arithmetic rounds a product before it is added."""
+    cuobjdump = cuda_kernels.find_cuobjdump()
+    if not cuobjdump:
+        pytest.skip("no cuobjdump: tools/build_cuda --tools brings it")
+    command = [cuobjdump, "-sass", "-arch", "sm_90", cuda_kernels.LOGS / "rows.cu.o"]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "FMUL" in code and "FADD" in code and "FFMA" not in code
+
+
+def test_without_a_gpu_the_library_opens_and_says_so(kernels, folder):
+    code = """
+from gwq_export.native import cuda
+try:
+    print(cuda.devices())
+except cuda.GwqError as e:
+    print(e)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"GWQ_CUDA_LIBRARY": str(folder / "libgwq_cuda.so"), "PYTHONPATH": str(ROOT)},
+    )
+    line = done.stdout.strip()
+    assert not done.stderr and (line.startswith("[{'name'") or "install or update" in line), done
