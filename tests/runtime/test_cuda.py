@@ -52,13 +52,17 @@ def test_every_architecture(tiny, exported, name):
 
 
 def test_the_bundled_model(bundled):
-    """Logits of a prompt, and the text that greedy decoding gives. Where the CPU multiplies outliers by
-    codes of 16 bits, a number that lies between two codes of 8 bits may get the other one.
+    """Logits of a prompt, and the text that greedy decoding gives.
+
+    Where the CPU multiplies outliers by codes of 16 bits, a number that lies between two codes of 8
+    bits may get the other one.
     """
     of_cpu, of_cuda = (gwq_export.load(bundled, device=d) for d in ("cpu", "cuda"))
     ids = of_cpu.prompt_ids(PROMPT)
     a, b = of_cpu.logits(ids), of_cuda.logits(ids)
-    assert np.abs(a - b).max() < 0.02 * np.abs(a).max() and (a.argmax(1) == b.argmax(1)).mean() > 0.9
+    assert (
+        np.abs(a - b).max() < 0.02 * np.abs(a).max() and (a.argmax(1) == b.argmax(1)).mean() > 0.9
+    )
     text = of_cpu.generate(PROMPT, n=20)
     assert text.strip() and of_cuda.generate(PROMPT, n=20) == text
 

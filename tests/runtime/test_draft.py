@@ -36,8 +36,10 @@ def eager(monkeypatch):
 
 
 def greedy(model, ids, count):
-    """The likeliest tokens after `ids`, computed from the start and one by one: up to 6 at once give
-    these bits, a longer prompt rounds sums differently, so that another may be the likeliest.
+    """The likeliest tokens after `ids`, computed from the start and one by one.
+
+    Up to 6 at once give the same bits. A longer prompt rounds sums differently, so that another
+    token may be the likeliest.
     """
     session = model.session(len(ids) + count)
     for i in ids:
