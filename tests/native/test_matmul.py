@@ -85,7 +85,7 @@ def cached(type_name, rows, cols, pattern):
 CODES16 = ("avx512", "avx512vbmi")  # instruction sets that multiply outliers by codes of 16 bits
 
 
-def expect(case, x, codes16):
+def expect(case, x, codes16=False):
     """(y, sum|w x|) in float64, with the activations the kernels see."""
     dense = case.dense.astype(float)
     exact = case.sparse.astype(float)

@@ -2,7 +2,7 @@
 
     python -m tests.support.device_check [--small] [--device N]
 
-It needs neither pytest, torch nor the network. Where something is wrong it says what and ends with
+It needs neither torch nor the network. Where something is wrong it says what and ends with
 status 1. --small: little data, for a quick look, or for the library's host build.
 """
 
