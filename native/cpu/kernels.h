@@ -58,8 +58,8 @@ typedef struct gwq_kernels {
     void (*quantize)(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
                      int16_t *bias);
     /* One row x (cols) to codes (tiles, GWQ_TILE) and scale (tiles): scale = max|x| / 32767 of each
-     * tile, codes = x / scale rounded. Only where `matmul` adds outliers by these codes: else gwq_input
-     * has x itself and `few` for them. */
+     * tile, codes = x / scale rounded. NULL where `matmul` adds outliers not by these codes but by x
+     * itself and gwq_input.few. */
     void (*quantize16)(const float *x, int64_t cols, int16_t *codes, float *scale);
     /* out[c * lanes + t] = x[t * stride + c] for t < count, c < width; 0 for t < lanes beyond;
      * lanes: a multiple of 8 */

@@ -34,8 +34,9 @@ void gwq_product_codes(void *p, int thread, int threads) {
     }
 }
 
-/* out[t] = what the outliers of few tokens see of x[t * stride] on, so that a token gets the same from
- * prompts: x by codes of 16 bits, where the instruction set has them; returns out, or x where not */
+/* What outliers see of x: where the instruction set multiplies those of few tokens by codes of 16
+ * bits, out[t] = these codes times their scale, so that a token gets the same in a prompt. Returns
+ * out, with its stride, or x. */
 static const float *seen_by_outliers(const float *x, int64_t *stride, int64_t count, int64_t width,
                                      float (*out)[GWQ_TILE]) {
     if (!gwq_in_use()->quantize16) return x;

@@ -10,8 +10,8 @@ enum {
     PIECE = 64,      /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
     SLACK = 48,      /* bytes the inner functions may read past the last outlier */
-    /* bytes between a read and the first touch of its page: where pages have 4 KB, as a file's do, the
-     * processor finds their addresses meanwhile, which takes longer than memory itself */
+    /* bytes between a read and the first touch of its page: where pages have 4 KB, as a file's do,
+     * the processor finds their addresses meanwhile, which takes longer than memory itself */
     PAGES_AHEAD = 32768,
     RECORDS_AHEAD = 1536, /* bytes between a side-table record and its prefetch */
     WHILE_RECORD = 256, /* bytes that memory delivers while a side-table record is added */
@@ -56,8 +56,9 @@ struct sums {
 struct side_table {
     const gwq_input *in;
     const uint8_t *end;
-    int total, levels;    /* most records have no more outliers, and no row of them more than levels:
-                             with that many, loops are alike for the CPU's branch prediction */
+    /* Most records have no more outliers in all, and no row of them more than `levels`: with that
+     * many, loops are alike for the CPU's branch prediction. */
+    int total, levels;
     float edge[GWQ_TILE]; /* x of the last token and the last tile, if that is a narrow one */
 };
 
@@ -85,12 +86,12 @@ typedef struct tile_ops {
     /* Outliers, either by `multiply`, `multiply_few` and `expand` (float_group, float_record of
      * outliers.h), or as an instruction set does it: */
     /* sum[16] += those of the row group whose first record `first` is, for the one token of `in`;
-     * returns the next row group's. next_tile: what is read after it, and is to be loaded meanwhile,
-     * WHILE_RECORD bytes for each record, or memory would idle. */
+     * returns the next row group's. next_tile: what is read after it, and is to be loaded
+     * meanwhile, WHILE_RECORD bytes for each record, or memory would idle. */
     const uint8_t *(*outliers)(const struct tile_ops *ops, const struct side_table *side,
                                const uint8_t *first, const uint8_t *next_tile, float *sum);
-    /* sum[k] += those of the i-th tile, whose record it is, for token t + k, k < count (constant: 1,
-     * 2 or 4), to the bit what `outliers` adds for one; returns the next record */
+    /* sum[k] += those of the i-th tile, whose record it is, for token t + k, k < count (constant:
+     * 1, 2 or 4), to the bit what `outliers` adds for one; returns the next record */
     const uint8_t *(*record)(const struct tile_ops *ops, const struct side_table *side,
                              const uint8_t *record, int64_t i, int64_t t, int count,
                              float (*sum)[GWQ_ROWS]);

@@ -50,9 +50,10 @@ GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, 
     }
 }
 
-/* One token: y[k] = dot of the row at row[k] with x, for k < count (constant, at most STREAMS): rows
+/* One token: y[k] = dot of the row at row[k] with x, for k < count (constant, at most STREAMS). Rows
  * that are far apart are read at the same time. */
-typedef void (*rows_fn)(const uint8_t *const *row, int count, int64_t cols, const float *x, float *y);
+typedef void (*rows_fn)(const uint8_t *const *row, int count, int64_t cols, const float *x,
+                        float *y);
 
 GWQ_INLINE void ggml_gemv(rows_fn rows, const gwq_matrix *m, int64_t first, int64_t last,
                           const gwq_input *in, float *y) {
