@@ -65,6 +65,11 @@ GWQ_INLINE __m512 half16(const uint8_t *p) {
     gwq_avx2_halves(p, 16, f);
     return _mm512_loadu_ps(f);
 }
+GWQ_INLINE __m512 halves_of(const uint8_t *p) {
+    float f;
+    gwq_avx2_halves(p, 1, &f);
+    return _mm512_set1_ps(f);
+}
 GWQ_INLINE __m512 bf16_16(const uint8_t *p) {
     uint32_t n[16];
     for (int i = 0; i < 16; i++) n[i] = (uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16;
@@ -125,6 +130,13 @@ GWQ_INLINE __m512i bias16(const int16_t *bias) { return _mm512_set1_epi32(bias[0
 GWQ_INLINE __m512 half16(const uint8_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
+/* One FP16 value 16 times. It is converted as often, so that it comes from memory to where it is
+ * needed without a detour by a scalar register. */
+GWQ_INLINE __m512 halves_of(const uint8_t *p) {
+    int16_t v;
+    memcpy(&v, p, 2);
+    return _mm512_cvtph_ps(_mm256_set1_epi16(v));
+}
 GWQ_INLINE __m512 bf16_16(const uint8_t *p) {
     __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
@@ -164,6 +176,12 @@ GWQ_INLINE __m512 sums16(const __m512 v[4][4]) {
     }
     return _mm512_loadu_ps(sum);
 }
+GWQ_INLINE __m128 sums4_of_16(const __m512 v[4]) {
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 all[4][4] = {{v[0], v[1], v[2], v[3]}, {zero, zero, zero, zero},
+                              {zero, zero, zero, zero}, {zero, zero, zero, zero}};
+    return _mm512_castps512_ps128(sums16(all));
+}
 #else
 /* In every lane of 4 the sums of this lane of v[0] .. v[3] */
 GWQ_INLINE __m512 sums_of_lanes(const __m512 v[4]) {
@@ -172,6 +190,13 @@ GWQ_INLINE __m512 sums_of_lanes(const __m512 v[4]) {
     __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
     return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
                          _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+}
+
+/* The sum of each of four vectors */
+GWQ_INLINE __m128 sums4_of_16(const __m512 v[4]) {
+    const __m512 u = sums_of_lanes(v);
+    const __m256 w = _mm256_add_ps(_mm512_castps512_ps256(u), _mm512_extractf32x8_ps(u, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
 }
 
 GWQ_INLINE __m512 sums16(const __m512 v[4][4]) {

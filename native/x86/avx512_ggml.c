@@ -24,7 +24,7 @@ GWQ_INLINE __m512 add_unit(half_fn half, const int scaled, const uint8_t *p, con
         return _mm512_fmadd_ps(half(p, 1), x[1], sum);
     }
     __m512 s = _mm512_fmadd_ps(half(p, 1), x[1], _mm512_mul_ps(half(p, 0), x[0]));
-    return _mm512_fmadd_ps(_mm512_set1_ps(half1(p)), s, sum);
+    return _mm512_fmadd_ps(halves_of(p), s, sum);
 }
 
 /* As rows_fn */
@@ -33,14 +33,14 @@ GWQ_INLINE void ggml_rows(half_fn half, const int scaled, size_t unit_bytes,
                           const float *x, float *y) {
     enum { AHEAD = 4096 };
     const int64_t units = cols / 32, rest = cols % 32;
-    __m512 sum[4][4], v[2];
-    for (int k = 0; k < 16; k++) sum[k / 4][k % 4] = _mm512_setzero_ps();
+    __m512 sum[STREAMS], v[2];
+    for (int k = 0; k < STREAMS; k++) sum[k] = _mm512_setzero_ps();
     for (int64_t u = 0; u < units; u++) {
         for (int i = 0; i < 2; i++) v[i] = _mm512_loadu_ps(x + 32 * u + 16 * i);
         for (int k = 0; k < count; k++) {
             const uint8_t *p = row[k] + (size_t)u * unit_bytes;
             prefetch(p, AHEAD, unit_bytes);
-            sum[0][k] = add_unit(half, scaled, p, v, sum[0][k]);
+            sum[k] = add_unit(half, scaled, p, v, sum[k]);
         }
     }
     if (rest) { /* never q8_0, whose rows are whole units */
@@ -50,11 +50,11 @@ GWQ_INLINE void ggml_rows(half_fn half, const int scaled, size_t unit_bytes,
         for (int k = 0; k < count; k++) {
             uint8_t w[128] = {0};
             memcpy(w, row[k] + (size_t)units * unit_bytes, (size_t)rest * (unit_bytes / 32));
-            sum[0][k] = add_unit(half, scaled, w, v, sum[0][k]);
+            sum[k] = add_unit(half, scaled, w, v, sum[k]);
         }
     }
-    float sums[16];
-    _mm512_storeu_ps(sums, sums16((const __m512(*)[4])sum));
+    float sums[STREAMS];
+    _mm_storeu_ps(sums, sums4_of_16(sum));
     for (int k = 0; k < count; k++) y[k] = sums[k];
 }
 
