@@ -8,7 +8,7 @@ import pytest
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.evaluation.perplexity import PROTOCOLS, evaluate, log_softmax, windows
-from gwq_export.evaluation.predictors import Predictor, runtime_logits
+from gwq_export.evaluation.predictors import Predictor, batches, runtime_logits
 from gwq_export.evaluation.reference import transformers_logits
 from studies.oracle import dequantized_model, logits
 from tests.support.paths import DATA, REFERENCE
@@ -175,9 +175,12 @@ def test_what_cannot_be_evaluated(exported):
     model = gwq_export.load(exported(type="f32")[0])
 
     def against(vocab=8192, ctx=2048, value=0.0):
-        return Predictor(
-            ctx, lambda ids, keep, reuse=False: iter([np.full((keep, vocab), value, np.float32)])
-        )
+        def logits(ids, keep, reuse=False):
+            for _, _, kept in batches(0, len(ids), keep):
+                if kept:
+                    yield np.full((kept, vocab), value, np.float32)
+
+        return Predictor(ctx, logits)
 
     for options, words in [
         ({"protocol": "papers"}, "--protocol papers: choose one of llama.cpp, window"),
