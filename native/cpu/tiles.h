@@ -220,7 +220,8 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
                 ops->scales(tile + k * per_block, decoded[i].scales[k]);
             }
         }
-        for (int i = 0; m->outliers && i < groups; i++) prefetch_columns(record[i], panel, count);
+        if (m->outliers && count > 16) /* of fewer tokens that takes longer than it saves */
+            for (int i = 0; i < groups; i++) prefetch_columns(record[i], panel, count);
         for (int i = 0; i < groups; i += ops->groups)
             ops->tokens(decoded + i, (int)min64(ops->groups, groups - i), nb, in, t, count, b,
                         s + i);

@@ -7,9 +7,6 @@
 /* w = half h of the 32 weights of a unit; of q8_0 without the scale */
 typedef __m512 (*half_fn)(const uint8_t *unit, int h);
 
-GWQ_INLINE __m512 f32_half(const uint8_t *p, int h) {
-    return _mm512_loadu_ps(p + 64 * h);
-}
 GWQ_INLINE __m512 f16_half(const uint8_t *p, int h) { return half16(p + 32 * h); }
 GWQ_INLINE __m512 bf16_half(const uint8_t *p, int h) { return bf16_16(p + 32 * h); }
 GWQ_INLINE __m512 q8_0_half(const uint8_t *p, int h) {
@@ -101,7 +98,13 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
         else                                                                                   \
             ggml_gemm(name##_floats, unit_bytes, four_rows, AT_ONCE, m, first, last, in, y);   \
     }
-GGML_TYPE(f32, 128, 0)
 GGML_TYPE(f16, 64, 0)
 GGML_TYPE(bf16, 64, 0)
 GGML_TYPE(q8_0, 34, 1)
+
+/* Of few tokens memory alone is the limit, and AVX2's smaller loads read it a little faster. */
+void gwq_avx512_matmul_f32(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in,
+                           float *y) {
+    if (in->n <= GWQ_FEW) gwq_avx2_matmul_f32(m, first, last, in, y);
+    else ggml_gemm(f32_floats, 128, four_rows, AT_ONCE, m, first, last, in, y);
+}
