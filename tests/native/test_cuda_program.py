@@ -11,6 +11,7 @@ from gwq_export.native.matrix import Linear, Matrix
 from gwq_export.native.ops import Ops
 from gwq_export.native.program import MAX_TOKENS, Program
 from gwq_export.native.recorder import Recorder
+from tests.native.test_program import WRONG_CALLS
 from tests.support.kernel_cases import activations, make, random
 
 DIM, FFN, EPS, HEADS, VOCAB, EXPERTS = 64, 160, 1e-5, 2, 50, 4
@@ -145,16 +146,7 @@ def test_what_is_refused():
 
     assert status() == library.GWQ_OK
     assert status(size=program._bytes - 1) == library.GWQ_E_SCRATCH
-    for wrong in (
-        {"ops": NULL},
-        {"count": 0},
-        {"ids": NULL},
-        {"n": 0},
-        {"n": MAX_TOKENS + 1},
-        {"pos": -1},
-        {"pos": 2**31 - 1},
-        {"scratch": NULL},
-    ):
+    for wrong in WRONG_CALLS:
         assert status(**wrong) == library.GWQ_E_ARGUMENT, wrong
     seen = set()
     for i in range(count):

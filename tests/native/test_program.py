@@ -152,6 +152,19 @@ def test_many_threads_meet_often():
     assert np.array_equal(*results)
 
 
+# Arguments of gwq_program_run that every library refuses
+WRONG_CALLS = (
+    {"ops": NULL},
+    {"count": 0},
+    {"ids": NULL},
+    {"n": 0},
+    {"n": MAX_TOKENS + 1},
+    {"pos": -1},
+    {"pos": 2**31 - 1},
+    {"scratch": NULL},
+)
+
+
 def test_what_the_library_refuses():
     parts = Parts(1)
     recorder = Recorder(1, Pool(1))
@@ -166,16 +179,7 @@ def test_what_the_library_refuses():
 
     assert status() == library.GWQ_OK
     assert status(size=size - 1) == library.GWQ_E_SCRATCH
-    for wrong in (
-        {"ops": NULL},
-        {"count": 0},
-        {"ids": NULL},
-        {"n": 0},
-        {"n": MAX_TOKENS + 1},
-        {"pos": -1},
-        {"pos": 2**31 - 1},
-        {"scratch": NULL},
-    ):
+    for wrong in WRONG_CALLS:
         assert status(**wrong) == library.GWQ_E_ARGUMENT, wrong
     wrong = {"count": 5, "x": NULL, "activation": 9, "m": [NULL], "y": [NULL], "into": NULL}
     for field, value in wrong.items():
