@@ -156,8 +156,9 @@ void gwq_product_share(void *p, int thread, int threads) {
 
 /* --- scratch ---------------------------------------------------------------------------------- */
 
-/* Lays out the codes of in->n tokens from `at` on, unless that is NULL; returns their bytes. */
-static size_t lay_out(gwq_input *in, int64_t lanes, uint8_t *at) {
+/* Lays out the codes of in->n tokens from `at` on, unless that is NULL; returns their bytes. starts:
+ * whether there is gwq_input.start. */
+static size_t lay_out(gwq_input *in, int64_t lanes, int starts, uint8_t *at) {
     const size_t count = (size_t)((in->n + lanes - 1) / lanes * lanes * gwq_blocks(in->cols));
     const size_t scale = count * GWQ_BLOCK;
     const size_t bias = scale + gwq_round_up(sizeof(float) * count);
@@ -168,16 +169,17 @@ static size_t lay_out(gwq_input *in, int64_t lanes, uint8_t *at) {
         in->q = (int8_t *)at;
         in->scale = (float *)(at + scale);
         in->bias = (int16_t *)(at + bias);
-        in->start = in->n > 1 ? (int32_t *)(at + start) : NULL;
+        in->start = starts ? (int32_t *)(at + start) : NULL;
     }
-    return in->n > 1 ? start + gwq_round_up(4 * sizeof(int32_t) * count) : start;
+    return starts ? start + gwq_round_up(4 * sizeof(int32_t) * count) : start;
 }
 
-/* The same for the codes of a product and those of the residuals */
+/* The same for the codes of a product and those of the residuals, which are multiplied token by
+ * token */
 static size_t lay_out_codes(gwq_input *in, gwq_input *residual, uint8_t *at) {
-    const size_t bytes = lay_out(in, in->n > GWQ_FEW ? GWQ_PANEL : 1, at);
+    const size_t bytes = lay_out(in, in->n > GWQ_FEW ? GWQ_PANEL : 1, in->n > 1, at);
     *residual = (gwq_input){.n = in->n, .cols = in->cols, .x = in->x};
-    return bytes + lay_out(residual, 1, at ? at + bytes : NULL);
+    return bytes + lay_out(residual, 1, 0, at ? at + bytes : NULL);
 }
 
 /* Bytes of gwq_input.few or of codes16 and scale16, what outliers want of up to GWQ_FEW tokens:
