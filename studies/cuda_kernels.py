@@ -4,10 +4,11 @@
 
 Nothing runs: this needs nvcc (tools/build_cuda), no GPU. Kernels are compiled for every
 architecture; printed are the tables of docs/results/cuda.md. The loops' instructions are counted in
-the machine code, where cuobjdump is there (tools/build_cuda --tools).
+the machine code, where CUDA's disassembler is there (tools/build_cuda --tools).
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -96,10 +97,34 @@ def compiled(archs: Sequence[str] = (), out: str | Path | None = None) -> list[K
     return [kernel for text in logs for kernel in resources(text)]
 
 
-def find_cuobjdump() -> str | None:
-    """CUDA's disassembler, None: there is none."""
-    ours = map(str, TOOLS.glob("nvidia/*/bin/cuobjdump"))
-    return next(filter(None, map(shutil.which, [*ours, "cuobjdump"])), None)
+def disassembler() -> tuple[str, str] | None:
+    """CUDA's (cuobjdump, nvdisasm); None unless both are there: the first calls the second."""
+    found = []
+    for name in ("cuobjdump", "nvdisasm"):
+        ours = map(str, TOOLS.glob(f"nvidia/*/bin/{name}"))
+        found.append(next(filter(None, map(shutil.which, [*ours, name])), None))
+    return (found[0], found[1]) if all(found) else None
+
+
+def machine_code(source: str, arch: str) -> str:
+    """A source's instructions for one architecture, as the last build compiled it.
+
+    source: such as "gemv.cu". arch: such as "90". Raises LookupError: no disassembler.
+    """
+    tools = disassembler()
+    if not tools:
+        raise LookupError("no cuobjdump and nvdisasm: tools/build_cuda --tools brings them")
+    cuobjdump, nvdisasm = tools
+    path = os.pathsep.join([os.path.dirname(nvdisasm), os.environ.get("PATH", "")])
+    done = subprocess.run(
+        [cuobjdump, "-sass", "-arch", f"sm_{arch}", LOGS / f"{source}.o"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+    )
+    if done.returncode:
+        raise SystemExit(f"cuobjdump: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _loop(instructions: Sequence[tuple[int, str]]) -> tuple[int, int]:
@@ -121,12 +146,10 @@ def _loop(instructions: Sequence[tuple[int, str]]) -> tuple[int, int]:
     return len(body), sum(".128" in text and "LDG" in text for text in body)
 
 
-def loops(cuobjdump: str, arch: str) -> list[Loop]:
-    """The loops of all GEMV kernels of a build for one architecture."""
-    command = [cuobjdump, "-sass", "-arch", f"sm_{arch}", LOGS / "gemv.cu.o"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def loops(arch: str) -> list[Loop]:
+    """The loops of all GEMV kernels of a build for one architecture. Raises LookupError."""
     found = []
-    for part in text.split("Function : ")[1:]:
+    for part in machine_code("gemv.cu", arch).split("Function : ")[1:]:
         code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", part)
         instructions = [(int(address, 16), line) for address, line in code]
         count, wide = _loop(instructions)
@@ -182,9 +205,8 @@ def main() -> None:
     if not nvcc:
         raise SystemExit("no nvcc: tools/build_cuda --tools brings it")
     kernels = compiled(offered(nvcc, args.arch))
-    cuobjdump = find_cuobjdump()
     archs = [a for a in ("80", "90") if a in args.arch]
-    found = {arch: loops(cuobjdump, arch) for arch in archs} if cuobjdump else {}
+    found = {arch: loops(arch) for arch in archs} if disassembler() else {}
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     print(re.search(r"release [\d.]+, \S+", version)[0])
     print(tables(kernels, found))

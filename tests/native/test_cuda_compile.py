@@ -17,6 +17,10 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.skipif(
     not find_nvcc(), reason="no nvcc: tools/build_cuda --tools brings it"
 )
+needs_disassembler = pytest.mark.skipif(
+    not cuda_kernels.disassembler(),
+    reason="no cuobjdump and nvdisasm: tools/build_cuda --tools brings them",
+)
 FULL = 128  # registers with which two blocks of 256 threads fit a multiprocessor
 
 
@@ -53,14 +57,12 @@ def test_registers_and_shared_memory(kernels):
             assert k.registers <= 80, k
 
 
+@needs_disassembler
 def test_inner_loops_read_16_bytes_at_a_time(kernels):
-    cuobjdump = cuda_kernels.find_cuobjdump()
-    if not cuobjdump:
-        pytest.skip("no cuobjdump: tools/build_cuda --tools brings it")
     # of one token: the bits that the issue slots of a multiprocessor must give for a weight
     most = {2: 2.2, 3: 2.8, 4: 2.2, 5: 3.0, 6: 2.0}
     for arch in ("80", "90"):
-        for loop in cuda_kernels.loops(cuobjdump, arch):
+        for loop in cuda_kernels.loops(arch):
             bits, tokens = map(int, re.findall(r"\d+", loop.kernel))
             assert loop.local == 0, loop
             assert loop.wide >= bits + 2 * tokens, loop
@@ -68,13 +70,10 @@ def test_inner_loops_read_16_bytes_at_a_time(kernels):
                 assert loop.instructions <= most[bits] * cuda_kernels.PIECE, loop
 
 
+@needs_disassembler
 def test_weights_are_decoded_without_fused_sums(kernels):
     """The format's arithmetic rounds a product before it is added."""
-    cuobjdump = cuda_kernels.find_cuobjdump()
-    if not cuobjdump:
-        pytest.skip("no cuobjdump: tools/build_cuda --tools brings it")
-    command = [cuobjdump, "-sass", "-arch", "sm_90", cuda_kernels.LOGS / "rows.cu.o"]
-    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = cuda_kernels.machine_code("rows.cu", "90")
     assert "FMUL" in code and "FADD" in code and "FFMA" not in code
 
 
