@@ -1,11 +1,14 @@
 """Does another checkout of this repository still do the same, and as fast?
 
-    studies/compare_checkouts OTHER [--quick] [--speed FILE.gguf ...]
+    studies/compare_checkouts OTHER [--quick]
+    studies/compare_checkouts OTHER --speed FILE.gguf [--speed FILE.gguf ...]
+    studies/compare_checkouts OTHER --kernels [--types gwq4,f16] [--tokens 1,4]
 
 Exports the bundled model and a small random mixture of experts with both checkouts in every way
 that takes its own path through the code, and compares the files byte by byte, the keys of --json
 and the exit status of bad calls. --speed times prompts and decoding of files instead, both builds
-in alternation, and prints the ratio (this checkout's tokens per second over the other's). Both
+in alternation, and prints the ratio (this checkout's tokens per second over the other's); --kernels
+does the same with kernels on random matrices, and counts those whose ratio is below 0.98. Both
 checkouts must have their library built; both run with this Python.
 """
 
@@ -21,10 +24,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from gwq_export.bench import cases
 from gwq_export.bench.contender import Contender
+from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
+from studies.compare_kernels import LEAST, compare_kernels, varied
+from studies.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "tests" / "data" / "gwq-reference"
 SMALL = ["--samples", "6", "--ctx", "64"]
 EXPORTS = {  # name -> (model, arguments)
@@ -236,6 +242,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--speed", action="append", default=[], metavar="FILE.gguf", help="time this file instead"
     )
+    p.add_argument("--kernels", action="store_true", help="time kernels instead")
+    for name, type, example in (
+        ("ops", str, "gemv,attention"),
+        ("types", str, "gwq4,f16"),
+        ("shapes", str, "4096x11008"),
+        ("tokens", int, "1,4,12, in place of gwq-bench's"),
+        ("outliers", float, "0,0.0025, in place of gwq-bench's"),
+    ):
+        p.add_argument(
+            f"--{name}",
+            type=lambda text, type=type: [type(part) for part in text.split(",")],
+            metavar="A,B",
+            help=f"with --kernels: these only, such as {example}",
+        )
     p.add_argument("-t", "--threads", type=int, default=2, metavar="N")
     p.add_argument("-p", type=int, default=128, metavar="N", help="prompt tokens")
     p.add_argument("-n", type=int, default=32, metavar="N", help="decoded tokens")
@@ -251,8 +271,18 @@ def main() -> None:
         path = str(Path(path).resolve())
         speed(other, path, args.threads, args.p, args.n, args.r)
         opening(other, path, args.r)
-    differing = 0 if args.speed else compare(other, args.quick)
-    print(f"{differing} differ; {time.monotonic() - start:.0f} s")
+    differing, what = 0, "differ"
+    if args.kernels:
+        try:
+            chosen = cases.select(args.ops, args.types, args.shapes)
+            chosen = varied(chosen, args.tokens, args.outliers)
+            differing = compare_kernels(other, chosen, args.threads, args.r)
+        except GwqError as e:
+            sys.exit(f"compare_checkouts: error: {e}")
+        what = f"of {len(chosen)} rows below {LEAST}"
+    elif not args.speed:
+        differing = compare(other, args.quick)
+    print(f"{differing} {what}; {time.monotonic() - start:.0f} s")
     sys.exit(bool(differing))
 
 

@@ -1,4 +1,4 @@
-"""Engines with their files, each in a process of its own that is stopped while others are timed.
+"""Processes that are timed in turn, each stopped while others are: engines with their files.
 
 This is the side that drives `worker`.
 """
@@ -30,33 +30,19 @@ def have_peer() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-class Contender:
-    """An engine and an open file, in a process of its own that runs only while it is asked.
+class Stopped:
+    """A process of this Python that answers lines of JSON, and runs only while it is asked.
 
-    facts: what it sent when it was ready (see `worker`). checkout: folder of another checkout of
-    the repository, whose worker is to run; None: this package's. device: of our own engine, as for
-    `gwq_export.load`. Raises GwqError.
+    arguments: of python. checkout: folder of another checkout of the repository, whose package it
+    imports; None: this one. name: what it is called when it ends by itself. facts: what it sent
+    when it was ready. Raises GwqError.
     """
 
-    def __init__(
-        self,
-        engine: str,
-        reader: Reader,
-        threads: int,
-        ctx: int,
-        checkout: Path | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.engine = engine
-        self.reader = reader
+    def __init__(self, arguments: Sequence[str], name: str, checkout: Path | None = None) -> None:
+        self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by close()
-        vocab = reader.tensors["token_embd.weight"].shape[0]
-        path = os.path.abspath(reader.path)
-        arguments = [engine, path, str(threads), str(ctx), str(vocab)]
-        if device != "cpu":
-            arguments.append(device)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gwq_export.bench.worker", *arguments],
+            [sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -74,40 +60,72 @@ class Contender:
             self.close()
             raise
 
-    def run(self, prompt: int, gen: int) -> tuple[float, float]:
-        """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a command. Raises GwqError if that is {"error"} or there is none."""
         # a process that has ended takes no command: then there is no answer either
         with contextlib.suppress(ProcessLookupError, BrokenPipeError):
             os.kill(self._process.pid, signal.SIGCONT)
-            self._commands.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
-        answer = self._answer()
-        return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
+            self._commands.write(json.dumps(command) + "\n")
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self._answers.readline()
         if not line:
-            raise GwqError(f"{self.reader.path}: {self.engine} ended ({self.log()[-300:]})")
-        answer = json.loads(line)
+            raise GwqError(f"{self.name} ended ({self.log()[-300:]})")
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise GwqError(answer["error"])
         os.kill(self._process.pid, signal.SIGSTOP)
         return answer
 
     def log(self) -> str:
-        """What the engine has printed."""
+        """What the process has printed to stderr."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
-
-    @property
-    def repacks(self) -> bool:
-        """llama.cpp only: whether it keeps weights rearranged for this CPU."""
-        return "CPU_REPACK" in self.log()
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.communicate()
         self._log.close()
+
+
+class Contender(Stopped):
+    """An engine and an open file.
+
+    facts: see `worker`. checkout: folder of another checkout of the repository, whose worker is to
+    run; None: this package's. device: of our own engine, as for `gwq_export.load`. Raises GwqError.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        reader: Reader,
+        threads: int,
+        ctx: int,
+        checkout: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.engine = engine
+        self.reader = reader
+        vocab = reader.tensors["token_embd.weight"].shape[0]
+        path = os.path.abspath(reader.path)
+        arguments = [engine, path, str(threads), str(ctx), str(vocab)]
+        if device != "cpu":
+            arguments.append(device)
+        super().__init__(
+            ["-m", "gwq_export.bench.worker", *arguments], f"{reader.path}: {engine}", checkout
+        )
+
+    def run(self, prompt: int, gen: int) -> tuple[float, float]:
+        """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
+        answer = self.ask({"prompt": max(1, prompt), "gen": gen})
+        return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
+
+    @property
+    def repacks(self) -> bool:
+        """llama.cpp only: whether it keeps weights rearranged for this CPU."""
+        return "CPU_REPACK" in self.log()
 
 
 def _other_type(id: int) -> TensorType | None:

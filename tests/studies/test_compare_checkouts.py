@@ -4,9 +4,12 @@ import shutil
 
 import pytest
 
+from gwq_export.bench.cases import Case
 from gwq_export.bench.contender import Contender
+from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from studies import compare_checkouts
+from studies.compare_kernels import compare_kernels, varied
 from tests.support.paths import ROOT
 
 
@@ -58,3 +61,49 @@ def test_a_contender_runs_the_other_checkout(checkout, exported):
         assert contender.facts["version"].startswith("9.") and contender.run(4, 2)[1] > 0
     finally:
         contender.close()
+
+
+GEMV = Case("gemv", "gwq4", (64, 256), 1)
+ADD = Case("add", "f32", (8, 256), 8)
+
+
+@pytest.mark.parametrize("factor, slower, between", [(3, 0, (2, 5)), (1 / 3, 2, (0.2, 0.5))])
+def test_kernels_of_both_are_timed(checkout, factor, slower, between, capsys):
+    taken = "return (time.perf_counter() - start) / count"
+    other = checkout({"bench/kernels.py": (taken, f"{taken} * {factor}")})
+    assert compare_kernels(other, [GEMV, ADD], 1, 3, 1 << 16) == slower
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    head, _, *rows = rows
+    assert [row[:4] for row in rows] == [
+        ["gemv", "gwq4", "64x256", "1"],
+        ["add", "f32", "8x256", "8"],
+    ]
+    for row in rows:
+        low, high = between
+        assert low < float(row[head.index("times as fast")]) < high
+
+
+def test_kernels_of_a_checkout_that_fails_are_an_error(checkout):
+    other = checkout({"bench/kernels.py": ("def sample(", "def no_sample(")})
+    with pytest.raises(GwqError, match=r"(?s)the kernels of .*copy ended .*sample"):
+        compare_kernels(other, [GEMV], 1, 3, 1 << 16)
+
+
+def test_cases_with_other_tokens_and_outliers():
+    prompt = Case("gemm", "gwq4", (64, 256), 8, 0.01)
+    plain = Case("gemv", "f16", (64, 256), 1)
+    made = varied([GEMV, prompt, plain, ADD], [1, 4], [0.0, 0.0025])
+    assert made == [
+        *(
+            Case("gemm" if n > 1 else "gemv", "gwq4", (64, 256), n, share)
+            for n in (1, 4)
+            for share in (0.0, 0.0025)
+        ),
+        plain,
+        Case("gemm", "f16", (64, 256), 4),
+        ADD,
+    ]
+    assert varied([GEMV, prompt, ADD], None, None) == [GEMV, prompt, ADD]
