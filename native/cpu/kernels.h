@@ -31,8 +31,8 @@ typedef struct gwq_input {
     /* (n / lanes, blocks, lanes, 4), for each 16 columns both numbers of `bias` together, where a
      * 32-bit sum starts; not of one token alone */
     int32_t *start;
-    /* x by columns, (ceil(n / GWQ_PANEL), cols, GWQ_PANEL), zero beyond n: for the outliers of more
-     * than GWQ_FEW tokens. */
+    /* x by columns, of each GWQ_PANEL tokens (cols, gwq_panel_lanes of them), zero beyond n: for the
+     * outliers of more than GWQ_FEW tokens. */
     float *panel;
     /* the same, (tiles of the columns * GWQ_TILE, GWQ_FEW_LANES), of 2 to GWQ_FEW tokens; what lies
      * beyond cols has no meaning */
@@ -46,6 +46,12 @@ typedef struct gwq_input {
 /* Where the codes of a token and a block are, in blocks from q, scale and bias on */
 static inline int64_t gwq_code_at(const gwq_input *in, int64_t t, int64_t block) {
     return (t / in->lanes * in->blocks + block) * in->lanes + t % in->lanes;
+}
+
+/* Floats of a column of a panel for `count` tokens, at most GWQ_PANEL: of a short prompt few, so that
+ * the columns of all tiles stay in the cache */
+static inline int gwq_panel_lanes(int64_t count) {
+    return count <= 8 ? 8 : count <= 16 ? 16 : count <= 32 ? 32 : GWQ_PANEL;
 }
 
 typedef struct gwq_kernels {

@@ -61,10 +61,11 @@ static void panel_task(void *p, int thread, int threads) {
         int64_t c = i % tiles * GWQ_TILE;
         int64_t count = min64(GWQ_PANEL, in->n - t);
         int64_t width = min64(GWQ_TILE, in->cols - c);
-        float *out = in->panel + (t / GWQ_PANEL * in->cols + c) * GWQ_PANEL;
+        const int lanes = gwq_panel_lanes(count);
+        float *out = in->panel + t * in->cols + c * lanes;
         int64_t stride = in->cols;
         const float *x = seen_by_outliers(in->x + t * stride + c, &stride, count, width, buffer);
-        gwq_in_use()->panel(x, stride, (int)count, width, GWQ_PANEL, out);
+        gwq_in_use()->panel(x, stride, (int)count, width, lanes, out);
     }
 }
 
@@ -229,9 +230,8 @@ int gwq_product_check(const gwq_product *j, int *tiles, int *outliers) {
 /* That, and panels */
 uint64_t gwq_scratch_bytes(int64_t n, int64_t cols) {
     if (n < 1 || cols < 1 || n > INT32_MAX || cols > INT32_MAX) return 0;
-    size_t panels = ((size_t)n + GWQ_PANEL - 1) / GWQ_PANEL;
-    size_t panel_floats = n > GWQ_FEW ? panels * GWQ_PANEL * (size_t)cols : 0;
-    return gwq_product_bytes(n, cols) + sizeof(float) * panel_floats;
+    const int64_t rest = n % GWQ_PANEL, lanes = n - rest + (rest ? gwq_panel_lanes(rest) : 0);
+    return gwq_product_bytes(n, cols) + (n > GWQ_FEW ? sizeof(float) * (size_t)(lanes * cols) : 0);
 }
 
 int gwq_matmul(gwq_pool *pool, const gwq_matrix *const *m, int count, const float *x, int64_t n,

@@ -109,27 +109,38 @@ GWQ_INLINE const uint8_t *float_record(const tile_ops *ops, const struct side_ta
 
 /* --- many tokens ------------------------------------------------------------------------------ */
 
-/* Start loading the columns of x that a record wants. */
-GWQ_INLINE void prefetch_columns(const uint8_t *record, const float (*x)[GWQ_PANEL], int count) {
-    const int total = record_total(record);
-    const uint8_t *column = record + GWQ_ROWS + 2 * total;
-    for (int k = 0; k < total; k++)
-        prefetch((const uint8_t *)x[column[k]], 0, sizeof(float) * (size_t)count);
-}
-
-/* sum[r][t] += value * x[column][t] over a record, for t < count (constant); returns the next
- * record. */
-GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float (*x)[GWQ_PANEL],
-                                        const int count, const tile_ops *ops,
-                                        float (*sum)[GWQ_PANEL]) {
+/* sum[r * lanes + t] += value * x[column * lanes + t] over a record, for t < lanes (constant);
+ * returns the next record. */
+GWQ_INLINE const uint8_t *record_tokens(const uint8_t *record, const float *x, const int lanes,
+                                        const tile_ops *ops, float *sum) {
     float v[PIECE];
     unsigned total = (unsigned)record_total(record), k = 0;
     const uint8_t *value = record + GWQ_ROWS, *column = value + 2 * total;
     for (int level = 0; k < total; level++)
         for (unsigned rows = ops->above(record, level); rows; rows &= rows - 1, k++) {
             if (k % PIECE == 0) ops->halves(value + 2 * k, (int)min64(PIECE, total - k), v);
-            ops->spread(v[k % PIECE], x[column[k]], count, sum[__builtin_ctz(rows)]);
+            ops->spread(v[k % PIECE], x + column[k] * lanes, lanes,
+                        sum + __builtin_ctz(rows) * lanes);
         }
     return column + total;
+}
+
+/* sum[i] (GWQ_ROWS, lanes) = the outliers of the row group first + i, i < groups, for a panel. All
+ * row groups go through some tiles before the next ones, whose columns stay in the cache meanwhile.
+ * lanes: constant */
+GWQ_INLINE void panel_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups,
+                               const float *panel, const int lanes,
+                               float (*sum)[GWQ_ROWS * GWQ_PANEL]) {
+    const int64_t tiles = gwq_tiles(m->cols), some = PANEL_BYTES / (4 * GWQ_TILE * lanes);
+    const uint8_t *record[PIECE_GROUPS];
+    for (int i = 0; i < groups; i++) {
+        record[i] = gwq_records(m, first + i);
+        memset(sum[i], 0, sizeof(float) * GWQ_ROWS * (size_t)lanes);
+    }
+    for (int64_t b = 0; b < tiles; b += some)
+        for (int i = 0; i < groups; i++)
+            for (int64_t k = b; k < min64(b + some, tiles); k++)
+                record[i] = record_tokens(record[i], panel + k * GWQ_TILE * lanes, lanes, ops,
+                                          sum[i]);
 }
 #endif

@@ -18,6 +18,7 @@ enum {
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
     GROUPS = 8,      /* row groups that share a few tokens while these are in the cache */
     PIECE_GROUPS = 32, /* row groups that share a panel while it is in the cache */
+    PANEL_BYTES = 262144, /* of a panel, that row groups use one after the other */
     TOGETHER = 2     /* row groups decoded, and their results stored, together */
 };
 
@@ -46,10 +47,9 @@ struct decoded {
     gwq_scales scales[GWQ_TILE_BLOCKS];
 };
 
-/* The sums of one row group and up to GWQ_PANEL tokens */
+/* The dense sums of one row group and up to GWQ_PANEL tokens */
 struct sums {
     _Alignas(64) float dense[GWQ_PANEL][GWQ_ROWS];
-    _Alignas(64) float sparse[GWQ_ROWS][GWQ_PANEL]; /* outliers */
 };
 
 /* The outliers of a matrix and up to GWQ_FEW tokens on their way */
@@ -122,7 +122,7 @@ typedef struct tile_ops {
     int (*total)(const uint8_t *count);
     /* bit r: row r has more than `level` outliers */
     unsigned (*above)(const uint8_t *count, int level);
-    /* sum[t] += v * x[t] for t < count, a multiple of 16 */
+    /* sum[t] += v * x[t] for t < count: 8 or a multiple of 16 */
     void (*spread)(float v, const float *x, int count, float *sum);
     /* As gwq_kernels.panel */
     void (*panel)(const float *x, int64_t stride, int count, int64_t width, int lanes, float *out);

@@ -161,56 +161,51 @@ GWQ_INLINE void finish_rows(float power, const float *restrict scale, const floa
 }
 
 /* y of the tokens t .. t+count-1 and the row groups first .. first+groups-1, whose sums these are:
- * token by token, because rows of y may be so far apart that all lie in the same set of the cache */
+ * token by token, because rows of y may be so far apart that all lie in the same set of the cache.
+ * sparse: the outliers' sums, by gwq_panel_lanes(count), or NULL */
 GWQ_INLINE void finish_sums(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups,
-                            const struct sums *s, int64_t t, int count, float *y) {
+                            const struct sums *s, const float (*sparse)[GWQ_ROWS * GWQ_PANEL],
+                            int64_t t, int count, float *y) {
     static const float none[GWQ_PANEL][GWQ_ROWS];
     _Alignas(64) float turned[TOGETHER][GWQ_PANEL][GWQ_ROWS], scale[TOGETHER][GWQ_ROWS];
     const int64_t row = first * GWQ_ROWS;
     const float power = gwq_power(m);
     for (int i = 0; i < groups; i++) {
-        if (m->outliers)
-            ops->panel(s[i].sparse[0], GWQ_PANEL, GWQ_ROWS, (count + 7) / 8 * 8, GWQ_ROWS,
+        if (sparse)
+            ops->panel(sparse[i], gwq_panel_lanes(count), GWQ_ROWS, (count + 7) / 8 * 8, GWQ_ROWS,
                        turned[i][0]);
         ops->halves(gwq_row_scales(m, first + i), GWQ_ROWS, scale[i]);
         for (int r = 0; r < GWQ_ROWS; r++) scale[i][r] *= ops->unit;
     }
     for (int j = 0; j < count; j++)
         for (int i = 0; i < groups; i++) {
-            const float *sparse = m->outliers ? turned[i][j] : none[j];
+            const float *outliers = sparse ? turned[i][j] : none[j];
             float *to = y + (t + j) * m->rows + row + i * GWQ_ROWS;
             const int64_t rows = m->rows - row - i * GWQ_ROWS;
             if (rows >= GWQ_ROWS) {
-                finish_rows(power, scale[i], s[i].dense[j], sparse, to);
+                finish_rows(power, scale[i], s[i].dense[j], outliers, to);
             } else {
                 float out[GWQ_ROWS];
-                finish_rows(power, scale[i], s[i].dense[j], sparse, out);
+                finish_rows(power, scale[i], s[i].dense[j], outliers, out);
                 memcpy(to, out, (size_t)rows * sizeof *out);
             }
         }
 }
 
-/* The tokens t .. t+count-1, of a panel, against the row groups first .. first+groups-1 */
+/* The tokens t .. t+count-1, of a panel, against the row groups first .. first+groups-1, with what
+ * outliers add */
 GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups,
                            const gwq_input *in, int64_t t, int count, const uint8_t *table,
-                           float *y) {
+                           const float (*sparse)[GWQ_ROWS * GWQ_PANEL], float *y) {
     const size_t per_block = gwq_scale_bytes(ops->bits);
     const size_t lines = gwq_line_bytes(ops->bits);
     const size_t bytes = per_block + lines;
     uint8_t copy[GWQ_TILE_BYTES];
     struct decoded decoded[TOGETHER];
-    const uint8_t *record[TOGETHER];
     struct sums s[TOGETHER];
-    for (int i = 0; i < groups; i++) {
-        memset(s[i].dense, 0, sizeof s[i].dense);
-        memset(s[i].sparse, 0, m->outliers ? sizeof s[i].sparse : 0);
-        record[i] = gwq_records(m, first + i);
-    }
+    for (int i = 0; i < groups; i++) memset(s[i].dense, 0, sizeof s[i].dense);
     for (int64_t b = 0; b < in->blocks; b += GWQ_TILE_BLOCKS) {
         int nb = (int)min64(GWQ_TILE_BLOCKS, in->blocks - b);
-        int64_t column = b * GWQ_BLOCK;
-        const float(*panel)[GWQ_PANEL] = (const float(*)[GWQ_PANEL])(
-            in->panel + (t / GWQ_PANEL * in->cols + column) * GWQ_PANEL);
         for (int i = 0; i < groups; i++) {
             const uint8_t *tile = gwq_group(m, ops->bits, first + i) + b * bytes;
             prefetch(tile, nb * bytes, nb * bytes); /* the group's next tile */
@@ -220,31 +215,40 @@ GWQ_INLINE void gemm_piece(const tile_ops *ops, const gwq_matrix *m, int64_t fir
                 ops->scales(tile + k * per_block, decoded[i].scales[k]);
             }
         }
-        if (m->outliers && count > 16) /* of fewer tokens that takes longer than it saves */
-            for (int i = 0; i < groups; i++) prefetch_columns(record[i], panel, count);
         for (int i = 0; i < groups; i += ops->groups)
             ops->tokens(decoded + i, (int)min64(ops->groups, groups - i), nb, in, t, count, b,
                         s + i);
-        for (int i = 0; m->outliers && i < groups; i++) {
-            if (count <= 16) record[i] = record_tokens(record[i], panel, 16, ops, s[i].sparse);
-            else if (count <= 32)
-                record[i] = record_tokens(record[i], panel, 32, ops, s[i].sparse);
-            else record[i] = record_tokens(record[i], panel, GWQ_PANEL, ops, s[i].sparse);
-        }
     }
-    finish_sums(ops, m, first, groups, s, t, count, y);
+    finish_sums(ops, m, first, groups, s, sparse, t, count, y);
+}
+
+/* sum[i] = the outliers of the row group first + i, i < groups, for the tokens t .. t+count-1 */
+GWQ_INLINE void piece_outliers(const tile_ops *ops, const gwq_matrix *m, int64_t first, int groups,
+                               const gwq_input *in, int64_t t, int count,
+                               float (*sum)[GWQ_ROWS * GWQ_PANEL]) {
+    const float *panel = in->panel + t * in->cols;
+    const int lanes = gwq_panel_lanes(count);
+    if (lanes == 8) panel_outliers(ops, m, first, groups, panel, 8, sum);
+    else if (lanes == 16) panel_outliers(ops, m, first, groups, panel, 16, sum);
+    else if (lanes == 32) panel_outliers(ops, m, first, groups, panel, 32, sum);
+    else panel_outliers(ops, m, first, groups, panel, GWQ_PANEL, sum);
 }
 
 GWQ_INLINE void tile_gemm(const tile_ops *ops, const gwq_matrix *m, int64_t first, int64_t last,
                           const gwq_input *in, float *y) {
     _Alignas(64) uint8_t table[64 * TABLES];
+    _Alignas(64) float sparse[PIECE_GROUPS][GWQ_ROWS * GWQ_PANEL];
     ops->tables(gwq_table(m), table);
     for (int64_t piece = first; piece < last; piece += PIECE_GROUPS) {
         const int64_t end = min64(piece + PIECE_GROUPS, last);
-        for (int64_t t = 0; t < in->n; t += GWQ_PANEL)
+        for (int64_t t = 0; t < in->n; t += GWQ_PANEL) {
+            const int count = (int)min64(GWQ_PANEL, in->n - t);
+            if (m->outliers)
+                piece_outliers(ops, m, piece, (int)(end - piece), in, t, count, sparse);
             for (int64_t g = piece; g < end; g += TOGETHER)
-                gemm_piece(ops, m, g, (int)min64(TOGETHER, end - g), in, t,
-                           (int)min64(GWQ_PANEL, in->n - t), table, y);
+                gemm_piece(ops, m, g, (int)min64(TOGETHER, end - g), in, t, count, table,
+                           m->outliers ? sparse + (g - piece) : NULL, y);
+        }
     }
 }
 

@@ -147,6 +147,11 @@ GWQ_INLINE const uint8_t *record(const tile_ops *ops, const struct side_table *s
 /* --- of many tokens --------------------------------------------------------------------------- */
 
 GWQ_INLINE void spread(float v, const float *x, int count, float *sum) {
+    if (count == 8) {
+        __m256 s = _mm256_fmadd_ps(_mm256_set1_ps(v), _mm256_loadu_ps(x), _mm256_loadu_ps(sum));
+        _mm256_storeu_ps(sum, s);
+        return;
+    }
     for (int t = 0; t < count; t += 16) {
         __m512 s = _mm512_loadu_ps(sum + t);
         _mm512_storeu_ps(sum + t, _mm512_fmadd_ps(_mm512_set1_ps(v), _mm512_loadu_ps(x + t), s));
