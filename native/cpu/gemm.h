@@ -1,8 +1,8 @@
 /* Products of float matrices for the export: one text, compiled once per instruction set by the
  * files that include it, each of which gives the same bits.
  *
- * Before that, such a file defines LANES (floats of a vector) and ROWS (rows of a tile of the result,
- * which is 2 * LANES columns wide). */
+ * Before that, such a file defines LANES (floats of a vector) and ROWS (rows of a tile of the
+ * result, which is 2 * LANES columns wide). */
 #ifndef GWQ_GEMM_H
 #define GWQ_GEMM_H
 #include <string.h>

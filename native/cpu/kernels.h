@@ -23,16 +23,17 @@ typedef struct gwq_input {
     const float *x;  /* (n, cols) */
     int8_t *q;       /* (n / lanes, blocks, lanes, 64), padded with zeros, 64-byte aligned */
     float *scale;    /* (n / lanes, blocks, lanes) */
-    /* (n / lanes, blocks, lanes, 4, 2), for each 16 columns: -ENTRY_BIAS times the sum of q over the
-     * columns 4j and 4j+1, and over the columns 4j+2 and 4j+3, j < 4. A kernel that looks up biased
-     * entries starts its 16-bit sums here: sum of (entry + ENTRY_BIAS) * q + bias = sum of entry *
-     * q. The result of 8 columns fits 16 bits (8 * 32 * 127), whatever overflowed in between. */
+    /* (n / lanes, blocks, lanes, 4, 2), for each 16 columns: -ENTRY_BIAS times the sum of q over
+     * the columns 4j and 4j+1, and over the columns 4j+2 and 4j+3, j < 4. A kernel that looks up
+     * biased entries starts its 16-bit sums here: sum of (entry + ENTRY_BIAS) * q + bias = sum of
+     * entry * q. The result of 8 columns fits 16 bits (8 * 32 * 127), whatever overflowed in
+     * between. */
     int16_t *bias;
     /* (n / lanes, blocks, lanes, 4), for each 16 columns both numbers of `bias` together, where a
      * 32-bit sum starts; not of one token alone */
     int32_t *start;
-    /* x by columns, of each GWQ_PANEL tokens (cols, gwq_panel_lanes of them), zero beyond n: for the
-     * outliers of more than GWQ_FEW tokens. */
+    /* x by columns, of each GWQ_PANEL tokens (cols, gwq_panel_lanes of them), zero beyond n: for
+     * the outliers of more than GWQ_FEW tokens. */
     float *panel;
     /* the same, (tiles of the columns * GWQ_TILE, GWQ_FEW_LANES), of 2 to GWQ_FEW tokens; what lies
      * beyond cols has no meaning */
@@ -48,8 +49,8 @@ static inline int64_t gwq_code_at(const gwq_input *in, int64_t t, int64_t block)
     return (t / in->lanes * in->blocks + block) * in->lanes + t % in->lanes;
 }
 
-/* Floats of a column of a panel for `count` tokens, at most GWQ_PANEL: of a short prompt few, so that
- * the columns of all tiles stay in the cache */
+/* Floats of a column of a panel for `count` tokens, at most GWQ_PANEL: of a short prompt few, so
+ * that the columns of all tiles stay in the cache */
 static inline int gwq_panel_lanes(int64_t count) {
     return count <= 8 ? 8 : count <= 16 ? 16 : count <= 32 ? 32 : GWQ_PANEL;
 }
@@ -58,14 +59,15 @@ typedef struct gwq_kernels {
     const char *isa; /* name of the instruction set */
     int (*supported)(void);
 
-    /* One row x (cols) to q (blocks, 64), scale (blocks), bias (blocks, 8), of which each block lies
-     * `lanes` after the one before it: scale = max|x| / 127 of each block, q = x / scale rounded to
-     * nearest even; a block of zeros has scale 0. Identical bits on every instruction set. */
+    /* One row x (cols) to q (blocks, 64), scale (blocks), bias (blocks, 8), of which each block
+     * lies `lanes` after the one before it: scale = max|x| / 127 of each block, q = x / scale
+     * rounded to nearest even; a block of zeros has scale 0. Identical bits on every instruction
+     * set. */
     void (*quantize)(const float *x, int64_t cols, int64_t lanes, int8_t *q, float *scale,
                      int16_t *bias);
     /* One row x (cols) to codes (tiles, GWQ_TILE) and scale (tiles): scale = max|x| / 32767 of each
-     * tile, codes = x / scale rounded. NULL where `matmul` adds outliers not by these codes but by x
-     * itself and gwq_input.few. */
+     * tile, codes = x / scale rounded. NULL where `matmul` adds outliers not by these codes but by
+     * x itself and gwq_input.few. */
     void (*quantize16)(const float *x, int64_t cols, int16_t *codes, float *scale);
     /* out[c * lanes + t] = x[t * stride + c] for t < count, c < width; 0 for t < lanes beyond;
      * lanes: a multiple of 8 */

@@ -157,8 +157,8 @@ void gwq_product_share(void *p, int thread, int threads) {
 
 /* --- scratch ---------------------------------------------------------------------------------- */
 
-/* Lays out the codes of in->n tokens from `at` on, unless that is NULL; returns their bytes. starts:
- * whether there is gwq_input.start. */
+/* Lays out the codes of in->n tokens from `at` on, unless that is NULL; returns their bytes.
+ * starts: whether there is gwq_input.start. */
 static size_t lay_out(gwq_input *in, int64_t lanes, int starts, uint8_t *at) {
     const size_t count = (size_t)((in->n + lanes - 1) / lanes * lanes * gwq_blocks(in->cols));
     const size_t scale = count * GWQ_BLOCK;

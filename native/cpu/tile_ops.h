@@ -99,8 +99,8 @@ typedef struct tile_ops {
      * 16; x holds 256 floats, so any column may be looked up */
     void (*multiply)(const uint8_t *value, const uint8_t *column, int count, const float *x,
                      float *product);
-    /* product[t * stride + k] = value[k] * x[GWQ_FEW_LANES * column[k] + t] for k < count and t < 4,
-     * otherwise as `multiply` */
+    /* product[t * stride + k] = value[k] * x[GWQ_FEW_LANES * column[k] + t] for k < count and
+     * t < 4, otherwise as `multiply` */
     void (*multiply_few)(const uint8_t *value, const uint8_t *column, int count, const float *x,
                          float *product, int64_t stride);
     /* y[16] += the products of a record, level by level; `levels` of them at least, even if
@@ -110,9 +110,9 @@ typedef struct tile_ops {
     /* entries of a block from its lines; what `tokens` wants of its scales */
     void (*decode)(const uint8_t *table, const uint8_t *line, gwq_entries entries);
     void (*scales)(const uint8_t *scale, gwq_scales scales);
-    /* sums[g].dense[i] += dense part of a tile of nb blocks, b the first, of row group g < groups <=
-     * `groups` for token t + i, i < count <= GWQ_PANEL, t a multiple of that; and anything up to the
-     * next multiple of 4 */
+    /* sums[g].dense[i] += dense part of a tile of nb blocks, b the first, of row group g < groups
+     * <= `groups` for token t + i, i < count <= GWQ_PANEL, t a multiple of that; and anything up to
+     * the next multiple of 4 */
     void (*tokens)(const struct decoded *tile, int groups, int nb, const gwq_input *in, int64_t t,
                    int count, int64_t b, struct sums *sums);
 

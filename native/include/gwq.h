@@ -132,8 +132,9 @@ int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out)
  * GWQ_E_FINITE: one of all is not finite. */
 int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids);
 /* The `used` experts that each token chooses by a softmax over scores (n, experts): chosen (n,
- * used), ascending; of equal scores the lower experts. weights (n, used): of a token's, adding up to
- * 1 where `normed`, else as shares of all experts. used is at most GWQ_MAX_USED. GWQ_E_FINITE. */
+ * used), ascending; of equal scores the lower experts. weights (n, used): of a token's, adding up
+ * to 1 where `normed`, else as shares of all experts. used is at most GWQ_MAX_USED.
+ * GWQ_E_FINITE. */
 int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int normed,
               int32_t *chosen, float *weights);
 
@@ -152,8 +153,8 @@ uint64_t gwq_attention_bytes(int64_t n, int64_t heads, int64_t dim);
 /* Causal attention: q and out (n, heads, dim); k and v (start + n, kv_heads, dim) of type F32, F16
  * or Q8_0 (dim a multiple of 32), heads a multiple of kv_heads. Query i has position start + i and
  * sees the keys max(0, start+i-window+1) .. start+i; window 0 means all. Scores are scaled by
- * `scale`, then softcap * tanh(score / softcap) if softcap > 0. scratch: NULL, or gwq_attention_bytes, with
- * which the threads share the keys of a few tokens. GWQ_E_TYPE. */
+ * `scale`, then softcap * tanh(score / softcap) if softcap > 0. scratch: NULL, or
+ * gwq_attention_bytes, with which the threads share the keys of a few tokens. GWQ_E_TYPE. */
 int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n,
                   int64_t start, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
                   float softcap, int64_t window, float *out, void *scratch);

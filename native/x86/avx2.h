@@ -10,8 +10,8 @@ GWQ_INLINE __m256i load(const void *p) { return _mm256_loadu_si256((const __m256
 GWQ_INLINE __m256i bytes_of(int byte) { return _mm256_set1_epi8((char)byte); }
 GWQ_INLINE __m256i both(__m256i v, int mask) { return _mm256_and_si256(v, bytes_of(mask)); }
 
-/* (v >> shift) & mask of every byte, of constants: the mask takes away what a shift of 16 bits brings
- * in from the neighbouring byte. A shift below 0 is one to the left. */
+/* (v >> shift) & mask of every byte, of constants: the mask takes away what a shift of 16 bits
+ * brings in from the neighbouring byte. A shift below 0 is one to the left. */
 GWQ_INLINE __m256i shifted(__m256i v, const int shift, const int mask) {
     return both(shift < 0 ? _mm256_slli_epi16(v, -shift) : _mm256_srli_epi16(v, shift), mask);
 }

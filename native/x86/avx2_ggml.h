@@ -50,8 +50,8 @@ GWQ_INLINE void ggml_row(floats_fn floats, size_t unit_bytes, const uint8_t *p, 
     }
 }
 
-/* One token: y[k] = dot of the row at row[k] with x, for k < count (constant, at most STREAMS). Rows
- * that are far apart are read at the same time. */
+/* One token: y[k] = dot of the row at row[k] with x, for k < count (constant, at most STREAMS).
+ * Rows that are far apart are read at the same time. */
 typedef void (*rows_fn)(const uint8_t *const *row, int count, int64_t cols, const float *x,
                         float *y);
 
@@ -92,8 +92,8 @@ GWQ_INLINE void ggml_few(rows_fn rows, const gwq_matrix *m, int64_t first, int64
 /* Several tokens: 16 rows x CHUNK columns are converted once. */
 enum { CHUNK = 256 };
 
-/* y[i * stride + r] += w[r] . x[i] over `width` columns, for r < rows <= 4 and i < count <= at_once;
- * x[i]: `cols` after the one before it. The weights beyond `width` are zero. */
+/* y[i * stride + r] += w[r] . x[i] over `width` columns, for r < rows <= 4 and i < count <=
+ * at_once; x[i]: `cols` after the one before it. The weights beyond `width` are zero. */
 typedef void (*four_fn)(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width,
                         int count, int rows, float *y, int64_t stride);
 

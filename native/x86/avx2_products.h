@@ -1,4 +1,4 @@
-/* Outliers of a record times the activations of their columns: AVX2, for every row of this folder. */
+/* Outliers of a record times the activations of their columns: AVX2, for all of this folder. */
 #ifndef GWQ_AVX2_PRODUCTS_H
 #define GWQ_AVX2_PRODUCTS_H
 #include "avx2.h"

@@ -10,8 +10,8 @@ GWQ_INLINE __m256i bits_at(__m256i v, const int shift, const int mask) {
 /* 16 columns fit 16 bits, thanks to the bias (gwq_input): two sums in every 32-bit lane. */
 GWQ_INLINE __m256i first_sum(__m256i bias) { return bias; }
 
-/* By assembler: gcc 12 regroups a chain of these sums into a tree that keeps every product alive, or
- * copies the sum before each addition. */
+/* By assembler: gcc 12 regroups a chain of these sums into a tree that keeps every product alive,
+ * or copies the sum before each addition. */
 GWQ_INLINE void add_products(__m256i *sum, __m256i entries, __m256i x) {
     __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(_mm256_maddubs_epi16(entries, x)));
 }

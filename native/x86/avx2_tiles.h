@@ -1,6 +1,6 @@
-/* Tile matrices in vectors of 32 bytes, 8 rows each: what avx2.c and avxvnni.c share. They differ in
- * how they take bits out of bytes, multiply and add up 16 columns, and define, before they include
- * this:
+/* Tile matrices in vectors of 32 bytes, 8 rows each: what avx2.c and avxvnni.c share. They differ
+ * in how they take bits out of bytes, multiply and add up 16 columns, and define, before they
+ * include this:
  *   bits_at(v, shift, mask)        (v >> shift) & mask of every byte, of constants; a shift below 0
  *                                  is one to the left
  *   first_sum(bias)                what a sum begins with, of the bias in every 32-bit lane

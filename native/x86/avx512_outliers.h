@@ -1,6 +1,6 @@
 /* Outliers with AVX-512. Their activations come from codes of 16 bits (gwq_input.codes16). Those of
- * a tile are eight registers, in which permutations look up 32 columns at once; loads would take one
- * each. */
+ * a tile are eight registers, in which permutations look up 32 columns at once; loads would take
+ * one each. */
 #ifndef GWQ_AVX512_OUTLIERS_H
 #define GWQ_AVX512_OUTLIERS_H
 #include "avx512.h"

@@ -173,8 +173,8 @@ TOKENS(4)
 TOKENS(8)
 
 /* N: bits of a code. One row group at a time and two pages ahead, as the processor's own prefetches
- * stop where a page of 4 KB ends: on Zen 5 faster than no prefetches, than 1 to 4 KB ahead, and than
- * two or four row groups (gwq-bench --kernels). */
+ * stop where a page of 4 KB ends: on Zen 5 faster than no prefetches, than 1 to 4 KB ahead, and
+ * than two or four row groups (gwq-bench --kernels). */
 #define TILE_TYPE(N)                                                                            \
     GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
                              const int8_t *q, float dx, const int16_t *bias, float *y) {        \

@@ -1,7 +1,7 @@
 /* AVX-512 with VBMI: lines of a tile to table entries. A lookup takes six bits of an index and
- * ignores two, so that a table of 16 which is repeated needs no mask; and where a window lies in two
- * lines, its bits are looked up where a shift that is needed anyway has left them, in a table of
- * that order. */
+ * ignores two, so that a table of 16 which is repeated needs no mask; and where a window lies in
+ * two lines, its bits are looked up where a shift that is needed anyway has left them, in a table
+ * of that order. */
 #ifndef GWQ_AVX512VBMI_UNPACK_H
 #define GWQ_AVX512VBMI_UNPACK_H
 #include "avx512.h"

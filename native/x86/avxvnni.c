@@ -1,6 +1,6 @@
 /* AVX-VNNI and GFNI, of CPUs without AVX-512 (Alder Lake, N100 and their kind): tile matrices. One
- * instruction multiplies and adds what takes AVX2 two, into sums of 32 bits, and one shifts and masks
- * bytes.
+ * instruction multiplies and adds what takes AVX2 two, into sums of 32 bits, and one shifts and
+ * masks bytes.
  *
  * With GWQ_SIMDE, as tests compile it, AVX2 does the same; with GWQ_OLD_COMPILER too, of a compiler
  * that does not know the instructions, and then no CPU has them. */

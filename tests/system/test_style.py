@@ -1,4 +1,4 @@
-"""Type hints: every public function and method of the package says what it takes and returns."""
+"""Style that no linter looks at: type hints of public functions, lengths of native lines."""
 
 import ast
 
@@ -75,3 +75,16 @@ class _D:
         "C.m": ["return"],
         "C.s": ["a"],
     }
+
+
+def test_lines_of_native_code_have_at_most_100_columns():
+    suffixes = (".c", ".h", ".cu", ".cpp")
+    paths = [p for p in sorted((ROOT / "native").rglob("*")) if p.suffix in suffixes]
+    assert len(paths) > 50
+    long = [
+        f"{path.relative_to(ROOT)}:{i}"
+        for path in paths
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert not long
