@@ -69,7 +69,7 @@ def clusters(system: System, usable: Iterable[int]) -> list[dict[str, Any]]:
     speed = {cpu: (capacity if known else rate) or 0 for cpu, (capacity, rate) in facts.items()}
     found: list[dict[str, Any]] = []
     for cpu in sorted(speed, key=lambda cpu: (-speed[cpu], cpu)):
-        top = found and speed[found[-1]["cpus"][0]]
+        top = speed[found[-1]["cpus"][0]] if found else 0
         if found and (speed[cpu] == top or (not known and speed[cpu] >= LIKE * top)):
             found[-1]["cpus"].append(cpu)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -104,7 +105,7 @@ def summary(points: list[dict[str, Any]]) -> tuple[bool | None, list[str]]:
     """`between`, from each of several "throttling" to the next. points: of `watch.Watch.state`."""
     told: list[str] = []
     known = None
-    for one, two in zip(points, points[1:], strict=False):
+    for one, two in itertools.pairwise(points):
         slowed, why = between(one["throttling"], two["throttling"])
         known = slowed if known is None else known or bool(slowed)
         told += why

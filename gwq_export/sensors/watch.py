@@ -120,7 +120,7 @@ class Watch:
         progress("idle power", steps, steps)
         for i, reading in enumerate(self._readings):
             average = reading.average([windows[0][i]])
-            self._idle[i] = average and average["watts"]
+            self._idle[i] = average["watts"] if average else None
 
     def energy(self, windows: list[Window]) -> list[dict[str, Any]]:
         """[{"meter", "covers", "method", "watts", "idle_watts", "seconds", "hz"}] over windows.

@@ -32,7 +32,9 @@ EXPECTED = {
         {"INA3221": ("all rails with a sensor", 4 + 2 + 4 + 0.5)},
         49.0, 2201.6, "schedutil", "nvpmodel MAXN",
     ),
-    "jetson_nano": ({"tegrastats": ("the module", 2.545)}, 35.5, 1479, "schedutil", "nvpmodel MAXN"),
+    "jetson_nano": (
+        {"tegrastats": ("the module", 2.545)}, 35.5, 1479, "schedutil", "nvpmodel MAXN",
+    ),
     "laptop": (
         {"RAPL": ("the processors", None), "battery": ("the whole device", 9.5)},
         64.0, 3200, "powersave", "profile balanced, battery",
