@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -33,9 +34,10 @@ def have_peer() -> bool:
 class Contender:
     """An engine and an open file, in a process of its own that runs only while it is asked.
 
-    facts: what it sent when it was ready (see `worker`). checkout: folder of another checkout of
-    the repository, whose worker is to run; None: this package's. device: of our own engine, as for
-    `gwq_export.load`. Raises GwqError.
+    facts: what it sent when it was ready (see `worker`), with "ready_ns" and "start_ns": from the
+    start of its process until the model was ready and until the first token. checkout: folder of
+    another checkout of the repository, whose worker is to run; None: this package's. device: of our
+    own engine, as for `gwq_export.load`. Raises GwqError.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Contender:
         arguments = [engine, path, str(threads), str(ctx), str(vocab)]
         if device != "cpu":
             arguments.append(device)
+        start = time.monotonic_ns()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gwq_export.bench.worker", *arguments],
             stdin=subprocess.PIPE,
@@ -73,14 +76,22 @@ class Contender:
         except BaseException:
             self.close()
             raise
+        for name, moment in (("ready_ns", "ready_at"), ("start_ns", "first_token_at")):
+            if moment in self.facts:  # another checkout may not send it
+                self.facts[name] = self.facts[moment] - start
 
-    def run(self, prompt: int, gen: int) -> tuple[float, float]:
-        """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
+    def run(self, prompt: int, gen: int, depth: int = 0) -> tuple[float, float]:
+        """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones.
+
+        depth: tokens in the context before them.
+        """
+        command = {"prompt": max(1, prompt), "gen": gen} | ({"depth": depth} if depth else {})
         # a process that has ended takes no command: then there is no answer either
         with contextlib.suppress(ProcessLookupError, BrokenPipeError):
             os.kill(self._process.pid, signal.SIGCONT)
-            self._commands.write(json.dumps({"prompt": max(1, prompt), "gen": gen}) + "\n")
+            self._commands.write(json.dumps(command) + "\n")
         answer = self._answer()
+        self.facts["peak_bytes"] = answer.get("peak_bytes", self.facts["peak_bytes"])
         return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
 
     def _answer(self) -> dict[str, Any]:
