@@ -84,6 +84,7 @@ def _device(found: Data) -> str:
         "CPUs": f"{device['usable_cpus']} of {device['cpus']} may be used",
         "CPU quota": "none" if quota is None else f"{quota:g} CPUs",
         "Threads by default": device["default_threads"],
+        "Load before": "not told" if device["load_average"] is None else device["load_average"],
         "Memory": html.size(memory) if memory else "not told",
         "Governor": device["governor"] or "not told",
         "Power mode": device["power_mode"] or "none",

@@ -98,6 +98,14 @@ def _os(system: System) -> str | None:
     return found[1] if found else platform.system()
 
 
+def _load() -> float | None:
+    """How many programs have run or waited to run, in the last minute."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
 def describe(system: System) -> dict[str, Any]:
     """What kind of device this is: see data/edge.schema.json, "device"."""
     cpuinfo = system.text("/proc/cpuinfo") or ""
@@ -120,6 +128,7 @@ def describe(system: System) -> dict[str, Any]:
         "usable_cpus": len(usable) or os.cpu_count(),
         "cpu_quota": quota if quota is None or math.isfinite(quota) else None,
         "default_threads": default_threads(),
+        "load_average": _load(),
         "governor": "+".join(governors) or None,
         "power_mode": power_mode(system),
         "memory_bytes": int(memory[1]) * 1024 if memory else None,

@@ -28,7 +28,9 @@ MAY_IMPORT = {
         *("format", "arch", "tokenizer", "native", "report", "runtime", "hf"),
         *("compute", "calibration", "quantization", "evaluation"),
     ],
-    "commands": ["format", "report", "runtime", "hf", "evaluation", "bench", "pipeline"],
+    "commands": [
+        *("format", "report", "sensors", "runtime", "hf", "evaluation", "bench", "pipeline"),
+    ],
 }
 TORCH_AT_THE_TOP = ["compute", "calibration", "quantization", "pipeline"]
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}
