@@ -77,7 +77,7 @@ class Plan:
         ]
 
 
-def _readers(
+def readers(
     path: str | PathLike[str], against: Sequence[str | PathLike[str]]
 ) -> list[tuple[Reader, list[str]]]:
     """[(reader, engines)] of the file and of those to compare it with. Raises GwqError."""
@@ -110,7 +110,7 @@ def model_rows(
     """
     if device != "cpu" and against:
         raise GwqError("--against runs on the CPU: leave it out, or use --device cpu")
-    files = _readers(path, against)
+    files = readers(path, against)
     plan = (plan or Plan()).fitting(reader for reader, _ in files)
     pool = None if device == "cpu" else pool_of(device)
     if roofs is None:

@@ -141,6 +141,8 @@ def _check(args: argparse.Namespace) -> None:
     suite = args.suite or args.minutes is not None
     if args.compare and (args.file or args.kernels or suite or args.against):
         raise GwqError("--compare measures nothing: give it results, and no GGUF file beside them")
+    if args.compare and args.o not in ("md", "json"):
+        raise GwqError(f"-o {args.o}: --compare prints md or json")
     if args.compare:
         return
     if bool(args.file) == args.kernels:
@@ -173,6 +175,10 @@ def _check(args: argparse.Namespace) -> None:
             "--suite and --minutes measure a fixed set, so that results can be compared: leave out"
             " -p, -n, --depth and -r"
         )
+    if suite and args.o != "md":
+        raise GwqError("--suite and --minutes write JSON into a file of their own: leave out -o")
+    if suite and args.against and args.device != "cpu":
+        raise GwqError("--against runs on the CPU: leave it out, or use --device cpu")
     if args.minutes is not None and not 0 < args.minutes <= MOST_MINUTES:
         raise GwqError(f"--minutes {args.minutes:g}: give more than 0, and at most {MOST_MINUTES}")
     if args.minutes is not None and not args.suite and args.against:
@@ -183,40 +189,57 @@ def _check(args: argparse.Namespace) -> None:
 
 def _rows(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Rows of a file, of its operations or of kernels."""
-    from gwq_export.bench import cases, kernels, models, ops_profile, tables
+    from gwq_export.bench import cases, kernels, ops_profile, tables
+
+    if args.file and not args.ops_profile:
+        return _file_rows(args, progress)
+    printer = tables.Printer(args.o, False, _print)
+
+    def emit(row: dict[str, Any]) -> None:
+        progress.close()
+        printer.row(row)
+
+    counts, _ = _threads(args.threads)
+    if args.ops_profile:
+        roof: list[dict[str, Any]] = []
+        rows = ops_profile.profile_rows(args.file, args.p[0], args.n, counts[0], args.r, progress)
+        for row in rows:
+            emit(row)
+    else:
+        chosen = cases.select(args.ops, args.types, args.shapes)
+        rows, roof = kernels.kernel_rows(chosen, counts, args.r, progress=progress, emit=emit)
+    progress.close()
+    printer.end(roof)
+    return {"rows": rows, "roof": roof}
+
+
+def _file_rows(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Rows of a file and of those beside it, with the conditions under which they ran."""
+    from gwq_export.bench import models, tables
     from gwq_export.sensors.watch import Watch
 
     with Watch(gpu=models.gpu_number(args.device)) as watch:
-        metered = bool(watch.meters and args.file and not args.ops_profile)
-        missing = watch.missing
-        printer = tables.Printer(
-            args.o, bool(args.against), lambda text: print(text, flush=True), metered
-        )
+        printer = tables.Printer(args.o, bool(args.against), _print, bool(watch.meters))
 
         def emit(row: dict[str, Any]) -> None:
             progress.close()
             printer.row(row)
 
         counts, cpus = _threads(args.threads)
-        if args.ops_profile:
-            roof: list[dict[str, Any]] = []
-            rows = ops_profile.profile_rows(
-                args.file, args.p[0], args.n, counts[0], args.r, progress
-            )
-            for row in rows:
-                emit(row)
-        elif args.kernels:
-            chosen = cases.select(args.ops, args.types, args.shapes)
-            rows, roof = kernels.kernel_rows(chosen, counts, args.r, progress=progress, emit=emit)
-        else:
-            watch.rest(progress)
-            plan = models.Plan(args.p, args.n, args.depth, counts, cpus, args.r)
-            rows, roof = models.model_rows(
-                args.file, plan, args.against, progress, emit, args.device, watch
-            )
+        plan = models.Plan(args.p, args.n, args.depth, counts, cpus, args.r)
+        plan.fitting(r for r, _ in models.readers(args.file, args.against))  # mistakes first
+        watch.rest(progress)
+        rows, roof = models.model_rows(
+            args.file, plan, args.against, progress, emit, args.device, watch
+        )
+        missing = watch.missing
     progress.close()
     printer.end(roof, missing)
     return {"rows": rows, "roof": roof, "missing": missing}
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 def _threads(asked: Any) -> tuple[list[int | None], dict[int, list[int] | None]]:

@@ -19,7 +19,10 @@ SLOWED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
 
 class Nvml:
-    """One GPU. number: as NVML counts. Raises OSError where library, driver or GPU is missing."""
+    """One GPU. number: as NVML counts, by the places on the PCI bus.
+
+    Raises OSError where library, driver or GPU is missing.
+    """
 
     def __init__(self, number: int = 0) -> None:
         self._lib = ctypes.CDLL(os.environ.get("GWQ_NVML_LIBRARY", LIBRARY))

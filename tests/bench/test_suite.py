@@ -103,6 +103,11 @@ def test_a_device_with_sensors(exported, tmp_path, monkeypatch):
     assert found["rows"] == [] and found["starts"] == []
 
 
+def test_files_are_opened_before_the_work(exported, tmp_path):
+    with pytest.raises(GwqError, match=r"none\.gguf does not exist"):
+        run(exported(type="gwq4")[0], against=[tmp_path / "none.gguf"], save=pytest.fail)
+
+
 def run(path, name="edge", against=(), threads=(1,), minutes=None, save=lambda found: None):
     quiet = lambda *step: None  # noqa: E731
     return run_suite(name, path, against, "cpu", list(threads), minutes, quiet, quiet, save)
@@ -222,6 +227,8 @@ def test_minutes_alone(exported, tmp_path, capsys):
         (["--suite", "edge", "--out", "a.html"], "ends in .json"),
         (["--suite", "edge", "--out", "none/a.json"], "does not exist"),
         (["--suite", "edge"], "m.gguf does not exist"),
+        (["--suite", "edge", "-o", "csv"], "leave out -o"),
+        (["--suite", "edge", "--against", "n.gguf", "--device", "cuda"], "runs on the CPU"),
         (["--compare", "a.json"], "measures nothing"),
     ],
 )
