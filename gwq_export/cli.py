@@ -5,12 +5,14 @@
 does the same as gwq-export, gwq-run, ...
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from gwq_export.commands.console import run_command
+from gwq_export.machine import default_threads
 
 # name of the command -> module of gwq_export.commands
 COMMANDS = {
@@ -24,6 +26,9 @@ COMMANDS = {
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. argv: None for sys.argv."""
+    # numpy's OpenBLAS starts threads when it is imported: one for each CPU of the machine, though a
+    # container may grant fewer
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(default_threads()))
     module = import_module(f"gwq_export.commands.{COMMANDS[command]}")
     return run_command(f"gwq-{command}", module.parser, module.command, argv)
 

@@ -4,9 +4,17 @@ Modules import only those listed above them:
     roof
     cases
     kernels
+    files
     worker
     contender
+    starts
+    runs
     models
     ops_profile
     tables
+    schema
+    document
+    sustained
+    suite
+    compare
 """

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -34,13 +35,14 @@ class Stopped:
     """A process of this Python that answers lines of JSON, and runs only while it is asked.
 
     arguments: of python. checkout: folder of another checkout of the repository, whose package it
-    imports; None: this one. name: what it is called when it ends by itself. facts: what it sent
-    when it was ready. Raises GwqError.
+    imports; None: this one. name: what it is called when it ends by itself. started: when, by
+    `time.monotonic_ns`. facts: what it sent when it was ready. Raises GwqError.
     """
 
     def __init__(self, arguments: Sequence[str], name: str, checkout: Path | None = None) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by close()
+        self.started = time.monotonic_ns()
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.PIPE,
@@ -93,8 +95,10 @@ class Stopped:
 class Contender(Stopped):
     """An engine and an open file.
 
-    facts: see `worker`. checkout: folder of another checkout of the repository, whose worker is to
-    run; None: this package's. device: of our own engine, as for `gwq_export.load`. Raises GwqError.
+    facts: what it sent when it was ready (see `worker`), with "ready_ns" and "start_ns": from the
+    start of its process until the model was ready and until the first token. checkout: folder of
+    another checkout of the repository, whose worker is to run; None: this package's. device: of our
+    own engine, as for `gwq_export.load`. Raises GwqError.
     """
 
     def __init__(
@@ -116,10 +120,18 @@ class Contender(Stopped):
         super().__init__(
             ["-m", "gwq_export.bench.worker", *arguments], f"{reader.path}: {engine}", checkout
         )
+        for name, moment in (("ready_ns", "ready_at"), ("start_ns", "first_token_at")):
+            if moment in self.facts:  # another checkout may not send it
+                self.facts[name] = self.facts[moment] - self.started
 
-    def run(self, prompt: int, gen: int) -> tuple[float, float]:
-        """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones."""
-        answer = self.ask({"prompt": max(1, prompt), "gen": gen})
+    def run(self, prompt: int, gen: int, depth: int = 0) -> tuple[float, float]:
+        """Seconds of a prompt of `prompt` tokens and of `gen` decoded ones.
+
+        depth: tokens in the context before them.
+        """
+        command = {"prompt": max(1, prompt), "gen": gen} | ({"depth": depth} if depth else {})
+        answer = self.ask(command)
+        self.facts["peak_bytes"] = answer.get("peak_bytes", self.facts["peak_bytes"])
         return answer["prompt_ns"] / 1e9, answer["gen_ns"] / 1e9
 
     @property

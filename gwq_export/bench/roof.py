@@ -13,10 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gwq_export.machine import free_memory
 from gwq_export.native.library import Pool
 from gwq_export.native.ops import read_memory, read_roof
 
 WORKING_SET = 400 << 20  # bytes read in turn, so that no cache serves them
+SPARE = 4  # at most this part of the free memory
 STREAMS = (1, 2, 3, 4, 8)
 DISTANCES = (0, 512, 1024, 2048, 4096)  # bytes prefetched ahead; 0: no prefetch
 ROUNDS = 3  # of the whole table
@@ -72,15 +74,21 @@ class Roof:
         ]
 
 
+def _working_set() -> int:
+    """Bytes to read: WORKING_SET, or less where memory is short."""
+    free = free_memory()
+    return WORKING_SET if free is None else max(1 << 20, min(WORKING_SET, free // SPARE))
+
+
 class Roofs:
     """One Roof for each number of threads, made when asked for.
 
-    nbytes: of the buffer that is read; None: WORKING_SET.
+    nbytes: of the buffer that is read; None: WORKING_SET, or less where memory is short.
     """
 
     def __init__(self, nbytes: int | None = None) -> None:
         # ones, not zeros: the system gives pages only when they are written
-        self.buffer = np.ones(nbytes or WORKING_SET, np.uint8)
+        self.buffer = np.ones(nbytes or _working_set(), np.uint8)
         self._made: dict[int, Roof] = {}
 
     def made(self, threads: int, progress: Progress = _silent) -> Roof:

@@ -2,10 +2,12 @@
 
     python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB [DEVICE]
 
-Commands come as lines of JSON on stdin, {"prompt": n, "gen": n}: a prompt of n tokens in an empty
-context, then n tokens decoded greedily, one by one. Answers go to stdout: {"prompt_ns", "gen_ns"},
-as the engine measures them itself. The first line is {"load_ns", "first_token_ns", "peak_bytes",
-"backend", "version", "cache_type", "batch"} or {"error"}. stderr is the engine's own log.
+Commands come as lines of JSON on stdin, {"prompt": n, "gen": n, "depth": n}: with `depth` tokens
+(0 if that is missing) in the context, a prompt of n tokens, then n tokens decoded greedily, one by
+one. Answers go to stdout: {"prompt_ns", "gen_ns", "peak_bytes"}, times as the engine measures them
+itself. The first line is {"load_ns", "first_token_ns", "ready_at", "first_token_at", "peak_bytes",
+"backend", "version", "cache_type", "batch"} or {"error"}; "..._at" are moments of the system's
+monotonic clock, in nanoseconds. stderr is the engine's own log.
 """
 
 import ctypes
@@ -38,8 +40,11 @@ class Engine(Protocol):
 
     def __init__(self, path: str, threads: int, ctx: int) -> None: ...
 
-    def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
-        """Nanoseconds of a prompt (token ids) in an empty context, and of `gen` steps after it."""
+    def run(self, prompt: list[int], gen: int, depth: int = 0) -> tuple[int, int]:
+        """Nanoseconds of a prompt, and of `gen` steps after it.
+
+        The first `depth` of the prompt's token ids lie in the context before.
+        """
         ...
 
 
@@ -55,15 +60,21 @@ class Gwq:
         from gwq_export.runtime.session import BATCH
 
         self.session = Model(path, device=device, threads=threads).session(ctx)
+        self.depth = 0  # so many tokens of the context are kept between runs
         self.backend = f"gwq-{isa() if device == 'cpu' else 'cuda'}"
         self.batch = (BATCH, BATCH)
         self.cache_type = self.session.cache_type.name
 
-    def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
+    def run(self, prompt: list[int], gen: int, depth: int = 0) -> tuple[int, int]:
         """See `Engine.run`."""
-        self.session.rewind()
+        if self.depth != depth:
+            self.session.rewind()
+            if depth:
+                self.session.forward(prompt[:depth])
+            self.depth = depth
+        self.session.rewind(depth)
         start = time.perf_counter_ns()
-        logits = self.session.forward(prompt)
+        logits = self.session.forward(prompt[depth:])
         middle = time.perf_counter_ns()
         for _ in range(gen):
             logits = self.session.forward([int(logits.argmax())])
@@ -98,27 +109,35 @@ class LlamaCpp:
         except RuntimeError as e:
             raise GwqError(f"{path}: llama.cpp cannot load it ({e})") from None
 
-    def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
+    def run(self, prompt: list[int], gen: int, depth: int = 0) -> tuple[int, int]:
         """See `Engine.run`. Raises GwqError when llama.cpp computed something else."""
+        if depth:
+            # a token that does not come next in the prompt: so the cache holds `depth` of it
+            other = prompt[depth] - 1 if prompt[depth] else 1
+            self._ask([*prompt[:depth], other], 0, True)
+        answer = self._ask(prompt, gen, depth > 0)
+        timings = answer.get("timings")
+        if (
+            timings is None
+            or timings["predicted_n"] != gen + 1
+            or timings["prompt_n"] != len(prompt) - depth
+        ):
+            raise GwqError(
+                f"llama.cpp did not compute what it was asked to: {json.dumps(answer)[:300]}"
+            )
+        return int(timings["prompt_ms"] * 1e6), int(timings["predicted_ms"] * 1e6)
+
+    def _ask(self, prompt: list[int], gen: int, keep: bool) -> dict[str, Any]:
+        """The server's answer. keep: what its cache holds of the prompt is not computed again."""
         request = {
             "prompt": prompt,
             "n_predict": gen + 1,  # the first token is the prompt's
             "temperature": 0,
             "samplers": [],
             "ignore_eos": True,
-            "cache_prompt": False,
+            "cache_prompt": keep,
         }
-        answer = self.server.handle_completions(request)
-        timings = answer.get("timings")
-        if (
-            timings is None
-            or timings["predicted_n"] != gen + 1
-            or timings["prompt_n"] != len(prompt)
-        ):
-            raise GwqError(
-                f"llama.cpp did not compute what it was asked to: {json.dumps(answer)[:300]}"
-            )
-        return int(timings["prompt_ms"] * 1e6), int(timings["predicted_ms"] * 1e6)
+        return self.server.handle_completions(request)
 
 
 class LlamaCppAsStored(LlamaCpp):
@@ -154,13 +173,17 @@ def serve(
     else:
         opened = Gwq(path, threads, ctx, device)
     load = time.perf_counter_ns() - start
+    ready_at = time.monotonic_ns()
     opened.run(ids[:1], 0)
     first = time.perf_counter_ns() - start
+    first_token_at = time.monotonic_ns()
     opened.run(ids[:1], min(FIRST_TOKENS, ctx - 1))
     send(
         {
             "load_ns": load,
             "first_token_ns": first,
+            "ready_at": ready_at,
+            "first_token_at": first_token_at,
             "peak_bytes": peak_rss(),
             "backend": opened.backend,
             "version": opened.version,
@@ -170,8 +193,10 @@ def serve(
     )
     for line in commands:
         command = json.loads(line)
-        prompt_ns, gen_ns = opened.run(ids[: command["prompt"]], command["gen"])
-        send({"prompt_ns": prompt_ns, "gen_ns": gen_ns})
+        depth = command.get("depth", 0)
+        prompt = ids[: depth + command["prompt"]]
+        prompt_ns, gen_ns = opened.run(prompt, command["gen"], depth)
+        send({"prompt_ns": prompt_ns, "gen_ns": gen_ns, "peak_bytes": peak_rss()})
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Modules import only those listed above them:
     export
     run
     evaluate
+    bench_suite
     bench
     info
 """

@@ -107,6 +107,17 @@ def add_base(group: Any) -> None:
     )
 
 
+def lengths(text: str) -> list[int]:
+    """Argument type: numbers of tokens, 0 or more, separated by commas."""
+    try:
+        values = [int(t) for t in text.split(",")]
+    except ValueError:
+        values = [-1]
+    if min(values) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers of tokens, such as 16,512")
+    return values
+
+
 def thread_counts(text: str) -> list[int]:
     """Argument type: thread counts from 1 to 256, separated by commas."""
     try:

@@ -101,6 +101,7 @@ class Reader:
                 f"cannot open {self.path}: {getattr(e, 'strerror', None) or e}; "
                 "check the file and its permissions"
             ) from None
+        self._map = buffer.obj
         with about(self.path):
             try:
                 self._parse(buffer)
@@ -116,6 +117,15 @@ class Reader:
         self.parts = [self]
         if part == 0:
             self._open_others()
+
+    def let_pages_go(self) -> None:
+        """Let the system drop the pages of the files that were read so far; they can be read again.
+
+        A page that somebody has mapped stays in the page cache.
+        """
+        for part in self.parts:
+            if isinstance(part._map, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                part._map.madvise(mmap.MADV_DONTNEED)
 
     def _open_others(self) -> None:
         """Open the other files of a split model, and take their tensors."""

@@ -1,4 +1,4 @@
-"""What a file tells of itself, as a page and as a model card.
+"""What a file tells of itself, as a page and as a model card; a benchmark as a page.
 
 Modules import only those listed above them:
     facts
@@ -7,4 +7,6 @@ Modules import only those listed above them:
     matrices
     page
     card
+    measurements
+    benchmark
 """

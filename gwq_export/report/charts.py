@@ -17,6 +17,8 @@ MARGIN = 18  # units right of a heat map, for what its last heading needs
 CHARACTER = 6  # units: width of a letter of small text
 ROW = 18  # units: height of a row of a heat map
 BAR = 30  # units: height of a bar with its text
+LINE = 110  # units: height of a line chart without its texts
+FEW = 12  # points of a line that are marked, if there are no more
 
 
 def _svg(height: float, label: str, body: Iterable[str]) -> str:
@@ -104,6 +106,51 @@ def bars(label: str, rows: Sequence[tuple[str, float, str]]) -> str:
             f'<rect class="a" x="0" y="{y + 17}" width="{width:.1f}" height="7" rx="2"/>'
         )
     return _svg(BAR * len(rows), label, body)
+
+
+def line(
+    label: str,
+    points: Sequence[tuple[float, float]],
+    show: Callable[[float], str],
+    ends: tuple[str, str],
+    from_zero: bool = False,
+) -> str:
+    """A line through points (x, y), x rising.
+
+    show: number -> its text, at the highest and the lowest y. ends: texts at the first and the last
+    x. from_zero: the ground is 0, not the lowest y.
+    """
+    if not points:
+        return _svg(ROW, label, [f'<text x="0" y="12">{text("nothing measured")}</text>'])
+    high = max(y for _, y in points)
+    low = 0.0 if from_zero else min(y for _, y in points)
+    left = CHARACTER * (max(len(show(high)), len(show(low))) + 1)
+    first, last = points[0][0], points[-1][0]
+
+    def x(value: float) -> float:
+        return left + (WIDTH - left - 2) * ((value - first) / (last - first) if last > first else 0)
+
+    def y(value: float) -> float:
+        return 8 + LINE * (1 - ((value - low) / (high - low) if high > low else 0.5))
+
+    ground = y(low) if high > low else 8 + LINE
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+    body = [
+        f'<text class="s" x="{left - 5}" y="{y(high) + 4:.1f}" text-anchor="end">'
+        f"{text(show(high))}</text>",
+        f'<line class="g" x1="{left}" x2="{WIDTH}" y1="{ground:.1f}" y2="{ground:.1f}"/>',
+        f'<polyline class="l" fill="none" stroke-width="1.5" points="{path}"/>',
+        f'<text class="s" x="{left}" y="{LINE + 24}">{text(ends[0])}</text>',
+        f'<text class="s" x="{WIDTH}" y="{LINE + 24}" text-anchor="end">{text(ends[1])}</text>',
+    ]
+    if len(points) <= FEW:
+        body += [f'<circle class="a" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>' for a, b in points]
+    if high > low:
+        body.append(
+            f'<text class="s" x="{left - 5}" y="{ground + 4:.1f}" text-anchor="end">'
+            f"{text(show(low))}</text>"
+        )
+    return _svg(LINE + 30, label, body)
 
 
 def profile(label: str, counts: Sequence[int], height: int = 22) -> str:

@@ -47,6 +47,7 @@ svg .s { font-size: 11px }
 svg .a { fill: var(--accent) }
 svg .b { fill: var(--fill) }
 svg .l { stroke: var(--accent) }
+svg .g { stroke: var(--line) }
 svg.f { width: 7rem; height: 1.2rem }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem }
 .scroll:focus-visible { outline: 2px solid var(--accent) }

@@ -43,9 +43,8 @@ def read_through(path: str | PathLike[str]) -> None:
             pass
 
 
-def read_anew(path: str | PathLike[str]) -> None:
-    """Put a file out of the page cache and read it through, so that it lies there as it does after
-    a start of the machine, however it came in. Raises OSError.
+def put_out(path: str | PathLike[str]) -> None:
+    """Put a file out of the page cache, where the system can. Raises OSError.
 
     Pages that somebody has mapped stay.
     """
@@ -53,6 +52,15 @@ def read_anew(path: str | PathLike[str]) -> None:
         with open(path, "rb") as f:
             os.fsync(f.fileno())  # pages that are not on the disk yet would stay, too
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_anew(path: str | PathLike[str]) -> None:
+    """Put a file out of the page cache and read it through, so that it lies there as it does after
+    a start of the machine, however it came in. Raises OSError.
+
+    Pages that somebody has mapped stay.
+    """
+    put_out(path)
     read_through(path)
 
 

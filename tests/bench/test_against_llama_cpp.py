@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gwq_export import GwqError
-from gwq_export.bench import contender
+from gwq_export.bench import contender, schema, suite
 from tests.support.cli import assert_one_line, call
 
 PEER = importlib.util.find_spec("xllamacpp") is not None
@@ -70,6 +70,46 @@ def test_the_peer_times_what_it_is_asked_to(exported):
         assert prompt[1] > 3 * prompt[0] and 1.8 < gen[1] / gen[0] < 5
     finally:
         c.close()
+
+
+@needs_peer
+def test_depth_is_computed_once(exported):
+    """The tokens before a test are in the cache, and it is timed from there."""
+    reader = contender.open_file(exported(type="f16")[0])
+    (c,) = contender.start(reader, ["llama.cpp"], 1, 256)
+    try:
+        c.run(4, 2, 200)
+        deep = min(c.run(4, 2, 200)[0] for _ in range(3))
+        long = min(c.run(204, 2)[0] for _ in range(3))
+        assert deep < long / 3
+        assert min(c.run(0, 2, 200)) > 0
+    finally:
+        c.close()
+
+
+@needs_peer
+def test_a_suite_and_its_engines(exported, ggml_file, monkeypatch, tmp_path, capsys):
+    """llama.cpp beside ours in one document, and their ratios."""
+    quick = {"STARTS": 1, "SWEEP": 2, "PROMPTS": (4,), "GEN": 3, "DEPTHS": (16,), "REPEATS": 2}
+    for name, value in (quick | {"MINUTES": 0.02, "PROBE": (4, 2)}).items():
+        monkeypatch.setattr(suite, name, value)
+    out = tmp_path / "both.json"
+    status, _, err = call(
+        *(capsys, "bench", exported(type="gwq4")[0], "--against", ggml_file),
+        *("--suite", "edge", "-t", 1, "--out", out),
+    )
+    assert status == 0, err
+    found = json.loads(out.read_text())
+    assert schema.mistake(found) is None and found["complete"]
+    assert found["software"]["xllamacpp"]
+    engines = {r["backends"] for r in found["rows"] if r["step"] in ("speed", "depth")}
+    assert "llama.cpp" in engines and any(e.startswith("gwq-") for e in engines)
+    status, text, err = call(capsys, "bench", "--compare", out, "--json")
+    assert status == 0, err
+    rows = json.loads(text.splitlines()[-1])["rows"]
+    assert {"pp4", "tg3", "tg2 @ d16"} <= {r["what"] for r in rows}
+    assert {r["first_engine"] for r in rows} == {"gwq"}
+    assert "llama.cpp" in {r["second_engine"] for r in rows}
 
 
 @needs_peer

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gwq_export import GwqError
-from gwq_export.bench import contender, models, roof
+from gwq_export.bench import contender, files, models, roof, runs
+from gwq_export.bench.models import Plan
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES
 from tests.support.cli import assert_one_line, call
@@ -71,7 +72,7 @@ def test_file(exported, capsys, format):
 def test_rows_are_printed_as_they_come(exported, capsys, monkeypatch, format):
     """When the second test begins, the row of the first one is there."""
     printed, phases = [], []
-    run = models._Test.run
+    run = runs.Runs.run
 
     def watched(self):
         out, err = capsys.readouterr()
@@ -79,7 +80,7 @@ def test_rows_are_printed_as_they_come(exported, capsys, monkeypatch, format):
         phases.append(err)
         return run(self)
 
-    monkeypatch.setattr(models._Test, "run", watched)
+    monkeypatch.setattr(runs.Runs, "run", watched)
     status, _, err = call(
         capsys, "bench", exported(type="f16")[0], "-p", 3, "-n", 2, "-r", 2, "-t", 1, "-o", format
     )
@@ -94,16 +95,16 @@ def test_rows_are_printed_as_they_come(exported, capsys, monkeypatch, format):
 def test_lengths_fit_the_context(exported, tiny):
     """Unless they were asked for: then they are refused."""
     path = exported(tiny("llama"), type="f16")[0]  # a context of 256
-    rows, _ = models.model_rows(path, gen=2, threads=[1], repeats=1)
+    rows, _ = models.model_rows(path, Plan(gen=2, threads=[1], repeats=1))
     assert [(r["n_prompt"], r["n_gen"]) for r in rows] == [(256, 0), (0, 2)]
     with pytest.raises(GwqError, match="the model's is 256"):
-        models.model_rows(path, 512, threads=[1], repeats=1)
+        models.model_rows(path, Plan([512], threads=[1], repeats=1))
 
 
 def test_file_types_are_those_of_llama_cpp():
     gguf = pytest.importorskip("gguf")
     names = {int(t): t.name.partition("_")[2] for t in gguf.LlamaFileType}
-    assert {n: models.FILE_TYPES.get(n, "") for n in names} == names | {1024: ""}
+    assert {n: files.FILE_TYPES.get(n, "") for n in names} == names | {1024: ""}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_names_of_files(key, types, expected):
         for name, type in types.items()
     }
     keys = {"general.architecture": "llama"} | ({} if key is None else {"general.file_type": key})
-    assert models.model_type(SimpleNamespace(metadata=keys, tensors=tensors)) == expected
+    assert files.model_type(SimpleNamespace(metadata=keys, tensors=tensors)) == expected
 
 
 def test_memory_of_a_file_is_that_of_its_process(exported):
@@ -138,7 +139,7 @@ def test_memory_of_a_file_is_that_of_its_process(exported):
     """
     peaks = []
     for type in ("f16", "f32"):
-        rows, _ = models.model_rows(exported(type=type)[0], 0, 1, [1], 1)
+        rows, _ = models.model_rows(exported(type=type)[0], Plan([0], 1, threads=[1], repeats=1))
         peaks.append(rows[0]["peak_bytes"])
     assert 5e6 < peaks[1] - peaks[0] < 20e6
 
@@ -191,9 +192,9 @@ def test_files_take_turns(exported, monkeypatch):
         with open(f"/proc/{c._process.pid}/stat") as f:
             return f.read().rsplit(") ", 1)[1][0]
 
-    def noted(self, prompt, gen):
+    def noted(self, prompt, gen, depth):
         contenders.add(self)
-        answer = run(self, prompt, gen)
+        answer = run(self, prompt, gen, depth)
         order.append(self.reader.path)
         return answer
 
@@ -211,7 +212,7 @@ def test_files_take_turns(exported, monkeypatch):
     monkeypatch.setattr(roof.Roof, "now", roof_now)
     a, b = str(exported(type="gwq4")[0]), str(exported(type="f32")[0])
     monkeypatch.setattr(contender, "have_peer", lambda: False)
-    models.model_rows(a, 4, 0, [1], 2, [b])
+    models.model_rows(a, Plan([4], 0, threads=[1], repeats=2), [b])
     assert order == [a, b, "roof", a, "roof", b, "roof", a, "roof", b, "roof"]
 
 
@@ -241,6 +242,10 @@ def test_mistakes_with_files(capsys, exported, tmp_path):
         (["-p", "99999"], "context"),
         (["-t", "0"], "1 to 256"),
         (["-p", "0", "-n", "0"], "nothing to measure"),
+        (["-p", "x"], "give numbers of tokens"),
+        (["--depth", "-5"], "give numbers of tokens"),
+        (["--depth", "999999"], "use smaller numbers"),
+        (["--ops-profile", "--depth", "4"], "leave out"),
         (["--against", tmp_path / "none.gguf"], "none.gguf does not exist"),
         (["--against", tmp_path / "text.gguf"], "not a GGUF file"),
     ]:

@@ -1,10 +1,6 @@
 """The page: well-formed, self-contained, safe against hostile names, and it fits a phone."""
 
-import html
 import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,9 +10,10 @@ import pytest
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.format.outliers import unpack_outliers
-from gwq_export.report.charts import bars, heat_map, profile
+from gwq_export.report.charts import bars, heat_map, line, profile
 from gwq_export.report.facts import gather
 from gwq_export.report.page import page
+from tests.support.browser import browser
 from tests.support.paths import REFERENCE
 
 HOSTILE = "</title><script>alert(1)</script>&amp;\"'\x00\x1b[31m\ufffe http://evil.example/x.js"
@@ -145,7 +142,9 @@ def test_names_are_escaped(pages):
         assert not list(root.iter("script")) and "alert(1)" in root.find("head/title").text
         assert "<script" not in text and "\x1b" not in text
     table = heat_map(HOSTILE, [HOSTILE], [HOSTILE], {(HOSTILE, HOSTILE): 1.0}, lambda v: HOSTILE)
-    for chart in (table, bars(HOSTILE, [(HOSTILE, 1.0, HOSTILE)]), profile(HOSTILE, [0, 2])):
+    curve = line(HOSTILE, [(0, 1), (1, 2)], lambda v: HOSTILE, (HOSTILE, HOSTILE))
+    rest = bars(HOSTILE, [(HOSTILE, 1.0, HOSTILE)]), profile(HOSTILE, [0, 2]), curve
+    for chart in (table, *rest):
         assert not list(ElementTree.fromstring(chart).iter("script"))
 
 
@@ -167,59 +166,28 @@ def test_charts_of_nothing_and_of_one():
     ]
 
 
-def browser(tmp_path, text, width):
-    """(scroll width, client width, console lines) of a page in a frame `width` pixels wide,
-    everything unfolded.
-    """
-    chromium = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if not chromium:
-        pytest.skip("no chromium here (apt-get install chromium)")
-    path = tmp_path / "frame.html"
-    path.write_text(
-        f'<iframe id="f" style="width:{width}px;height:700px;border:0" '
-        f'srcdoc="{html.escape(text)}">'
-        '</iframe><p id="out"></p>'
-        "<script>f.onload = () => { const d = f.contentDocument;"
-        "d.querySelectorAll('details').forEach(x => { x.open = true });"
-        "const e = d.documentElement;"
-        "out.textContent = `${e.scrollWidth} ${e.clientWidth}` }</script>"
-    )
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    command = [
-        chromium,
-        *flags,
-        "--enable-logging=stderr",
-        "--v=0",
-        "--virtual-time-budget=3000",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    found = re.search(r'<p id="out">(\d+) (\d+)</p>', done.stdout)
-    assert found, done.stderr[-2000:]
-    return (
-        int(found[1]),
-        int(found[2]),
-        [line for line in done.stderr.splitlines() if "CONSOLE" in line],
-    )
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_a_browser(pages, tmp_path, kind):
     scroll, client, console = browser(tmp_path, pages[kind][0], 360)
     assert scroll <= client <= 360 and console == []
+
+
+def test_lines():
+    """From the lowest to the highest, or from zero; no division by zero."""
+
+    def heights(values, from_zero=False):
+        points = list(enumerate(values))
+        root = ElementTree.fromstring(line("l", points, str, ("a", "b"), from_zero))
+        path = root.find("polyline").get("points").split()
+        assert len(path) == len(values)
+        return [float(p.split(",")[1]) for p in path], [t.text for t in root.iter("text")]
+
+    (top, bottom), texts = heights([20.0, 10.0])
+    assert (top, bottom) == (8, 118) and texts == ["20.0", "a", "b", "10.0"]
+    (top, middle), texts = heights([20.0, 10.0], True)
+    assert (top, middle) == (8, 63) and texts[-1] == "0.0"
+    assert heights([5.0])[0] == heights([5.0, 5.0])[0][:1] == [63]
+    assert "nothing measured" in line("l", [], str, ("a", "b"))
 
 
 def test_the_browser_test_can_fail(tmp_path):

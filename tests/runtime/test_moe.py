@@ -6,7 +6,7 @@ import torch
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.bench.models import decode_bytes
+from gwq_export.bench.files import decode_bytes
 from gwq_export.native.library import F32, Pool, pointer
 from gwq_export.native.ops import Ops
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gwq_export.bench.cases import MATRIX_TYPES, random_bytes
-from gwq_export.bench.models import decode_bytes
+from gwq_export.bench.files import decode_bytes
 from gwq_export.bench.roof import DeviceRoofs
 from gwq_export.errors import GwqError
 from gwq_export.format import types as fmt

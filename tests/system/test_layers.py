@@ -16,18 +16,21 @@ MAY_IMPORT = {
     "tokenizer": [],
     "native": ["format"],
     "report": ["format"],
+    "sensors": [],
     "runtime": ["format", "arch", "tokenizer", "native"],
     "hf": ["format", "arch", "tokenizer"],
     "compute": ["format", "native"],
     "calibration": ["compute"],
     "quantization": ["compute", "format", "native"],
     "evaluation": ["format", "tokenizer", "runtime"],
-    "bench": ["format", "native", "runtime"],
+    "bench": ["format", "native", "runtime", "sensors"],
     "pipeline": [
         *("format", "arch", "tokenizer", "native", "report", "runtime", "hf"),
         *("compute", "calibration", "quantization", "evaluation"),
     ],
-    "commands": ["format", "report", "runtime", "hf", "evaluation", "bench", "pipeline"],
+    "commands": [
+        *("format", "report", "sensors", "runtime", "hf", "evaluation", "bench", "pipeline"),
+    ],
 }
 TORCH_AT_THE_TOP = ["compute", "calibration", "quantization", "pipeline"]
 EXPORT_ONLY = {"torch", "transformers", "safetensors", "huggingface_hub", "gguf"}

@@ -131,6 +131,22 @@ def test_free_memory(tmp_path):
     assert 0 < machine.free_memory() < 1 << 50
 
 
+def test_a_command_starts_no_more_threads(exported):
+    """Not even numpy's, which are there as soon as it is imported."""
+    code = f"""
+import os
+from gwq_export import cli, machine
+machine._quota = lambda: 0.5
+assert cli.main("run", [{str(exported(type="f16")[0])!r}, "-p", "The", "-n", "2"]) == 0
+import numpy
+print(len(os.listdir("/proc/self/task")))
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "1", done.stderr
+
+
 @pytest.mark.parametrize("quota, expected", [(50000, "1"), (-1, None)])
 def test_a_group_of_this_machine(quota, expected):
     """Where this test may make one."""
