@@ -23,10 +23,7 @@ GWQ_INLINE void multiply_values(const uint8_t *value, const uint8_t *column, int
         half8(value + 2 * k, v);
         for (int i = 0; i < 2; i++) {
             const uint8_t *c = column + k + 4 * i;
-            float32x4_t of = vld1q_dup_f32(x + c[0]);
-            of = vld1q_lane_f32(x + c[1], of, 1);
-            of = vld1q_lane_f32(x + c[2], of, 2);
-            of = vld1q_lane_f32(x + c[3], of, 3);
+            const float32x4_t of = {x[c[0]], x[c[1]], x[c[2]], x[c[3]]};
             vst1q_f32(product + k + 4 * i, vmulq_f32(v[i], of));
         }
     }

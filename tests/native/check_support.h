@@ -76,13 +76,23 @@ static inline void close_to(const float *a, const float *b, int64_t count, float
     }
 }
 
+/* How this CPU rounds and what it makes of NaN and subnormal numbers where nobody has asked for
+ * anything: 0 is what IEEE 754 says */
+static inline unsigned long float_control(void) {
+    unsigned long value = 0;
+#ifdef __aarch64__
+    __asm__("mrs %0, fpcr" : "=r"(value));
+#endif
+    return value;
+}
+
 /* The names of the rows that this machine has, on one line, and the best one */
 static inline void print_rows(void) {
     printf("rows:");
     for (int i = 0; gwq_isa_name(i); i++)
         if (gwq_isa_supported(i)) printf(" %s", gwq_isa_name(i));
     gwq_isa_select(NULL);
-    printf("; chosen: %s\n", gwq_isa());
+    printf("; chosen: %s; float control: %lu\n", gwq_isa(), float_control());
 }
 
 /* for each row but the scalar one, selected */

@@ -3,7 +3,9 @@
  *
  * Decoded weights must have the same bits. A product may differ by what float32 sums round: 4e-7 of
  * sum |w x| on either side, as tests/native/test_matmul.py derives. Prints the rows, then what is
- * wrong; ends with status 1 if something is. */
+ * wrong; ends with status 1 if something is.
+ *
+ *     kernels_check [SHAPES]    of that many shapes alone, from small to large */
 #include "check_support.h"
 
 static const float bound = 2 * 4e-7f;
@@ -233,11 +235,13 @@ static void check_extremes(int bits) {
     forget(&m);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    const size_t most = sizeof shapes / sizeof *shapes;
+    const size_t some = argc > 1 ? (size_t)atoi(argv[1]) : most;
     print_rows();
     if (gwq_pool_new(1, &pool)) return 5;
     for (int k = 0; k < GWQ_K_COUNT; k++)
-        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        for (size_t i = 0; i < some && i < most; i++) {
             const gwq_type_row *type = &gwq_types[k];
             if (!type->bits && shapes[i].cols % type->unit) continue;
             for (size_t j = 0; j < sizeof patterns / sizeof *patterns; j++)

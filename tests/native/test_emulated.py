@@ -30,6 +30,8 @@ ARM = {
     "max": ["neon", "dotprod", "i8mm"],
 }
 X86 = {"Nehalem": [], "Haswell": ["avx2"]}
+# Whose rows are tested elsewhere too: by so many shapes alone
+SOME_SHAPES = {"cortex-a72": "3", "Nehalem": "2", "Haswell": "2"}
 CPUS = [("aarch64", cpu) for cpu in ARM] + [("x86_64", cpu) for cpu in X86]
 
 
@@ -90,11 +92,11 @@ def test_every_row_of_a_cpu(program, target, cpu, name):
     """It picks the best row, never takes an illegal instruction, and every row is right."""
     launcher = emulated(target, cpu)
     rows = ["scalar", *{"aarch64": ARM, "x86_64": X86}[target][cpu]]
-    done = subprocess.run(
-        [*launcher, program(target, name)], capture_output=True, text=True, timeout=TIMEOUT
-    )
+    some = [SOME_SHAPES[cpu]] if name == "kernels_check" and cpu in SOME_SHAPES else []
+    command = [*launcher, program(target, name), *some]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     first, _, wrong = done.stdout.partition("\n")
-    assert first == f"rows: {' '.join(rows)}; chosen: {rows[-1]}", done
+    assert first == f"rows: {' '.join(rows)}; chosen: {rows[-1]}; float control: 0", done
     assert (done.returncode, wrong) == (0, ""), done
 
 
