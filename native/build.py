@@ -3,7 +3,7 @@
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
 
 The wheel calls `build` too (backend.py). A cross compiler is recognised by its own macros, so
-`--cc aarch64-linux-gnu-gcc` builds the aarch64 library (scalar kernels).
+`--cc aarch64-linux-gnu-gcc` builds the aarch64 library.
 """
 
 import argparse
@@ -33,6 +33,11 @@ AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
 VBMI = f"-mavx512vbmi {AVX512}"
+# GCC would load all lines of a block before the first product, and store most of them to the stack;
+# Clang does not, nor knows the flag.
+NEON = "-fno-schedule-insns -Wno-ignored-optimization-argument"
+DOTPROD = f"-march=armv8.2-a+dotprod {NEON}"
+I8MM = f"-march=armv8.2-a+dotprod+i8mm {NEON}"
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
@@ -94,6 +99,21 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
         },
         on("x86_64", "amd64"),
     ),
+    "arm": (
+        {
+            "features.c": "",
+            "neon.c": NEON,
+            "neon_ggml.c": NEON,
+            "neon_ops.c": "",
+            "neon_attention.c": "",
+            "neon_functions.c": "",
+            "dotprod.c": DOTPROD,
+            "i8mm.c": I8MM,
+            "encode_neon.c": VECTORS,
+            "gemm_neon.c": VECTORS,
+        },
+        on("aarch64", "arm64"),
+    ),
 }
 
 
@@ -140,6 +160,8 @@ def _accepts(cc: str, flags: str) -> bool:
 # flags that not every compiler knows -> those in their place
 IN_PLACE = {
     AVXVNNI: f"{AVX2} -DGWQ_OLD_COMPILER",  # of GCC 10, Clang 11
+    DOTPROD: f"{NEON} -DGWQ_OLD_COMPILER",  # of GCC 7
+    I8MM: f"{NEON} -DGWQ_OLD_COMPILER",  # of GCC 9, Clang 10
     PLAIN_VECTORS: VECTORS,  # of Clang
 }
 

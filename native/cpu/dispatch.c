@@ -16,6 +16,11 @@ static const gwq_kernels *const isas[] = { /* best last */
     &gwq_avx512,
     &gwq_avx512vbmi,
 #endif
+#ifdef __aarch64__
+    &gwq_neon,
+    &gwq_dotprod,
+    &gwq_i8mm,
+#endif
 };
 enum { ISAS = sizeof isas / sizeof *isas };
 

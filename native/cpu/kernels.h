@@ -119,6 +119,9 @@ extern const gwq_kernels gwq_avx2;
 extern const gwq_kernels gwq_avxvnni;
 extern const gwq_kernels gwq_avx512;
 extern const gwq_kernels gwq_avx512vbmi;
+extern const gwq_kernels gwq_neon;
+extern const gwq_kernels gwq_dotprod;
+extern const gwq_kernels gwq_i8mm;
 
 /* The selected row, without empty slots */
 const gwq_kernels *gwq_in_use(void);

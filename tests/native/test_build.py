@@ -194,22 +194,6 @@ def run_case(binary, launcher, folder, case):
     assert (np.abs(out[weight.size :].reshape(n, -1) - x @ weight.T) <= bound).all()
 
 
-def test_aarch64_under_emulation(tmp_path):
-    cc = shutil.which("aarch64-linux-gnu-gcc")
-    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    if not cc or not qemu:
-        pytest.skip("needs aarch64-linux-gnu-gcc and qemu-user-static")
-    library = native_build.build(tmp_path / "lib", cc=cc)  # the shared library itself builds
-    assert library.read_bytes()[18] == 183  # ELF machine: AArch64
-    binary = tmp_path / "check"
-    flags = f"{native_build.CFLAGS} {native_build.INCLUDE_FLAGS} -Wno-psabi -static".split()
-    sources = [NATIVE / s for s in native_build.sources("aarch64")]
-    command = [cc, *flags, '-DGWQ_ABI_HASH="x"', *sources, CHECK, "-lm", "-o", binary]
-    subprocess.run(command, check=True)
-    for case in cases():
-        run_case(binary, [qemu], tmp_path, case)
-
-
 def compiled_check(cc, flags, folder):
     """The program CHECK with the library, by a compiler with more flags. Returns what linking said.
 

@@ -13,6 +13,7 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "include": {"include"},
     "cpu": {"include", "cpu"},
     "x86": {"include", "cpu", "x86"},
+    "arm": {"include", "cpu", "arm"},
     "cuda": {"include", "cuda"},  # a library of its own (native/build_cuda.py)
 }
 CALLS = [  # a file calls only files of earlier lines
@@ -28,9 +29,18 @@ CALLS = [  # a file calls only files of earlier lines
         "avx2_ops",
         "avx2_functions",
     },
-    {"avx2"},
+    {
+        "features",
+        "encode_neon",
+        "gemm_neon",
+        "neon_ggml",
+        "neon_ops",
+        "neon_attention",
+        "neon_functions",
+    },
+    {"avx2", "neon"},
     {"avx512_codes", "avx512_ggml", "avx512_ops"},
-    {"avxvnni", "avx512"},
+    {"avxvnni", "avx512", "dotprod", "i8mm"},
     {"avx512vbmi"},
     {"dispatch"},
     {"matrix", "massive", "ops", "kv_cache", "attention", "encode", "gemm"},
