@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -18,10 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gwq_export.commands.arguments import Parser
-from gwq_export.errors import GwqError
-
-# torch's words, which has no MemoryError
-_NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+from gwq_export.errors import GwqError, short_of_memory
 
 
 class Progress:
@@ -211,9 +207,9 @@ def _verdict(e: BaseException, memory: str) -> tuple[int, str]:
     """An exception -> (exit status, the line to print). memory: see `Parser`."""
     if isinstance(e, KeyboardInterrupt):
         return 130, "interrupted"
-    if isinstance(e, (GwqError, MemoryError)):
+    if isinstance(e, GwqError):
         return 2, f"error: {explained(e, memory)}"
-    if isinstance(e, RuntimeError) and _NO_MEMORY.search(str(e)):
+    if short_of_memory(e):
         return 2, f"error: {explained(MemoryError(), memory)}"
     if isinstance(e, OSError):  # no space, no permission, a name too long, ...
         return 2, (

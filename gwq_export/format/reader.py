@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export import limits
 from gwq_export.errors import AGAIN, GwqError, about
 from gwq_export.format import bridge, split
 from gwq_export.format.header import MAGIC, U32, U64, VERSION, Cursor, Description, Metadata
@@ -36,6 +37,7 @@ from gwq_export.format.layout import (
 )
 from gwq_export.format.tensor import Tensor
 from gwq_export.format.types import FORMAT_VERSION, TensorType
+from gwq_export.limits import check_limit
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ class Reader:
                 f"{tensor_count} tensors and {key_count} keys "
                 f"do not fit in {len(buffer)} bytes: {AGAIN}"
             )
+        check_limit("metadata keys", key_count, limits.KEYS)
+        check_limit("tensors", tensor_count, limits.TENSORS)
         values = cursor.keys(key_count)
         tensors, offsets = cursor.descriptors(tensor_count, self._other_type)
         self._check_version(values.get(VERSION_KEY), tensors)
