@@ -49,6 +49,16 @@ def render(
         )
 
 
+def check_template(template: str) -> None:
+    """Raise GwqError for a template that is none, or is longer than any.
+
+    What it makes of messages is another matter: it may refuse these for a reason of its own.
+    """
+    check_limit("characters of the chat template", len(template), limits.TEMPLATE)
+    with translated("the file's chat template is none ({}): give a plain prompt"):
+        _environment([]).from_string(template)
+
+
 def _environment(messages: Sequence[Mapping[str, Any]]) -> Environment:
     """The sandbox for a prompt of these messages, with what transformers adds to Jinja."""
     from jinja2 import TemplateError
