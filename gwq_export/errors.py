@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterator
 from typing import Any
 
 AGAIN = "the file is damaged, download or export it again"
+PANIC = "PanicException"  # of libraries in Rust; it is no Exception, and no module exports it
+# words of torch, of the loader of shared libraries, of the system
+_NO_MEMORY = re.compile(
+    "can('|no)t allocate memory|out of memory|failed to map segment", re.IGNORECASE
+)
 
 
 class GwqError(ValueError):
@@ -36,9 +43,47 @@ def about(subject: object) -> Iterator[None]:
         yield
     except GwqError as e:
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{subject}: {e}")
-        raise GwqError(text if len(text) < 1000 else f"{text[:500]} ... {text[-300:]}") from None
+        kind = NoMemory if isinstance(e, NoMemory) else GwqError
+        raise kind(text if len(text) < 1000 else f"{text[:500]} ... {text[-300:]}") from None
 
 
 def one_line(error: object) -> str:
-    """The message of another library's exception, on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+    """The message of another library's exception, on one line of at most 300 characters.
+
+    It is never empty: an exception without words is said by its name.
+    """
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is not enough memory, whatever raises it.
+
+    torch raises RuntimeError, the loader of shared libraries ImportError, the system OSError.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (
+            isinstance(error, (RuntimeError, ImportError, OSError))
+            and bool(_NO_MEMORY.search(str(error)))
+        )
+    )
+
+
+@contextlib.contextmanager
+def translated(sentence: str) -> Iterator[None]:
+    """Turn whatever another library raises in this block into a GwqError.
+
+    sentence: of that error, with {} in the place of the library's own words. A GwqError, Ctrl-C and
+    the like pass; a lack of memory becomes NoMemory, for it says nothing about a file.
+    """
+    try:
+        yield
+    except GwqError:
+        raise
+    except BaseException as e:
+        if short_of_memory(e):
+            raise NoMemory("not enough memory") from None
+        if not isinstance(e, Exception) and type(e).__name__ != PANIC:
+            raise
+        raise GwqError(sentence.replace("{}", one_line(e))) from None

@@ -22,6 +22,7 @@ HEADERS = (
     "gwq_format.h",
     "gwq.h",
     "gwq_program.h",
+    "gwq_maps.h",
     "gwq_cuda.h",
 )  # of the include folder, in the order of abi_hash
 INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of cpu/ by their folder
@@ -71,6 +72,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "top.c": "",
             "encode.c": VECTORS,
             "threads.c": "",
+            "maps.c": "",
             "scalar.c": "",
             "scalar_ggml.c": "",
             "scalar_ops.c": "",

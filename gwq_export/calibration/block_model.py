@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gwq_export.calibration.linear import use_own_products
 from gwq_export.calibration.moe_modules import unfuse
 from gwq_export.compute.threads import each
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, translated
 
 LOGITS = 2**21  # floats of the logits that are worked on at once: 8 MiB, and of several copies
 MIN_PART = 16  # tokens
@@ -125,7 +125,7 @@ class BlockModel:
     def _empty_model(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        try:
+        with translated(f"{self.source.folder}: transformers does not accept the config ({{}})"):
             config = self.source.transformers_config()
             config.use_cache = False
             config.tie_word_embeddings = self.source.tied  # a head of its own stays one
@@ -136,13 +136,6 @@ class BlockModel:
                     dtype=torch.float32,
                     attn_implementation="eager" if soft_capped else "sdpa",
                 )
-        except GwqError:
-            raise
-        except Exception as e:  # transformers raises many kinds for a config it does not accept
-            raise GwqError(
-                f"{self.source.folder}: transformers does not accept the config"
-                f" ({' '.join(str(e).split())[:200]})"
-            ) from None
         return model.eval().requires_grad_(False)
 
     def load_ends(self) -> None:

@@ -9,19 +9,16 @@ import contextlib
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gwq_export.commands.arguments import Parser
-from gwq_export.errors import GwqError
-
-# torch's words, which has no MemoryError
-_NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+from gwq_export.errors import GwqError, short_of_memory
 
 
 class Progress:
@@ -96,36 +93,55 @@ class Progress:
 
 
 class _Interrupt:
-    """Ctrl-C as a KeyboardInterrupt that nothing can swallow for good.
+    """Ctrl-C, and the signals of STOPS, as a KeyboardInterrupt that nothing can swallow for good.
 
     Where it strikes inside C code, that code may turn it into an error of its own (torch's storage
     code does) or drop it. So the request is remembered: the next progress report raises it again,
     and it outranks whatever exception comes of it.
     """
 
-    asked = False
+    # signal -> what Python does with it, where nobody has chosen otherwise
+    STOPS = MappingProxyType(
+        {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGTERM: signal.SIG_DFL,
+            **({signal.SIGHUP: signal.SIG_DFL} if hasattr(signal, "SIGHUP") else {}),
+        }
+    )
+
+    asked: int | None = None  # the signal that struck
 
     def __enter__(self) -> "_Interrupt":
-        self._before: Any = None
-        # leave a background job's SIG_IGN, or a caller's own handler, in its place
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            # outside the main thread signals cannot be handled
-            with contextlib.suppress(ValueError):
-                self._before = signal.signal(signal.SIGINT, self._strike)
+        self._before: dict[signal.Signals, Any] = {}
+        for number, usual in self.STOPS.items():
+            # leave a background job's SIG_IGN, or a caller's own handler, in its place
+            if signal.getsignal(number) is usual:
+                # outside the main thread signals cannot be handled
+                with contextlib.suppress(ValueError):
+                    self._before[number] = signal.signal(number, self._strike)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _strike(self, *_: object) -> None:
-        self.asked = True
+    def _strike(self, number: int, frame: object) -> None:
+        self.asked = number
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        """Raise KeyboardInterrupt if Ctrl-C was pressed, or another signal has come."""
         if self.asked:
             raise KeyboardInterrupt
+
+    @property
+    def verdict(self) -> tuple[int, str] | None:
+        """(exit status, the line to print) after a signal, as of a shell's command it ended."""
+        if self.asked is None:
+            return None
+        name = signal.Signals(self.asked).name
+        said = "" if self.asked == signal.SIGINT else f" by {name}"
+        return 128 + self.asked, f"interrupted{said}"
 
 
 @contextlib.contextmanager
@@ -167,7 +183,7 @@ def run_command(
         if hasattr(stream, "reconfigure"):
             # a terminal that cannot show a character shows a question mark
             stream.reconfigure(errors="replace")
-    with _Interrupt() as interrupt:
+    with _streams_there(), _Interrupt() as interrupt:
         progress = Progress(interrupt.check)
         memory = ""
         try:
@@ -182,21 +198,48 @@ def run_command(
             sys.stdout.flush()
             return 0
         except BrokenPipeError:  # the reader of our output went away
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 0
         except (KeyboardInterrupt, Exception) as e:
-            progress.close()
-            partial = getattr(e, "result", None)  # what was made and measured all the same
-            if partial and args.json:
-                print(json.dumps(partial, default=_plain))
-            sys.stdout.flush()
-            status, message = _verdict(e, memory)
-            if interrupt.asked:
-                status, message = 130, "interrupted"
-            if status == 1:
-                traceback.print_exc()
-            print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+            # another signal, and output that cannot be written, change nothing any more
+            with contextlib.suppress(KeyboardInterrupt, OSError):
+                progress.close()
+                partial = getattr(e, "result", None)  # what was made and measured all the same
+                if partial and args.json:
+                    print(json.dumps(partial, default=_plain))
+                sys.stdout.flush()
+            status, message = interrupt.verdict or _verdict(e, memory)
+            with contextlib.suppress(OSError):
+                if status == 1:
+                    traceback.print_exc()
+                print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+            _drop_output()
             return status
+
+
+def _drop_output() -> None:
+    """Let what stdout still holds go: where it cannot be written, Python would say so at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # not a file, as in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _streams_there() -> Iterator[None]:
+    """Streams that were closed before the start (`>&-`) take what is written, and drop it.
+
+    Python has None in their place; a file that is opened must not get their numbers, for libraries
+    write to these.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                stream = stack.enter_context(open(os.devnull, mode, encoding="utf-8"))
+                setattr(sys, name, stream)
+                stack.callback(setattr, sys, name, None)
+        yield
 
 
 def explained(e: Exception, memory: str) -> str:
@@ -211,9 +254,9 @@ def _verdict(e: BaseException, memory: str) -> tuple[int, str]:
     """An exception -> (exit status, the line to print). memory: see `Parser`."""
     if isinstance(e, KeyboardInterrupt):
         return 130, "interrupted"
-    if isinstance(e, (GwqError, MemoryError)):
+    if isinstance(e, GwqError):
         return 2, f"error: {explained(e, memory)}"
-    if isinstance(e, RuntimeError) and _NO_MEMORY.search(str(e)):
+    if short_of_memory(e):
         return 2, f"error: {explained(MemoryError(), memory)}"
     if isinstance(e, OSError):  # no space, no permission, a name too long, ...
         return 2, (

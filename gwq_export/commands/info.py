@@ -80,6 +80,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from gwq_export.format.foreign import check_foreign, foreign_type
     from gwq_export.format.header import GGML_TYPES
     from gwq_export.format.reader import Reader
+    from gwq_export.runtime.guard import FileGuard, check_tokenizer
 
     if args.devices:
         return _print_devices()
@@ -94,6 +95,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         check_folder(args.to_safetensors)
     reads = args.check or args.to_safetensors is not None
     reader = Reader(args.file, foreign_type if reads else GGML_TYPES.get, args.base)
+    guard = FileGuard(part.file for part in reader.parts) if reads or args.report else None
     if args.check:
         if sum(t.nbytes for t in reader.tensors.values()) > LARGE:
             reader.check(progress)
@@ -101,6 +103,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         else:
             reader.check()
         check_foreign(reader)
+        check_tokenizer(reader)
     result = _facts(reader)
     if args.check:
         result["check"] = "ok"
@@ -118,6 +121,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         )
         progress.close()
         print(f"  {args.to_safetensors}: {size(result['to_safetensors']['bytes'])}")
+    if guard:
+        guard.check()
     return result
 
 

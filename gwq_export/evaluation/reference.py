@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.errors import GwqError, one_line
+from gwq_export.errors import GwqError, translated
 from gwq_export.evaluation.predictors import Predictor, load, module_logits, runtime_logits
 from gwq_export.machine import default_threads
 from gwq_export.runtime.model import Model
@@ -98,7 +98,7 @@ def _of_folder(folder: str | PathLike[str], threads: int | None) -> tuple[Predic
     def refuse(why: str) -> GwqError:
         return GwqError(f"--against {folder}: {why}: {SAME}")
 
-    try:
+    with translated(f"--against {folder}: transformers cannot load it ({{}}): {SAME}"):
         config = AutoConfig.from_pretrained(folder)
         claimed = (config.architectures or [None])[0]
         classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -110,12 +110,6 @@ def _of_folder(folder: str | PathLike[str], threads: int | None) -> tuple[Predic
         reference, found = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except GwqError:
-        raise
-    except Exception as e:  # transformers raises many kinds for what it cannot load
-        raise GwqError(
-            f"--against {folder}: transformers cannot load it ({one_line(e)}): {SAME}"
-        ) from None
     missing = sorted(found["missing_keys"])
     if missing:
         said = (

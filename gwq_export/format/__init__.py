@@ -11,6 +11,7 @@ Modules import only those listed above them:
     layout
     bridge
     tensor
+    mapped
     split
     reader
     header_bytes

@@ -9,7 +9,6 @@ bridge file lie in a second GGUF behind the last tensor, as its `gwq.bridge.*` k
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export import limits
 from gwq_export.errors import AGAIN, GwqError, about
 from gwq_export.format import bridge, split
 from gwq_export.format.header import MAGIC, U32, U64, VERSION, Cursor, Description, Metadata
@@ -34,8 +34,10 @@ from gwq_export.format.layout import (
     outlier_counts,
     padded,
 )
+from gwq_export.format.mapped import MappedFile
 from gwq_export.format.tensor import Tensor
 from gwq_export.format.types import FORMAT_VERSION, TensorType
+from gwq_export.limits import check_limit
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Reader:
     headers: list[Place]  # of a bridge file two
     metadata: Metadata  # of a split model, its first part's
     tensors: dict[str, Tensor]  # in file order, of all parts
-    parts: list[Reader]  # the files of the model, this one first
+    file: MappedFile
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Reader:
         self.path = os.fspath(path)
         self._other_type = other_type
         self._base = base
+        self._others: list[Reader] = []  # of a split model
         if not os.path.isfile(path):
             what = "is a folder" if os.path.isdir(path) else "does not exist or is not a file"
             if os.path.isfile(f"{self.path}.part"):
@@ -91,20 +94,16 @@ class Reader:
                 )
             raise GwqError(f"{self.path} {what}: give the path of a .gguf file")
         try:
-            with open(path, "rb") as f:
-                self.nbytes = os.fstat(f.fileno()).st_size
-                buffer = memoryview(
-                    mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""
-                )
+            self.file = MappedFile(path)
+            self.nbytes = self.file.nbytes
         except (OSError, ValueError) as e:
             raise GwqError(
                 f"cannot open {self.path}: {getattr(e, 'strerror', None) or e}; "
                 "check the file and its permissions"
             ) from None
-        self._map = buffer.obj
         with about(self.path):
             try:
-                self._parse(buffer)
+                self._parse(self.file.buffer)
             except (struct.error, OverflowError, GwqError) as e:
                 if split.is_piece(self.path):
                     raise GwqError(
@@ -114,9 +113,18 @@ class Reader:
                 if isinstance(e, GwqError):
                     raise
                 raise GwqError(f"the file ends inside its header: {AGAIN}") from None
-        self.parts = [self]
         if part == 0:
             self._open_others()
+
+    @property
+    def parts(self) -> list[Reader]:
+        """The files of the model, this one first."""
+        return [self, *self._others]
+
+    def check_unchanged(self) -> None:
+        """Raise GwqError when a file of the model was written to since it was opened."""
+        for part in self.parts:
+            part.file.check()
 
     def let_pages_go(self) -> None:
         """Let the system drop the pages of the files that were read so far; they can be read again.
@@ -124,8 +132,7 @@ class Reader:
         A page that somebody has mapped stays in the page cache.
         """
         for part in self.parts:
-            if isinstance(part._map, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-                part._map.madvise(mmap.MADV_DONTNEED)
+            part.file.let_pages_go()
 
     def _open_others(self) -> None:
         """Open the other files of a split model, and take their tensors."""
@@ -135,12 +142,12 @@ class Reader:
             other = Reader(path, self._other_type, self._base, no)
             with about(path):
                 split.check_part(self.metadata, other.metadata, no)
-            self.parts.append(other)
+            self._others.append(other)
         if paths:
             with about(self.path):
                 names = [name for part in self.parts for name in part.tensors]
                 split.check_tensors(self.metadata, names)
-            for other in self.parts[1:]:
+            for other in self._others:
                 self.tensors |= other.tensors
                 self.nbytes += other.nbytes
 
@@ -199,6 +206,8 @@ class Reader:
                 f"{tensor_count} tensors and {key_count} keys "
                 f"do not fit in {len(buffer)} bytes: {AGAIN}"
             )
+        check_limit("metadata keys", key_count, limits.KEYS)
+        check_limit("tensors", tensor_count, limits.TENSORS)
         values = cursor.keys(key_count)
         tensors, offsets = cursor.descriptors(tensor_count, self._other_type)
         self._check_version(values.get(VERSION_KEY), tensors)
@@ -268,6 +277,7 @@ class Reader:
         with about(self.path):
             if VERSION_KEY in self.metadata or len(self.headers) > 1:
                 self._check_padding()
+        self.check_unchanged()
 
     def _check_padding(self) -> None:
         """Between headers, tensors and the end there are only zero bytes."""
@@ -285,7 +295,9 @@ class Reader:
         Views taken before stay valid: the map is closed with the last of them.
         """
         self.tensors = {}
-        self.parts = [self]
+        for part in self.parts:
+            part.file.close()
+        self._others = []
 
     def __enter__(self) -> Reader:
         return self

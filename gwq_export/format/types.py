@@ -12,7 +12,7 @@ import cffi
 
 from gwq_export.errors import GwqError
 
-HEADERS = ("gwq_format.h", "gwq.h", "gwq_program.h", "gwq_cuda.h")
+HEADERS = ("gwq_format.h", "gwq.h", "gwq_program.h", "gwq_maps.h", "gwq_cuda.h")
 BUILD_COMMAND = "python native/build.py"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.errors import GwqError, one_line
+from gwq_export.errors import translated
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,13 +32,12 @@ class ModelClass:
 
         # a quantizer would change which tensors there are
         plain = {key: value for key, value in saved.items() if key not in (QUANTIZED, "auto_map")}
-        try:
-            with TemporaryDirectory() as folder:  # some of the rules apply to files only
-                Path(folder, "config.json").write_text(json.dumps(plain), encoding="utf-8")
+        # some of the rules apply to files only
+        with TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(plain), encoding="utf-8")
+            with translated(f"{path}: transformers does not accept it ({{}})"):
                 self.parsed = AutoConfig.from_pretrained(folder)
-            self.config = self.parsed.to_dict()
-        except Exception as e:  # transformers raises many kinds for a config it does not accept
-            raise GwqError(f"{path}: transformers does not accept it ({one_line(e)})") from None
+                self.config = self.parsed.to_dict()
         self.name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(self.parsed.model_type, "")
 
 
@@ -51,11 +50,11 @@ def tensors_of(config: PretrainedConfig, head: str, where: object) -> dict[str, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as e:  # as above
-        raise GwqError(f"{where}: transformers cannot make the model ({one_line(e)})") from None
+    with (
+        translated(f"{where}: transformers cannot make the model ({{}})"),
+        torch.device("meta"),
+    ):
+        model = AutoModelForCausalLM.from_config(config)
     last = model.get_output_embeddings()
     own = next(name for name, module in model.named_modules() if module is last)
     parameters = model.named_parameters(remove_duplicate=False)

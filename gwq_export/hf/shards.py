@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.arch.spec import Arch
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, NoMemory, one_line, short_of_memory
 from gwq_export.files import read_json
 
 if TYPE_CHECKING:
@@ -136,6 +136,13 @@ def _open(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open(path, "rb"):  # safetensors says of every file that it cannot open that it is gone
+            pass
         return safe_open(str(path), "pt")
     except (OSError, SafetensorError) as e:
-        raise GwqError(f"{path}: cannot be read ({e}); download the model again") from None
+        if short_of_memory(e):
+            raise NoMemory(f"{path}: not enough memory to read it") from None
+        there = isinstance(e, OSError) and not isinstance(e, FileNotFoundError)
+        reason = (isinstance(e, OSError) and e.strerror) or one_line(e)
+        what = "see to its permissions and its disk" if there else "download the model again"
+        raise GwqError(f"{path}: cannot be read ({reason}); {what}") from None

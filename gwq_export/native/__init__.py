@@ -3,6 +3,7 @@
 
 Modules import only those listed above them:
     library
+    maps
     ops
     matrix
     cuda

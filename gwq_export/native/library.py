@@ -206,12 +206,24 @@ class Pool:
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-def _restart_pools() -> None:
-    """Give every pool new threads in the child of a fork, where the parent's do not exist."""
+def _after_fork() -> None:
+    """Leave everything in the child of a fork as it is to be used there.
+
+    Pools have no threads in it: each gets new ones. One that cannot have them becomes NULL, by
+    which the caller computes alone.
+    """
+    _opening.release()
     for pool in _pools:
         pool.ptr = ffi.gc(pool.ptr, None)  # joining threads that are gone would wait for ever
-        pool.start()
+        try:
+            pool.start()
+        except GwqError:
+            if not pool.on_device:
+                pool.ptr = NULL
 
 
+# another thread may be opening the library: a child that begins then would wait for it for ever
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restart_pools)
+    os.register_at_fork(
+        before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_after_fork
+    )

@@ -58,6 +58,7 @@ class Job:
     out: StrPath | None
     options: ExportOptions
     source: Source
+    files: list[tuple[str, int, int]]  # of the source, when it was opened
     name: str  # of the model, for the file's keys and the report
     recipe: Recipe  # of the decoder's linears, before a budget chooses
     plans: list[TensorPlan]  # of every tensor, in file order
@@ -97,6 +98,16 @@ class Job:
         tokens = self.calibration.tokens.numel()
         return (self.source.layers + 4) * tokens * self.source.dims["dim"] * 4
 
+    def check_source(self) -> None:
+        """Raise GwqError when a file of the model is no longer the one that was opened."""
+        before, now = ({name: state for name, *state in f} for f in (self.files, self.source.files))
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise GwqError(
+                    f"{name} of {self.model} was changed while it was exported: "
+                    "run the same command again, and leave the model alone until it is done"
+                )
+
     def open_work(self) -> Memory:
         """Where results go: the work folder, or the disk of the output, or memory if that is full.
 
@@ -119,7 +130,7 @@ class Job:
                 "torch": torch.__version__,
                 "work folder": WORK_LAYOUT,
             },
-            "files": self.source.files,
+            "files": self.files,
             "calibration": self.calibration and self.calibration.hash,
         }
 
@@ -148,6 +159,7 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     _check_device(options.device)
     opened = open_model(model, options.base, options.revision, options.tokenizer_pre)
     source = opened.source
+    files = source.files
     ctx = _context(options.ctx, source)
     plans = plan_tensors(source, recipe, overrides)
     check_steps(plans, options.tune)
@@ -161,6 +173,7 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
         out=out,
         options=options,
         source=source,
+        files=files,
         name=opened.name,
         recipe=recipe,
         plans=plans,

@@ -38,11 +38,13 @@ def write(
     Those that need gradients come block by block as these appear, or as `kept` has their
     statistics, then the others. What is tuned waits in `work` until that is done. What `work` holds
     of an earlier run is not quantized again. Returns the KL divergence before and after tuning
-    (`Tuning.run`), or None. Raises GwqError.
+    (`Tuning.run`), or None. Raises GwqError, also when the model was changed meanwhile: then there
+    is no file.
     """
     assert job.out is not None  # check_options has seen to it
     norms = [p for p in job.plans if tuned and is_norm(p.name)]
     others = [p for p in job.plans if not p.recipe.statistics and p not in norms]
+    job.check_source()
     with Writer(job.out, job.header, job.layout()) as writer:
         for name, array in job.rope.items():
             writer.write(name, array)
@@ -50,7 +52,9 @@ def write(
         finished = _write_finished(files, job.plans)
         _write_calibrated(files, job, pool, finished, progress, kept)
         _write_others(files, job.source, others, pool, finished, progress)
-        return _write_tuned(files, job, norms, finished, progress) if tuned else None
+        tuned_kld = _write_tuned(files, job, norms, finished, progress) if tuned else None
+        job.check_source()
+        return tuned_kld
 
 
 class _Tensors:

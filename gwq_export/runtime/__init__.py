@@ -4,6 +4,7 @@ Modules import only those listed above them:
     layers
     moe
     page_cache
+    guard
     weights
     kv_cache
     session

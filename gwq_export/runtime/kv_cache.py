@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gwq_export.errors import NoMemory
+from gwq_export.errors import GwqError, NoMemory
 from gwq_export.format.types import TensorType, ffi
 from gwq_export.machine import free_memory, size
 from gwq_export.native.library import NULL, Pointer, Pool, check, pointer
@@ -95,7 +95,9 @@ class KVCache:
         self.pos = end
 
     def rewind(self, pos: int = 0) -> None:
-        """Forget everything from position `pos` on."""
+        """Forget everything from position `pos` on. Raises GwqError when it is negative."""
+        if pos < 0:
+            raise GwqError(f"position {pos} is before the text: give a number from 0")
         self.pos = min(pos, self.pos)
 
     def reuse(self, ids: Sequence[int] | np.ndarray, keep: int = 1) -> int:

@@ -130,8 +130,10 @@ class Model:
         is full, or when halt() is true. Does not use the tokenizer.
 
         before: the ids that the session holds. stats: as in `stream`. drafter: beside the session;
-        it keeps what it has read.
+        it keeps what it has read. Raises GwqError without ids.
         """
+        if not len(ids):
+            raise GwqError("there is nothing to continue: give some text")
         sampling = sampling or Sampling()
         stats = {} if stats is None else stats
         rng = np.random.default_rng(sampling.seed)
@@ -145,11 +147,13 @@ class Model:
         decoder: Decoder | None = None
         try:
             for first in range(0, len(ids) if limit else 0, BATCH):
-                if not halt():
-                    last = first + BATCH >= len(ids)
-                    rows = session.forward(ids[first : first + BATCH], keep=int(last))
-                    if last:
-                        logits = rows[0]
+                if halt():
+                    stop, limit = "halt", 0
+                    break
+                last = first + BATCH >= len(ids)
+                rows = session.forward(ids[first : first + BATCH], keep=int(last))
+                if last:
+                    logits = rows[0]
             guessers: dict[str, Guesser] = {"lookup": Lookup(seen)} if self.lookup else {}
             if drafter is not None and limit > 2:
                 drafter.start(seen, halt)

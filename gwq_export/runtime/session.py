@@ -21,10 +21,12 @@ BATCH = 192
 class Session:
     """A KV cache for up to `ctx` positions over shared Weights. One Python thread at a time.
 
-    Its memory grows with the positions that it holds.
+    Its memory grows with the positions that it holds. Raises GwqError when ctx is below 1.
     """
 
     def __init__(self, weights: Weights, ctx: int) -> None:
+        if ctx < 1:
+            raise GwqError(f"a context of {ctx} positions holds no text: give at least 1")
         c = weights.config
         self.config = c
         self.weights = weights
@@ -65,7 +67,7 @@ class Session:
         return self._cache.pos
 
     def rewind(self, pos: int = 0) -> None:
-        """Forget everything from position `pos` on."""
+        """Forget everything from position `pos` on. Raises GwqError when it is negative."""
         self._cache.rewind(pos)
 
     def reuse(self, ids: Sequence[int] | np.ndarray, keep: int = 1) -> int:
@@ -85,12 +87,16 @@ class Session:
     def forward(self, tokens: Sequence[int] | np.ndarray, keep: int = 1) -> np.ndarray:
         """Run token ids (n,) after what the cache holds.
 
-        Returns float32 logits (keep, vocab) of the last `keep` of them. Raises GwqError when the
-        context is full, memory is, or an id is out of range.
+        Returns float32 logits (keep, vocab) of the last `keep` of them, 0 to n. Raises GwqError
+        when the context is full, memory is, an id is out of range, or the file has changed.
         """
         ids = np.asarray(tokens)
         n = len(ids) if ids.ndim == 1 else 0
-        if not n or self.pos + n > self.ctx:
+        if not n:
+            raise GwqError("there are no tokens to compute: give a sequence of token ids")
+        if not 0 <= keep <= n:
+            raise GwqError(f"logits of the last {keep} of {n} tokens: give a number from 0 to {n}")
+        if self.pos + n > self.ctx:
             raise GwqError(
                 f"{self.pos} + {n} tokens do not fit the context of {self.ctx}: shorten the text"
                 + (" or use a larger context" if self.ctx < self.config.ctx else "")
@@ -100,6 +106,7 @@ class Session:
                 f"a token id is not an integer in 0..{self.config.vocab - 1}: "
                 "the tokenizer does not belong to this model"
             )
+        self.weights.guard.check()
         ids = np.ascontiguousarray(ids, np.int32)
         self._reserve(self.pos + n)
         out = np.empty((keep, self.config.vocab), np.float32)
@@ -111,6 +118,7 @@ class Session:
             self._forward(
                 ids[first:last], out[max(first, skipped) - skipped : max(0, last - skipped)]
             )
+        self.weights.guard.check()
         return out
 
     def _forward(self, ids: np.ndarray, out: np.ndarray) -> None:

@@ -10,12 +10,14 @@ from gwq_export.arch.config import Config, read_config
 from gwq_export.arch.parts import TensorRow
 from gwq_export.arch.rope import Rope
 from gwq_export.errors import GwqError
+from gwq_export.format.outliers import Outliers
 from gwq_export.format.reader import Reader, Tensor
 from gwq_export.format.types import TYPES
 from gwq_export.native.cuda import MAX_HEAD, pool_of
 from gwq_export.native.library import F32, Pool, lib
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.native.ops import CACHE
+from gwq_export.runtime.guard import FileGuard
 from gwq_export.runtime.layers import (
     FeedForward,
     FeedForwardLayer,
@@ -26,6 +28,15 @@ from gwq_export.runtime.layers import (
 )
 from gwq_export.runtime.moe import Experts
 from gwq_export.runtime.page_cache import bring_in
+
+
+def _own(outliers: Outliers | None) -> Outliers | None:
+    """A copy of a side-table, once checked never to change.
+
+    Its columns and offsets are where kernels write and read; the bytes of tiles are only numbers,
+    whatever becomes of the file.
+    """
+    return outliers and (outliers[0].copy(), outliers[1].copy())
 
 
 class _Table:
@@ -59,7 +70,7 @@ class _Table:
         """Those of a tensor: one, or one for each expert."""
         tensor = self._required(name, shape)
         return [
-            self.pool.matrix(Matrix(t.name, t.type, t.shape, t.data, t.outliers))
+            self.pool.matrix(Matrix(t.name, t.type, t.shape, t.data, _own(t.outliers)))
             for t in tensor.matrices()
         ]
 
@@ -142,6 +153,7 @@ class Weights:
         for part in self.reader.parts:
             with contextlib.suppress(OSError):  # what is wrong is found when it is computed with
                 bring_in(part.path)
+        self.guard = FileGuard(part.file for part in self.reader.parts)
         lib()  # a missing library is said before a wrong number of threads
         self.pool = threads if isinstance(threads, Pool) else pool_of(device, threads)
         if self.pool.on_device and c.head_dim > MAX_HEAD:

@@ -2,7 +2,11 @@
 
 Modules import only those listed above them:
     pretokenizer
+    patterns
+    bounds
     build
+    budget
+    sandbox
     chat_template
     tokenizer
     hf_folder

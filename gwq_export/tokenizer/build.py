@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gwq_export.errors import GwqError, one_line
+from gwq_export import limits
+from gwq_export.errors import AGAIN, GwqError, translated
+from gwq_export.limits import check_limit
+from gwq_export.tokenizer.bounds import check_charsmap, check_steps, check_tokens
 from gwq_export.tokenizer.pretokenizer import DEFAULT, PRE, pre_tokenizer
 
 if TYPE_CHECKING:
@@ -140,14 +143,23 @@ def _merges(
     That is by the score of the piece they make, highest first.
     """
     merges: list[tuple[float, int, int]] = []
+    work = text = 0
     for token, score, type in zip(tokens, scores.tolist(), types.tolist(), strict=True):
         if type == NORMAL and len(token) > 1:
+            work += len(token) ** 2
+            if work > limits.PIECES_WORK or text > limits.MERGES_TEXT:
+                raise GwqError(
+                    f"the tokens of the vocabulary have too many merges to be looked for: {AGAIN}"
+                )
+            before = len(merges)
             pairs = ((ids.get(token[:i]), ids.get(token[i:])) for i in range(1, len(token)))
             merges += sorted(
                 (-score, left, right)
                 for left, right in pairs
                 if left is not None and right is not None
             )
+            text += (len(merges) - before) * len(token)
+    check_limit("merges of the vocabulary", len(merges), limits.MERGES)
     merges.sort(key=lambda merge: merge[0])
     return [(tokens[left], tokens[right]) for _, left, right in merges]
 
@@ -167,9 +179,10 @@ def _unigram(
         )
     rows = enumerate(zip(tokens, types.tolist(), scores.tolist(), strict=True))
     # the id of a piece is its place: unused ones at the end are left out, others get a name that no
-    # text has
+    # text has, as do empty ones, which would match anywhere
     pieces = [
-        (token if type != UNUSED else f"{NO_TEXT}{i}", score) for i, (token, type, score) in rows
+        (token if token and type != UNUSED else f"{NO_TEXT}{i}", score)
+        for i, (token, type, score) in rows
     ]
     byte_fallback = bool((types == BYTE).any())
     native = Native(
@@ -179,7 +192,9 @@ def _unigram(
     prefix = optional(metadata, "add_space_prefix", bool, True)
     steps: list[Normalizer] = []
     if charsmap is not None:
-        steps.append(normalizers.Precompiled(_charsmap(charsmap)))
+        data = charsmap.astype(np.uint8).tobytes()
+        check_charsmap(data)
+        steps.append(normalizers.Precompiled(data))
     if optional(metadata, "remove_extra_whitespaces", bool, False):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     native.normalizer = normalizers.Sequence(steps)
@@ -188,31 +203,6 @@ def _unigram(
     )
     native.decoder = _spaces_back(prefix)
     return native
-
-
-def _charsmap(array: np.ndarray) -> bytes:
-    """SentencePiece's table of replacements, checked, as bytes.
-
-    It is the length of a trie, the trie (darts-clone's double array of 32-bit units), and strings
-    that end in NUL. The library does not check its indices: bits 10 to 30 of a node lead to its
-    children, bit 31 marks the start of a string.
-    """
-    data = array.astype(np.uint8).tobytes()
-    length = int.from_bytes(data[:4], "little")
-    strings = data[4 + length :]
-    if length % 1024 == 0 and length and strings.endswith(b"\0"):
-        units = np.frombuffer(data, "<u4", length // 4, 4)
-        is_node = units < 1 << 31
-        nodes = units[is_node]
-        offsets = nodes >> 10 << ((nodes & 1 << 9) >> 6)  # bit 9: counted in units of 256
-        children = np.flatnonzero(is_node) ^ offsets
-        ends = units[~is_node] & (1 << 31) - 1
-        starts = np.flatnonzero(np.frombuffer(b"\0" + strings[:-1], np.uint8) == 0)
-        if (children < len(units)).all() and np.isin(ends, starts).all():
-            return data
-    raise GwqError(
-        "the key tokenizer.ggml.precompiled_charsmap is damaged: download or export the file again"
-    )
 
 
 def _spaces_back(prefix: bool) -> Decoder:
@@ -236,27 +226,40 @@ def from_json(text: str, where: object) -> Native:
     """The tokenizer of a tokenizer.json. where: its name in the message. Raises GwqError."""
     from tokenizers import Tokenizer as Native
 
-    try:
+    with translated(
+        f"{where} cannot be used ({{}}): download the model again, or update the package tokenizers"
+    ):
         native = Native.from_str(text)
-    except Exception as e:  # the library raises plain Exception
-        raise GwqError(
-            f"{where} cannot be used ({one_line(e)}): "
-            "download the model again, or update the package tokenizers"
-        ) from None
-    native.no_truncation()
-    native.no_padding()
+        native.no_truncation()
+        native.no_padding()
+    return native
+
+
+def _embedded(text: str, tokens: Sequence[str]) -> Native:
+    """The tokenizer of the tokenizer.json in a file, within the bounds of models.
+
+    tokens: of the file's keys. Raises GwqError.
+    """
+    where = f"the tokenizer in key {JSON_KEY}"
+    check_limit(f"characters of {where}", len(text), limits.TOKENIZER_JSON)
+    check_tokens(tokens)
+    native = from_json(text, where)
+    # what it adds to a text was never asked for, and may be without end
+    native.post_processor = None
+    check_steps(native)
     return native
 
 
 def build(metadata: Mapping[str, Any]) -> Native:
-    """The `tokenizers.Tokenizer` of a file's keys. Raises GwqError."""
+    """The `tokenizers.Tokenizer` of a file's keys, within the bounds of models. Raises GwqError."""
     text = optional(metadata, JSON_KEY, str)
     if text is not None:
-        return from_json(text, f"the tokenizer in key {JSON_KEY}")
+        return _embedded(text, required(metadata, "tokens", list))
     from tokenizers import AddedToken
 
     family = required(metadata, "model", str)
     tokens = required(metadata, "tokens", list)
+    check_tokens(tokens, optional(metadata, "merges", list, []))
     types = optional(metadata, "token_type", np.ndarray, np.full(len(tokens), NORMAL))
     scores = optional(metadata, "scores", np.ndarray, np.zeros(len(tokens)))
     if not len(types) == len(tokens) == len(scores) or not np.isfinite(scores).all():
@@ -275,19 +278,13 @@ def build(metadata: Mapping[str, Any]) -> Native:
             f"tokenizer model {family!r} is not supported: "
             f"use a model with a tokenizer of type {', '.join(families)}"
         )
-    try:
-        native = families[family]()
-    except GwqError:
-        raise
-    except Exception as e:  # the library raises plain Exception
-        raise GwqError(
-            f"the tokenizer's keys do not fit together ({one_line(e)}): "
-            "the file is damaged, download or export it again"
-        ) from None
     control = np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN)))
     defined = np.flatnonzero(types == USER_DEFINED)
-    native.add_special_tokens(
-        [AddedToken(tokens[i], normalized=False, special=True) for i in control]
-    )
-    native.add_tokens([AddedToken(tokens[i], normalized=False) for i in defined])
+    with translated(f"the tokenizer's keys do not fit together ({{}}): {AGAIN}"):
+        native = families[family]()
+        native.add_special_tokens(
+            [AddedToken(tokens[i], normalized=False, special=True) for i in control]
+        )
+        native.add_tokens([AddedToken(tokens[i], normalized=False) for i in defined])
+    check_steps(native)
     return native

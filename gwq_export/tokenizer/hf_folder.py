@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gwq_export.errors import GwqError, one_line
+from gwq_export.errors import GwqError, translated
 from gwq_export.files import read_optional_json
 
 PROBE = Path(__file__).parents[1] / "data" / "tokenizer_probe.txt"
@@ -36,16 +36,14 @@ def load_tokenizer(folder: Path) -> HFTokenizer:
 
     # without a config there is no architecture to go by
     loader: Any = AutoTokenizer if (folder / "config.json").exists() else PreTrainedTokenizerFast
-    try:
+    with translated(
+        f"{folder}: transformers cannot load the tokenizer ({{}}): "
+        "download the model again, or update transformers"
+    ):
         loaded = loader.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, mistral_format=False
         )
         loaded(PROBE.read_bytes().decode())  # a class may take files that it cannot use
-    except Exception as e:  # transformers raises many kinds for files it does not accept
-        raise GwqError(
-            f"{folder}: transformers cannot load the tokenizer ({one_line(e)}): "
-            "download the model again, or update transformers"
-        ) from None
     backend = getattr(loaded, "backend_tokenizer", None)
     kind = type(loaded).__name__
     if backend is None:
@@ -77,15 +75,13 @@ def end_ids(folder: Path) -> list[int]:
         if not (folder / name).exists():
             continue
         read_optional_json(folder / name)  # refuses what is no JSON
-        try:
+        with translated(
+            f"{folder / name}: transformers does not accept it ({{}}): "
+            "correct it or download the model again"
+        ):
             ends = GenerationConfig.from_pretrained(
                 str(folder), config_file_name=name, local_files_only=True, **options
             ).eos_token_id
-        except Exception as e:  # as above
-            raise GwqError(
-                f"{folder / name}: transformers does not accept it ({one_line(e)}): "
-                "correct it or download the model again"
-            ) from None
         return list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
     return []
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, translated
+from gwq_export.tokenizer.bounds import check_probe
 from gwq_export.tokenizer.build import BYTE_TOKEN, NO_TEXT, build, from_json, optional, required
 from gwq_export.tokenizer.chat_template import render
 from gwq_export.tokenizer.pretokenizer import DEFAULT, PRE
@@ -43,6 +44,7 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping[str, Any]):
         self._native = build(metadata)
+        check_probe(self._native)
         self.vocab_size = len(required(metadata, "tokens", list))
         ids = {
             name: optional(metadata, f"{name}_token_id", int)
@@ -95,15 +97,20 @@ class Tokenizer:
         except UnicodeEncodeError:
             raise GwqError("the text is not valid Unicode: give it in UTF-8") from None
         native = self._native if special else self._plain
-        ids = native.encode(text, add_special_tokens=False).ids
+        with translated("the file's tokenizer cannot encode this text ({}): give another text"):
+            ids = native.encode(text, add_special_tokens=False).ids
         if self.bos is None:
             return ids
         wanted = self.add_bos and ids[:1] != [self.bos] if bos is None else bos
         return [self.bos, *ids] if wanted else ids
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of token ids; special tokens are left out unless `special`."""
-        return self._native.decode([int(id) for id in ids], skip_special_tokens=not special)
+        """The text of token ids; special tokens are left out unless `special`.
+
+        Raises GwqError for ids that the tokenizer fails on.
+        """
+        with translated("the file's tokenizer cannot decode these tokens ({}): use another file"):
+            return self._native.decode([int(id) for id in ids], skip_special_tokens=not special)
 
     def stream(self, special: bool = False) -> Stream:
         """An incremental decoder: see `Stream`."""

@@ -163,9 +163,16 @@ def test_paths_that_are_wrong(capsys, tmp_path, small):
         assert_one_line(name, status, err, words)
 
 
-@pytest.mark.parametrize("phase, samples", [("forward", 100), ("write", 1), ("backward", 10)])
-def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples):
-    """Ctrl-C in every phase, given at the first sign of it on stderr."""
+@pytest.mark.parametrize(
+    "phase, samples, number, said",
+    [
+        ("forward", 100, signal.SIGINT, "interrupted"),
+        ("write", 1, signal.SIGTERM, "interrupted by SIGTERM"),
+        ("backward", 10, signal.SIGINT, "interrupted"),
+    ],
+)
+def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples, number, said):
+    """Ctrl-C in every phase, or a kill, given at the first sign of it on stderr."""
     out = tmp_path / "m.gguf"
     out.write_text("old")
     arguments = ["export", str(REFERENCE), "--out", str(out), "--samples", str(samples)]
@@ -180,9 +187,10 @@ def test_interrupted_export_leaves_the_old_file(tmp_path, phase, samples):
     err = ""
     while phase not in err and child.poll() is None:
         err += child.stderr.read(1)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     err += child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and "Traceback" not in err, err
+    assert child.returncode == 128 + number and "Traceback" not in err, err
+    assert err.endswith(f"gwq-export: {said}\n")
     assert out.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
 

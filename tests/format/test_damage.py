@@ -272,3 +272,19 @@ def test_no_permission(small, monkeypatch):
 
     monkeypatch.setattr(builtins, "open", denied)
     refused(small[0], "Permission denied")
+
+
+def test_more_tensors_or_keys_than_any_model_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("gwq_export.limits.TENSORS", 3)
+    monkeypatch.setattr("gwq_export.limits.KEYS", 3)
+    for count in (3, 4):
+        tensors = [descriptor(f"t{i}", (8,), F32, 32 * i) for i in range(count)]
+        keys = b"".join(pair(b"key%d" % i, 4, b"\0" * 4) for i in range(count))
+        paths = [tmp_path / "tensors.gguf", tmp_path / "keys.gguf"]
+        raw_file(paths[0], descriptors=tensors, data=bytes(32 * count))
+        raw_file(paths[1], keys, count)
+        for path, word in zip(paths, ("tensors: 4", "metadata keys: 4"), strict=True):
+            if count == 4:
+                refused(path, word)
+            else:
+                Reader(path)

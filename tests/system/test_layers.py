@@ -9,7 +9,7 @@ import pytest
 from tests.support.paths import DATA, REFERENCE, ROOT
 
 PACKAGE = ROOT / "gwq_export"
-GROUND = ["cgroups", "errors", "files", "machine", "version"]  # for everybody
+GROUND = ["cgroups", "errors", "files", "limits", "machine", "version"]  # for everybody
 MAY_IMPORT = {
     "format": [],
     "arch": [],

@@ -17,7 +17,7 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "cuda": {"include", "cuda"},  # a library of its own (native/build_cuda.py)
 }
 CALLS = [  # a file calls only files of earlier lines
-    {"check"},
+    {"check", "maps"},
     {"threads", "top", "encode_scalar", "gemm_scalar", "scalar_ggml", "scalar_ops"},
     {"scalar"},
     {
