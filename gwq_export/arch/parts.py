@@ -97,6 +97,12 @@ ATTENTION: Rows = (
     *linear("attn_k", "self_attn.k_proj", "kv", "dim", heads="kv_heads"),
     *linear("attn_v", "self_attn.v_proj", "kv", "dim"),
 )
+# Q and K of a checkpoint in which neighbours turn together already
+PAIRED_ATTENTION: Rows = tuple(replace(row, heads="") for row in ATTENTION)
+QK_NORMS: Rows = (
+    norm("attn_q_norm", "self_attn.q_norm", "head"),
+    norm("attn_k_norm", "self_attn.k_norm", "head"),
+)
 ATTENTION_OUTPUT: Rows = linear("attn_output", "self_attn.o_proj", "dim", "q")
 FFN: Rows = (
     *linear("ffn_gate", "mlp.gate_proj", "ffn", "dim"),

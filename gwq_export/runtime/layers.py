@@ -84,4 +84,5 @@ class Layer:
     ffn: FeedForwardLayer
     ffn_post_norm: Normalize
     window: int  # how many positions attention sees, 0: all
-    rope: Rope | None
+    rope: Rope | None  # of queries
+    key_rope: Rope | None

@@ -50,6 +50,7 @@ class _Table:
         self.prefix = prefix
         self.dims = config.dims
         self.eps = config.eps
+        self.layer_norm = config.arch.layer_norm
 
     def shape(self, name: str) -> tuple[int, ...]:
         """What the config says that the tensor's shape is."""
@@ -101,6 +102,8 @@ class _Table:
         if weight is None:
             return unchanged
         bias = self.vector(f"{name}.bias", size) if f"{name}.bias" in self.rows else None
+        if bias is None and self.layer_norm:
+            bias = self.pool.floats(np.zeros(size, np.float32))
         return Norm(weight, bias, self.eps, width // size)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -192,9 +195,10 @@ class Weights:
         """
         c = self.config
         tables = {}
-        for rope in {layer.rope for layer in self.layers if layer.rope}:
+        ropes = {rope for layer in self.layers for rope in (layer.rope, layer.key_rope) if rope}
+        for rope in ropes:
             divisors = None
-            if rope == c.rope:
+            if c.rope and rope.of_keys == c.rope.of_keys:
                 longer = ctx > rope.original
                 divisors = self._long_divisors if longer else self._short_divisors
             tables[rope] = rope.table(positions, divisors.array if divisors else None, first)
@@ -211,20 +215,25 @@ class Weights:
             qkv = table.linear("attn_q", "attn_k", "attn_v")
         ffn = self._experts(table) if c.experts else self._feed_forward(table)
         rope = None
-        if c.arch.turned(i):
+        if c.turned[i]:
             rope = c.rope_swa if c.windows[i] else c.rope
+        attn_norm = table.norm("attn_norm", c.dim)
+        ffn_norm = table.norm("ffn_norm", c.dim)
+        if c.parallel and "ffn_norm.weight" not in table.rows:
+            ffn_norm = attn_norm
         return Layer(
-            attn_norm=table.norm("attn_norm", c.dim),
+            attn_norm=attn_norm,
             qkv=qkv,
             q_norm=table.norm("attn_q_norm", q),
             k_norm=table.norm("attn_k_norm", kv),
             attn_output=table.linear("attn_output"),
             attn_post_norm=table.norm("post_attention_norm", c.dim),
-            ffn_norm=table.norm("ffn_norm", c.dim),
+            ffn_norm=ffn_norm,
             ffn=ffn,
             ffn_post_norm=table.norm("post_ffw_norm", c.dim),
             window=c.windows[i],
             rope=rope,
+            key_rope=rope and rope.of_keys,
         )
 
     def _activation(self) -> int:

@@ -1,6 +1,7 @@
 """Small random models of every architecture, as Hugging Face folders."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +21,12 @@ TINY = dict(
     initializer_range=0.1,
     rms_norm_eps=1e-5,
 )
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama-bias": ("LlamaConfig", {"attention_bias": True, "tie_word_embeddings": True}),
@@ -40,17 +47,7 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
         "LlamaConfig",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
-    "yarn-rope": (
-        "LlamaConfig",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e4,
-                "factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
+    "yarn-rope": ("LlamaConfig", {"rope_parameters": YARN}),
     "mistral": ("MistralConfig", {"sliding_window": 24}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
@@ -139,24 +136,85 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
             },
         },
     ),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            "sliding_window": 8,
+            "num_hidden_layers": 5,
+            "rope_parameters": {
+                "full_attention": YARN | {"attention_factor": 0.1 * math.log(4) + 1},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "olmo3-listed": (
+        "Olmo3Config",
+        {
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "exaone4": ("Exaone4Config", {"sliding_window": 8, "num_hidden_layers": 5}),
+    "exaone4-full": (
+        "Exaone4Config",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 1e4,
+                "factor": 1.0,
+                "alpha": 40.0,
+            }
+        },
+    ),
+    "ernie": ("Ernie4_5Config", {}),
+    "ministral3": (
+        "Ministral3Config",
+        {
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 8,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
+    "ministral3-mscale": (
+        "Ministral3Config",
+        {
+            "rope_parameters": YARN
+            | {"mscale": 1.0, "mscale_all_dim": 0.4, "llama_4_scaling_beta": 0.2}
+        },
+    ),
+    "cohere2": (
+        "Cohere2Config",
+        {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.25},
+    ),
+    "glm4": ("Glm4Config", {"pad_token_id": None, "num_hidden_layers": 4}),
     "gpt2": ("GPT2Config", {"n_inner": 200}),
     "gptneox": ("GPTNeoXConfig", {}),
     "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
 }
 
 
-def save_tiny(folder, config_class, **settings):
+def save_tiny(folder, config_class, seed=3, sizes=None, **settings):
     """Save a random model with the first tokens of the bundled model's tokenizer.
 
-    Settings are those of TINY, as far as the config class knows them. Returns the folder.
+    Settings are those of TINY, then of `sizes`, as far as the config class knows them. Returns the
+    folder.
     """
     import torch
     import transformers
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config_class = getattr(transformers, config_class)
     known = {*config_class().to_dict(), *config_class.attribute_map}
-    config = config_class(**{key: value for key, value in TINY.items() if key in known} | settings)
+    usual = {key: value for key, value in (TINY | (sizes or {})).items() if key in known}
+    config = config_class(**usual | settings)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, p in model.named_parameters():
         # norms and biases start as ones and zeros, which would hide that they are used
