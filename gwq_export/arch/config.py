@@ -38,6 +38,8 @@ class Config:
     experts_normed: bool
     # width of an expert
     expert_ffn: int
+    # of the expert of all tokens, where there is one
+    shared_ffn: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -81,6 +83,7 @@ class Config:
             "ctx": self.ctx,
             "experts": self.experts,
             "expert_ffn": self.expert_ffn,
+            "shared_ffn": self.shared_ffn,
         }
 
 
@@ -125,9 +128,8 @@ class _Keys:
     ) -> float:
         return float(self._checked(key, default, low, high))
 
-    def flag(self, key: str) -> bool:
-        """True where the file says nothing."""
-        value = self.file.metadata.get(f"{self.prefix}.{key}", True)
+    def flag(self, key: str, default: bool = True) -> bool:
+        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
         if not isinstance(value, bool):
             self.refuse(key, value)
         return value
@@ -184,7 +186,7 @@ def read_config(reader: File) -> Config:
     experts = keys.integer("expert_count", 0, 0, MAX_COUNT)
     ffn = keys.integer("feed_forward_length")
     parallel = keys.flag("use_parallel_residual")
-    normed = keys.flag("expert_weights_norm")
+    normed = keys.flag("expert_weights_norm", arch.experts_normed)
     rope, rope_swa = _ropes(keys, arch, head_dim, ctx) if arch.rope else (None, None)
     norm_kind = "" if arch.layer_norm else "rms_"
     logit_scale = keys.number("logit_scale", 1)
@@ -198,6 +200,7 @@ def read_config(reader: File) -> Config:
         experts_used=keys.integer("expert_used_count", None, 1, experts) if experts else 0,
         experts_normed=normed,
         expert_ffn=keys.integer("expert_feed_forward_length", ffn),
+        shared_ffn=keys.integer("expert_shared_feed_forward_length", ffn),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,

@@ -6,11 +6,12 @@ from gwq_export.arch.parts import (
     ATTENTION,
     ATTENTION_OUTPUT,
     FFN,
+    LLAMA_BLOCK,
     PAIRED_ATTENTION,
     QK_NORMS,
     norm,
 )
-from gwq_export.arch.spec import LLAMA_ROPES, OFF, Arch
+from gwq_export.arch.spec import LLAMA_ROPES, OFF, SILU, Arch
 
 OLMO2_BLOCK = (  # norms after attention and feed-forward, none before; Q and K are normed whole
     *ATTENTION,
@@ -33,6 +34,17 @@ HUNYUAN_BLOCK = (
     norm("attn_k_norm", "self_attn.key_layernorm", "head"),
     *_REST,
 )
+_GRANITE = Arch(
+    "granite",
+    "pairs",
+    rope_kinds=LLAMA_ROPES,
+    numbers={
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "attention.scale": "attention_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+)
 _OLMO = Arch(  # what generations 2 and 3 share
     "olmo2",
     "halves",
@@ -51,16 +63,16 @@ ARCHS = {  # Hugging Face class name -> row
         "pairs",
         unturned_every=4,
     ),
-    "GraniteForCausalLM": Arch(
-        "granite",
-        "pairs",
-        rope_kinds=LLAMA_ROPES,
-        numbers={
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "attention.scale": "attention_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+    "GraniteForCausalLM": _GRANITE,
+    "GraniteMoeHybridForCausalLM": replace(
+        _GRANITE,
+        block=tuple(replace(row, hf=row.hf.replace("mlp.", "shared_mlp.")) for row in LLAMA_BLOCK),
+        export_only=True,
+        paired_ffn="shared_mlp",
+        renamed=((".output_linear.", ".down_proj."),),
+        names={"intermediate_size": "shared_intermediate_size"},
+        only=SILU | {"num_local_experts": (0,), "position_embedding_type": ("rope",)},
+        model_type="granitemoehybrid",
     ),
     "Olmo2ForCausalLM": _OLMO,
     "Olmo3ForCausalLM": replace(

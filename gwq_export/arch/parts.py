@@ -24,6 +24,8 @@ class TensorRow:
     interleaved: int = 0
     # the checkpoint has (columns, rows)
     transposed: bool = False
+    # the checkpoint has a matrix of one row, the file a vector
+    one_row: bool = False
     # is added to every value
     plus: float = 0.0
     # some models of the architecture do not have it

@@ -10,4 +10,6 @@ ARCHS: dict[str, Arch] = {
     for name, arch in family.ARCHS.items()
 }
 # What a file says: general.architecture and whether it has experts -> row
-ARCH_BY_GGUF: dict[tuple[str, bool], Arch] = {(a.gguf, bool(a.experts)): a for a in ARCHS.values()}
+ARCH_BY_GGUF: dict[tuple[str, bool], Arch] = {
+    (arch.gguf, bool(arch.experts)): arch for arch in ARCHS.values() if not arch.export_only
+}

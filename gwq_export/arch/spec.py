@@ -42,10 +42,15 @@ class Arch:
     head: str = "lm_head.weight"
     # module path, within a block, of a mixture of experts; "" for dense models
     experts: str = ""
+    # module path, within a block, of a feed-forward layer whose class has gate and up in one
+    # matrix, "input_linear", which are two in the file; "" for none
+    paired_ffn: str = ""
     # (name in some checkpoints, name here) of parts of tensor names
     renamed: tuple[tuple[str, str], ...] = ()
 
     # --- arithmetic ---------------------------------------------------------------------------
+    # weights of a token's experts add up to 1 where the file does not say, and in llama.cpp always
+    experts_normed: bool = True
     # LayerNorm in place of RMSNorm, with a bias unless the next says no
     layer_norm: bool = False
     norm_biased: bool = True
@@ -94,6 +99,8 @@ class Arch:
     # --- config.json --------------------------------------------------------------------------
     # its model_type, where that is not `gguf`
     model_type: str = ""
+    # a GGUF file of it is read as one of another row, which computes the same
+    export_only: bool = False
     # config key of the norms' epsilon
     eps: str = "rms_norm_eps"
     # width of the feed-forward layers in widths of the model, where the config does not say

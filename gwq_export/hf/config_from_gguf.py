@@ -16,6 +16,7 @@ from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from gwq_export.hf.config_to_gguf import GROWTH, ORIGINAL
+from gwq_export.hf.model_config import SHARED_FFN
 from gwq_export.tokenizer.to_hf import special_ids
 
 
@@ -63,6 +64,8 @@ def config_json(
         config["num_local_experts"] = c.experts
         config["num_experts_per_tok"] = c.experts_used
         config["moe_intermediate_size"] = c.expert_ffn
+        if any("shared_ffn" in row.shape for row in arch.block):
+            config[SHARED_FFN] = c.shared_ffn
         if len(arch.only.get("norm_topk_prob", ())) != 1:  # else the architecture fixes it
             config["norm_topk_prob"] = c.experts_normed
     if f"{arch.gguf}.use_parallel_residual" in reader.metadata:
@@ -99,7 +102,7 @@ def _class_of(arch: Arch, windowed: bool) -> tuple[str, Arch]:
     rows = [
         (name, row)
         for name, row in ARCHS.items()
-        if (row.gguf, row.experts) == (arch.gguf, arch.experts)
+        if (row.gguf, row.experts, row.export_only) == (arch.gguf, arch.experts, False)
     ]
     return min(rows, key=lambda named: bool(named[1].window) != windowed)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from gwq_export.arch.rope import yarn_amplitude
 from gwq_export.errors import GwqError
+from gwq_export.hf.model_config import SHARED_FFN
 from gwq_export.hf.source import Source
 
 LAYER_TYPES = {"sliding_attention", "full_attention"}
@@ -257,17 +258,23 @@ def _expert_keys(source: Source) -> dict[str, Any]:
             f"{source.folder}/config.json: num_experts_per_tok is {used}, "
             f"but there are {experts} experts"
         )
-    if not normed:
+    stock = source.arch.experts_normed
+    if normed != stock:
         log.warning(
-            "norm_topk_prob is false: gwq-run computes that, "
-            "but llama.cpp makes the weights of a token's experts add up to 1"
+            "norm_topk_prob is %s: gwq-run computes that, but llama.cpp %s the weights of a token's"
+            " experts add up to 1",
+            str(normed).lower(),
+            "makes" if stock else "does not make",
         )
-    return {
+    keys = {
         "expert_count": experts,
         "expert_used_count": used,
         "expert_feed_forward_length": source.dims["expert_ffn"],
         "expert_weights_norm": normed,
     }
+    if SHARED_FFN in source.config:
+        keys["expert_shared_feed_forward_length"] = source.dims["shared_ffn"]
+    return keys
 
 
 def config_keys(source: Source) -> dict[str, Any]:

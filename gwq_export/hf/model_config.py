@@ -16,6 +16,8 @@ from gwq_export.hf.model_class import QUANTIZED, ModelClass
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+SHARED_FFN = "shared_expert_intermediate_size"  # config key of the width of a shared expert
+
 
 class ModelConfig:
     """The config of the model in a folder.
@@ -120,6 +122,7 @@ class ModelConfig:
         if self.arch.experts:
             self.dims["experts"] = self.integer("num_local_experts")
             self.dims["expert_ffn"] = self.integer("moe_intermediate_size")
+            self.dims["shared_ffn"] = self.integer(SHARED_FFN, ffn)
 
     def _saved_key(self, key: str) -> str:
         """What this architecture's configs call a key."""

@@ -81,11 +81,23 @@ class Shards:
 def matrices(arch: Arch, stored: str, shape: Shape) -> list[tuple[str, Shape, Part]]:
     """[(name, shape, part)] of what a checkpoint or a class holds as one tensor, `arch`'s names.
 
-    Of experts that may be the matrices of all of them, or two matrices (gate and up) of all.
+    Of experts that may be the matrices of all of them, or two matrices (gate and up) of all; of a
+    paired feed-forward layer these two.
     """
     name = stored
     for old, new in arch.renamed:
         name = name.replace(old, new)
+    pair = f".{arch.paired_ffn}.input_linear.weight"
+    if arch.paired_ffn and name.endswith(pair) and len(shape) == 2:
+        rows = shape[0] // 2
+        return [
+            (
+                f"{name[: -len(pair)]}.{arch.paired_ffn}.{projection}_proj.weight",
+                (rows, shape[1]),
+                part,
+            )
+            for projection, part in (("gate", (slice(rows),)), ("up", (slice(rows, shape[0]),)))
+        ]
     layer, _, kind = name.rpartition(".experts.")
     fused = len(shape) == 3 and kind in ("gate_up_proj", "down_proj")
     if not arch.experts or not fused:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gwq_export.arch.layout import arrangement
 from gwq_export.arch.parts import TensorRow
 from gwq_export.errors import GwqError
 from gwq_export.hf.model_class import QUANTIZED, tensors_of
@@ -240,7 +241,8 @@ class Source(ModelConfig):
                     "correct the config, or leave the tensor out"
                 )
             row = known[name]
-            expected = tuple(self.dims[d] for d in row.shape[-2:])[:: -1 if row.transposed else 1]
+            arrange = arrangement(row, self.arch, self.dims, self.heads)
+            expected = arrange.checkpoint_shape(tuple(self.dims[d] for d in row.shape[-2:]))
             if shape != expected:
                 raise GwqError(
                     f"{self.place}: tensor {name} has shape {shape}, "

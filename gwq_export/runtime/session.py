@@ -40,7 +40,7 @@ class Session:
             rope: (pool.floats(0), pool.floats(0)) for rope in weights.rope_tables(0, ctx)
         }
         wide = max(c.dim, c.dims["q"])  # h and q hold activations of either width
-        ffn = c.expert_ffn if c.experts else c.ffn
+        ffn = max(layer.ffn.width for layer in weights.layers)
         self._widths = {
             "x": c.dim,
             "h": wide,

@@ -24,7 +24,7 @@ from gwq_export.runtime.layers import (
     Normalize,
     unchanged,
 )
-from gwq_export.runtime.moe import Experts
+from gwq_export.runtime.moe import Experts, SharedExpert
 from gwq_export.runtime.page_cache import bring_in
 
 
@@ -68,9 +68,13 @@ class _Table:
         """The one of a tensor that has no experts."""
         return self.matrices(name, self.shape(name))[0]
 
+    def values(self, name: str, size: int) -> np.ndarray:
+        """All values of a tensor, float32 (size,)."""
+        return self._required(name, (size,)).dequantize()
+
     def vector(self, name: str, size: int) -> F32:
-        """All values of a tensor (size,)."""
-        return self.pool.floats(self._required(name, (size,)).dequantize())
+        """The same, in the pool."""
+        return self.pool.floats(self.values(name, size))
 
     def optional_vector(self, name: str, size: int) -> F32 | None:
         """All values of a tensor (size,), or None if the file lacks it."""
@@ -243,6 +247,11 @@ class Weights:
     def _experts(self, table: _Table) -> FeedForwardLayer:
         c = self.config
         names = [name for name in table.rows if "_exps" in name]  # gate, up, down
+        shared = None
+        if "ffn_up_shexp.weight" in table.rows:
+            share = table.values("ffn_gate_inp_shexp.weight", c.dim)
+            gate_up = table.linear("ffn_gate_shexp", "ffn_up_shexp")
+            shared = SharedExpert(self.pool, share, gate_up, table.linear("ffn_down_shexp"))
         gate, up, down = (table.matrices(name, table.shape(name)) for name in names)
         return Experts(
             table.linear("ffn_gate_inp"),
@@ -251,6 +260,7 @@ class Weights:
             c.experts_used,
             c.experts_normed,
             self._activation(),
+            shared,
         )
 
     def _feed_forward(self, table: _Table) -> FeedForwardLayer:

@@ -14,8 +14,8 @@ from tests.support.models import TINY_MODELS, save_tiny
 from tests.support.paths import DATA, REFERENCE
 
 # llama.cpp knows Gemma's factor of the scores and EXAONE's windows by the number of blocks alone,
-# and lets experts' weights always add up to 1
-OTHER = ("gemma2-scalar", "qwen3moe-plain", "exaone4")
+# and whether experts' weights add up to 1 by the architecture
+OTHER = ("gemma2-scalar", "qwen3moe-plain", "qwen2moe-normed", "exaone4")
 SAME = [name for name in TINY_MODELS if name not in OTHER]
 
 

@@ -76,10 +76,47 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
             "initializer_range": 0.06,
         },
     ),
+    "qwen2moe": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 136,
+            "biases": 0.1,  # large ones would send all tokens to the same experts
+            "initializer_range": 0.06,
+        },
+    ),
+    "qwen2moe-normed": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 72,
+            "shared_expert_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "initializer_range": 0.06,
+        },
+    ),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
     "granite": (
         "GraniteConfig",
         {
+            "embedding_multiplier": 5.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "granite4": (
+        "GraniteMoeHybridConfig",
+        {
+            "layer_types": ["full_attention"] * 3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 168,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 2,
             "embedding_multiplier": 5.0,
             "residual_multiplier": 0.4,
             "attention_multiplier": 0.1,
@@ -201,11 +238,11 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
 }
 
 
-def save_tiny(folder, config_class, seed=3, sizes=None, **settings):
+def save_tiny(folder, config_class, seed=3, sizes=None, biases=1.0, **settings):
     """Save a random model with the first tokens of the bundled model's tokenizer.
 
-    Settings are those of TINY, then of `sizes`, as far as the config class knows them. Returns the
-    folder.
+    Settings are those of TINY, then of `sizes`, as far as the config class knows them. biases: how
+    large they are. Returns the folder.
     """
     import torch
     import transformers
@@ -219,9 +256,7 @@ def save_tiny(folder, config_class, seed=3, sizes=None, **settings):
     for name, p in model.named_parameters():
         # norms and biases start as ones and zeros, which would hide that they are used
         if p.dim() == 1:
-            p.data += (
-                0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
-            )
+            p.data += (0.3 if re.search(r"norm|\bln_", name) else biases) * torch.randn_like(p)
     model.save_pretrained(folder)
     save_tokenizer(folder, config.vocab_size)
     return Path(folder)
