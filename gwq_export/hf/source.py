@@ -71,6 +71,8 @@ class Source(ModelConfig):
         """The config by which transformers builds the model."""
         from transformers import AutoConfig
 
+        if self._class.whole:
+            return super().transformers_config()
         return AutoConfig.from_pretrained(self.folder)
 
     def check_vocabulary(self, tokens: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ class Source(ModelConfig):
 
     def _find_tensors(self) -> dict[str, tuple[int, ...]]:
         """{full name: shape} of all tensors."""
-        self._shards = Shards(self.folder, self.arch, self.config)
+        self._shards = Shards(self.folder, self.arch, self.config, self._class.whole)
         if self.config.get(QUANTIZED):
             self._check_plain(self._shards.coded)
         return self._shards.shapes
