@@ -30,7 +30,8 @@ def checkpoint_weight(array, source, row):
         heads = source.heads["heads"]
         parts = array.reshape(row.interleaved, heads, -1, *array.shape[1:])
         array = np.concatenate([np.concatenate([part[h] for part in parts]) for h in range(heads)])
-    return np.array((array.T if row.transposed else array) - np.float32(row.plus))
+    array = np.array((array.T if row.transposed else array) - np.float32(row.plus))
+    return array[None] if row.one_row else array
 
 
 def original_model(folder):
@@ -43,10 +44,17 @@ def original_model(folder):
 def parameter(parameters, hf):
     """The tensor of {name: tensor} that is the matrix `hf`.
 
-    For an expert's matrix, that is a part of transformers' fused parameters.
+    For an expert's matrix, and for some pairs of gate and up, that is a part of transformers' fused
+    parameters.
     """
     if hf in parameters:
         return parameters[hf]
+    pair, _, kind = hf.rpartition(".shared_mlp.")
+    if pair and kind == "down_proj.weight":
+        return parameters[f"{pair}.shared_mlp.output_linear.weight"]
+    if pair:
+        halves = parameters[f"{pair}.shared_mlp.input_linear.weight"].chunk(2, dim=-2)
+        return halves[kind == "up_proj.weight"]
     pattern = r"(.*[.]experts)[.](\d+)[.](gate|up|down)_proj[.]weight"
     layer, expert, kind = re.fullmatch(pattern, hf).groups()
     if kind == "down":

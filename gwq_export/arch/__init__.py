@@ -8,6 +8,8 @@ Modules import only those listed above them:
     phi
     gemma
     gpt
+    cohere
+    glm
     registry
     layout
     rope

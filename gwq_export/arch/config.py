@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -10,7 +9,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from gwq_export.arch.registry import ARCH_BY_GGUF
-from gwq_export.arch.rope import Rope
+from gwq_export.arch.rope import Rope, yarn_amplitude
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 
@@ -39,6 +38,8 @@ class Config:
     experts_normed: bool
     # width of an expert
     expert_ffn: int
+    # of the expert of all tokens, where there is one
+    shared_ffn: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -52,13 +53,15 @@ class Config:
     rope_swa: Rope | None
     # attention window of each block, 0: none
     windows: tuple[int, ...]
+    # whether each block turns Q and K
+    turned: tuple[bool, ...]
     # attention and feed-forward read the same input
     parallel: bool
     attention_scale: float
     # 0: none, here and below
     attention_softcap: float
     logit_softcap: float
-    # logits are divided by it
+    # logits are multiplied by it
     logit_scale: float
     residual_scale: float
     embedding_scale: float
@@ -80,6 +83,7 @@ class Config:
             "ctx": self.ctx,
             "experts": self.experts,
             "expert_ffn": self.expert_ffn,
+            "shared_ffn": self.shared_ffn,
         }
 
 
@@ -124,12 +128,21 @@ class _Keys:
     ) -> float:
         return float(self._checked(key, default, low, high))
 
-    def flag(self, key: str) -> bool:
-        """True where the file says nothing."""
-        value = self.file.metadata.get(f"{self.prefix}.{key}", True)
+    def flag(self, key: str, default: bool = True) -> bool:
+        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
         if not isinstance(value, bool):
             self.refuse(key, value)
         return value
+
+    def flags(self, key: str, count: int) -> list[bool] | None:
+        """A list of `count` truth values, None where the file has no list there."""
+        value = self.file.metadata.get(f"{self.prefix}.{key}")
+        if not isinstance(value, (np.ndarray, list)):
+            return None
+        values = np.asarray(value)
+        if values.shape != (count,) or values.dtype.kind not in "biu":
+            self.refuse(key, value)
+        return values.astype(bool).tolist()
 
 
 def _label(name: object, mixture: bool) -> str:
@@ -169,14 +182,14 @@ def read_config(reader: File) -> Config:
             f"{reader.path}: head counts or sizes that this runtime does not compute; "
             "export the model again"
         )
-    window = keys.integer("attention.sliding_window", 0, 0, MAX_CONTEXT)
-    full_every = keys.integer("attention.sliding_window_pattern", arch.full_every, 0)
+    windows = _windows(keys, arch, layers)
     experts = keys.integer("expert_count", 0, 0, MAX_COUNT)
     ffn = keys.integer("feed_forward_length")
     parallel = keys.flag("use_parallel_residual")
-    normed = keys.flag("expert_weights_norm")
+    normed = keys.flag("expert_weights_norm", arch.experts_normed)
     rope, rope_swa = _ropes(keys, arch, head_dim, ctx) if arch.rope else (None, None)
     norm_kind = "" if arch.layer_norm else "rms_"
+    logit_scale = keys.number("logit_scale", 1)
     usual_scale = (dim // heads if layers == arch.wide_queries else head_dim) ** -0.5
     return Config(
         arch=arch,
@@ -187,6 +200,7 @@ def read_config(reader: File) -> Config:
         experts_used=keys.integer("expert_used_count", None, 1, experts) if experts else 0,
         experts_normed=normed,
         expert_ffn=keys.integer("expert_feed_forward_length", ffn),
+        shared_ffn=keys.integer("expert_shared_feed_forward_length", ffn),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -195,15 +209,30 @@ def read_config(reader: File) -> Config:
         eps=keys.number(f"attention.layer_norm_{norm_kind}epsilon", None, 0, 1),
         rope=rope,
         rope_swa=rope_swa,
-        windows=tuple(window if arch.sliding(i, full_every) else 0 for i in range(layers)),
+        windows=windows,
+        turned=tuple(arch.turned(i, windows) for i in range(layers)),
         parallel=arch.parallel and parallel,
         attention_scale=keys.number("attention.scale", 0, 0) or usual_scale,
         attention_softcap=keys.number("attn_logit_softcapping", 0, 0),
         logit_softcap=keys.number("final_logit_softcapping", 0, 0),
-        logit_scale=keys.number("logit_scale", 1),
+        logit_scale=1 / logit_scale if arch.logits_divided else logit_scale,
         residual_scale=keys.number("residual_scale", 1),
         embedding_scale=keys.number("embedding_scale", dim**0.5 if arch.scaled_embedding else 1),
     )
+
+
+def _windows(keys: _Keys, arch: Arch, layers: int) -> tuple[int, ...]:
+    """The window of each block, 0 for none.
+
+    The file has a period, as Arch.full_every is one, or says of each block whether it has a window.
+    """
+    window = keys.integer("attention.sliding_window", 0, 0, MAX_CONTEXT)
+    key = "attention.sliding_window_pattern"
+    listed = keys.flags(key, layers)
+    if listed is None:
+        full_every = keys.integer(key, arch.full_every, 0)
+        listed = [arch.sliding(i, full_every) for i in range(layers)]
+    return tuple(window if sliding else 0 for sliding in listed)
 
 
 def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]:
@@ -228,8 +257,9 @@ def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope
     if scaling in ("linear", "yarn"):
         factor = keys.number("rope.scaling.factor", 1.0, 1e-3)
     amplitude = keys.number("rope.scaling.attn_factor", 1.0)
-    if scaling == "yarn" and factor > 1:
-        amplitude *= 0.1 * math.log(factor) + 1
+    if scaling == "yarn":
+        divided = keys.number("rope.scaling.yarn_log_multiplier", 0, 0)
+        amplitude *= yarn_amplitude(factor) / yarn_amplitude(factor, divided)
     rope = Rope(
         rotated,
         base,
@@ -239,5 +269,6 @@ def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
         amplitude=amplitude,
+        growth=keys.number("attention.temperature_scale", 0, 0) if arch.queries_grow else 0,
     )
-    return rope, swa if arch.swa_base else rope
+    return rope, swa if arch.swa_rope else rope

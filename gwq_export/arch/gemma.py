@@ -57,6 +57,7 @@ ARCHS = {  # Hugging Face class name -> row
         block=GEMMA3_BLOCK,
         full_every=6,
         wide_queries=62,
+        swa_rope=True,
         swa_base="rope_local_base_freq",
         model_type="gemma3_text",
         defaults={"rope_local_base_freq": 1e4},

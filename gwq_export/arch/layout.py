@@ -20,6 +20,8 @@ class Arrangement:
 
     # the checkpoint has (columns, rows)
     transposed: bool = False
+    # it has a matrix of one row
+    one_row: bool = False
     # rows are seen as an array of this shape, (a, b, c), ...
     split: tuple[int, ...] = ()
     # ... of which these two axes change places
@@ -27,7 +29,15 @@ class Arrangement:
     # is added to every value
     plus: float = 0.0
 
+    def checkpoint_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the checkpoint of what has `shape` in the file."""
+        if self.one_row:
+            return (1, *shape)
+        return shape[::-1] if self.transposed else shape
+
     def _place(self, array: np.ndarray) -> np.ndarray:
+        if self.one_row:
+            return array.reshape(-1)
         if self.transposed and array.ndim == 2:
             array = np.ascontiguousarray(array.T)
         if self.split:
@@ -51,7 +61,7 @@ class Arrangement:
             array = array.reshape(*split, -1).swapaxes(a, b).reshape(array.shape)
         if self.transposed and array.ndim == 2:
             array = np.ascontiguousarray(array.T)
-        return array
+        return array[None] if self.one_row else array
 
     def statistics(self, statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calibration statistics of the weight, {name: array}, as the file has it.
@@ -83,4 +93,4 @@ def arrangement(
         count = heads["heads"]
         split = (count, row.interleaved, rows // count // row.interleaved)
         swap = (0, 1)
-    return Arrangement(row.transposed, split, swap, row.plus)
+    return Arrangement(row.transposed, row.one_row, split, swap, row.plus)

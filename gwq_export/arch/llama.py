@@ -1,7 +1,17 @@
 """Llama and the models whose blocks are built like its own."""
 
-from gwq_export.arch.parts import ATTENTION, ATTENTION_OUTPUT, FFN, norm
-from gwq_export.arch.spec import LLAMA_ROPES, OFF, Arch
+from dataclasses import replace
+
+from gwq_export.arch.parts import (
+    ATTENTION,
+    ATTENTION_OUTPUT,
+    FFN,
+    LLAMA_BLOCK,
+    PAIRED_ATTENTION,
+    QK_NORMS,
+    norm,
+)
+from gwq_export.arch.spec import LLAMA_ROPES, OFF, SILU, Arch
 
 OLMO2_BLOCK = (  # norms after attention and feed-forward, none before; Q and K are normed whole
     *ATTENTION,
@@ -11,6 +21,35 @@ OLMO2_BLOCK = (  # norms after attention and feed-forward, none before; Q and K 
     norm("post_attention_norm", "post_attention_layernorm"),
     *FFN,
     norm("post_ffw_norm", "post_feedforward_layernorm"),
+)
+EXAONE4_BLOCK = tuple(  # likewise, but heads of Q and K are normed
+    {"attn_q_norm.weight": QK_NORMS[0], "attn_k_norm.weight": QK_NORMS[1]}.get(row.gguf, row)
+    for row in OLMO2_BLOCK
+)
+_REST = (*ATTENTION_OUTPUT, norm("ffn_norm", "post_attention_layernorm"), *FFN)
+HUNYUAN_BLOCK = (
+    norm("attn_norm", "input_layernorm"),
+    *ATTENTION,
+    norm("attn_q_norm", "self_attn.query_layernorm", "head"),
+    norm("attn_k_norm", "self_attn.key_layernorm", "head"),
+    *_REST,
+)
+_GRANITE = Arch(
+    "granite",
+    "pairs",
+    rope_kinds=LLAMA_ROPES,
+    numbers={
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "attention.scale": "attention_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+)
+_OLMO = Arch(  # what generations 2 and 3 share
+    "olmo2",
+    "halves",
+    OLMO2_BLOCK,
+    only={"hidden_act": ("silu",), "attention_bias": OFF},
 )
 ARCHS = {  # Hugging Face class name -> row
     "LlamaForCausalLM": Arch("llama", "pairs", rope_kinds=LLAMA_ROPES),
@@ -24,21 +63,58 @@ ARCHS = {  # Hugging Face class name -> row
         "pairs",
         unturned_every=4,
     ),
-    "GraniteForCausalLM": Arch(
-        "granite",
-        "pairs",
-        rope_kinds=LLAMA_ROPES,
-        numbers={
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "attention.scale": "attention_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+    "GraniteForCausalLM": _GRANITE,
+    "GraniteMoeHybridForCausalLM": replace(
+        _GRANITE,
+        block=tuple(replace(row, hf=row.hf.replace("mlp.", "shared_mlp.")) for row in LLAMA_BLOCK),
+        export_only=True,
+        paired_ffn="shared_mlp",
+        renamed=((".output_linear.", ".down_proj."),),
+        names={"intermediate_size": "shared_intermediate_size"},
+        only=SILU | {"num_local_experts": (0,), "position_embedding_type": ("rope",)},
+        model_type="granitemoehybrid",
     ),
-    "Olmo2ForCausalLM": Arch(
-        "olmo2",
+    "Olmo2ForCausalLM": _OLMO,
+    "Olmo3ForCausalLM": replace(
+        _OLMO,
+        window="sliding_window",
+        full_every=4,
+        windows_listed=True,
+        swa_rope=True,
+        model_type="olmo3",
+    ),
+    "Exaone4ForCausalLM": Arch(
+        "exaone4",
         "halves",
-        OLMO2_BLOCK,
+        EXAONE4_BLOCK,
+        rope_kinds=LLAMA_ROPES,
+        window="sliding_window",
+        full_every=4,
+        windows_listed=True,
+        unturned_full="beside windows",
+    ),
+    "HunYuanDenseV1ForCausalLM": Arch(
+        "hunyuan-dense",
+        "halves",
+        HUNYUAN_BLOCK,
+        rope_kinds=("default", "linear", "yarn", "alpha"),
+        norms_turned=True,
+        model_type="hunyuan_v1_dense",
+    ),
+    "Ernie4_5ForCausalLM": Arch(
+        "ernie4_5",
+        "pairs",
+        (norm("attn_norm", "input_layernorm"), *PAIRED_ATTENTION, *_REST),
+        names={"attention_bias": "use_bias"},
         only={"hidden_act": ("silu",), "attention_bias": OFF},
+    ),
+    "Ministral3ForCausalLM": Arch(
+        "mistral3",
+        "pairs",
+        window="sliding_window",
+        rope_kinds=("yarn",),
+        yarn_divided=True,
+        queries_grow=True,
+        model_type="ministral3",
     ),
 }

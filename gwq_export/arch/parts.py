@@ -24,6 +24,8 @@ class TensorRow:
     interleaved: int = 0
     # the checkpoint has (columns, rows)
     transposed: bool = False
+    # the checkpoint has a matrix of one row, the file a vector
+    one_row: bool = False
     # is added to every value
     plus: float = 0.0
     # some models of the architecture do not have it
@@ -96,6 +98,12 @@ ATTENTION: Rows = (
     *linear("attn_q", "self_attn.q_proj", "q", "dim", heads="heads"),
     *linear("attn_k", "self_attn.k_proj", "kv", "dim", heads="kv_heads"),
     *linear("attn_v", "self_attn.v_proj", "kv", "dim"),
+)
+# Q and K of a checkpoint in which neighbours turn together already
+PAIRED_ATTENTION: Rows = tuple(replace(row, heads="") for row in ATTENTION)
+QK_NORMS: Rows = (
+    norm("attn_q_norm", "self_attn.q_norm", "head"),
+    norm("attn_k_norm", "self_attn.k_norm", "head"),
 )
 ATTENTION_OUTPUT: Rows = linear("attn_output", "self_attn.o_proj", "dim", "q")
 FFN: Rows = (

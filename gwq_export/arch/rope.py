@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+
+def yarn_amplitude(factor: float, multiplier: float = 1.0) -> float:
+    """What yarn scales cosines and sines by, contexts being `factor` times longer."""
+    return 0.1 * multiplier * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,13 @@ class Rope:
     beta_slow: float = 1.0
     # scales cosines and sines
     amplitude: float = 1.0
+    # queries at position p are scaled by 1 + growth * log(1 + floor(p / original)) too
+    growth: float = 0.0
+
+    @property
+    def of_keys(self) -> Rope:
+        """The same without what is done to queries alone."""
+        return replace(self, growth=0.0)
 
     def frequencies(self) -> np.ndarray:
         """Radians per position of each pair, float64 (rotated / 2,)."""
@@ -61,7 +73,12 @@ class Rope:
         divisors: of the frequencies, (rotated / 2,), or None.
         """
         frequency = self.frequencies() if divisors is None else self.frequencies() / divisors
-        angle = np.outer(np.arange(first, positions, dtype=np.float64), frequency)
-        cos = (self.amplitude * np.cos(angle)).astype(np.float32)
-        sin = (self.amplitude * np.sin(angle)).astype(np.float32)
+        position = np.arange(first, positions, dtype=np.float64)
+        angle = np.outer(position, frequency)
+        amplitude: float | np.ndarray = self.amplitude
+        if self.growth:
+            grown = 1 + self.growth * np.log1p(np.floor(position / self.original))
+            amplitude = self.amplitude * grown[:, None]
+        cos = (amplitude * np.cos(angle)).astype(np.float32)
+        sin = (amplitude * np.sin(angle)).astype(np.float32)
         return cos, sin

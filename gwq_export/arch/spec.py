@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,18 +42,26 @@ class Arch:
     head: str = "lm_head.weight"
     # module path, within a block, of a mixture of experts; "" for dense models
     experts: str = ""
+    # module path, within a block, of a feed-forward layer whose class has gate and up in one
+    # matrix, "input_linear", which are two in the file; "" for none
+    paired_ffn: str = ""
     # (name in some checkpoints, name here) of parts of tensor names
     renamed: tuple[tuple[str, str], ...] = ()
 
     # --- arithmetic ---------------------------------------------------------------------------
-    # LayerNorm with a bias in place of RMSNorm
+    # weights of a token's experts add up to 1 where the file does not say, and in llama.cpp always
+    experts_normed: bool = True
+    # LayerNorm in place of RMSNorm, with a bias unless the next says no
     layer_norm: bool = False
+    norm_biased: bool = True
     # "silu", "gelu" (erf) or "gelu_tanh"
     activation: str = "silu"
     # embeddings are multiplied by the root of their width
     scaled_embedding: bool = False
-    # attention and feed-forward may read the same input: the config says
+    # attention and feed-forward may read the same input: the config says, if it has that key
     parallel: bool = False
+    # logits are divided by the file's logit_scale, else multiplied
+    logits_divided: bool = True
     # config key of the number whose inverse root scales attention scores; "": head_dim does
     query_scalar: str = ""
     # models of so many blocks scale scores by the inverse root of dim / heads, which llama.cpp's
@@ -64,20 +73,34 @@ class Arch:
     window: str = ""
     # block i sees the whole context where (i + 1) is a multiple of it; 0: all blocks have a window
     full_every: int = 0
+    # the file may list which blocks have one, in any order
+    windows_listed: bool = False
 
     # --- rotary positions ---------------------------------------------------------------------
     # Q and K are not turned in block i where (i + 1) is a multiple of it; 0: all blocks turn them
     unturned_every: int = 0
+    # blocks without a window do not turn them: "beside windows" (of other blocks) or "always"
+    unturned_full: str = ""
+    # Q and K are normed after they are turned
+    norms_turned: bool = False
+    # queries grow with their positions: the config says by how much
+    queries_grow: bool = False
     # scalings that llama.cpp knows for the architecture too
     rope_kinds: tuple[str, ...] = ("default", "linear", "yarn")
+    # yarn's amplitude may be divided by another, which the file says
+    yarn_divided: bool = False
     # only the first part of a head may turn: the config says how much
     partial: bool = False
-    # config key of the base frequency of blocks with a window; "": it is that of the others
+    # blocks with a window have a rope of their own, which scales nothing
+    swa_rope: bool = False
+    # config key of its base frequency, beside that of the others; "": only `rope_parameters` say it
     swa_base: str = ""
 
     # --- config.json --------------------------------------------------------------------------
     # its model_type, where that is not `gguf`
     model_type: str = ""
+    # a GGUF file of it is read as one of another row, which computes the same
+    export_only: bool = False
     # config key of the norms' epsilon
     eps: str = "rms_norm_eps"
     # width of the feed-forward layers in widths of the model, where the config does not say
@@ -104,7 +127,7 @@ class Arch:
     def last(self) -> Rows:
         """Rows of what comes after the blocks but the head, with full names."""
         weight = TensorRow("output_norm.weight", self.norm, ("dim",), plus=self.norm_plus)
-        if not self.layer_norm:
+        if not (self.layer_norm and self.norm_biased):
             return (weight,)
         bias = TensorRow("output_norm.bias", f"{self.norm.removesuffix('weight')}bias", ("dim",))
         return (weight, bias)
@@ -116,10 +139,15 @@ class Arch:
         """
         return not full_every or (block + 1) % full_every != 0
 
-    def turned(self, block: int) -> bool:
-        """Whether this block turns Q and K by their positions."""
+    def turned(self, block: int, windows: Sequence[int] = ()) -> bool:
+        """Whether this block turns Q and K by their positions.
+
+        windows: of each block, 0 for none.
+        """
         if not self.rope:
             return False
+        if self.unturned_full == "always" or (self.unturned_full and any(windows)):
+            return windows[block] > 0
         return not self.unturned_every or (block + 1) % self.unturned_every != 0
 
     def saved_name(self, name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gwq_export.calibration.linear import use_own_products
-from gwq_export.calibration.moe_modules import unfuse
+from gwq_export.calibration.moe_modules import unfuse, unpair
 from gwq_export.compute.threads import each
 from gwq_export.errors import GwqError, translated
 
@@ -112,6 +112,9 @@ class BlockModel:
         if source.arch.experts:
             for block in self.blocks:
                 unfuse(block, source.arch.experts)
+        if source.arch.paired_ffn:
+            for block in self.blocks:
+                unpair(block, source.arch.paired_ffn)
         self.given = threading.local()
         self.stands = [_Stand(self.given) for _ in self.blocks]
         setattr(parent, name, torch.nn.ModuleList(self.stands))

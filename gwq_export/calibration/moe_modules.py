@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers with a linear module for every matrix.
+"""Mixture-of-experts and feed-forward layers with a linear module for every matrix.
 
 transformers keeps the experts of a layer in fused parameters. Calibration looks at one matrix at a
 time, whose inputs are those of the tokens that were routed to its expert, so it replaces them by
@@ -56,3 +56,13 @@ def unfuse(block: torch.nn.Module, path: str) -> None:
     """Replace the fused experts at `path` of a decoder block by `Experts`, on the meta device."""
     with torch.device("meta"):
         block.set_submodule(path, Experts(block.get_submodule(path)))
+
+
+def unpair(block: torch.nn.Module, path: str) -> None:
+    """Replace the feed-forward layer at `path`, whose `input_linear` is gate and up, on the meta
+    device.
+    """
+    layer = block.get_submodule(path)
+    dim, width = layer.output_linear.weight.shape
+    with torch.device("meta"):
+        block.set_submodule(path, Expert(dim, width, layer.activation))

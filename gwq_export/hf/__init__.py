@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     hub
+    text_part
     shards
     model_class
     model_config

@@ -15,7 +15,8 @@ from gwq_export.arch.registry import ARCHS
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
-from gwq_export.hf.config_to_gguf import ORIGINAL
+from gwq_export.hf.config_to_gguf import GROWTH, ORIGINAL
+from gwq_export.hf.model_config import SHARED_FFN
 from gwq_export.tokenizer.to_hf import special_ids
 
 
@@ -48,12 +49,12 @@ def config_json(
         arch.eps: _short(c.eps),
         "vocab_size": c.vocab,
         "tie_word_embeddings": "output.weight" not in reader.tensors,
-        "attention_bias": "blk.0.attn_output.bias" in reader.tensors,
+        "attention_bias": any(f"blk.0.attn_{m}.bias" in reader.tensors for m in ("q", "qkv")),
         "torch_dtype": dtype,
     }
     if arch.window:
         config[arch.window] = max(c.windows) or None
-    if arch.full_every:
+    if arch.full_every or arch.windows_listed:
         config["layer_types"] = [
             "sliding_attention" if window else "full_attention" for window in c.windows
         ]
@@ -63,9 +64,11 @@ def config_json(
         config["num_local_experts"] = c.experts
         config["num_experts_per_tok"] = c.experts_used
         config["moe_intermediate_size"] = c.expert_ffn
+        if any("shared_ffn" in row.shape for row in arch.block):
+            config[SHARED_FFN] = c.shared_ffn
         if len(arch.only.get("norm_topk_prob", ())) != 1:  # else the architecture fixes it
             config["norm_topk_prob"] = c.experts_normed
-    if arch.parallel:
+    if f"{arch.gguf}.use_parallel_residual" in reader.metadata:
         config["use_parallel_residual"] = c.parallel
     if arch.query_scalar:
         scalar = round(c.attention_scale**-2)
@@ -99,7 +102,7 @@ def _class_of(arch: Arch, windowed: bool) -> tuple[str, Arch]:
     rows = [
         (name, row)
         for name, row in ARCHS.items()
-        if (row.gguf, row.experts) == (arch.gguf, arch.experts)
+        if (row.gguf, row.experts, row.export_only) == (arch.gguf, arch.experts, False)
     ]
     return min(rows, key=lambda named: bool(named[1].window) != windowed)
 
@@ -125,6 +128,9 @@ def _rope(reader: Reader, c: Config) -> dict[str, Any]:
         scaling[ORIGINAL] = rope.original
         scaling["beta_fast"] = _short(rope.beta_fast)
         scaling["beta_slow"] = _short(rope.beta_slow)
+        divided = reader.metadata.get(f"{arch.gguf}.rope.scaling.yarn_log_multiplier")
+        if divided:
+            scaling |= {"mscale": 1.0, "mscale_all_dim": _short(divided)}
     divisors = {
         name: reader.tensors[tensor].dequantize()
         for name in ("short", "long")
@@ -136,6 +142,12 @@ def _rope(reader: Reader, c: Config) -> dict[str, Any]:
         scaling |= {"rope_type": "longrope", "attention_factor": _short(rope.amplitude)}
         scaling[ORIGINAL] = rope.original
         config[ORIGINAL] = rope.original
+    if arch.queries_grow:
+        scaling[GROWTH] = _short(rope.growth)
+    if arch.swa_rope and not arch.swa_base:
+        full = {"rope_type": "default"} | scaling | config
+        sliding = {"rope_type": "default", "rope_theta": _short(c.rope_swa.base)}
+        return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
     if scaling:
         config["rope_scaling"] = scaling
     return config

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export.arch.rope import yarn_amplitude
 from gwq_export.errors import GwqError
+from gwq_export.hf.model_config import SHARED_FFN
 from gwq_export.hf.source import Source
 
+LAYER_TYPES = {"sliding_attention", "full_attention"}
 log = logging.getLogger("gwq_export")
 ORIGINAL = "original_max_position_embeddings"  # config key of yarn, longrope and llama3
+GROWTH = "llama_4_scaling_beta"  # config key of how queries grow with their positions
 
 # --- rotary positions -----------------------------------------------------------------------------
 
@@ -51,6 +55,10 @@ def _rope(source: Source) -> _Rope:
     )
     kind = rope.get("rope_type") or rope.get("type") or "default"
     kind = "longrope" if kind == "su" else kind
+    if kind == "dynamic" and rope.get("alpha"):
+        # HunYuan's, which does not depend on the context: another base, and nothing else
+        kind, head = "alpha", source.dims["head"]
+        base *= source.number(rope["alpha"], "alpha") ** (head / (head - 2))
     if kind not in arch.rope_kinds:
         raise GwqError(
             f"{source.folder}: rope scaling {kind!r} is not supported for {arch.gguf} "
@@ -123,7 +131,7 @@ def _rope_keys(source: Source) -> dict[str, Any]:
         "rope.dimension_count": rope.rotated,
         "rope.freq_base": rope.base,
     }
-    if rope.swa_base != rope.base:
+    if source.arch.swa_rope and rope.swa_base != rope.base:
         keys["rope.freq_base_swa"] = rope.swa_base
     if rope.kind in ("linear", "yarn"):
         keys["rope.scaling.type"] = rope.kind
@@ -135,10 +143,17 @@ def _rope_keys(source: Source) -> dict[str, Any]:
         )
         keys["rope.scaling.original_context_length"] = int(original)
     if rope.kind == "yarn":
-        _check_yarn(source, values, keys["rope.scaling.factor"])
+        keys |= _yarn_amplitude(source, values, keys["rope.scaling.factor"])
         for key in ("beta_fast", "beta_slow"):
             if values.get(key) is not None:
                 keys[f"rope.scaling.yarn_{key}"] = source.number(values[key], key)
+    if source.arch.queries_grow:
+        if rope.kind != "yarn":  # the class takes the lengths of its steps from there
+            raise GwqError(
+                f"{source.folder}: rope scaling {rope.kind!r} is not supported for "
+                f"{source.arch.gguf} by this version"
+            )
+        keys["attention.temperature_scale"] = source.number(values.get(GROWTH), GROWTH)
     if rope.kind == "longrope":
         factor = source.number(values.get("factor") or extended / original, "factor")
         usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
@@ -148,16 +163,18 @@ def _rope_keys(source: Source) -> dict[str, Any]:
     return keys
 
 
-def _check_yarn(source: Source, values: dict[str, Any], factor: float) -> None:
-    """Refuse what llama.cpp's files cannot express.
+def _yarn_amplitude(source: Source, values: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The key of what cos and sin are scaled by, if that is not 0.1 ln(factor) + 1.
 
-    They scale cos and sin by 0.1 ln(factor) + 1, and their ramp begins and ends at whole pairs.
+    Refuses what llama.cpp's files cannot express: they may divide that by the same with the
+    logarithm times a number, and their ramp begins and ends at whole pairs.
     """
-    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    mscale, divided = values.get("mscale"), values.get("mscale_all_dim")
+    both = bool(mscale and divided)
     fine = {
-        "attention_factor": values.get("attention_factor") in (None, usual),
-        "mscale": not values.get("mscale"),
-        "mscale_all_dim": not values.get("mscale_all_dim"),
+        "attention_factor": values.get("attention_factor") in (None, yarn_amplitude(factor)),
+        "mscale": not mscale or (both and source.arch.yarn_divided and mscale in (1, divided)),
+        "mscale_all_dim": not divided or both,
         "truncate": values.get("truncate") in (None, True),
     }
     for key, is_fine in fine.items():
@@ -165,6 +182,10 @@ def _check_yarn(source: Source, values: dict[str, Any], factor: float) -> None:
             raise GwqError(
                 f"{source.folder}: {key} = {values[key]!r} of rope scaling 'yarn' is not supported"
             )
+    if not both:
+        return {}
+    multiplier = 1.0 if mscale == divided else source.number(divided, "mscale_all_dim")
+    return {"rope.scaling.yarn_log_multiplier": multiplier}
 
 
 # --- attention, experts and the rest --------------------------------------------------------------
@@ -191,17 +212,21 @@ def _attention_keys(source: Source) -> dict[str, Any]:
         "sliding_attention" if windowed and arch.sliding(i, full_every) else "full_attention"
         for i in range(source.layers)
     ]
-    if (config.get("layer_types") or expected) != expected:
+    layer_types = config.get("layer_types") or expected
+    listed = layer_types != expected
+    if listed and not (windowed and arch.windows_listed and set(layer_types) <= LAYER_TYPES):
         raise GwqError(
-            f"{source.folder}: layer_types = {config['layer_types']} "
-            f"is not supported for {arch.gguf}"
+            f"{source.folder}: layer_types = {layer_types} is not supported for {arch.gguf}"
         )
     if arch.unturned_every:
         _check_turned(source)
     keys: dict[str, Any] = {}
     if windowed:
         keys["attention.sliding_window"] = source.integer(arch.window)
-    if full_every != arch.full_every:
+    if listed:
+        sliding = [kind == "sliding_attention" for kind in layer_types]
+        keys["attention.sliding_window_pattern"] = np.array(sliding)
+    elif full_every != arch.full_every:
         keys["attention.sliding_window_pattern"] = full_every
     if arch.query_scalar:
         scalar = source.number(config[arch.query_scalar], arch.query_scalar)
@@ -233,17 +258,23 @@ def _expert_keys(source: Source) -> dict[str, Any]:
             f"{source.folder}/config.json: num_experts_per_tok is {used}, "
             f"but there are {experts} experts"
         )
-    if not normed:
+    stock = source.arch.experts_normed
+    if normed != stock:
         log.warning(
-            "norm_topk_prob is false: gwq-run computes that, "
-            "but llama.cpp makes the weights of a token's experts add up to 1"
+            "norm_topk_prob is %s: gwq-run computes that, but llama.cpp %s the weights of a token's"
+            " experts add up to 1",
+            str(normed).lower(),
+            "makes" if stock else "does not make",
         )
-    return {
+    keys = {
         "expert_count": experts,
         "expert_used_count": used,
         "expert_feed_forward_length": source.dims["expert_ffn"],
         "expert_weights_norm": normed,
     }
+    if SHARED_FFN in source.config:
+        keys["expert_shared_feed_forward_length"] = source.dims["shared_ffn"]
+    return keys
 
 
 def config_keys(source: Source) -> dict[str, Any]:
@@ -277,6 +308,6 @@ def config_keys(source: Source) -> dict[str, Any]:
     keys |= _attention_keys(source) | rope
     for key, config_key in arch.numbers.items():
         keys[key] = source.number(config.get(config_key), config_key)
-    if arch.parallel:
-        keys["use_parallel_residual"] = bool(config.get("use_parallel_residual", True))
+    if arch.parallel and "use_parallel_residual" in config:
+        keys["use_parallel_residual"] = bool(config["use_parallel_residual"])
     return {f"{arch.gguf}.{key}": value for key, value in keys.items()}

@@ -34,7 +34,7 @@ class Place:
     @property
     def checkpoint_shape(self) -> tuple[int, ...]:
         """Shape in the checkpoint."""
-        return self.shape[::-1] if self.arrange.transposed else self.shape
+        return self.arrange.checkpoint_shape(self.shape)
 
 
 class Checkpoint:

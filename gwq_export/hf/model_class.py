@@ -14,21 +14,33 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 QUANTIZED = "quantization_config"
+# model_type of a text model that is only a part of larger ones -> that of one by itself which
+# computes the same from a text, whose positions are the same in all sections of a head
+_ALONE = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
 
 
 class ModelClass:
     """The class that transformers' AutoModelForCausalLM chooses for a config.
 
-    saved: config.json. Raises GwqError when transformers does not accept it; path: for the message.
+    Of a model with more parts than text, it is the class of its text model. saved: config.json.
+    Raises GwqError when transformers does not accept it; path: for the message.
     """
 
     parsed: PretrainedConfig
     name: str  # of the class, "" if transformers has no causal language model for this config
+    whole: str  # of the larger model, "" if the text model is all
     config: dict[str, Any]  # with the defaults of the class for keys that are not in the file
 
     def __init__(self, saved: Mapping[str, Any], path: Path):
         from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        )
 
         # a quantizer would change which tensors there are
         plain = {key: value for key, value in saved.items() if key not in (QUANTIZED, "auto_map")}
@@ -36,9 +48,30 @@ class ModelClass:
         with TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(plain), encoding="utf-8")
             with translated(f"{path}: transformers does not accept it ({{}})"):
-                self.parsed = AutoConfig.from_pretrained(folder)
+                whole = AutoConfig.from_pretrained(folder)
+                self.parsed = _text_config(whole)
                 self.config = self.parsed.to_dict()
         self.name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(self.parsed.model_type, "")
+        self.whole = ""
+        if self.parsed is not whole:
+            self.whole = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.get(
+                whole.model_type, whole.model_type
+            )
+
+
+def _text_config(whole: PretrainedConfig) -> PretrainedConfig:
+    """The config of the text model in a model: a part of its config, or that itself."""
+    from transformers import CONFIG_MAPPING
+
+    text = whole.get_text_config(decoder=True)
+    if text is whole or whole.is_encoder_decoder:
+        return whole
+    if text.model_type in _ALONE:
+        values = text.to_dict() | {"model_type": _ALONE[text.model_type]}
+        text = CONFIG_MAPPING[_ALONE[text.model_type]].from_dict(values)
+    # the larger class has the head, and ties it by its own config
+    text.tie_word_embeddings = bool(getattr(whole, "tie_word_embeddings", False))
+    return text
 
 
 def tensors_of(config: PretrainedConfig, head: str, where: object) -> dict[str, tuple[int, ...]]:

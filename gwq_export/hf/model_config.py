@@ -16,6 +16,9 @@ from gwq_export.hf.model_class import QUANTIZED, ModelClass
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+WHOLE = "ForConditionalGeneration"  # ending of the names of classes that have more parts than text
+SHARED_FFN = "shared_expert_intermediate_size"  # config key of the width of a shared expert
+
 
 class ModelConfig:
     """The config of the model in a folder.
@@ -52,20 +55,22 @@ class ModelConfig:
     def _find_arch(self) -> Arch:
         """The row of the class that transformers chooses, which must be the one that was saved."""
         path = self.folder / "config.json"
-        unnamed = not self.config.get("architectures")
-        name = self._class_name()
-        if not unnamed and name not in ARCHS:
+        name = self._class_name() if self.config.get("architectures") else ""
+        if name and name not in ARCHS and not name.endswith(WHOLE):
             self._refuse_arch(name)
         self._class = ModelClass(self.config, path)
-        made = self._class.name
-        if unnamed and made not in ARCHS:
-            self._refuse_arch(made or f"of model_type {self.config.get('model_type')!r}")
-        if not unnamed and made != name:
+        text, whole = self._class.name, self._class.whole
+        if name.endswith(WHOLE) and not whole:
+            self._refuse_arch(name)
+        if name and name != (whole or text):
             raise GwqError(
                 f"{path}: architectures says {name}, but by model_type and the other keys "
-                f"transformers loads {made or 'no language model'}: correct the config"
+                f"transformers loads {whole or text or 'no language model'}: correct the config"
             )
-        return ARCHS[made]
+        if text not in ARCHS:
+            kind = text or f"of model_type {self._class.parsed.model_type!r}"
+            self._refuse_arch(f"{kind}, the text model of {whole}," if whole else kind)
+        return ARCHS[text]
 
     def _refuse_arch(self, name: str) -> NoReturn:
         raise GwqError(
@@ -120,6 +125,7 @@ class ModelConfig:
         if self.arch.experts:
             self.dims["experts"] = self.integer("num_local_experts")
             self.dims["expert_ffn"] = self.integer("moe_intermediate_size")
+            self.dims["shared_ffn"] = self.integer(SHARED_FFN, ffn)
 
     def _saved_key(self, key: str) -> str:
         """What this architecture's configs call a key."""

@@ -129,6 +129,11 @@ def _copied_files(source: Path, dtype: str) -> dict[str, bytes]:
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("dtype", None)
+        if isinstance(config.get("text_config"), dict):
+            raise GwqError(
+                f"--config-from {source}: that model has more parts than text, the file has not:"
+                " leave --config-from out, or give the folder of the text model alone"
+            )
         files = {name: (source / name).read_bytes() for name in COPIED if (source / name).is_file()}
         return files | {"config.json": as_json(config | {"torch_dtype": dtype})}
     except (OSError, ValueError, AttributeError) as e:

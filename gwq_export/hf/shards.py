@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, NoMemory, one_line, short_of_memory
 from gwq_export.files import read_json
+from gwq_export.hf.text_part import left_out, text_names
 
 if TYPE_CHECKING:
     import torch
@@ -29,20 +30,38 @@ class Shards:
     """The tensors of a folder's checkpoint under the names of `arch`.
 
     config: what the folder's config.json holds. Every matrix of an expert has a name of its own,
-    however the checkpoint stores it. Raises GwqError.
+    however the checkpoint stores it. whole: class of a larger model, of which only the text model
+    is taken; a warning names the rest. Raises GwqError.
     """
 
     shapes: dict[str, Shape]  # full tensor name -> shape
     coded: list[str]  # names in the file of tensors that are not plain floats
 
-    def __init__(self, folder: Path, arch: Arch, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, arch: Arch, config: Mapping[str, Any], whole: str = ""):
         self._arch = arch
         self.shapes = {}
         self.coded = []
         self._places: dict[str, tuple[Path, str, Part]] = {}  # -> (file, name there, part of it)
         for path in _files(folder, config):
             self._add(path)
-        self._add_prefix()
+        if whole:
+            self._take_text(folder, whole)
+        else:
+            self._add_prefix()
+
+    def _take_text(self, folder: Path, whole: str) -> None:
+        """Forget all tensors but those of the text model, which get its own names."""
+        kept = text_names(folder, self.shapes, self._arch)
+        others = left_out(self.shapes, kept)
+        log.warning(
+            "%s: a %s: its text model is exported; left out: %s",
+            folder,
+            whole,
+            ", ".join(f"{part} ({count} tensors)" for part, count in others.items()) or "nothing",
+        )
+        self.shapes = {new: self.shapes[old] for old, new in kept.items()}
+        self._places = {new: self._places[old] for old, new in kept.items()}
+        self.coded = [name for name in self.coded if name in kept]
 
     def _add(self, path: Path) -> None:
         with _open(path) as f:
@@ -81,11 +100,23 @@ class Shards:
 def matrices(arch: Arch, stored: str, shape: Shape) -> list[tuple[str, Shape, Part]]:
     """[(name, shape, part)] of what a checkpoint or a class holds as one tensor, `arch`'s names.
 
-    Of experts that may be the matrices of all of them, or two matrices (gate and up) of all.
+    Of experts that may be the matrices of all of them, or two matrices (gate and up) of all; of a
+    paired feed-forward layer these two.
     """
     name = stored
     for old, new in arch.renamed:
         name = name.replace(old, new)
+    pair = f".{arch.paired_ffn}.input_linear.weight"
+    if arch.paired_ffn and name.endswith(pair) and len(shape) == 2:
+        rows = shape[0] // 2
+        return [
+            (
+                f"{name[: -len(pair)]}.{arch.paired_ffn}.{projection}_proj.weight",
+                (rows, shape[1]),
+                part,
+            )
+            for projection, part in (("gate", (slice(rows),)), ("up", (slice(rows, shape[0]),)))
+        ]
     layer, _, kind = name.rpartition(".experts.")
     fused = len(shape) == 3 and kind in ("gate_up_proj", "down_proj")
     if not arch.experts or not fused:

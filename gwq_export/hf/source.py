@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gwq_export.arch.layout import arrangement
 from gwq_export.arch.parts import TensorRow
 from gwq_export.errors import GwqError
 from gwq_export.hf.model_class import QUANTIZED, tensors_of
@@ -70,6 +71,8 @@ class Source(ModelConfig):
         """The config by which transformers builds the model."""
         from transformers import AutoConfig
 
+        if self._class.whole:
+            return super().transformers_config()
         return AutoConfig.from_pretrained(self.folder)
 
     def check_vocabulary(self, tokens: dict[str, Any]) -> None:
@@ -80,7 +83,7 @@ class Source(ModelConfig):
 
     def _find_tensors(self) -> dict[str, tuple[int, ...]]:
         """{full name: shape} of all tensors."""
-        self._shards = Shards(self.folder, self.arch, self.config)
+        self._shards = Shards(self.folder, self.arch, self.config, self._class.whole)
         if self.config.get(QUANTIZED):
             self._check_plain(self._shards.coded)
         return self._shards.shapes
@@ -240,7 +243,8 @@ class Source(ModelConfig):
                     "correct the config, or leave the tensor out"
                 )
             row = known[name]
-            expected = tuple(self.dims[d] for d in row.shape[-2:])[:: -1 if row.transposed else 1]
+            arrange = arrangement(row, self.arch, self.dims, self.heads)
+            expected = arrange.checkpoint_shape(tuple(self.dims[d] for d in row.shape[-2:]))
             if shape != expected:
                 raise GwqError(
                     f"{self.place}: tensor {name} has shape {shape}, "

@@ -5,7 +5,7 @@ Activations are float pointers: "x (n, dim)" stands for n tokens in rows of dim 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Protocol, TypeAlias
 
 from gwq_export.arch.rope import Rope
 from gwq_export.native.library import F32, NULL, Pointer
@@ -14,8 +14,17 @@ from gwq_export.native.ops import Ops
 
 # (ops, x, n, out) -> pointer to the result, which is `out` or x itself
 Normalize: TypeAlias = Callable[[Ops, Pointer, int, Pointer], Pointer]
-# (ops, x, n, gate, up, out): x (n, dim) -> out (n, dim); gate, up (n, ffn): work space
-FeedForwardLayer: TypeAlias = Callable[[Ops, Pointer, int, Pointer, Pointer, Pointer], Any]
+
+
+class FeedForwardLayer(Protocol):
+    """x (n, dim) to out (n, dim)."""
+
+    width: int  # floats of a token that gate and up must have room for
+
+    def __call__(
+        self, ops: Ops, x: Pointer, n: int, gate: Pointer, up: Pointer, out: Pointer
+    ) -> None:
+        """Compute; out may be x, and gate and up (n, width) are work space."""
 
 
 class Norm:
@@ -60,6 +69,7 @@ class FeedForward:
         self.gated = gated
         self.down = down
         self.activation = activation
+        self.width = down.cols
 
     def __call__(
         self, ops: Ops, x: Pointer, n: int, gate: Pointer, up: Pointer, out: Pointer
@@ -84,4 +94,5 @@ class Layer:
     ffn: FeedForwardLayer
     ffn_post_norm: Normalize
     window: int  # how many positions attention sees, 0: all
-    rope: Rope | None
+    rope: Rope | None  # of queries
+    key_rope: Rope | None

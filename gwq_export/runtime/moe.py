@@ -8,18 +8,62 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gwq_export.format.types import ffi
-from gwq_export.native.library import F32, Pointer, pointer, view
-from gwq_export.native.matrix import Linear
+from gwq_export.format.types import TYPES, ffi
+from gwq_export.native.library import F32, Pointer, Pool, pointer, view
+from gwq_export.native.matrix import Linear, Matrix
 from gwq_export.native.ops import Ops
 from gwq_export.native.recorder import Recorder
+
+
+class SharedExpert:
+    """An expert of all tokens, whose weight in their sums is sigmoid(share . x).
+
+    That is the first of two shares of a softmax over share . x and 0, so that the operations of the
+    other experts compute it. share (dim,), in the pool. gate_up: Linear of two matrices.
+    """
+
+    def __init__(self, pool: Pool, share: np.ndarray, gate_up: Linear, down: Linear) -> None:
+        rows = np.stack([share, np.zeros_like(share)])
+        data = rows.view(np.uint8).reshape(-1)
+        self.router = Linear([pool.matrix(Matrix("share", TYPES["f32"], rows.shape, data))])
+        self.gate_up = gate_up
+        self.down = down
+        self._gate_up, self._down = (
+            ffi.new("gwq_matrix *[]", [m.struct for m in linear.matrices])
+            for linear in (gate_up, down)
+        )
+
+    def weights(self, ops: Ops, x: Pointer, n: int) -> np.ndarray:
+        """Of each token of x (n, dim), (n,)."""
+        scores, shares = F32((n, 2)), F32((n, 2))
+        ids = pointer(np.empty((n, 2), np.int32), "int32_t *")
+        self.router(ops, x, n, scores.ptr)
+        ops.route(scores.ptr, n, 2, 2, False, ids, shares.ptr)
+        return shares.array[:, 0]
+
+    def record(
+        self, ops: Recorder, x: Pointer, gate: Pointer, up: Pointer, out: Pointer, activation: int
+    ) -> None:
+        """Add its part to out (dim,), of one token x (dim,)."""
+        scores, shares, part = ops.work(2), ops.work(2), ops.work(self.gate_up.cols)
+        first = ffi.cast("int32_t *", ops.work(2))  # 0 and 1: of two experts, both are chosen
+        self.router(ops, x, 1, scores)
+        ops.route(scores, 1, 2, 2, False, first, shares)
+        ops.of_choice(
+            [m.struct for m in self.gate_up.matrices], self._gate_up, 1, first, x, [gate, up]
+        )
+        ops.activate(gate, up, 1, self.down.cols, activation)
+        ops.of_choice(
+            [self.down.matrices[0].struct], self._down, 1, first, gate, [part], out, shares
+        )
 
 
 class Experts:
     """down_j(activation(gate_j x) * (up_j x)), summed over a token's experts j by their weights.
 
     router: Linear with one output for each expert. gate_up, down: a Linear for each expert, gate_up
-    of two matrices. used, normed: as in `Ops.route`. activation: enum gwq_activation.
+    of two matrices. used, normed: as in `Ops.route`. activation: enum gwq_activation. shared: comes
+    last in the sum.
     """
 
     def __init__(
@@ -30,6 +74,7 @@ class Experts:
         used: int,
         normed: bool,
         activation: int,
+        shared: SharedExpert | None = None,
     ) -> None:
         self.router = router
         self.gate_up = gate_up
@@ -39,6 +84,8 @@ class Experts:
         self.activation = activation
         self.dim = gate_up[0].cols
         self.ffn = down[0].cols
+        self.shared = shared
+        self.width = max(self.ffn, shared.down.cols if shared else 0)
         self._gate_up, self._down = (  # gwq_matrix pointers of all experts
             ffi.new("gwq_matrix *[]", [m.struct for linear in linears for m in linear.matrices])
             for linears in (gate_up, down)
@@ -70,6 +117,11 @@ class Experts:
             self.down[j](ops, gate, m, part.ptr)
             rows *= weights.array[token, slot, None]
             total[token] += rows
+        if self.shared:
+            self.shared.gate_up(ops, x, n, gate, up)
+            ops.activate(gate, up, n, self.shared.down.cols, self.activation)
+            self.shared.down(ops, gate, n, part.ptr)
+            total += part.array * self.shared.weights(ops, x, n)[:, None]
         view(out, (n, self.dim))[...] = total
 
     def _record(self, ops: Recorder, x: Pointer, gate: Pointer, up: Pointer, out: Pointer) -> None:
@@ -87,4 +139,6 @@ class Experts:
             ops.activate(gate, up, 1, self.ffn, self.activation)
             of_one = [self.down[0].matrices[0].struct]
             ops.of_choice(of_one, self._down, count, chosen + i, gate, [part], total, weights + i)
+        if self.shared:
+            self.shared.record(ops, x, gate, up, total, self.activation)
         ops.copy(total, self.dim, 1, self.dim, out)

@@ -42,7 +42,7 @@ class Session:
             rope: (pool.floats(0), pool.floats(0)) for rope in weights.rope_tables(0, ctx)
         }
         wide = max(c.dim, c.dims["q"])  # h and q hold activations of either width
-        ffn = c.expert_ffn if c.experts else c.ffn
+        ffn = max(layer.ffn.width for layer in weights.layers)
         self._widths = {
             "x": c.dim,
             "h": wide,
@@ -163,7 +163,7 @@ class Session:
         n = len(ids)
         first = start * self._kv_width  # the batch's first number in K and V of a layer
         numbers = n * self._kv_width
-        heads = (c.heads, c.kv_heads, c.head_dim)
+        shape = (c.heads, c.kv_heads, c.head_dim)
         scores = (c.attention_scale, c.attention_softcap)
         x, h, q, k, v, gate, up = (self._buffers[name].ptr for name in self._widths)
         # cos and sin (n, rotated / 2) from position `start` on
@@ -183,14 +183,20 @@ class Session:
         for layer, (keys, values, _) in zip(w.layers, cache.layers, strict=True):
             # q (n, heads, head_dim), k and v (n, kv_heads, head_dim) of h (n, dim) = norm(x)
             layer.qkv(ops, layer.attn_norm(ops, x, n, h), n, q, k, v)
-            layer.q_norm(ops, q, n, q)
-            layer.k_norm(ops, k, n, k)
+            if not c.arch.norms_turned:
+                layer.q_norm(ops, q, n, q)
+                layer.k_norm(ops, k, n, k)
             # turn Q and K by their positions
-            if layer.rope:
-                cos, sin = ropes[layer.rope]
-                rotated = layer.rope.rotated
-                ops.rope(q, cos, sin, n, c.heads, c.head_dim, rotated, w.rope_style)
-                ops.rope(k, cos, sin, n, c.kv_heads, c.head_dim, rotated, w.rope_style)
+            for rope, turned, heads in (
+                (layer.rope, q, c.heads),
+                (layer.key_rope, k, c.kv_heads),
+            ):
+                if rope:
+                    cos, sin = ropes[rope]
+                    ops.rope(turned, cos, sin, n, heads, c.head_dim, rope.rotated, w.rope_style)
+            if c.arch.norms_turned:
+                layer.q_norm(ops, q, n, q)
+                layer.k_norm(ops, k, n, k)
             # keys and values (start + n, kv_heads, head_dim) get those of the batch
             ops.cache(k, numbers, type, keys, first)
             ops.cache(v, numbers, type, values, first)
@@ -202,7 +208,7 @@ class Session:
                 q, x = q + others * c.dims["q"], x + others * c.dim
                 start, n = start + others, rows
             # h (n, heads, head_dim) = softmax(scale * q @ keys) @ values
-            ops.attention(q, keys, values, type, n, start, *heads, *scores, layer.window, h)
+            ops.attention(q, keys, values, type, n, start, *shape, *scores, layer.window, h)
             # q (n, dim) = output of attention; the queries are not needed any more
             layer.attn_output(ops, h, n, q)
             layer.attn_post_norm(ops, q, n, q)
@@ -216,11 +222,11 @@ class Session:
                 ops.add(x, q, n, c.dim, c.residual_scale)
             # x += feed-forward
             ops.add(x, h, n, c.dim, c.residual_scale)
-        # logits = head(norm(the last rows of x)) (/ scale) (capped)
+        # logits = head(norm(the last rows of x)) (* scale) (capped)
         if rows:
             last = w.norm(ops, x + (n - rows) * c.dim, rows, h)
             if c.logit_scale != 1:
-                ops.scale(last, rows, c.dim, 1 / c.logit_scale)
+                ops.scale(last, rows, c.dim, c.logit_scale)
             w.head(ops, last, rows, logits)
             if c.logit_softcap:
                 ops.softcap(logits, rows, c.vocab, c.logit_softcap)

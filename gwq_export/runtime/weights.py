@@ -26,7 +26,7 @@ from gwq_export.runtime.layers import (
     Normalize,
     unchanged,
 )
-from gwq_export.runtime.moe import Experts
+from gwq_export.runtime.moe import Experts, SharedExpert
 from gwq_export.runtime.page_cache import bring_in
 
 
@@ -61,6 +61,7 @@ class _Table:
         self.prefix = prefix
         self.dims = config.dims
         self.eps = config.eps
+        self.layer_norm = config.arch.layer_norm
 
     def shape(self, name: str) -> tuple[int, ...]:
         """What the config says that the tensor's shape is."""
@@ -78,9 +79,13 @@ class _Table:
         """The one of a tensor that has no experts."""
         return self.matrices(name, self.shape(name))[0]
 
+    def values(self, name: str, size: int) -> np.ndarray:
+        """All values of a tensor, float32 (size,)."""
+        return self._required(name, (size,)).dequantize()
+
     def vector(self, name: str, size: int) -> F32:
-        """All values of a tensor (size,)."""
-        return self.pool.floats(self._required(name, (size,)).dequantize())
+        """The same, in the pool."""
+        return self.pool.floats(self.values(name, size))
 
     def optional_vector(self, name: str, size: int) -> F32 | None:
         """All values of a tensor (size,), or None if the file lacks it."""
@@ -112,6 +117,8 @@ class _Table:
         if weight is None:
             return unchanged
         bias = self.vector(f"{name}.bias", size) if f"{name}.bias" in self.rows else None
+        if bias is None and self.layer_norm:
+            bias = self.pool.floats(np.zeros(size, np.float32))
         return Norm(weight, bias, self.eps, width // size)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -204,9 +211,10 @@ class Weights:
         """
         c = self.config
         tables = {}
-        for rope in {layer.rope for layer in self.layers if layer.rope}:
+        ropes = {rope for layer in self.layers for rope in (layer.rope, layer.key_rope) if rope}
+        for rope in ropes:
             divisors = None
-            if rope == c.rope:
+            if c.rope and rope.of_keys == c.rope.of_keys:
                 longer = ctx > rope.original
                 divisors = self._long_divisors if longer else self._short_divisors
             tables[rope] = rope.table(positions, divisors.array if divisors else None, first)
@@ -223,20 +231,25 @@ class Weights:
             qkv = table.linear("attn_q", "attn_k", "attn_v")
         ffn = self._experts(table) if c.experts else self._feed_forward(table)
         rope = None
-        if c.arch.turned(i):
+        if c.turned[i]:
             rope = c.rope_swa if c.windows[i] else c.rope
+        attn_norm = table.norm("attn_norm", c.dim)
+        ffn_norm = table.norm("ffn_norm", c.dim)
+        if c.parallel and "ffn_norm.weight" not in table.rows:
+            ffn_norm = attn_norm
         return Layer(
-            attn_norm=table.norm("attn_norm", c.dim),
+            attn_norm=attn_norm,
             qkv=qkv,
             q_norm=table.norm("attn_q_norm", q),
             k_norm=table.norm("attn_k_norm", kv),
             attn_output=table.linear("attn_output"),
             attn_post_norm=table.norm("post_attention_norm", c.dim),
-            ffn_norm=table.norm("ffn_norm", c.dim),
+            ffn_norm=ffn_norm,
             ffn=ffn,
             ffn_post_norm=table.norm("post_ffw_norm", c.dim),
             window=c.windows[i],
             rope=rope,
+            key_rope=rope and rope.of_keys,
         )
 
     def _activation(self) -> int:
@@ -246,6 +259,11 @@ class Weights:
     def _experts(self, table: _Table) -> FeedForwardLayer:
         c = self.config
         names = [name for name in table.rows if "_exps" in name]  # gate, up, down
+        shared = None
+        if "ffn_up_shexp.weight" in table.rows:
+            share = table.values("ffn_gate_inp_shexp.weight", c.dim)
+            gate_up = table.linear("ffn_gate_shexp", "ffn_up_shexp")
+            shared = SharedExpert(self.pool, share, gate_up, table.linear("ffn_down_shexp"))
         gate, up, down = (table.matrices(name, table.shape(name)) for name in names)
         return Experts(
             table.linear("ffn_gate_inp"),
@@ -254,6 +272,7 @@ class Weights:
             c.experts_used,
             c.experts_normed,
             self._activation(),
+            shared,
         )
 
     def _feed_forward(self, table: _Table) -> FeedForwardLayer:

@@ -115,6 +115,14 @@ def test_what_stock_files_leave_to_the_architecture():
         "gemma3", attention__sliding_window=8, attention__sliding_window_pattern=2
     ).windows == (8, 0)
     assert ggml_config("llama", attention__sliding_window=8).windows == (8, 8)
+    listed = ggml_config(
+        "exaone4",
+        attention__sliding_window=8,
+        attention__sliding_window_pattern=np.array([False, True]),
+    )
+    assert listed.windows == (0, 8) and listed.turned == (False, True)
+    assert ggml_config("exaone4").turned == (True, True)
+    assert ggml_config("granite", logit_scale=4.0).logit_scale == 0.25
 
 
 @pytest.mark.parametrize(
@@ -133,6 +141,7 @@ def test_what_stock_files_leave_to_the_architecture():
         ),
         ("phi3", {"attention__value_length": 16}, "does not compute"),
         ("gpt2", {}, "layer_norm_epsilon is None"),
+        ("exaone4", {"attention__sliding_window_pattern": [True]}, "window_pattern is .True"),
     ],
 )
 def test_keys_that_cannot_be_are_refused(arch, keys, words):
@@ -181,6 +190,13 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
         ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),
         ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit"),
+        ("ernie", {"use_bias": True}, "use_bias = True"),
+        ("cohere2", {"attention_bias": True}, "attention_bias"),
+        ("olmo3", {"layer_types": ["full_attention", "chunked_attention"] * 2 + ["x"]}, "chunked"),
+        ("hunyuan", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("ministral3", {"rope_parameters": {"rope_type": "default"}}, "'default'"),
+        ("ministral3", {"rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 1}}, "mscale"),
+        ("ministral3", {"rope_parameters": YARN}, "llama_4_scaling_beta"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),

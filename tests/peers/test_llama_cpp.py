@@ -13,9 +13,10 @@ from tests.support.llama_cpp import IDS, likeliest, peer, tokens
 from tests.support.models import TINY_MODELS, save_tiny
 from tests.support.paths import DATA, REFERENCE
 
-# llama.cpp knows Gemma's factor of the scores by the number of blocks alone, and lets experts'
-# weights always add up to 1
-SAME = [name for name in TINY_MODELS if name not in ("gemma2-scalar", "qwen3moe-plain")]
+# llama.cpp knows Gemma's factor of the scores and EXAONE's windows by the number of blocks alone,
+# and whether experts' weights add up to 1 by the architecture
+OTHER = ("gemma2-scalar", "qwen3moe-plain", "qwen2moe-normed", "exaone4")
+SAME = [name for name in TINY_MODELS if name not in OTHER]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,13 @@ def difference(path, base=False):
     assert len(top) == 50
     ours = log_softmax(gwq_export.load(path, base=base).logits(IDS)[-1])
     return np.abs([ours[t["id"]] - t["logprob"] for t in top]).max()
+
+
+def test_windows_of_exaone(exported, tmp_path):
+    """It has them with 64 blocks."""
+    config_class, settings = TINY_MODELS["exaone4"]
+    settings = settings | {"num_hidden_layers": 64, "hidden_size": 48, "initializer_range": 0.03}
+    assert difference(exported(save_tiny(tmp_path, config_class, **settings), type="f32")[0]) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["q4_0", "iq4_nl"])

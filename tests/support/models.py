@@ -1,6 +1,7 @@
 """Small random models of every architecture, as Hugging Face folders."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +21,12 @@ TINY = dict(
     initializer_range=0.1,
     rms_norm_eps=1e-5,
 )
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 TINY_MODELS = {  # name -> (transformers config class, its own settings)
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama-bias": ("LlamaConfig", {"attention_bias": True, "tie_word_embeddings": True}),
@@ -40,17 +47,7 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
         "LlamaConfig",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
-    "yarn-rope": (
-        "LlamaConfig",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e4,
-                "factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
+    "yarn-rope": ("LlamaConfig", {"rope_parameters": YARN}),
     "mistral": ("MistralConfig", {"sliding_window": 24}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
@@ -79,10 +76,47 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
             "initializer_range": 0.06,
         },
     ),
+    "qwen2moe": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 136,
+            "biases": 0.1,  # large ones would send all tokens to the same experts
+            "initializer_range": 0.06,
+        },
+    ),
+    "qwen2moe-normed": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 72,
+            "shared_expert_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "initializer_range": 0.06,
+        },
+    ),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": None}),
     "granite": (
         "GraniteConfig",
         {
+            "embedding_multiplier": 5.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "granite4": (
+        "GraniteMoeHybridConfig",
+        {
+            "layer_types": ["full_attention"] * 3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 168,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 2,
             "embedding_multiplier": 5.0,
             "residual_multiplier": 0.4,
             "attention_multiplier": 0.1,
@@ -139,31 +173,90 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
             },
         },
     ),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            "sliding_window": 8,
+            "num_hidden_layers": 5,
+            "rope_parameters": {
+                "full_attention": YARN | {"attention_factor": 0.1 * math.log(4) + 1},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "olmo3-listed": (
+        "Olmo3Config",
+        {
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "exaone4": ("Exaone4Config", {"sliding_window": 8, "num_hidden_layers": 5}),
+    "exaone4-full": (
+        "Exaone4Config",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 1e4,
+                "factor": 1.0,
+                "alpha": 40.0,
+            }
+        },
+    ),
+    "ernie": ("Ernie4_5Config", {}),
+    "ministral3": (
+        "Ministral3Config",
+        {
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 8,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
+    "ministral3-mscale": (
+        "Ministral3Config",
+        {
+            "rope_parameters": YARN
+            | {"mscale": 1.0, "mscale_all_dim": 0.4, "llama_4_scaling_beta": 0.2}
+        },
+    ),
+    "cohere2": (
+        "Cohere2Config",
+        {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.25},
+    ),
+    "glm4": ("Glm4Config", {"pad_token_id": None, "num_hidden_layers": 4}),
     "gpt2": ("GPT2Config", {"n_inner": 200}),
     "gptneox": ("GPTNeoXConfig", {}),
     "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
 }
 
 
-def save_tiny(folder, config_class, **settings):
+def save_tiny(folder, config_class, seed=3, sizes=None, biases=1.0, **settings):
     """Save a random model with the first tokens of the bundled model's tokenizer.
 
-    Settings are those of TINY, as far as the config class knows them. Returns the folder.
+    Settings are those of TINY, then of `sizes`, as far as the config class knows them. biases: how
+    large they are. Returns the folder.
     """
     import torch
     import transformers
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config_class = getattr(transformers, config_class)
     known = {*config_class().to_dict(), *config_class.attribute_map}
-    config = config_class(**{key: value for key, value in TINY.items() if key in known} | settings)
+    usual = {key: value for key, value in (TINY | (sizes or {})).items() if key in known}
+    config = config_class(**usual | settings)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, p in model.named_parameters():
         # norms and biases start as ones and zeros, which would hide that they are used
         if p.dim() == 1:
-            p.data += (
-                0.3 * torch.randn_like(p) if re.search(r"norm|\bln_", name) else torch.randn_like(p)
-            )
+            p.data += (0.3 if re.search(r"norm|\bln_", name) else biases) * torch.randn_like(p)
     model.save_pretrained(folder)
     save_tokenizer(folder, config.vocab_size)
     return Path(folder)
