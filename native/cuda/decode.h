@@ -41,27 +41,37 @@ template <int bits> DEVICE void nibbles_of(const uint32_t *word, uint32_t *n) {
     }
 }
 
-/* word (bits): of one row of a piece; quads (8): its 32 entries */
-template <int bits> DEVICE void decode(const table &t, const uint32_t *word, uint32_t *quads) {
+/* word (bits): of one row of a piece; quads (2): the entries of its quads 2k and 2k+1 */
+template <int bits>
+DEVICE void decode_two(const table &t, const uint32_t *word, int k, uint32_t *quads) {
     if (bits < 6) {
         uint32_t n[4];
         nibbles_of<bits>(word, n);
-        for (int k = 0; k < 4; k++) look_up(t, n[k], quads + 2 * k);
+        look_up(t, n[k], quads);
     }
     if (bits == 5) {
-        for (int j = 0; j < 8; j++) { /* -1 - entry is 63 - entry with the bias: all bits turned */
-            const uint32_t mirrored = permute(word[4] << j, 0, 0xba98u); /* 255 for a top bit */
-            quads[j] ^= mirrored & 0x3f3f3f3fu;
+#pragma unroll
+        for (int i = 0; i < 2; i++) { /* -1 - entry is 63 - entry with the bias: all bits turned */
+            const uint32_t mirrored = permute(word[4] << (2 * k + i), 0, 0xba98u); /* 255: top bit */
+            quads[i] ^= mirrored & 0x3f3f3f3fu;
         }
     }
     if (bits == 6) {
-        for (int j = 0; j < 8; j++) {
-            const uint32_t low = word[j / 2] >> 4 * (j % 2);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int j = 2 * k + i;
+            const uint32_t low = word[k] >> 4 * i;
             const uint32_t both = word[4 + j / 4];
             const uint32_t top = j % 4 == 3 ? both >> 2 : both << (4 - 2 * (j % 4));
-            quads[j] = blend(0x0f0f0f0fu, low, top) & 0x3f3f3f3fu;
+            quads[i] = blend(0x0f0f0f0fu, low, top) & 0x3f3f3f3fu;
         }
     }
+}
+
+/* quads (8): all 32 entries of a row of a piece */
+template <int bits> DEVICE void decode(const table &t, const uint32_t *word, uint32_t *quads) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) decode_two<bits>(t, word, k, quads + 2 * k);
 }
 
 /* sum + the dot product of the entries of a nibble word with eight activations: as `decode` and two

@@ -53,6 +53,12 @@ DEVICE uint32_t load_once(const uint32_t *p) {
     return v;
 }
 
+DEVICE uint16_t load_once(const uint16_t *p) {
+    uint16_t v;
+    asm("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
 /* The same value, from which the compiler computes nothing ahead of its place */
 DEVICE uint32_t here(uint32_t x) {
     asm volatile("" : "+r"(x));
@@ -71,6 +77,34 @@ DEVICE uint16_t half_of(float x) {
     uint16_t h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
     return h;
+}
+
+/* Two FP16 numbers in a word: a * b + c, rounded once, and a + b and a * b */
+DEVICE uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+DEVICE uint32_t add_halves(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+/* Two floats to FP16, as `half_of`: the first in the lower half of a word */
+DEVICE uint32_t halves_of(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+#else
+    return half_of(low) | (uint32_t)half_of(high) << 16;
+#endif
 }
 #endif
 

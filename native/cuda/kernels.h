@@ -17,8 +17,10 @@ struct step {
 
 /* Fills to->data and to->row_scale of a tile matrix */
 void repack_tiles(cudaStream_t stream, const uint8_t *file, int exponent, const device_matrix &to);
-/* Fills to->data, and to->scale if there are codes. type: enum gwq_type */
-void repack_rows(cudaStream_t stream, const uint8_t *file, int type, const device_matrix &to);
+/* Fills to->data, and to->scale if there are codes. type: enum gwq_type; *most, 0 before: the bits
+ * of the largest magnitude that a weight of BF16 or codes may have */
+void repack_rows(cudaStream_t stream, const uint8_t *file, int type, const device_matrix &to,
+                 int *most);
 
 /* --- rows.cu ---------------------------------------------------------------------------------- */
 
@@ -42,7 +44,29 @@ struct activations {
 };
 void prepare(cudaStream_t stream, const activations &a);
 
-/* --- gemv.cu, rows_gemv.cu -------------------------------------------------------------------- */
+/* --- halves.cu -------------------------------------------------------------------------------- */
+
+/* What matrices of a kind want of n tokens */
+enum form { AS_CODES, AS_STRIPS, AS_ROWS }; /* code_blocks or floats; FP16 numbers (layout.h) */
+enum { GEMV_TOKENS = 8 };
+BOTH form form_of(int kind, int64_t n) {
+    if (kind < ROW_F32) return n > GEMV_TOKENS ? AS_STRIPS : AS_CODES;
+    return kind == ROW_F32 || n <= FEW_TILE ? AS_CODES : AS_ROWS;
+}
+
+/* f(x) as FP16 numbers, of tokens padded to `tokens` */
+struct half_activations {
+    form order;
+    int tokens, tile;
+    float *factors;    /* (tokens) */
+    uint16_t *halves;  /* 2 * tokens * stride */
+    int *massive;      /* (tiles, massive_words) */
+    uint16_t *columns; /* NULL, or (tiles, 2, stride, TILE_TOKENS), for outliers: x itself; the second
+                        * set is there if any strip has one */
+};
+void prepare_halves(cudaStream_t stream, const activations &a, const half_activations &h);
+
+/* --- gemv.cu, rows_gemv.cu, gemm.cu, rows_gemm.cu --------------------------------------------- */
 
 /* y[i] (n, rows) = f(x) * transpose(m[i]) (+ bias[i]), into (n, rows) += factor * y[0], of up to
  * MATRICES matrices of one kind. */
@@ -55,6 +79,7 @@ struct product {
     int stride;           /* of floats and, divided by 64, of blocks */
     const float *floats;
     const code_block *blocks;
+    half_activations halves; /* of many tokens; else the codes above */
     float *into;
     float factor;
     /* NULL, or which expert: experts[*choice * each_expert + first_of_expert + i] takes m[i]'s
@@ -67,6 +92,8 @@ struct product {
 void multiply(cudaStream_t stream, const product &p);
 void multiply_tiles(cudaStream_t stream, const product &p, int warps);
 void multiply_rows(cudaStream_t stream, const product &p);
+void multiply_tiles_at_once(cudaStream_t stream, const product &p);
+void multiply_rows_at_once(cudaStream_t stream, const product &p);
 
 /* --- ops.cu ----------------------------------------------------------------------------------- */
 

@@ -38,6 +38,7 @@ enum {
     PIECE = 32,       /* columns that a thread multiplies at a time */
     PIECES = 16,      /* of a strip */
     PIECE_ROWS = 4,
+    TOGETHER = 2 * ROWS, /* rows up to a multiple of which there is memory, whatever it holds */
     BIAS = 32,        /* entries are looked up biased, 0..63 */
     PAD = STRIP       /* activations are padded to whole strips */
 };
@@ -65,6 +66,7 @@ struct device_matrix {
     const float *row_scale;  /* (16 * row groups): 2^exponent * the file's */
     float power;             /* 2^exponent; 1 beside a ggml type */
     table entries;
+    float half_power;        /* of ggml types: what makes weights FP16 numbers, 2^k */
     const uint32_t *outliers;  /* NULL, or of all rows, one after another: FP16 << 16 | column */
     const int *outlier_starts; /* (rows + 1): where those of a row begin */
 };
@@ -82,5 +84,46 @@ struct alignas(16) code_block {
 BOTH int place_of(int c) {
     const int low = c & 7;
     return 4 * (low / 2) + 2 * (low & 1) + c / 8;
+}
+
+/* Activations as tensor cores take them are FP16 numbers: x / factor, the factor a power of two for
+ * each token so that the largest lies between 2^14 and 2^15; what is 2^-39 of it or less is 0. Of
+ * blocks of 64 columns that have a massive channel a second set of numbers holds what the first one
+ * leaves over; else it is zero. Tokens are padded with zeros to whole tiles of 64, or of 16 if there
+ * are no more:
+ *
+ *     half[tiles][2 sets][strips][tokens of a tile][16 units][8]
+ *
+ * Unit 4k + t has, for matrices of ggml types, the columns 32k + 8t .. of the strip, in the order
+ * 0 2 1 3 4 6 5 7, so that two words of FP16 or BF16 numbers make two of what is multiplied; for
+ * tile matrices it has the quads 2k and 2k+1 of the columns 32t .., so that four threads, which have
+ * the four pieces of a row, read 64 bytes at once. Units lie as unit_at says: eight threads, which
+ * read those of two tokens t and t + 8, then read from all banks of shared memory. */
+enum { FEW_TILE = 16, TILE_TOKENS = 64, UNITS = STRIP / 8 };
+BOTH int tile_of(int n) { return n > FEW_TILE ? TILE_TOKENS : FEW_TILE; }
+
+/* Where a token's numbers of its first strip are; the next one's are tile * STRIP on, and after the
+ * last strip the second set follows. */
+BOTH int64_t half_row(int token, int tile, int stride) {
+    return (int64_t)(token / tile) * tile * 2 * stride + token % tile * STRIP;
+}
+/* Words of a tile that say, by bits, which strips have a second set */
+BOTH int massive_words(int stride) { return ceil_div(stride, 32 * STRIP); }
+BOTH bool any_massive(const int *of_tile, int stride) {
+    int bits = 0;
+    for (int i = 0; i < massive_words(stride); i++) bits |= of_tile[i];
+    return bits != 0;
+}
+
+BOTH int unit_at(int token, int unit) { return unit ^ (token / 8 % 2 * 4); }
+
+/* Where column c of a strip stands for matrices of ggml types, and for tile matrices */
+BOTH int row_place(int c) {
+    const int low = c & 3;
+    return (c & ~3) + (low == 1 ? 2 : low == 2 ? 1 : low);
+}
+BOTH int strip_place(int c) {
+    const int place = c % PIECE / 16 * 16 + place_of(c % 16); /* in the piece's quads */
+    return 32 * (place / 8) + 8 * (c / PIECE) + place % 8;
 }
 #endif

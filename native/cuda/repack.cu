@@ -207,20 +207,18 @@ void repack_tiles(cudaStream_t stream, const uint8_t *file, int exponent, const 
 
 /* --- ggml types ------------------------------------------------------------------------------- */
 
-/* A thread for every 16 bytes of a row */
-__global__ void repack_rows_kernel(const uint8_t *file, int type, int64_t file_row,
-                                   device_matrix to) {
-    const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const int64_t pieces = to.pitch / 16;
-    if (at >= pieces * to.rows) return;
-    const int64_t row = at / pieces;
-    const int64_t piece = at % pieces;
+/* 16 bytes of a row. Returns the largest magnitude of BF16 numbers or, at most, of codes. */
+DEVICE float repack_piece(const uint8_t *file, int type, int64_t file_row, const device_matrix &to,
+                          int64_t row, int64_t piece) {
     const uint8_t *from = file + row * file_row;
     uint8_t *out = (uint8_t *)to.data + row * to.pitch + 16 * piece;
     if (to.kind != ROW_CODES) {
+        float most = 0;
         for (int i = 0; i < 16; i++)
             out[i] = 16 * piece + i < file_row ? from[16 * piece + i] : 0;
-        return;
+        for (int i = 0; to.kind == ROW_BF16 && i < 16; i += 2)
+            most = fmaxf(most, fabsf(__int_as_float(out[i] << 16 | out[i + 1] << 24)));
+        return most;
     }
     const int8_t level[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                               1,    13,   25,  38,  53,  69,  89,  113};
@@ -241,14 +239,29 @@ __global__ void repack_rows_kernel(const uint8_t *file, int type, int64_t file_r
         for (int i = 0; i < 16; i++) out[i] = 0;
     }
     if (piece % 2 == 0) const_cast<uint16_t *>(to.scale)[row * (to.pitch / 32) + block] = scale;
+    return 128 * fabsf(half_to_float(scale));
 }
 
-void repack_rows(cudaStream_t stream, const uint8_t *file, int type, const device_matrix &to) {
+/* A thread for every 16 bytes of a row */
+__global__ void repack_rows_kernel(const uint8_t *file, int type, int64_t file_row,
+                                   device_matrix to, int *most) {
+    const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t pieces = to.pitch / 16;
+    float of_warp = 0;
+    if (at < pieces * to.rows)
+        of_warp = repack_piece(file, type, file_row, to, at / pieces, at % pieces);
+    of_warp = most_over(of_warp, 1, WARP);
+    if (threadIdx.x % WARP == 0 && of_warp > 0) atomicMax(most, __float_as_int(of_warp));
+}
+
+void repack_rows(cudaStream_t stream, const uint8_t *file, int type, const device_matrix &to,
+                 int *most) {
     const int64_t cols = to.cols;
     const int64_t file_row = type == GWQ_TYPE_F32    ? 4 * cols
                              : type == GWQ_TYPE_Q8_0 ? cols / 32 * 34
                              : to.kind == ROW_CODES  ? cols / 32 * 18
                                                      : 2 * cols;
     const int64_t pieces = to.pitch / 16 * to.rows;
-    LAUNCH(repack_rows_kernel, ceil_div(pieces, 256), 256, stream, file, type, file_row, to);
+    LAUNCH(repack_rows_kernel, ceil_div(pieces, 256), 256, stream, file, type, file_row, to,
+           most);
 }

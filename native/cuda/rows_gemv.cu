@@ -120,6 +120,10 @@ static int warps_of(const product &p) {
 }
 
 void multiply(cudaStream_t stream, const product &p) {
-    if (p.m[0].kind < ROW_F32) multiply_tiles(stream, p, warps_of(p));
+    const int kind = p.m[0].kind;
+    const form order = form_of(kind, p.n);
+    if (order == AS_STRIPS) multiply_tiles_at_once(stream, p);
+    else if (order == AS_ROWS) multiply_rows_at_once(stream, p);
+    else if (kind < ROW_F32) multiply_tiles(stream, p, warps_of(p));
     else multiply_rows(stream, p);
 }

@@ -46,7 +46,11 @@ bool backward;
 barrier of_block, of_warp[MOST / LANES];
 TSAN(char order[2];) /* [0]: what comes before a block; [1]: what its threads did */
 uint64_t slot[2][MOST];
+struct fragments {
+    float a[8], b[4];
+} fragment[2][MOST];
 unsigned parity[MOST];
+std::vector<copy> copies[MOST];
 body kernel;
 void *arguments;
 
@@ -134,6 +138,7 @@ void enter() {
         kernel(arguments);
         fiber &f = fibers[current];
         f.done = true;
+        if (!copies[current].empty()) stop("a copy is sent that nobody awaits");
         idle = 0;
         TSAN(__tsan_release(&order[1]));
         leave(of_warp[current / LANES]);
@@ -209,6 +214,29 @@ uint64_t exchange(uint64_t mine, int other) {
     wait(of_warp[warp], first, LANES);
     return slots[first + other];
 }
+
+/* Lane 4g + t has of a the rows g and g+8, of b the column g, both at 2t, 2t+1, 2t+8, 2t+9 of 16;
+ * of the sums rows g and g+8, columns 2t and 2t+1. */
+void multiply_fragments(const float *a, const float *b, float *sum) {
+    const int warp = current / LANES, first = warp * LANES;
+    const int g = (current - first) / 4, t = current % 4;
+    fragments *all = fragment[parity[current]++ % 2];
+    memcpy(all[current].a, a, sizeof all->a);
+    memcpy(all[current].b, b, sizeof all->b);
+    if (first + LANES > count) stop("a product in a warp that is not whole");
+    wait(of_warp[warp], first, LANES);
+    for (int i = 0; i < 4; i++) {
+        double total = sum[i];
+        for (int k = 0; k < 16; k++) {
+            const int at = k / 2 % 4, part = k % 2 + 2 * (k / 8);
+            const float *row = all[first + 4 * g + at].a + (part % 2 + part / 2 * 4 + i / 2 * 2);
+            total += (double)*row * all[first + 4 * (2 * t + i % 2) + at].b[part];
+        }
+        sum[i] = (float)total;
+    }
+}
+
+std::vector<copy> &sent() { return copies[current]; }
 } // namespace shim
 
 /* For tests, which open the library */

@@ -63,6 +63,16 @@ void wait_block();
 /* The 8 bytes that another lane of the warp hands in */
 uint64_t exchange(uint64_t mine, int other);
 
+/* sum (4) += products of fragments of a (8) and b (4) of the warp's lanes */
+void multiply_fragments(const float *a, const float *b, float *sum);
+
+/* 16 bytes on their way; the end of a group of them, if `to` is NULL */
+struct copy {
+    void *to;
+    const void *from;
+};
+std::vector<copy> &sent(); /* by the thread that runs */
+
 /* What a stream is captured into, or NULL */
 typedef std::vector<std::function<void()>> graph;
 extern graph *captured;
@@ -126,6 +136,12 @@ DEVICE int __float_as_int(float f) {
     return bits;
 }
 DEVICE void atomicOr(int *word, int bits) { __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
+DEVICE void atomicMax(int *word, int v) {
+    int before = __atomic_load_n(word, __ATOMIC_RELAXED);
+    while (before < v && !__atomic_compare_exchange_n(word, &before, v, true, __ATOMIC_RELAXED,
+                                                      __ATOMIC_RELAXED)) {
+    }
+}
 
 DEVICE float half_to_float(uint16_t h) {
     const float sign = h & 0x8000 ? -1.0f : 1.0f;
@@ -142,6 +158,51 @@ DEVICE uint16_t half_of(float x) {
     int exponent;
     const float mantissa = rintf(ldexpf(frexpf(size, &exponent), 11)); /* 1024 .. 2048 */
     return (uint16_t)(sign | (((exponent + 13) << 10) + (int)mantissa));
+}
+
+DEVICE uint32_t halves_of(float low, float high) {
+    return half_of(low) | (uint32_t)half_of(high) << 16;
+}
+DEVICE uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d = 0;
+    for (int i = 0; i < 32; i += 16)
+        d |= (uint32_t)half_of(fmaf(half_to_float((uint16_t)(a >> i)),
+                                    half_to_float((uint16_t)(b >> i)),
+                                    half_to_float((uint16_t)(c >> i))))
+             << i;
+    return d;
+}
+DEVICE uint32_t add_halves(uint32_t a, uint32_t b) { return fma_halves(a, 0x3c003c00u, b); }
+DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {
+    return fma_halves(a, b, 0x80008000u); /* -0, which changes no zero's sign */
+}
+
+/* What tensor cores do, as mma.h has it; products are exact, and rounded when all are added. */
+DEVICE void multiply_add(float *sum, const uint32_t *a, uint32_t b0, uint32_t b1) {
+    float of_a[8], of_b[4];
+    for (int i = 0; i < 8; i++) of_a[i] = half_to_float((uint16_t)(a[i / 2] >> 16 * (i % 2)));
+    for (int i = 0; i < 4; i++)
+        of_b[i] = half_to_float((uint16_t)((i < 2 ? b0 : b1) >> 16 * (i % 2)));
+    shim::multiply_fragments(of_a, of_b, sum);
+}
+
+/* A copy that has been sent lands as late as it may; until then there is nothing to be read. */
+DEVICE void send_copy(uint4 *to, const uint4 *from) {
+    memset(to, 0xfe, sizeof *to);
+    shim::sent().push_back({to, from});
+}
+DEVICE void end_copies() { shim::sent().push_back({nullptr, nullptr}); }
+template <int still_away> void await_copies() {
+    std::vector<shim::copy> &all = shim::sent();
+    int ends = 0;
+    for (const shim::copy &c : all) ends += !c.to;
+    size_t landed = 0;
+    for (; ends > still_away; landed++) {
+        const shim::copy &c = all[landed];
+        if (c.to) *(uint4 *)c.to = *(const uint4 *)c.from;
+        else ends--;
+    }
+    all.erase(all.begin(), all.begin() + (long)landed);
 }
 
 /* --- runtime ---------------------------------------------------------------------------------- */

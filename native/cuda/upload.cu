@@ -36,7 +36,7 @@ static int kind_of(int type) {
 /* Bytes of data, and of the scales behind it; fills in what follows from type and shape */
 static void measure(const gwq_matrix *host, device_matrix *m, size_t *data, size_t *scales) {
     const int64_t padded = ceil_div(host->cols, PIECE) * (int64_t)PIECE;
-    const int64_t groups = ceil_div(host->rows, ROWS);
+    const int64_t groups = ceil_div(host->rows, TOGETHER) * (TOGETHER / ROWS);
     m->kind = kind_of(host->type);
     m->rows = (int)host->rows;
     m->cols = (int)host->cols;
@@ -48,8 +48,16 @@ static void measure(const gwq_matrix *host, device_matrix *m, size_t *data, size
         return;
     }
     m->pitch = padded * (m->kind == ROW_F32 ? 4 : m->kind == ROW_CODES ? 1 : 2);
-    *data = rounded((size_t)(host->rows * m->pitch));
-    *scales = m->kind == ROW_CODES ? (size_t)(host->rows * (padded / PIECE)) * 2 : 0;
+    *data = rounded((size_t)(groups * ROWS * m->pitch));
+    *scales = m->kind == ROW_CODES ? (size_t)(groups * ROWS * (padded / PIECE)) * 2 : 0;
+}
+
+/* What makes weights of a magnitude up to `most` FP16 numbers up to 2^14 */
+static float half_power_of(float most) {
+    int exponent;
+    if (!(most > 0 && most <= FLT_MAX)) return 1;
+    frexpf(most, &exponent);
+    return ldexpf(1, 14 - (exponent > -80 ? exponent : -80));
 }
 
 static int put_data(const gwq_matrix *host, handle *h, size_t data, size_t scales) {
@@ -57,7 +65,10 @@ static int put_data(const gwq_matrix *host, handle *h, size_t data, size_t scale
     void *file = nullptr;
     TRY_CUDA(cudaMalloc(&h->memory, data + scales));
     h->m.data = (const uint8_t *)h->memory;
-    TRY_CUDA(cudaMalloc(&file, host->data_bytes));
+    const size_t end = rounded(host->data_bytes);
+    TRY_CUDA(cudaMalloc(&file, end + sizeof(int)));
+    int *most = (int *)((char *)file + end);
+    float largest = 0; /* of the weights */
     int status = status_of(
         cudaMemcpyAsync(file, host->data, host->data_bytes, cudaMemcpyHostToDevice, stream));
     if (!status && h->m.kind < ROW_F32) {
@@ -69,10 +80,15 @@ static int put_data(const gwq_matrix *host, handle *h, size_t data, size_t scale
         repack_tiles(stream, (const uint8_t *)file, head->exponent, h->m);
     } else if (!status) {
         if (scales) h->m.scale = (const uint16_t *)((char *)h->memory + data);
-        repack_rows(stream, (const uint8_t *)file, host->type, h->m);
+        status = status_of(cudaMemsetAsync(most, 0, sizeof *most, stream));
+        repack_rows(stream, (const uint8_t *)file, host->type, h->m, most);
+        if (!status)
+            status = status_of(
+                cudaMemcpyAsync(&largest, most, sizeof *most, cudaMemcpyDeviceToHost, stream));
     }
     if (!status) status = status_of(cudaGetLastError());
     if (!status) status = status_of(cudaStreamSynchronize(stream));
+    h->m.half_power = half_power_of(largest);
     cudaFree(file);
     return status;
 }

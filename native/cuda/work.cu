@@ -4,15 +4,36 @@
 
 static int64_t stride_of(int64_t cols) { return (int64_t)ceil_div(cols, PAD) * PAD; }
 
-/* floats (n, stride), then two sets of codes, 256-byte aligned */
-static size_t floats_bytes(int64_t n, int64_t cols) {
-    return ((size_t)(n * stride_of(cols)) * sizeof(float) + 255) / 256 * 256;
+static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/* Tokens of half_activations */
+static int64_t padded(int64_t n) {
+    const int tile = tile_of((int)n);
+    return (int64_t)ceil_div(n, tile) * tile;
 }
 
-size_t product_bytes(int64_t n, int64_t cols) {
-    const size_t blocks = (size_t)(n * (stride_of(cols) / GWQ_BLOCK));
-    return 256 + floats_bytes(n, cols) + 2 * blocks * sizeof(code_block);
+/* Where a product's scratch has what comes before it: floats, then two sets of codes, or what there
+ * is of half_activations */
+struct parts {
+    size_t floats, blocks, factors, massive, halves, columns, end; /* 256-byte aligned */
+};
+
+static parts parts_of(int64_t n, int64_t cols) {
+    const int64_t stride = stride_of(cols), tokens = padded(n);
+    const int64_t tiles = tokens / tile_of((int)n);
+    const size_t each = rounded((size_t)(tokens * stride) * sizeof(uint16_t));
+    const size_t codes = 2 * (size_t)(n * (stride / GWQ_BLOCK)) * sizeof(code_block);
+    parts p;
+    p.floats = 0;
+    p.blocks = p.factors = rounded((size_t)(n * stride) * sizeof(float));
+    p.massive = p.factors + rounded((size_t)tokens * sizeof(float));
+    p.halves = p.massive + rounded((size_t)(tiles * massive_words((int)stride)) * sizeof(int));
+    p.columns = p.halves + 2 * each;
+    p.end = n > GEMV_TOKENS ? p.columns + (n > FEW_TILE ? 2 * each : 0) : p.blocks + codes;
+    return p;
 }
+
+size_t product_bytes(int64_t n, int64_t cols) { return 256 + parts_of(n, cols).end; }
 
 int check_product(const gwq_op_matmul *o, int64_t n) {
     if (o->count < 1 || o->count > MATRICES || !o->x || n < 1 || n > INT32_MAX / 2)
@@ -40,12 +61,32 @@ int check_experts(const gwq_op_matmul *o) {
     return GWQ_OK;
 }
 
+/* Puts f(x) where `parts` say, in a form that matrices want. Codes get a->blocks if there is a tile
+ * matrix; outliers: whether there may be some. */
+static half_activations put_activations(activations *a, form order, bool tiles, bool outliers,
+                                        uint8_t *at) {
+    const parts where = parts_of(a->n, a->cols);
+    half_activations h = {};
+    h.order = order;
+    if (order == AS_CODES) {
+        a->blocks = tiles ? (code_block *)(at + where.blocks) : nullptr;
+        prepare(gwq_context.stream, *a);
+        return h;
+    }
+    h.tile = tile_of(a->n);
+    h.tokens = (int)padded(a->n);
+    h.factors = (float *)(at + where.factors);
+    h.massive = (int *)(at + where.massive);
+    h.halves = (uint16_t *)(at + where.halves);
+    h.columns = outliers && a->n > FEW_TILE ? (uint16_t *)(at + where.columns) : nullptr;
+    prepare_halves(gwq_context.stream, *a, h);
+    return h;
+}
+
 void run_product(const product_job &j, void *scratch) {
     const gwq_op_matmul *o = j.op;
     const int64_t cols = o->m[0]->cols;
     uint8_t *at = (uint8_t *)(((uintptr_t)scratch + 255) / 256 * 256);
-    bool tiles = false;
-    for (int i = 0; i < o->count; i++) tiles |= uploaded(o->m[i])->kind < ROW_F32;
     activations a = {};
     a.x = o->x;
     a.n = (int)j.n;
@@ -59,8 +100,14 @@ void run_product(const product_job &j, void *scratch) {
     a.up = o->up;
     a.eps = o->eps;
     a.floats = (float *)at;
-    a.blocks = tiles ? (code_block *)(at + floats_bytes(j.n, cols)) : nullptr;
-    prepare(gwq_context.stream, a);
+    half_activations halves = {};
+    bool prepared = false, tiles = false;
+    bool outliers = j.experts; /* of which one may have some */
+    for (int i = 0; i < o->count; i++) {
+        const device_matrix *m = uploaded(o->m[i]);
+        tiles |= form_of(m->kind, j.n) == AS_CODES && m->kind < ROW_F32;
+        outliers |= m->outliers != nullptr;
+    }
 
     bool done[MATRICES] = {};
     for (int first = 0; first < o->count; first++) {
@@ -69,13 +116,18 @@ void run_product(const product_job &j, void *scratch) {
         p.n = (int)j.n;
         p.stride = a.stride;
         p.floats = a.floats;
-        p.blocks = a.blocks;
         p.into = o->into;
         p.factor = o->factor;
         p.choice = j.experts ? o->choice : nullptr;
         p.experts = j.experts;
         p.weight_of_choice = j.experts ? o->weight_of_choice : nullptr;
         const int kind = uploaded(o->m[first])->kind;
+        const form order = form_of(kind, j.n);
+        if (!prepared || order != halves.order)
+            halves = put_activations(&a, order, tiles, outliers, at);
+        prepared = true;
+        p.blocks = a.blocks;
+        p.halves = halves;
         int groups = 0;
         for (int i = first; i < o->count; i++) {
             const device_matrix *m = uploaded(o->m[i]);

@@ -1,5 +1,5 @@
 /* Runs kernels of the CUDA library over the shim, for ThreadSanitizer: a product of every kind, for
- * one token and a few, with massive channels and outliers; attention; a choice; a norm. An argument
+ * few tokens and many, with massive channels and outliers; attention; a choice; a norm. An argument
  * `race` or `late_race` runs a kernel that has one, which must be found. */
 #include <stdio.h>
 #include <string.h>
@@ -40,21 +40,21 @@ struct matrix {
     std::vector<int> starts;
 
     matrix(int kind, int rows, int cols) {
-        const int groups = ceil_div(rows, ROWS);
+        const int together = ceil_div(rows, TOGETHER) * TOGETHER, groups = together / ROWS;
         m.kind = kind;
         m.rows = rows;
         m.cols = cols;
-        m.power = 1;
+        m.power = m.half_power = 1;
         m.strips = ceil_div(cols, STRIP);
-        m.pitch = cols * 4;
+        m.pitch = cols * (kind == ROW_F32 ? 4 : kind == ROW_CODES ? 1 : 2);
         const bool tiles = kind < ROW_F32;
         const size_t bytes = tiles ? (size_t)groups * m.strips * strip_bytes(kind)
-                                   : (size_t)rows * m.pitch;
+                                   : (size_t)together * m.pitch;
         data.resize(bytes / 16 + 1);
         if (tiles)
             for (size_t i = 0; i < bytes; i++) ((uint8_t *)data.data())[i] = (uint8_t)(i * 7);
         row_scale.assign((size_t)groups * ROWS, 0.01f);
-        scale.assign((size_t)rows * cols / 32, 0x2000);
+        scale.assign((size_t)together * cols / 32, 0x2000);
         for (int r = 0; r <= rows; r++) starts.push_back(5 * r);
         for (int i = 0; i < 5 * rows; i++)
             outliers.push_back(0x3c000000u | (uint32_t)(i * 31 % cols));
@@ -67,38 +67,58 @@ struct matrix {
     }
 };
 
+/* f(x) of `tokens` tokens in a matrix's form, times the matrix */
+static void product_of(const matrix &w, int tokens) {
+    enum { COLUMNS = 640, OUT = 40 };
+    const int tile = tile_of(tokens), padded = ceil_div(tokens, tile) * tile;
+    std::vector<float> x = numbers((size_t)tokens * COLUMNS), weight = numbers(COLUMNS);
+    std::vector<float> floats(x.size()), factors((size_t)padded);
+    std::vector<float> y((size_t)tokens * OUT), into(y.size());
+    std::vector<code_block> blocks(2 * x.size() / GWQ_BLOCK);
+    std::vector<uint4> halves((size_t)padded * COLUMNS / 4), columns(halves.size());
+    std::vector<int> massive((size_t)(padded / tile * massive_words(COLUMNS)));
+    x[100] = 5000; /* massive */
+    activations a = {};
+    a.x = x.data();
+    a.n = tokens;
+    a.cols = a.stride = COLUMNS;
+    a.before = GWQ_BEFORE_NORM;
+    a.weight = weight.data();
+    a.floats = floats.data();
+    a.blocks = blocks.data();
+    half_activations h = {};
+    h.order = form_of(w.m.kind, tokens);
+    h.tokens = padded;
+    h.tile = tile;
+    h.factors = factors.data();
+    h.halves = (uint16_t *)halves.data();
+    h.massive = massive.data();
+    h.columns = tokens > FEW_TILE ? (uint16_t *)columns.data() : nullptr;
+    if (h.order == AS_CODES) prepare(0, a);
+    else prepare_halves(0, a, h);
+    product p = {};
+    p.m[0] = w.m;
+    p.y[0] = y.data();
+    p.bias[0] = weight.data();
+    p.into = into.data();
+    p.factor = 1;
+    p.groups[0] = ceil_div(OUT, ROWS);
+    p.count = 1;
+    p.n = tokens;
+    p.stride = COLUMNS;
+    p.floats = floats.data();
+    p.blocks = blocks.data();
+    p.halves = h;
+    multiply(0, p);
+}
+
 static void products() {
-    enum { TOKENS = 5, COLUMNS = 640, OUT = 40 };
+    enum { COLUMNS = 640, OUT = 40 };
     const int kinds[] = {2, 3, 4, 5, 6, ROW_F32, ROW_F16, ROW_BF16, ROW_CODES};
     for (int kind : kinds) {
         matrix w(kind, OUT, COLUMNS);
-        std::vector<float> x = numbers(TOKENS * COLUMNS), weight = numbers(COLUMNS);
-        std::vector<float> floats(TOKENS * COLUMNS), y(TOKENS * OUT), into(TOKENS * OUT);
         std::vector<float> out(OUT * COLUMNS);
-        std::vector<code_block> blocks(2 * TOKENS * COLUMNS / GWQ_BLOCK);
-        x[100] = 5000; /* massive */
-        activations a = {};
-        a.x = x.data();
-        a.n = TOKENS;
-        a.cols = a.stride = COLUMNS;
-        a.before = GWQ_BEFORE_NORM;
-        a.weight = weight.data();
-        a.floats = floats.data();
-        a.blocks = blocks.data();
-        prepare(0, a);
-        product p = {};
-        p.m[0] = w.m;
-        p.y[0] = y.data();
-        p.bias[0] = weight.data();
-        p.into = into.data();
-        p.factor = 1;
-        p.groups[0] = ceil_div(OUT, ROWS);
-        p.count = 1;
-        p.n = TOKENS;
-        p.stride = COLUMNS;
-        p.floats = floats.data();
-        p.blocks = blocks.data();
-        multiply(0, p);
+        for (int tokens : {5, 12, 20, 70}) product_of(w, tokens);
         rows_to_floats(0, w.m, nullptr, nullptr, 0, OUT, out.data());
     }
 }

@@ -42,7 +42,8 @@ CODES = np.dtype(
 ORDER = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 ORDER = (16 * np.arange(4)[:, None] + ORDER).ravel()
 # Sources of kernels; the others are what the host does
-KERNELS = ("attention", "choice", "codes", "gemv", "ops", "repack", "rows", "rows_gemv")
+KERNELS = ("attention", "choice", "codes", "gemm", "gemv", "halves", "ops", "repack", "rows")
+KERNELS += ("rows_gemm", "rows_gemv")
 MISSING = {"gwq_encode", "gwq_multiply"}  # what serves export
 MISSING |= {"gwq_map_watch", "gwq_map_faults", "gwq_map_forget"}  # what the host's library does
 
