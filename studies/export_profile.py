@@ -98,7 +98,7 @@ PHASES = {
     "make and cast the curvature": ["quantization.curvature:Curvature.factor"],
     "choose outliers": ["quantization.quantize:select"],
     "encode: lay out": ["quantization.quantize:encode"],
-    "encode: turn U": ["quantization.encoder:_in_coding_order"],
+    "encode: turn U": ["quantization.feedback:_in_coding_order"],
     "predict: search": ["quantization.loss_model:encode"],
     "encode: feedback": ["quantization.encoder:_encode_with_feedback"],
     "encode: sweep": ["quantization.matrix_codes:MatrixCodes.sweep"],

@@ -68,10 +68,24 @@ class Arrangement:
 
         The Hessian, (columns, columns), does not depend on the order of rows.
         """
-        return {
-            name: array if name == "hessian" else self._place(array)
-            for name, array in statistics.items()
-        }
+        moved = {"hessian": lambda array: array, "outputs": self._products}
+        return {name: moved.get(name, self._place)(array) for name, array in statistics.items()}
+
+    def _products(self, array: np.ndarray) -> np.ndarray:
+        """Products of rows with the rows of their group, (rows, width), for rows that move.
+
+        Those of rows that come into another group than before are lost: zero.
+        """
+        if not self.split:
+            return array
+        rows, width = array.shape
+        old = Arrangement(split=self.split, swap=self.swap)._place(np.arange(rows))
+        first = np.arange(0, rows, width).repeat(width)[:rows]  # of each row's group
+        partner = np.minimum(first[:, None] + np.arange(width), rows - 1)
+        same = old[partner] // width == (old // width)[:, None]
+        same &= first[:, None] + np.arange(width) < rows
+        found = array[old[:, None], old[partner] % width]
+        return np.where(same, found, np.float32(0))
 
 
 def arrangement(

@@ -15,7 +15,7 @@ import torch
 from gwq_export.calibration.block_model import BlockModel, ModelSource
 from gwq_export.calibration.block_pass import BlockPass
 from gwq_export.calibration.labels import labels_gradient, labels_loss, labels_parts
-from gwq_export.calibration.statistics import FACTORS, Tap, Totals
+from gwq_export.calibration.statistics import FACTORS, OUTPUTS, Tap, Totals
 from gwq_export.calibration.text import Calibration
 from gwq_export.compute.linalg import add_gram, mirror
 from gwq_export.compute.results import Memory
@@ -176,7 +176,8 @@ def _end_gradients(
     last = walk.get(f"state.{len(model.blocks)}")
     upstream = walk.get("upstream.0")
     model.load_ends()
-    totals = Totals(statistics, tokens)
+    # rows of embedding and head stand for tokens, far too many to know of each other
+    totals = Totals([s for s in statistics if s != OUTPUTS], tokens)
     weights = {name: model.end(name).requires_grad_() for name in ends}
     tap = Tap().attach({"head": model.head} if totals.factors else {})
     for s, ids in enumerate(tokens):

@@ -10,6 +10,7 @@ nats, summed over the tokens of a sample, and g = dL/dz at a token:
 
     H = mean over tokens of x x^T        "hessian", (cols, cols)
     s = mean over tokens of g^2          "rows", (rows,), elementwise
+    G = mean over tokens of g g^T        "outputs", in groups of rows
 
 An error E of the matrix changes z by E x, and the loss, to second order, by half of the error's
 quadratic form under the loss's second derivative:
@@ -21,10 +22,12 @@ zero, and for them F is the Fisher information, the mean of g_i x_j g_k x_l over
 form with the same 1/2 is the KL divergence between the predictions before and after, so that one
 number predicts both. F has (rows cols)^2 entries. The Kronecker-factored approximation (K-FAC,
 arXiv 1503.05671) takes g and x as independent and different tokens as uncorrelated, which makes F
-the product of mean(g g^T) and H; of the first factor only the diagonal s is kept, so that rows of
-the matrix do not interact:
+the product of G and H. Predictions keep only the diagonal s of G, so that rows do not interact:
 
     predicted loss  =  1/2 sum_i s_i E_i H E_i^T,     E_i row i of E
+
+Codes are found under more of it: of G, groups of GROUP rows after one another are kept, as an
+array (rows, min(rows, GROUP)) whose row i has the products of row i with the rows of its group.
 
 Labels from the text instead of the model give the empirical Fisher information.
 
@@ -52,7 +55,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gwq_export.compute.linalg import add_gram, mirror
+from gwq_export.compute.linalg import add_gram, mirror, pieces
 
 # name -> what is taken of a sample's gradient g; the mean over samples is kept
 STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -61,7 +64,9 @@ STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "square": lambda g: g * g,
 }
 FACTORS = ("hessian", "rows")
+OUTPUTS = "outputs"
 COLUMNS = "columns"
+GROUP = 1024  # rows of a group of "outputs"
 MIN_EXPERT_TOKENS = 16  # fewer say nothing about an expert, and its weights all count alike
 
 
@@ -118,7 +123,7 @@ class Totals:
         """statistics: names of what is wanted; tokens: the ids of all samples (samples, ctx)."""
         statistics = list(statistics)
         self.per_weight = [s for s in statistics if s in STATISTICS]
-        self.factors = [s for s in statistics if s in (*FACTORS, COLUMNS)]
+        self.factors = [s for s in statistics if s in (*FACTORS, OUTPUTS, COLUMNS)]
         self.by_output = [s for s in self.factors if s != "hessian"]  # need gradients of outputs
         self.samples = len(tokens)
         self.tokens = tokens.numel()
@@ -164,10 +169,12 @@ class Totals:
                 self._add_by_output(name, x, g)
 
     def _add_by_output(self, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
-        """Add "rows" and "columns" of one sample: x (tokens, cols), g (tokens, rows)."""
+        """Add "rows", "outputs" and "columns" of one sample: x (tokens, cols), g (tokens, rows)."""
         scale = self.length**2 / self.tokens  # g is the gradient of a mean over `length` tokens
         if "rows" in self.factors:
             self._add(name, "rows", (g * g).sum(0) * scale)
+        if OUTPUTS in self.factors:
+            self._add(name, OUTPUTS, _products_in_groups(g) * scale)
         if COLUMNS in self.factors:
             self._add(name, COLUMNS, (g * g).sum(1) @ (x * x) * scale)
 
@@ -192,6 +199,8 @@ class Totals:
         if "hessian" in self.factors:
             reached = self.reached[name] > 0
             statistics["hessian"] = self._hessian(name) if reached else np.zeros((1, 1), np.float32)
+        if OUTPUTS in statistics:
+            _discount(statistics[OUTPUTS], self.reached[name])
         if self.reached[name] < min(MIN_EXPERT_TOKENS, self.tokens):
             statistics = _uninformed(weight, statistics)
         return weight.cpu().numpy(), statistics
@@ -204,13 +213,34 @@ class Totals:
         return self.hessians[owner] if owner in self.shared.values() else self.hessians.pop(owner)
 
 
+def _products_in_groups(g: torch.Tensor) -> torch.Tensor:
+    """g^T g for g (tokens, rows), of which groups of rows are kept: (rows, min(rows, GROUP))."""
+    rows = g.shape[1]
+    out = g.new_zeros(rows, min(rows, GROUP))
+    for part in pieces(rows, GROUP):
+        torch.mm(g[:, part].T, g[:, part], out=out[part, : part.stop - part.start])
+    return out
+
+
+def _discount(outputs: np.ndarray, tokens: int) -> None:
+    """Multiply products of different rows by tokens / (tokens + width), in place.
+
+    A mean over few tokens has them by chance, like the Hessian's (`quantization.curvature`).
+    """
+    rows, width = outputs.shape
+    at = np.arange(rows), np.arange(rows) % width
+    own = outputs[at]
+    outputs *= np.float32(tokens / (tokens + width))
+    outputs[at] = own
+
+
 def _uninformed(weight: torch.Tensor, measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Statistics of an expert that few tokens reached: nothing in them tells weights apart.
 
     Rules that compare gradients prefer large weights, and errors of all weights cost the same: s is
     constant and H a multiple of the identity. Their sizes are the means of what was measured, so
     that the expert's predicted loss keeps its size beside the others', but not so small that a
-    product of the two underflows in float32.
+    product of the two underflows in float32. Its rows do not interact: "outputs" is left out.
     """
     out = {s: STATISTICS[s](weight).cpu().numpy() for s in measured if s in STATISTICS}
     for factor, size in zip(("rows", COLUMNS), weight.shape, strict=True):

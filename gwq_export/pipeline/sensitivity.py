@@ -56,11 +56,13 @@ def sensitivities(
     for hf in plan_of:
         if (done := work.get(hf)) and (kept is None or hf in kept):
             rows[hf] = done[0]
-    by_rule = {s for p in chosen for s in SALIENCY[p.recipe.saliency].statistics}
+    wanted = {s for p in chosen for s in SALIENCY[p.recipe.saliency].statistics}
+    if kept is not None:
+        wanted |= {s for p in chosen for s in p.recipe.statistics}
     items = gradients(
         source,
         calibration,
-        sorted({"hessian", "rows"} | by_rule),
+        sorted({"hessian", "rows"} | wanted),
         [hf for hf, p in plan_of.items() if not p.linear],
         device,
         progress,

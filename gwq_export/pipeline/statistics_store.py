@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export.calibration.statistics import GROUP, OUTPUTS
 from gwq_export.compute.results import Memory, Workdir
 from gwq_export.pipeline.plan import TensorPlan
 
@@ -80,9 +81,9 @@ def store_bytes(plans: Sequence[TensorPlan]) -> int:
     for plan in plans:
         if len(plan.shape) > 1:
             rows, cols = plan.shape[-2:]
-            weights = {"hessian", "rows"}
-            by_weight = sum(rows * cols for s in plan.recipe.statistics if s not in weights)
-            total += len(plan.sources) * (2 * cols * (cols + STRIP) + 4 * rows + 4 * by_weight)
+            size = {"hessian": 0, "rows": rows, OUTPUTS: rows * min(rows, GROUP)}
+            floats = sum(size.get(s, rows * cols) for s in plan.recipe.statistics)
+            total += len(plan.sources) * (2 * cols * (cols + STRIP) + 4 * floats)
     return total
 
 

@@ -5,6 +5,7 @@ Modules import only those listed above them:
     recipe
     curvature
     lanes
+    feedback
     matrix_codes
     tile_codes
     ggml_codes

@@ -59,6 +59,7 @@ class Curvature:
         self.matrix[padding, padding] = damping * mean
         self.column_weight = np.ascontiguousarray(np.diag(self.matrix) / mean)
         self.column_weight[cols:] = 0
+        self.gains: dict[Any, Any] = {}  # of `feedback.column_gains`, by what they depend on
 
     @cached_property
     def factor(self) -> np.ndarray:

@@ -34,7 +34,8 @@ def quantize(
     """Encode a weight (rows, cols), or (n,) of an unquantized type, float32.
 
     statistics: what `recipe.statistics` names: arrays of the weight's shape, "rows" (rows,),
-    "hessian" (cols, cols) or a Curvature made from it. pool: a `gwq_pool *`, or NULL for one
+    "hessian" (cols, cols) or a Curvature made from it, "outputs" (rows, width), which may be
+    missing. pool: a `gwq_pool *`, or NULL for one
     thread. Returns the bytes (uint8 arrays) of the tensors in the order of `recipe.tensors`. Raises
     GwqError for a weight that the type's FP16 numbers cannot hold.
     """
@@ -45,6 +46,7 @@ def quantize(
     if recipe.curvature:
         options |= {
             "curvature": curvature_of(statistics),
+            "outputs": statistics.get("outputs") if recipe.outputs else None,
             "row_weight": statistics["rows"],
             "feedback": recipe.feedback,
             "sweeps": recipe.sweeps,

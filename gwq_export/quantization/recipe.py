@@ -51,8 +51,8 @@ class Recipe:
     with levels, the fraction that is corrected in FP16 (see `deltas`). saliency: the rule of
     SALIENCY that chooses outliers. table: a row of TABLES. curvature: find codes and scales under
     the Fisher factors, else by plain least squares (ggml types with levels are then rounded as ggml
-    does). feedback, sweeps: see `encoder.encode`; they need curvature. seed: of rules that draw at
-    random.
+    does). feedback, sweeps: see `encoder.encode`; they need curvature. outputs: rows have feedback
+    from rows, too. seed: of rules that draw at random.
     """
 
     type: TensorType
@@ -61,6 +61,7 @@ class Recipe:
     table: str = "trellis"
     curvature: bool = True
     feedback: bool = True
+    outputs: bool = True
     sweeps: int = 1
     seed: int = 0
 
@@ -79,6 +80,7 @@ class Recipe:
             names += SALIENCY[self.saliency].statistics
         if self.curvature:
             names += ("hessian", "rows")
+            names += ("outputs",) if self.feedback and self.outputs else ()
         return tuple(dict.fromkeys(names))
 
     @property

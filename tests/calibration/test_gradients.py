@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gwq_export import GwqError
+from gwq_export.calibration import statistics as calibration_statistics
 from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.labels import labels_loss
 from gwq_export.calibration.text import Calibration, sample_tokens
@@ -119,9 +120,11 @@ def test_own_predictions_are_not_surprised_by_a_text(tiny, tmp_path, model, name
 
 
 def whole_factors(folder, tokens):
-    """{matrix: {"hessian": mean of x x^T, "rows": mean of (dL/dz)^2}} over all tokens, L the sum of
-    a sample's token losses, by hooks on transformers' model. The embedding is its transpose's
-    matrix: one-hot tokens out, gradients in.
+    """{matrix: factors} over all tokens, L the sum of a sample's token losses.
+
+    "hessian" is the mean of x x^T, "rows" that of (dL/dz)^2, "products" that of dL/dz dL/dz^T, by
+    hooks on transformers' model. The embedding is its transpose's matrix: one-hot tokens out,
+    gradients in.
     """
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
@@ -158,7 +161,11 @@ def whole_factors(folder, tokens):
                 "rows": share * (1 - unseen) + unseen / len(share),
             }
         else:
-            found[name] = {"hessian": x.T @ x / len(x), "rows": (g * g).mean(0)}
+            found[name] = {
+                "hessian": x.T @ x / len(x),
+                "rows": (g * g).mean(0),
+                "products": g.T @ g / len(g),
+            }
     found[Source(folder).arch.head] = found["lm_head.weight"]
     return found
 
@@ -222,6 +229,32 @@ def test_factors_are_those_of_the_whole_model(tiny, name, statistics):
     assert seen == {
         n for i in range(source.layers) for row, n in source.block(i).items() if row.linear
     } | set(ends)
+
+
+@pytest.mark.parametrize("group", [1024, 24])
+def test_products_of_outputs_are_kept_in_groups(tiny, group, monkeypatch):
+    """Those of different rows are discounted by the tokens that they are means of."""
+    monkeypatch.setattr(calibration_statistics, "GROUP", group)
+    source = Source(tiny("llama"))
+    calibration = Calibration(torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 30))))
+    expected = whole_factors(tiny("llama"), calibration.tokens)
+    seen = 0
+    for tensor, _, found in gradients(source, calibration, ("outputs", "rows"), [source.arch.head]):
+        if tensor == source.arch.head:
+            assert "outputs" not in found
+            continue
+        wanted = expected[tensor]["products"].numpy()
+        rows, width = found["outputs"].shape
+        assert rows == len(wanted) and width == min(rows, group)
+        for i in range(rows):
+            here = slice(i // width * width, min((i // width + 1) * width, rows))
+            row = wanted[i, here] * 90 / (90 + width)
+            row[i - here.start] = wanted[i, i]
+            got = found["outputs"][i]
+            assert np.abs(got[: len(row)] - row).max() <= 2e-5 * np.abs(wanted).max()
+            assert not got[len(row) :].any()
+        seen += 1
+    assert seen == 7 * source.layers
 
 
 def test_matrices_of_one_input_share_their_hessian(tiny):

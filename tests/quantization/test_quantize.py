@@ -15,8 +15,10 @@ from gwq_export.quantization.encoder import encode
 from gwq_export.quantization.quantize import quantize
 from gwq_export.quantization.recipe import TABLES, Recipe
 from gwq_export.quantization.saliency import SALIENCY, select
+from tests.support.layer import outputs
 
 TILES = [t for t in TYPES.values() if t.bits]
+
 PAPER = {"saliency": "grad", "table": "grid", "curvature": False, "feedback": False, "sweeps": 0}
 
 
@@ -33,6 +35,7 @@ def statistics(weight, rng):
         "mean": g,
         "square": g * g,
         "rows": rng.random(rows, np.float32),
+        "outputs": outputs(rows, rng),
         "hessian": x.T @ x / len(x),
     }
 
@@ -125,6 +128,7 @@ def test_outliers_hold_what_the_encoder_wanted():
         assert np.array_equal(np.argwhere(mask), np.stack([row, col], 1))
         options = {
             "curvature": Curvature(stats["hessian"]),
+            "outputs": stats["outputs"],
             "row_weight": stats["rows"],
             "outlier": mask,
             "sweeps": 1,
