@@ -11,6 +11,7 @@ from typing import Any
 from gwq_export.report import html, measurements
 
 Data = dict[str, Any]
+BUSY = 0.5  # programs that ran before, per CPU, from which on that is said
 
 
 def page(found: Data) -> str:
@@ -61,9 +62,12 @@ def _summary(found: Data) -> str:
         if decoded["localscore"]:
             facts["LocalScore's formula"] = measurements.number(decoded["localscore"])
     if (sustained := found["sustained"]) and sustained["kept"] is not None:
-        facts["Left of the first minute"] = html.percent(sustained["kept"])
-    note = "" if found["complete"] else "The run was not completed: see the steps at the end."
-    return (f"<p>{html.text(note)}</p>" if note else "") + html.tiles(facts)
+        facts["Speed left at the end"] = html.percent(sustained["kept"])
+    notes = [] if found["complete"] else ["The run was not completed: see the steps at the end."]
+    device = found["device"]
+    if (load := device["load_average"] or 0) > BUSY * device["cpus"]:
+        notes.append(f"Other programs ran before it (load {load:g} on {device['cpus']} CPUs).")
+    return "".join(f"<p>{html.text(note)}</p>" for note in notes) + html.tiles(facts)
 
 
 def _device(found: Data) -> str:

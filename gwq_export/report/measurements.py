@@ -84,7 +84,7 @@ def _curve(found: Data, step: str, title: str, note: str, x: str, unit: str, kep
     if not rows:
         return ""
     points = [(r[x], r["median_ts"]) for r in rows]
-    ends = f"{points[0][0]} {unit}", f"{points[-1][0]} {unit}"
+    ends = f"{unit}: {points[0][0]}", f"{unit}: {points[-1][0]}"
     chart = charts.line(title, points, number, ends, from_zero=True)
     head = [unit, "tokens/s", "lowest", "highest"] + (["kept on CPUs"] if kept else [])
     body = [
@@ -103,7 +103,7 @@ def _curve(found: Data, step: str, title: str, note: str, x: str, unit: str, kep
 
 def threads(found: Data) -> str:
     """The thread sweep."""
-    note = f"The other tests ran with {found['best_threads']} threads."
+    note = f"Threads in the other tests: {found['best_threads']}."
     return _curve(found, "threads", "Threads", note, "n_threads", "threads", True)
 
 
@@ -158,7 +158,7 @@ def sustained(found: Data) -> str:
     )
     throttled = {None: "not told by this system", False: "no", True: "yes"}
     rows: dict[str, object] = {
-        "Time": f"{run['seconds']:.0f} s with {run['threads']} threads",
+        "Time": f"{run['seconds']:.0f} s, threads: {run['threads']}",
         "Slowed down by the system": "; ".join(
             [throttled[run["throttled"]], *run["throttled_why"]]
         ),

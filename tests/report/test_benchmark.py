@@ -75,6 +75,11 @@ def test_what_is_missing_is_said(found):
     text = "".join(root.itertext())
     assert "The run was not completed" in text and "No sensor of this device" in text
     assert not list(root.iter("svg"))
+    busy = copy.deepcopy(found)
+    busy["device"] |= {"load_average": 7.5, "cpus": 4}
+    assert "Other programs ran before it (load 7.5 on 4 CPUs)." in page(busy)
+    busy["device"]["load_average"] = 1.0
+    assert "Other programs" not in page(busy)
     for p in (points := copy.deepcopy(found["sustained"]))["points"]:
         p |= {"celsius": None, "mhz": None, "watts": None}
     text = "".join(parse(page(found | {"sustained": points})).itertext())
