@@ -37,8 +37,7 @@ LLAMA_BUILDS = {
     "dotprod": ("armv8.2-a+dotprod+fp16", "cortex-a76"),
     "i8mm": ("armv8.2-a+dotprod+fp16+i8mm", "max"),
 }
-# what is printed -> function, instruction sets of which it is the one that llama.cpp calls (or, where
-# "neon" is left out, that have no code of their own for it)
+# what is printed -> function, instruction sets on which llama.cpp may call it
 ONE_TOKEN = {
     "Q4_0, repacked 4x4": ("ggml_gemv_q4_0_4x4_q8_0", ["dotprod"]),
     "Q4_0, repacked 4x8": ("ggml_gemv_q4_0_4x8_q8_0", ["i8mm"]),

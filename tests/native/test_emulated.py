@@ -1,4 +1,4 @@
-"""The C library on CPUs that are not here, run by QEMU: ARM's instruction sets, and x86 without AVX2.
+"""The C library on CPUs that are not here, run by QEMU: ARM, and x86 without AVX2.
 
 Two programs compare each instruction set of the emulated CPU with the scalar row (kernels_check.c:
 matrices of every type; ops_check.c: everything else), and a third one takes matrices from here
