@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -60,18 +61,42 @@ def as_json(value: object) -> bytes:
 def save(path: str | os.PathLike[str], text: str, flag: str) -> None:
     """Write `text` as UTF-8 into <path>.part, then give that file its name.
 
+    It is on the disk before it has the name. What cannot be finished is removed.
+
     flag: the command-line flag that named `path`, for the message. Raises GwqError.
     """
     part = f"{path}.part"
     try:
-        with open(part, "w", encoding="utf-8") as f:
-            f.write(text)
+        write_synced(part, text.encode())
         os.replace(part, path)
-    except OSError as e:
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        if not isinstance(e, OSError):
+            raise
         raise GwqError(
             f"{flag} {path}: cannot be written ({e.strerror or e}); "
             "free space or choose another name"
         ) from None
+    sync_folder(os.path.dirname(os.path.abspath(path)))
+
+
+def write_synced(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, and bring it to the disk. Raises OSError."""
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def sync_folder(folder: str) -> None:
+    """Bring the names of a folder's files to the disk, where its file system can."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def check_output(path: str | os.PathLike[str], flag: str) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from gwq_export.errors import GwqError
-from gwq_export.files import check_output
+from gwq_export.files import check_output, sync_folder
 from gwq_export.format import bridge
 from gwq_export.format.header_bytes import headers
 from gwq_export.format.types import TensorType
@@ -140,12 +140,7 @@ class Writer:
             raise
         os.close(self._fd)
         self._fd = -1
-        with contextlib.suppress(OSError):  # some file systems cannot flush a folder
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(self.folder)
 
     def _write_checksum(self) -> None:
         """Put the checksum of a bridge file's deltas into its header."""

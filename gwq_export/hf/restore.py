@@ -19,7 +19,7 @@ from typing import Any
 from gwq_export.arch.config import Config, read_config
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, about
-from gwq_export.files import as_json, check_space
+from gwq_export.files import as_json, check_space, sync_folder, write_synced
 from gwq_export.format.ggml_types import encode_ggml
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TensorType, tensor_type
@@ -83,11 +83,13 @@ def restore(
     try:
         part.mkdir()
         for name, data in files.items():
-            (part / name).write_bytes(data)
+            write_synced(part / name, data)
         _write_weights(checkpoint, config.arch, part, dtype, progress)
         if folder.exists():
             folder.rmdir()
+        sync_folder(str(part))
         part.rename(folder)
+        sync_folder(str(folder.absolute().parent))
     except OSError as e:
         raise GwqError(
             f"cannot write {folder}: {e.strerror or e}; free space or choose another name"

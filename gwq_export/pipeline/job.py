@@ -5,7 +5,8 @@ Nothing here takes long, so what the user can mend is found here.
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,15 @@ class Job:
                     f"{name} of {self.model} was changed while it was exported: "
                     "run the same command again, and leave the model alone until it is done"
                 )
+
+    @contextmanager
+    def of_one_source(self) -> Iterator[None]:
+        """Say of what goes wrong in this block that the model was changed, where it was."""
+        try:
+            yield
+        except GwqError:
+            self.check_source()
+            raise
 
     def open_work(self) -> Memory:
         """Where results go: the work folder, or the disk of the output, or memory if that is full.

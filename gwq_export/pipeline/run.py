@@ -95,6 +95,7 @@ def _make(job: Job, progress: Progress) -> dict[str, Any]:
         stack.enter_context(one_thread_each())
         work = stack.enter_context(job.open_work())
         stack.enter_context(_said_what_is_kept(job, work))
+        stack.enter_context(job.of_one_source())
         kept = _statistics_store(job, work, stack)
         job.check_space(work)
         offers = _measure(job, work, progress, estimate, kept)
