@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 QUANTIZED = "quantization_config"
-# model_type of a text model that is only a part of larger ones -> that of one by itself which
+# model_type of a text model that is only a part of larger ones -> config keys of one by itself that
 # computes the same from a text, whose positions are the same in all sections of a head
-_ALONE = {
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
+_ALONE: dict[str, dict[str, Any]] = {
+    "qwen2_vl_text": {"model_type": "qwen2"},
+    "qwen2_5_vl_text": {"model_type": "qwen2"},
+    "qwen3_vl_text": {"model_type": "qwen3"},
+    "glm4v_text": {"model_type": "glm4"},
+    "glm_ocr_text": {"model_type": "glm4", "attention_bias": False},
+    "paddleocr_vl_text": {"model_type": "llama"},
 }
 
 
@@ -67,8 +70,10 @@ def _text_config(whole: PretrainedConfig) -> PretrainedConfig:
     if text is whole or whole.is_encoder_decoder:
         return whole
     if text.model_type in _ALONE:
-        values = text.to_dict() | {"model_type": _ALONE[text.model_type]}
-        text = CONFIG_MAPPING[_ALONE[text.model_type]].from_dict(values)
+        values = text.to_dict() | _ALONE[text.model_type]
+        # what a part leaves out turns whole heads; one by itself may have another default
+        values["rope_parameters"] = {"partial_rotary_factor": 1.0} | values["rope_parameters"]
+        text = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     # the larger class has the head, and ties it by its own config
     text.tie_word_embeddings = bool(getattr(whole, "tie_word_embeddings", False))
     return text

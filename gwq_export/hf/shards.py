@@ -45,13 +45,13 @@ class Shards:
         for path in _files(folder, config):
             self._add(path)
         if whole:
-            self._take_text(folder, whole)
+            self._take_text(folder, whole, int(config["num_hidden_layers"]))
         else:
             self._add_prefix()
 
-    def _take_text(self, folder: Path, whole: str) -> None:
-        """Forget all tensors but those of the text model, which get its own names."""
-        kept = text_names(folder, self.shapes, self._arch)
+    def _take_text(self, folder: Path, whole: str, blocks: int) -> None:
+        """Forget all tensors but those of the text model's `blocks`, which get its own names."""
+        kept = text_names(folder, self.shapes, self._arch, blocks)
         others = left_out(self.shapes, kept)
         log.warning(
             "%s: a %s: its text model is exported; left out: %s",

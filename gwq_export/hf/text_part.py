@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,12 +11,13 @@ from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 
 
-def text_names(folder: Path, names: Iterable[str], arch: Arch) -> dict[str, str]:
+def text_names(folder: Path, names: Iterable[str], arch: Arch, blocks: int) -> dict[str, str]:
     """{name in the checkpoint: name in a checkpoint of the text model alone}.
 
     Checkpoints put the text model under one prefix or another ("model.language_model.",
-    "language_model.model."): it is where the embedding lies beside the first block. Raises GwqError
-    when there is no such place, or more than one.
+    "language_model.model."): it is where the embedding lies beside the first block. What lies
+    behind its `blocks`, as GLM-OCR's block that predicts a second token, is not part of it. Raises
+    GwqError when there is no such place, or more than one.
     """
     names = list(names)
     root = arch.layers.partition(".")[0] + "."
@@ -39,6 +41,7 @@ def text_names(folder: Path, names: Iterable[str], arch: Arch) -> dict[str, str]
         name: root + rest
         for name in names
         if name.startswith(prefix) and (rest := name.removeprefix(prefix)).startswith(parts)
+        if not (block := re.match(rf"{re.escape(layers)}\.(\d+)\.", rest)) or int(block[1]) < blocks
     }
     # the head lies beside the text model or further out; the nearest is its own
     heads = [

@@ -36,9 +36,9 @@ class SharedExpert:
     def weights(self, ops: Ops, x: Pointer, n: int) -> np.ndarray:
         """Of each token of x (n, dim), (n,)."""
         scores, shares = F32((n, 2)), F32((n, 2))
-        ids = pointer(np.empty((n, 2), np.int32), "int32_t *")
+        both = np.empty((n, 2), np.int32)
         self.router(ops, x, n, scores.ptr)
-        ops.route(scores.ptr, n, 2, 2, False, ids, shares.ptr)
+        ops.route(scores.ptr, n, 2, 2, False, pointer(both, "int32_t *"), shares.ptr)
         return shares.array[:, 0]
 
     def record(

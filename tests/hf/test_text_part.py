@@ -44,6 +44,26 @@ WHOLES = {
         {"rope_parameters": MROPE | {"mrope_interleaved": True}},
         {"vision_config": QWEN3_VISION} | APART,
     ),
+    "Glm4vConfig": (
+        "glm4",
+        {"rope_parameters": MROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+        {"vision_config": QWEN_VISION | {"out_hidden_size": 96}} | APART,
+    ),
+    "GlmOcrConfig": (
+        "glm4",
+        {"rope_parameters": MROPE},
+        {"vision_config": QWEN_VISION | {"out_hidden_size": 96}} | APART,
+    ),
+    "PaddleOCRVLConfig": (
+        "llama",
+        {"rope_parameters": MROPE},
+        {"vision_config": VISION | HEADS} | TIED,
+    ),
+    "Exaone4_5_Config": (
+        "exaone4",
+        {},
+        {"vision_config": QWEN_VISION | {"out_hidden_size": 96}} | APART,
+    ),
     "Qwen2AudioConfig": (
         "qwen2",
         {},
@@ -80,7 +100,7 @@ def whole(tmp_path_factory):
         text_class, settings = TINY_MODELS[row]
         config_class = getattr(transformers, name)
         text = getattr(transformers, text_class)(**TINY | settings).to_dict()
-        if name.startswith("Qwen") and name != "Qwen2AudioConfig":
+        if "rope_parameters" in own:
             del text["model_type"]  # the larger class has a text config of its own
         config = config_class(text_config=text | own, **others)
         torch.manual_seed(4)
@@ -159,6 +179,19 @@ def test_checkpoints_in_other_layouts(tmp_path, whole, name, layout):
         renamed[new] = tensor
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     agrees(folder, tmp_path / "m.gguf", expected)
+
+
+def test_a_block_behind_the_last_is_left_out(tmp_path, whole, caplog):
+    """As checkpoints have one that predicts the token after the next."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(whole("GlmOcrConfig"), tmp_path / "m")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors |= {n.replace(".3.", ".4."): t.clone() for n, t in tensors.items() if "layers.3." in n}
+    save_file(tensors, path, {"format": "pt"})
+    agrees(folder, tmp_path / "m.gguf", expected_logits(folder))
+    assert "language_model (" in caplog.text
 
 
 def test_what_cannot_be_told_is_said(tmp_path, whole):
