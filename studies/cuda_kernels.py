@@ -54,6 +54,22 @@ class Loop:
     local: int
 
 
+@dataclass(frozen=True)
+class TensorLoop:
+    """The loop over a matrix of a kernel for tensor cores: a turn is a strip of 128 columns.
+
+    instructions: of a turn. products: of fragments (HMMA) among them. integer: those that the
+    integer units have, half a warp a cycle. wide: loads of 16 bytes. local: as of Loop.
+    """
+
+    kernel: str
+    instructions: int
+    products: int
+    integer: int
+    wide: int
+    local: int
+
+
 def readable(mangled: str) -> str:
     """A kernel's name with its numbers: _Z11gemv_kernelILi4ELi1EE.. is gemv_kernel<4, 1>."""
     match = re.match(r"_Z\d+([a-z_]+_kernel)(?:I((?:Li\d+E)+)E)?", mangled)
@@ -127,34 +143,61 @@ def machine_code(source: str, arch: str) -> str:
     return done.stdout
 
 
-def _loop(instructions: Sequence[tuple[int, str]]) -> tuple[int, int]:
-    """(instructions, 16-byte loads) of the loop that reads weights: those past the cache.
+def _bodies(instructions: Sequence[tuple[int, str]]) -> list[list[str]]:
+    """The loops of a kernel: their instructions, from where a jump back leads to the jump.
 
     instructions: (address, text) of a kernel.
     """
     at = {address: i for i, (address, _) in enumerate(instructions)}
-    bodies = []
+    found = []
     for i, (address, text) in enumerate(instructions):
         target = re.search(r"\bBRA.*?0x([0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
-            body = [text for _, text in instructions[at[int(target[1], 16)] : i + 1]]
-            if any(re.search(r"LDG\.E\.NA.*\.128", text) for text in body):
-                bodies.append(body)
-    if not bodies:
-        return 0, 0
-    body = min(bodies, key=len)
-    return len(body), sum(".128" in text and "LDG" in text for text in body)
+            found.append([text for _, text in instructions[at[int(target[1], 16)] : i + 1]])
+    return found
+
+
+def _kernels_of(source: str, arch: str) -> list[tuple[str, list[tuple[int, str]]]]:
+    """(name, [(address, instruction)]) of a source's kernels."""
+    found = []
+    for part in machine_code(source, arch).split("Function : ")[1:]:
+        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", part)
+        found.append((readable(part.split()[0]), [(int(at, 16), text) for at, text in code]))
+    return found
+
+
+def _count(pattern: str, instructions: Iterable[str]) -> int:
+    return sum(bool(re.search(pattern, text)) for text in instructions)
 
 
 def loops(arch: str) -> list[Loop]:
     """The loops of all GEMV kernels of a build for one architecture. Raises LookupError."""
     found = []
-    for part in machine_code("gemv.cu", arch).split("Function : ")[1:]:
-        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", part)
-        instructions = [(int(address, 16), line) for address, line in code]
-        count, wide = _loop(instructions)
-        local = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for _, line in instructions)
-        found.append(Loop(readable(part.split()[0]), count, wide, local))
+    for name, instructions in _kernels_of("gemv.cu", arch):
+        # that which reads weights: past the first cache
+        bodies = [b for b in _bodies(instructions) if _count(r"LDG\.E\.NA.*\.128", b)]
+        body = min(bodies, key=len, default=[])
+        local = _count(r"\b(LDL|STL)\b", (text for _, text in instructions))
+        found.append(Loop(name, len(body), _count(r"LDG.*\.128", body), local))
+    return sorted(found, key=lambda loop: loop.kernel)
+
+
+def tensor_loops(arch: str) -> list[TensorLoop]:
+    """The loops of all kernels for tensor cores of a build. Raises LookupError."""
+    found = []
+    for source in ("gemm.cu", "rows_gemm.cu"):
+        for name, instructions in _kernels_of(source, arch):
+            body = max(_bodies(instructions), key=lambda body: _count("HMMA", body))
+            found.append(
+                TensorLoop(
+                    name,
+                    len(body),
+                    _count("HMMA", body),
+                    _count(r"\b(PRMT|LOP3|SHF|IADD3|ISETP|SEL|LEA)\b", body),
+                    _count(r"\bLD[GS]\b.*\.128", body),
+                    _count(r"\b(LDL|STL)\b", (text for _, text in instructions)),
+                )
+            )
     return sorted(found, key=lambda loop: loop.kernel)
 
 
@@ -162,8 +205,29 @@ def _most(kernels: Iterable[Kernel], name: str, field: str) -> int:
     return max(getattr(k, field) for k in kernels if k.name == name)
 
 
-def tables(kernels: Sequence[Kernel], found: dict[str, list[Loop]]) -> str:
-    """The page's tables, Markdown."""
+def tensor_table(arch: str, found: Iterable[TensorLoop]) -> list[str]:
+    """Lines of a table of one architecture's loops, Markdown."""
+    lines = [
+        "",
+        f"| tensor cores, sm_{arch} | instructions of a turn | products (HMMA) | others for each |"
+        " integer | 16-byte loads | local memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for loop in found:
+        others = (loop.instructions - loop.products) / loop.products
+        lines.append(
+            f"| `{loop.kernel}` | {loop.instructions} | {loop.products} | {others:.1f} |"
+            f" {loop.integer} | {loop.wide} | {loop.local} |"
+        )
+    return lines
+
+
+def tables(
+    kernels: Sequence[Kernel],
+    found: dict[str, list[Loop]],
+    of_tensor_cores: dict[str, list[TensorLoop]],
+) -> str:
+    """The page's tables, Markdown; loops by architecture."""
     archs = sorted({k.arch for k in kernels}, key=int)
     lines = [
         "| kernel | " + " | ".join(f"sm_{a}" for a in archs) + " | spills, bytes | shared, bytes |",
@@ -188,6 +252,8 @@ def tables(kernels: Sequence[Kernel], found: dict[str, list[Loop]]) -> str:
                 f"| gwq{bits}, {tokens} token{'s' if tokens > 1 else ''} | {loop.instructions}"
                 f" | {each:.2f} | {loop.wide} | {loop.local} |"
             )
+    for arch, loops_of_arch in of_tensor_cores.items():
+        lines += tensor_table(arch, loops_of_arch)
     return "\n".join(lines)
 
 
@@ -206,10 +272,12 @@ def main() -> None:
         raise SystemExit("no nvcc: tools/build_cuda --tools brings it")
     kernels = compiled(offered(nvcc, args.arch))
     archs = [a for a in ("80", "90") if a in args.arch]
-    found = {arch: loops(arch) for arch in archs} if disassembler() else {}
+    archs = archs if disassembler() else []
+    found = {arch: loops(arch) for arch in archs}
+    products = {arch: tensor_loops(arch) for arch in archs}
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     print(re.search(r"release [\d.]+, \S+", version)[0])
-    print(tables(kernels, found))
+    print(tables(kernels, found, products))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ DEVICE void decode_two(const table &t, const uint32_t *word, int k, uint32_t *qu
     if (bits == 5) {
 #pragma unroll
         for (int i = 0; i < 2; i++) { /* -1 - entry is 63 - entry with the bias: all bits turned */
-            const uint32_t mirrored = permute(word[4] << (2 * k + i), 0, 0xba98u); /* 255: top bit */
+            const uint32_t top = word[4] << (2 * k + i); /* of bytes */
+            const uint32_t mirrored = permute(top, 0, 0xba98u);
             quads[i] ^= mirrored & 0x3f3f3f3fu;
         }
     }

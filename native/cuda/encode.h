@@ -26,7 +26,7 @@ DEVICE bool massive(const int *q) {
     return squares < 127 * 127 + 64 * 10 / 12;
 }
 
-/* q (2): codes of what the codes `before` leave over. Returns their scale, 0 where none are needed. */
+/* q (2): codes of what the codes `before` leave over. Returns their scale; 0: none are needed */
 DEVICE float encode_rest(const float *x, float scale, const int *before, int *q) {
     if (!(scale > 0) || !massive(before)) return 0;
     const float rest[2] = {x[0] - scale * (float)before[0], x[1] - scale * (float)before[1]};

@@ -1,6 +1,6 @@
 /* Products of tile matrices and many tokens, by tensor cores. Weights are decoded in registers, as
  * products of entry and scale; activations are FP16 numbers (layout.h). Nothing of that is rounded
- * but the activations, to 11 bits. */
+ * but the activations, to 11 bits. Sums have the order of the columns, then of the outliers. */
 #include "gemm.h"
 
 template <int bits> __global__ void __launch_bounds__(GEMM_THREADS, 2) gemm_kernel(product p) {
@@ -55,7 +55,7 @@ template <int bits> __global__ void __launch_bounds__(GEMM_THREADS, 2) gemm_kern
     finish_sums(p, at, m, unit, sum);
 }
 
-/* --- 9 to 16 tokens: as gemv.cu has it, eight warps for a row group ---------------------------- */
+/* --- 7 to 16 tokens: eight warps for a row group, as in gemv.cu ------------------------------- */
 
 /* eights: of tokens. Sums of a warp's share of the strips, in the order of warps. */
 template <int bits, int eights>

@@ -204,7 +204,6 @@ __global__ void __launch_bounds__(256, blocks_wanted(bits, tokens))
 template <int bits> static void multiply_bits(cudaStream_t stream, const product &p, int warps) {
     const unsigned grid = (unsigned)p.groups[p.count - 1], threads = (unsigned)(warps * WARP);
     int t = 0;
-    for (; p.n - t >= 8; t += 8) LAUNCH((gemv_kernel<bits, 8>), grid, threads, stream, p, t);
     for (; p.n - t >= 4; t += 4) LAUNCH((gemv_kernel<bits, 4>), grid, threads, stream, p, t);
     for (; p.n - t >= 2; t += 2) LAUNCH((gemv_kernel<bits, 2>), grid, threads, stream, p, t);
     for (; p.n - t >= 1; t += 1) LAUNCH((gemv_kernel<bits, 1>), grid, threads, stream, p, t);

@@ -14,7 +14,8 @@ DEVICE float factor_of(float most) {
     return __int_as_float((k + 127) << 23);
 }
 
-/* seen (2): a lane's two numbers of a block of 64 as codes say them. Whether there is a massive one */
+/* seen (2): a lane's two numbers of a block of 64 as codes say them. Returns whether the block has
+ * a massive one. */
 DEVICE bool as_codes(const float *v, float *seen) {
     int q[2], more[2];
     const float scale = encode(v, q), second = encode_rest(v, scale, q, more);

@@ -48,7 +48,7 @@ void prepare(cudaStream_t stream, const activations &a);
 
 /* What matrices of a kind want of n tokens */
 enum form { AS_CODES, AS_STRIPS, AS_ROWS }; /* code_blocks or floats; FP16 numbers (layout.h) */
-enum { GEMV_TOKENS = 8 };
+enum { GEMV_TOKENS = FEW }; /* whose results are those that each token gets alone */
 BOTH form form_of(int kind, int64_t n) {
     if (kind < ROW_F32) return n > GEMV_TOKENS ? AS_STRIPS : AS_CODES;
     return kind == ROW_F32 || n <= FEW_TILE ? AS_CODES : AS_ROWS;
@@ -61,8 +61,8 @@ struct half_activations {
     float *factors;    /* (tokens) */
     uint16_t *halves;  /* 2 * tokens * stride */
     int *massive;      /* (tiles, massive_words) */
-    uint16_t *columns; /* NULL, or (tiles, 2, stride, TILE_TOKENS), for outliers: x itself; the second
-                        * set is there if any strip has one */
+    uint16_t *columns; /* NULL, or (tiles, 2, stride, TILE_TOKENS), for outliers: x itself; of a
+                        * tile that has a massive channel both sets are there */
 };
 void prepare_halves(cudaStream_t stream, const activations &a, const half_activations &h);
 

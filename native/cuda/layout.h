@@ -88,17 +88,17 @@ BOTH int place_of(int c) {
 
 /* Activations as tensor cores take them are FP16 numbers: x / factor, the factor a power of two for
  * each token so that the largest lies between 2^14 and 2^15; what is 2^-39 of it or less is 0. Of
- * blocks of 64 columns that have a massive channel a second set of numbers holds what the first one
- * leaves over; else it is zero. Tokens are padded with zeros to whole tiles of 64, or of 16 if there
- * are no more:
+ * blocks of 64 columns that have a massive channel a second set of numbers holds what the first
+ * one leaves over; else it is zero. Tokens are padded with zeros to whole tiles of 64, or of 16 if
+ * there are no more:
  *
  *     half[tiles][2 sets][strips][tokens of a tile][16 units][8]
  *
  * Unit 4k + t has, for matrices of ggml types, the columns 32k + 8t .. of the strip, in the order
  * 0 2 1 3 4 6 5 7, so that two words of FP16 or BF16 numbers make two of what is multiplied; for
- * tile matrices it has the quads 2k and 2k+1 of the columns 32t .., so that four threads, which have
- * the four pieces of a row, read 64 bytes at once. Units lie as unit_at says: eight threads, which
- * read those of two tokens t and t + 8, then read from all banks of shared memory. */
+ * tile matrices it has the quads 2k and 2k+1 of the columns 32t .., so that four threads, which
+ * have the four pieces of a row, read 64 bytes at once. Units lie as unit_at says: eight threads,
+ * which read those of two tokens t and t + 8, then read from all banks of shared memory. */
 enum { FEW_TILE = 16, TILE_TOKENS = 64, UNITS = STRIP / 8 };
 BOTH int tile_of(int n) { return n > FEW_TILE ? TILE_TOKENS : FEW_TILE; }
 

@@ -48,7 +48,9 @@ DEVICE void halves_from(const eight<kind> &w, float power, uint32_t *halves) {
             const uint32_t first = word[i / 2 * 2], second = word[i / 2 * 2 + 1];
             const uint32_t which = i % 2 ? 0x7632u : 0x5410u;
             if (kind == ROW_F16) halves[i] = permute(first, second, which);
-            else halves[i] = halves_of(power * of_bf16(first, i % 2), power * of_bf16(second, i % 2));
+            else
+                halves[i] = halves_of(power * of_bf16(first, i % 2),
+                                      power * of_bf16(second, i % 2));
         }
     }
 }

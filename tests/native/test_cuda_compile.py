@@ -21,6 +21,8 @@ needs_disassembler = pytest.mark.skipif(
     not cuda_kernels.disassembler(),
     reason="no cuobjdump and nvdisasm: tools/build_cuda --tools brings them",
 )
+TENSOR = [f"gemm_kernel<{bits}>" for bits in (2, 3, 4, 5, 6)]
+TENSOR += [f"rows_gemm_kernel<{kind}>" for kind in (11, 12, 13)]
 FULL = 128  # registers with which two blocks of 256 threads fit a multiprocessor
 
 
@@ -38,7 +40,8 @@ def test_every_architecture_has_every_kernel(kernels):
     archs = offered(find_nvcc())
     assert {"75", "80", "86", "89", "90"} <= set(archs) <= set(ARCHS)
     names = {k.name for k in kernels}
-    assert {f"gemv_kernel<{bits}, {n}>" for bits in (2, 3, 4, 5, 6) for n in (1, 2, 4, 8)} <= names
+    assert {f"gemv_kernel<{bits}, {n}>" for bits in (2, 3, 4, 5, 6) for n in (1, 2, 4)} <= names
+    assert {f"few_kernel<{bits}, 2>" for bits in (2, 3, 4, 5, 6)} | set(TENSOR) <= names
     assert {(k.name, k.arch) for k in kernels} == {(name, a) for name in names for a in archs}
 
 
@@ -51,8 +54,10 @@ def test_nothing_spills(kernels):
 def test_registers_and_shared_memory(kernels):
     for k in kernels:
         long_heads = k.name.startswith("attend_kernel") and k.name.endswith(", 4>")
-        assert k.registers <= (168 if long_heads else FULL), k
-        assert k.shared <= 12 << 10, k  # so that four blocks fit the least that a device has
+        tiles = k.name in TENSOR  # sums of 32 rows and 64 tokens in a warp's registers
+        assert k.registers <= (232 if tiles else 168 if long_heads else FULL), k
+        # so that of the least that a device has, 64 KB, two blocks get enough, else three or more
+        assert k.shared <= (32 if tiles else 20) << 10, k
         if k.name in {f"gemv_kernel<{bits}, 1>" for bits in (2, 4, 6)}:
             assert k.registers <= 80, k
 
@@ -68,6 +73,21 @@ def test_inner_loops_read_16_bytes_at_a_time(kernels):
             assert loop.wide >= bits + 2 * tokens, loop
             if tokens == 1:
                 assert loop.instructions <= most[bits] * cuda_kernels.PIECE, loop
+
+
+@needs_disassembler
+def test_tensor_cores_get_most_of_the_time(kernels):
+    """A product of fragments takes 8 cycles of a quarter of a multiprocessor on the fastest of
+    these (docs/results/cuda.md), an integer instruction 2, any other one.
+    """
+    for arch in ("80", "90"):
+        found = {loop.kernel: loop for loop in cuda_kernels.tensor_loops(arch)}
+        for name in TENSOR:
+            loop = found[name]
+            assert loop.products == 128 and loop.local == 0, loop
+            assert loop.instructions <= 5.2 * loop.products, loop
+            assert 2 * loop.integer <= 0.8 * 8 * loop.products, loop
+            assert loop.wide >= 32, loop
 
 
 @needs_disassembler

@@ -13,7 +13,6 @@ from tests.native.test_matmul import BOUND, matmul
 from tests.support import half_products
 from tests.support.kernel_cases import (
     SHAPES,
-    SPARSE_TYPES,
     Loaded,
     activations,
     make,
@@ -26,7 +25,7 @@ from tests.support.kernel_cases import (
 )
 
 # around the tiles of 16 and 64 tokens, and what is left over of one
-MANY = (9, 16, 17, 31, 64, 65, 70, 80, 81, 129)
+MANY = (7, 9, 16, 17, 31, 64, 65, 70, 80, 81, 129)
 KINDS = [*TILE_TYPES, "f16", "bf16", "q8_0", "q4_0", "iq4_nl"]
 
 

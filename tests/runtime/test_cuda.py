@@ -38,11 +38,13 @@ CALLS = [(IDS[:1], 1), (IDS[1:12], 5), (IDS[12:13], 1), (IDS[13:16], 2), (IDS[16
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_every_architecture(tiny, exported, name):
     """In float32 only the order of sums differs. With int8 activations a code may, where a number
-    lies between two: one of 127 steps of the largest in its block.
+    lies between two: one of 127 steps of the largest in its block. After a prompt of more than 6
+    tokens more of them do, whose products see FP16 numbers (activations that are not rounded to
+    codes at all would be 0.07 away).
     """
     for options, bound in (
         ({"type": "f32"}, 2e-4),
-        ({"type": "gwq4", "outliers": 0.02, "samples": 2, "ctx": 64}, 0.03),
+        ({"type": "gwq4", "outliers": 0.02, "samples": 2, "ctx": 64}, 0.05),
     ):
         path, _ = exported(tiny(name), **options)
         of_cpu = steps(gwq_export.load(path, threads=1), CALLS)

@@ -8,7 +8,7 @@ import numpy as np
 from gwq_export.format import types as fmt
 from tests.support.kernel_cases import quantize
 
-GEMV_TOKENS = 8  # up to here a tile matrix multiplies codes
+GEMV_TOKENS = 6  # up to here a tile matrix multiplies codes
 FEW_TILE, TILE = 16, 64  # tokens of a tile; the rest of them, up to 16, has a kernel for itself
 
 
