@@ -17,9 +17,19 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
 }
 CALLS = [  # a file calls only files of earlier lines
     {"check"},
-    {"threads", "top", "encode_scalar", "gemm_scalar", "scalar_ggml", "scalar_ops"},
+    {
+        "threads",
+        "top",
+        "attend_scalar",
+        "encode_scalar",
+        "gemm_scalar",
+        "scalar_ggml",
+        "scalar_ops",
+    },
     {"scalar"},
     {
+        "attend_avx2",
+        "attend_avx512",
         "encode_avx2",
         "encode_avx512",
         "gemm_avx2",
@@ -33,8 +43,8 @@ CALLS = [  # a file calls only files of earlier lines
     {"avxvnni", "avx512"},
     {"avx512vbmi"},
     {"dispatch"},
-    {"matrix", "massive", "ops", "kv_cache", "attention", "encode", "gemm"},
-    {"matmul"},
+    {"matrix", "massive", "ops", "kv_cache", "prompt_attention", "encode", "gemm"},
+    {"attention", "matmul"},
     {"program"},
 ]
 
