@@ -67,6 +67,8 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "massive.c": "",
             "ops.c": "",
             "attention.c": "",
+            "prompt_attention.c": "",
+            "attend_scalar.c": VECTORS,
             "kv_cache.c": "",
             "program.c": "",
             "top.c": "",
@@ -88,6 +90,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "avx2_ggml.c": AVX2,
             "avx2_ops.c": AVX2,
             "avx2_functions.c": AVX2,
+            "attend_avx2.c": f"{AVX2} {VECTORS}",
             "encode_avx2.c": f"-mavx2 {VECTORS}",
             "gemm_avx2.c": f"{AVX2} {VECTORS}",
             "avxvnni.c": AVXVNNI,
@@ -96,6 +99,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "avx512_ggml.c": AVX512,
             "avx512_ops.c": AVX512,
             "avx512vbmi.c": VBMI,
+            "attend_avx512.c": f"{AVX512} {VECTORS}",
             "encode_avx512.c": f"{AVX512} {VECTORS}",
             "gemm_avx512.c": f"{AVX512} {VECTORS}",
         },
@@ -214,7 +218,7 @@ def build(
     files = fitted(sources(target), cc)
     if simde:
         emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
-        for name in (*emulated, "encode_avx512.c", "gemm_avx512.c"):
+        for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target

@@ -1,6 +1,6 @@
-/* Causal attention over a KV cache.
+/* Causal attention over a KV cache, of few tokens; see prompt_attention.c for many.
  *
- * The keys of a few tokens are cut into chunks, so that threads share them whatever the number of
+ * Their keys are cut into chunks, so that threads share them whatever the number of
  * heads. Of every chunk c and query there is in the end
  *
  *     m = largest score,   total = sum of exp(score - m),   sum = sum of exp(score - m) * v,
@@ -18,10 +18,8 @@
 #include "threads.h"
 
 enum {
-    RUN = 32,        /* keys at a time */
-    FEW_RUN = 8,     /* the same for up to GWQ_FEW tokens, which have to wait for keys: so many that
-                      * the next ones arrive evenly */
-    CHUNK = 4 * RUN, /* keys of a chunk, at least */
+    RUN = 8, /* keys at a time: so many that the next ones, for which to wait, arrive evenly */
+    CHUNK = 128, /* keys of a chunk, at least */
     MOST_CHUNKS = GWQ_ATTENTION_CUT / CHUNK,
     /* what shares the keys of a run while they are in the cache, at most: key heads, and pieces of
      * GWQ_QUERIES rows of each */
@@ -29,16 +27,6 @@ enum {
     PIECES = 8,
     TOGETHER = 16 /* of both, multiplied */
 };
-
-/* The positions that a token sees: `from` on, below `end` */
-struct range {
-    int64_t from, end;
-};
-
-static struct range seen(const gwq_attention_job *j, int64_t token) {
-    int64_t end = j->start + token + 1;
-    return (struct range){j->window && end > j->window ? end - j->window : 0, end};
-}
 
 /* How the keys are cut: `count` chunks of `keys` each, the first at `from` */
 struct chunks {
@@ -48,7 +36,7 @@ struct chunks {
 /* Cuts are at multiples of CHUNK times a power of two, the same for every token up to a position of
  * MOST_CHUNKS times that. */
 static struct chunks cut(const gwq_attention_job *j) {
-    const int64_t from = seen(j, 0).from, end = j->start + j->n;
+    const int64_t from = gwq_seen_by(j, 0).from, end = j->start + j->n;
     if (!j->parts) return (struct chunks){from / RUN * RUN, end - from / RUN * RUN, 1};
     int64_t keys = CHUNK;
     while (end > MOST_CHUNKS * keys) keys *= 2;
@@ -66,7 +54,7 @@ static float *part(const gwq_attention_job *j, int64_t chunk, int64_t query) {
 struct rows {
     const float *q[GWQ_QUERIES];
     float *out[GWQ_QUERIES];
-    struct range seen[GWQ_QUERIES];
+    struct gwq_seen seen[GWQ_QUERIES];
     float most[GWQ_QUERIES], total[GWQ_QUERIES];
 };
 
@@ -74,14 +62,13 @@ struct rows {
  * stored last is the row itself. Sums go to `out` if chunk is below 0. */
 static void begin(const gwq_attention_job *j, int64_t kv_head, int64_t first, int copies,
                   int64_t chunk, struct rows *r) {
-    const int64_t group = j->heads / j->kv_heads;
     for (int i = 0; i < GWQ_QUERIES; i++) {
-        int64_t row = first + (i < copies ? 0 : i - copies);
-        int64_t token = row / group;
-        int64_t query = token * j->heads + kv_head * group + row % group;
+        const int64_t row = first + (i < copies ? 0 : i - copies);
+        const int64_t token = row / (j->heads / j->kv_heads);
+        const int64_t query = gwq_query(j, kv_head, row);
         r->q[i] = j->q + query * j->dim;
         r->out[i] = chunk < 0 ? j->out + query * j->dim : part(j, chunk, query) + 2;
-        r->seen[i] = seen(j, token);
+        r->seen[i] = gwq_seen_by(j, token);
         r->most[i] = -FLT_MAX;
         r->total[i] = 0;
         if (i >= copies) memset(r->out[i], 0, (size_t)j->dim * sizeof *j->out);
@@ -90,7 +77,7 @@ static void begin(const gwq_attention_job *j, int64_t kv_head, int64_t first, in
 
 /* Scores as the model wants them, -INFINITY for keys that a query does not see; raises top[i] to
  * the largest. */
-static void finish_scores(const gwq_attention_job *j, const struct range *seen, int64_t at,
+static void finish_scores(const gwq_attention_job *j, const struct gwq_seen *seen, int64_t at,
                           int keys, float (*s)[GWQ_QUERIES], float *top) {
     const gwq_kernels *kernels = gwq_in_use();
     float scale = j->scale;
@@ -110,7 +97,7 @@ static void finish_scores(const gwq_attention_job *j, const struct range *seen, 
 }
 
 /* Start loading `bytes` of `keys` positions that are `stride` bytes apart, into the second-level
- * cache: the first has no room for them. Only for a few tokens: many find most of it there. */
+ * cache: the first has no room for them. */
 static void prefetch_keys(const char *p, int64_t bytes, int64_t stride, int64_t keys) {
     for (int64_t n = 0; n < keys; n++) {
         uintptr_t first = (uintptr_t)p + (uint64_t)(n * stride);
@@ -179,19 +166,17 @@ static void attend(const gwq_attention_job *j, const struct chunks *c, const str
         for (int h = 0; h < o->kvs; h++)
             begin(j, o->kv + h, row, copies[i], chunk, &r[h * o->pieces + i]);
     }
-    const int few = j->n <= GWQ_FEW;
-    const int run = few ? FEW_RUN : RUN;
-    const int64_t from = r->seen[0].from / run * run;
+    const int64_t from = r->seen[0].from / RUN * RUN;
     const int64_t end = r[o->pieces - 1].seen[GWQ_QUERIES - 1].end;
     const int64_t last = min64(c->from + (o->chunk + 1) * c->keys, end);
     int64_t at = c->from + o->chunk * c->keys;
     at = from > at ? from : at;
     const char *k = j->k + o->kv * head + at * position, *v = j->v + o->kv * head + at * position;
-    for (; at < last; at += run, k += run * position, v += run * position) {
-        const int keys = (int)min64(last - at, run);
-        const int64_t next = min64(last - at - run, run);
-        if (few) prefetch_keys(v, o->kvs * head, position, keys);
-        if (few) prefetch_keys(k + run * position, o->kvs * head, position, next);
+    for (; at < last; at += RUN, k += RUN * position, v += RUN * position) {
+        const int keys = (int)min64(last - at, RUN);
+        const int64_t next = min64(last - at - RUN, RUN);
+        prefetch_keys(v, o->kvs * head, position, keys);
+        prefetch_keys(k + RUN * position, o->kvs * head, position, next);
         for (int h = 0; h < o->kvs; h++)
             for (int i = 0; i < o->pieces; i++)
                 attend_run(j, &r[h * o->pieces + i], copies[i], at, keys, k + h * head,
@@ -206,12 +191,10 @@ void gwq_attention_share(void *p, int thread, int threads) {
     const struct chunks c = cut(j);
     const int64_t rows = j->n * (j->heads / j->kv_heads); /* of a key head */
     const int64_t pieces = (rows + GWQ_QUERIES - 1) / GWQ_QUERIES;
-    int64_t together = 1, kvs = 1; /* pieces, key heads of an item: as leave work for all threads */
-    if (j->n <= GWQ_FEW) {
-        together = min64(pieces, PIECES);
-        kvs = (c.count * j->kv_heads + threads - 1) / threads;
-        kvs = min64(min64(kvs, min64(KEY_HEADS, TOGETHER / together)), j->kv_heads);
-    }
+    /* pieces and key heads of an item: as leave work for all threads */
+    const int64_t together = min64(pieces, PIECES);
+    int64_t kvs = (c.count * j->kv_heads + threads - 1) / threads;
+    kvs = min64(min64(kvs, min64(KEY_HEADS, TOGETHER / together)), j->kv_heads);
     const int64_t blocks = (j->kv_heads + kvs - 1) / kvs;
     const int64_t batches = (pieces + together - 1) / together;
     for (int64_t i = thread; i < batches * blocks * c.count; i += threads) { /* later see more */
@@ -282,6 +265,12 @@ int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, 
     };
     int status = gwq_attention_check(&j);
     if (status) return status;
+    if (n > GWQ_FEW && dim <= GWQ_ATTENTION_HEAD) {
+        atomic_uint_fast64_t taken = 0;
+        j.taken = &taken;
+        gwq_pool_run(pool, gwq_prompt_attention_share, &j);
+        return GWQ_OK;
+    }
     gwq_pool_run(pool, gwq_attention_share, &j);
     gwq_attention_merge(&j, 0, 1);
     return GWQ_OK;

@@ -49,6 +49,9 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(largest);
     TAKE(exponents);
     TAKE(mix);
+    TAKE(from_cache);
+    TAKE(products);
+    TAKE(weigh);
     TAKE(read);
     TAKE(encode);
     TAKE(multiply);

@@ -3,7 +3,6 @@
 #ifndef GWQ_ENCODE_LANES_H
 #define GWQ_ENCODE_LANES_H
 #include <float.h>
-#include <string.h>
 #include "kernels.h"
 
 #ifndef GWQ_ENCODE_LANES /* an instruction set may ask for 16 */
@@ -18,21 +17,7 @@ enum {
     FACTORS = 8   /* scales that fit_scale tries toward either end of the table */
 };
 
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t flags __attribute__((vector_size(4 * LANES))); /* comparisons: 0 or -1; codes */
-
-GWQ_INLINE lanes all(float v) { return (lanes){0} + v; }
-
-GWQ_INLINE lanes load(const float *p) {
-    lanes v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-GWQ_INLINE flags picki(flags mask, flags a, flags b) { return (mask & a) | (~mask & b); }
-GWQ_INLINE lanes pick(flags mask, lanes a, lanes b) {
-    return (lanes)picki(mask, (flags)a, (flags)b);
-}
+#include "lanes.h"
 
 GWQ_INLINE lanes magnitude(lanes v) { return (lanes)((flags)v & 0x7fffffff); }
 

@@ -5,8 +5,7 @@
  * result, which is 2 * LANES columns wide). */
 #ifndef GWQ_GEMM_H
 #define GWQ_GEMM_H
-#include <string.h>
-#include "kernels.h"
+#include "lanes.h"
 
 enum {
     WIDTH = 2 * LANES,         /* columns of a tile */
@@ -20,15 +19,6 @@ struct packed {
     float a[TILES][DEPTH * ROWS]; /* of each tile (depth, ROWS) */
     float b[DEPTH * WIDTH];       /* (depth, WIDTH) */
 };
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-
-/* a * b + c, rounded once: one instruction where there is one */
-GWQ_INLINE lanes fused(lanes a, lanes b, lanes c) {
-    lanes v;
-    for (int l = 0; l < LANES; l++) v[l] = __builtin_fmaf(a[l], b[l], c[l]);
-    return v;
-}
 
 /* Terms of a run where a sum has k of them. Which these are decides the last bits. They are those
  * of MKL's AVX2 products, so files stay as they were when these computed them. */
@@ -101,7 +91,7 @@ GWQ_INLINE void multiply_tile(int depth, const float *a, const float *b, lanes t
         memcpy(&right, b + k * WIDTH + LANES, sizeof right);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
-            lanes x = (lanes){0} + a[k * ROWS + r];
+            lanes x = all(a[k * ROWS + r]);
             sum[r][0] = fused(x, left, sum[r][0]);
             sum[r][1] = fused(x, right, sum[r][1]);
         }

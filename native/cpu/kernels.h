@@ -9,7 +9,8 @@ enum {
     GWQ_PANEL = 64,  /* tokens that share a decoded tile */
     GWQ_FEW = 6,     /* up to here outliers are added token by token, like those of one token */
     GWQ_FEW_LANES = 8, /* floats of a column of gwq_input.few */
-    GWQ_QUERIES = 4  /* rows of attention that share the keys they read */
+    GWQ_QUERIES = 4, /* rows of attention that share the keys they read */
+    GWQ_MANY = 32    /* the same of more than GWQ_FEW tokens, where keys are floats by then */
 };
 
 /* The activations of one matmul, and their codes: x ~ scale * q in each block of 64 columns. Of
@@ -103,6 +104,16 @@ typedef struct gwq_kernels {
     /* out[i] (dim) += sum over the keys of s[key][i] * v[key] */
     void (*mix)(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
                 int64_t dim, float *const out[GWQ_QUERIES]);
+    /* out (count) = numbers first .. first+count-1 of a cache; with scales whole units of them */
+    void (*from_cache)(const void *cache, int type, int64_t first, int64_t count, float *out);
+    /* out (rows, GWQ_MANY) = a b, or shrink * out + a b with shrink (GWQ_MANY), where entry r, k of
+     * a (rows, terms) lies at r * row + k * column. A sum adds up its terms in their order. */
+    void (*products)(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
+                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
+    /* Scores s[key][i], which may be -INFINITY, to weights exp(s - most[i]). most[i] is the largest
+     * score so far, and is raised; total[i], the sum of weights so far, is multiplied by shrink[i] =
+     * exp(its former most - most) before it gets these weights. */
+    void (*weigh)(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
 
     /* As gwq_read, one thread's part; returns the sum of its 64-bit words */
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);

@@ -49,7 +49,13 @@ void gwq_scalar_largest(float (*s)[GWQ_QUERIES], int keys, float scale, float *m
 void gwq_scalar_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
 void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
                     int keys, int64_t dim, float *const out[GWQ_QUERIES]);
+void gwq_scalar_from_cache(const void *cache, int type, int64_t first, int64_t count, float *out);
 uint64_t gwq_scalar_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead);
+
+/* attend_scalar.c */
+void gwq_scalar_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
+                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
+void gwq_scalar_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
 
 /* encode_scalar.c */
 void gwq_encode_scalar(const gwq_encoding *e, int64_t first, int64_t last);

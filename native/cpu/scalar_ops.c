@@ -125,6 +125,10 @@ void gwq_scalar_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int6
                 out[i][d] += s[n][i] * cached(v, type, n * stride + d);
 }
 
+void gwq_scalar_from_cache(const void *cache, int type, int64_t first, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = cached(cache, type, first + i);
+}
+
 /* --- memory roof ------------------------------------------------------------------------------ */
 
 /* Plain C reads one stream. */

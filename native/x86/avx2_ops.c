@@ -242,6 +242,19 @@ void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_
     else mix(s, v, GWQ_TYPE_Q8_0, stride, keys, dim, out);
 }
 
+GWQ_INLINE void from_cache(const void *cache, const int type, int64_t first, int64_t count,
+                           float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) _mm256_storeu_ps(out + i, cached8(cache, type, first + i));
+    for (; i < count; i++) out[i] = cached1(cache, type, first + i);
+}
+
+void gwq_avx2_from_cache(const void *cache, int type, int64_t first, int64_t count, float *out) {
+    if (type == GWQ_TYPE_F32) from_cache(cache, GWQ_TYPE_F32, first, count, out);
+    else if (type == GWQ_TYPE_F16) from_cache(cache, GWQ_TYPE_F16, first, count, out);
+    else from_cache(cache, GWQ_TYPE_Q8_0, first, count, out);
+}
+
 /* --- memory roof ------------------------------------------------------------------------------ */
 
 uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead) {

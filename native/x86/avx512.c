@@ -29,6 +29,8 @@ const gwq_kernels gwq_avx512 = {
                [GWQ_K_Q8_0] = gwq_avx512_matmul_q8_0},
     .scores = gwq_avx512_scores,
     .mix = gwq_avx512_mix,
+    .products = gwq_avx512_products,
+    .weigh = gwq_avx512_weigh,
 #ifndef GWQ_SIMDE
     .quantize = gwq_avx512_quantize,
     .panel = gwq_avx512_panel,

@@ -30,6 +30,7 @@ void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type,
                      int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
 void gwq_avx2_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
                   int64_t dim, float *const out[GWQ_QUERIES]);
+void gwq_avx2_from_cache(const void *cache, int type, int64_t first, int64_t count, float *out);
 uint64_t gwq_avx2_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead);
 
 /* avx2_functions.c */
@@ -60,6 +61,16 @@ void gwq_avx512_scores(const float *const q[GWQ_QUERIES], const void *k, int typ
 void gwq_avx512_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride,
                     int keys, int64_t dim, float *const out[GWQ_QUERIES]);
 void gwq_avx512_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, float *sum);
+
+/* attend_avx2.c */
+void gwq_avx2_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
+                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
+void gwq_avx2_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
+
+/* attend_avx512.c */
+void gwq_avx512_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
+                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
+void gwq_avx512_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
 
 /* encode_avx2.c, encode_avx512.c */
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);

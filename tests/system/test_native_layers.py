@@ -18,9 +18,19 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
 }
 CALLS = [  # a file calls only files of earlier lines
     {"check", "maps"},
-    {"threads", "top", "encode_scalar", "gemm_scalar", "scalar_ggml", "scalar_ops"},
+    {
+        "threads",
+        "top",
+        "attend_scalar",
+        "encode_scalar",
+        "gemm_scalar",
+        "scalar_ggml",
+        "scalar_ops",
+    },
     {"scalar"},
     {
+        "attend_avx2",
+        "attend_avx512",
         "encode_avx2",
         "encode_avx512",
         "gemm_avx2",
@@ -43,8 +53,8 @@ CALLS = [  # a file calls only files of earlier lines
     {"avxvnni", "avx512", "dotprod", "i8mm"},
     {"avx512vbmi"},
     {"dispatch"},
-    {"matrix", "massive", "ops", "kv_cache", "attention", "encode", "gemm"},
-    {"matmul"},
+    {"matrix", "massive", "ops", "kv_cache", "prompt_attention", "encode", "gemm"},
+    {"attention", "matmul"},
     {"program"},
 ]
 
