@@ -115,6 +115,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "neon_functions.c": "",
             "dotprod.c": DOTPROD,
             "i8mm.c": I8MM,
+            "attend_neon.c": VECTORS,
             "encode_neon.c": VECTORS,
             "gemm_neon.c": VECTORS,
         },

@@ -104,3 +104,21 @@ void gwq_neon_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_
     else if (type == GWQ_TYPE_F16) mix(s, v, GWQ_TYPE_F16, stride, keys, dim, out);
     else mix(s, v, GWQ_TYPE_Q8_0, stride, keys, dim, out);
 }
+
+GWQ_INLINE void from_cache(const void *cache, const int type, int64_t first, int64_t count,
+                           float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        float32x4_t v[2];
+        cached8(cache, type, first + i, v);
+        vst1q_f32(out + i, v[0]);
+        vst1q_f32(out + i + 4, v[1]);
+    }
+    for (; i < count; i++) out[i] = cached1(cache, type, first + i);
+}
+
+void gwq_neon_from_cache(const void *cache, int type, int64_t first, int64_t count, float *out) {
+    if (type == GWQ_TYPE_F32) from_cache(cache, GWQ_TYPE_F32, first, count, out);
+    else if (type == GWQ_TYPE_F16) from_cache(cache, GWQ_TYPE_F16, first, count, out);
+    else from_cache(cache, GWQ_TYPE_Q8_0, first, count, out);
+}

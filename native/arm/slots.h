@@ -36,6 +36,12 @@ void gwq_neon_scores(const float *const q[GWQ_QUERIES], const void *k, int type,
                      int keys, int64_t dim, float (*s)[GWQ_QUERIES]);
 void gwq_neon_mix(const float (*s)[GWQ_QUERIES], const void *v, int type, int64_t stride, int keys,
                   int64_t dim, float *const out[GWQ_QUERIES]);
+void gwq_neon_from_cache(const void *cache, int type, int64_t first, int64_t count, float *out);
+
+/* attend_neon.c */
+void gwq_neon_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
+                       const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
+void gwq_neon_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
 
 /* neon_functions.c */
 void gwq_neon_activate(float *x, const float *up, int64_t count, int activation);

@@ -41,6 +41,7 @@ CALLS = [  # a file calls only files of earlier lines
     },
     {
         "features",
+        "attend_neon",
         "encode_neon",
         "gemm_neon",
         "neon_ggml",
