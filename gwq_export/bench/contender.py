@@ -34,8 +34,8 @@ class Contender:
     """An engine and an open file, in a process of its own that runs only while it is asked.
 
     facts: what it sent when it was ready (see `worker`). checkout: folder of another checkout of
-    the repository, whose worker is to run; None: this package's. device: of our own engine, as for
-    `gwq_export.load`. Raises GwqError.
+    the repository, whose worker is to run; None: this package's. device, gpu_layers: of our own
+    engine, as for `gwq_export.load`. Raises GwqError.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Contender:
         ctx: int,
         checkout: Path | None = None,
         device: str = "cpu",
+        gpu_layers: int | None = None,
     ) -> None:
         self.engine = engine
         self.reader = reader
@@ -53,8 +54,8 @@ class Contender:
         vocab = reader.tensors["token_embd.weight"].shape[0]
         path = os.path.abspath(reader.path)
         arguments = [engine, path, str(threads), str(ctx), str(vocab)]
-        if device != "cpu":
-            arguments.append(device)
+        if device != "cpu" or gpu_layers is not None:
+            arguments += [device, "" if gpu_layers is None else str(gpu_layers)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gwq_export.bench.worker", *arguments],
             stdin=subprocess.PIPE,
@@ -142,7 +143,12 @@ def engines(reader: Reader) -> list[str]:
 
 
 def start(
-    reader: Reader, names: Sequence[str], threads: int, ctx: int, device: str = "cpu"
+    reader: Reader,
+    names: Sequence[str],
+    threads: int,
+    ctx: int,
+    device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> list[Contender]:
     """A Contender for each engine; llama.cpp also without repacking where it repacks.
 
@@ -151,7 +157,7 @@ def start(
     made: list[Contender] = []
     try:
         for name in names:
-            made.append(Contender(name, reader, threads, ctx, device=device))
+            made.append(Contender(name, reader, threads, ctx, None, device, gpu_layers))
             if name == PEER and made[-1].repacks:
                 made.append(Contender(f"{PEER}, no repack", reader, threads, ctx))
     except BaseException:

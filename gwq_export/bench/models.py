@@ -21,6 +21,7 @@ from gwq_export.format.reader import Reader, Tensor
 from gwq_export.machine import cpu_name, default_threads
 from gwq_export.native.cuda import pool_of
 from gwq_export.runtime.page_cache import read_anew
+from gwq_export.runtime.placement import check_layers
 
 FLOATS = ("F32", "F16", "BF16")
 PROMPT, GEN = 512, 128  # tokens, unless asked for
@@ -119,11 +120,6 @@ def _quartiles(values: list[float]) -> list[float]:
     return [float(q) for q in np.quantile(values, [0.5, 0.25, 0.75])]
 
 
-def _blocks(reader: Reader) -> int:
-    """How many decoder blocks the model has."""
-    return int(reader.metadata[f"{reader.metadata['general.architecture']}.block_count"])
-
-
 class _Test:
     """The runs of one contender in one test: `tokens` in a prompt (gen False) or decoded."""
 
@@ -171,7 +167,7 @@ class _Test:
             "n_threads": threads,
             "type_k": facts["cache_type"],
             "type_v": facts["cache_type"],
-            "n_gpu_layers": _blocks(reader) if gpu else 0,
+            "n_gpu_layers": facts["gpu_layers"],
             "n_prompt": 0 if self.gen else self.tokens,
             "n_gen": self.tokens if self.gen else 0,
             "n_depth": 0,
@@ -206,11 +202,13 @@ def model_rows(
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     emit: Callable[[dict[str, Any]], None] = lambda row: None,
     device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time a file; returns rows, and those of the roof (`Roofs.rows`). Raises GwqError.
 
-    emit: is given every row as soon as it is measured. device: as for `gwq_export.load`; another
-    one than the CPU is measured against its own memory roof, without `against`.
+    emit: is given every row as soon as it is measured. device, gpu_layers: as for
+    `gwq_export.load`; another device than the CPU is measured against its own memory roof, without
+    `against`.
 
     Rows for `pp<prompt>` and `tg<gen>` (0 leaves a test out; None: PROMPT and GEN, or what fits the
     context) at each thread count (None: all CPUs),
@@ -222,6 +220,7 @@ def model_rows(
         raise GwqError("nothing to measure: give -p or -n a positive number, and -r at least 1")
     if device != "cpu" and against:
         raise GwqError("--against runs on the CPU: leave it out, or use --device cpu")
+    check_layers(gpu_layers, device != "cpu")
     files = _readers(path, against)
     prompt, gen = _lengths(prompt, gen, (reader for reader, _ in files))
     tests = [(tokens, decoded) for tokens, decoded in ((prompt, False), (gen, True)) if tokens]
@@ -231,7 +230,7 @@ def model_rows(
     gpu = "" if pool is None else getattr(pool, "name", "")
     rows = []
     done = 0
-    counts = [t or default_threads() for t in threads] if pool is None else [1]
+    counts = [t or default_threads() for t in threads]
     total = len(tests) * len(counts) * repeats
     for t in counts:
         roof = roofs.made(t, progress)
@@ -241,7 +240,7 @@ def model_rows(
                 progress("load", i, len(files))
                 for part in reader.parts:
                     read_anew(part.path)
-                for c in contender.start(reader, names, t, ctx, device):
+                for c in contender.start(reader, names, t, ctx, device, gpu_layers):
                     stack.callback(c.close)
                     contenders.append(c)
             progress("load", len(files), len(files))

@@ -41,16 +41,20 @@ def profile_rows(
         )
     session = model.session(prompt + 1)
     session.forward(np.zeros(prompt, np.int32))
-    program = session.token_program()
+    programs = session.token_programs()
+    ops = [op for program in programs for op in program.ops]
     runs = []
     for r in range(repeats):
-        runs.append(np.zeros(len(program.ops), np.int64))
+        runs.append(np.zeros(len(ops), np.int64))
+        ends = np.cumsum([len(program.ops) for program in programs])
+        parts = np.split(runs[-1], ends[:-1])
         for _ in range(gen):
-            program.run(np.zeros(1, np.int32), prompt, runs[-1])
+            for program, times in zip(programs, parts, strict=True):
+                program.run(np.zeros(1, np.int32), prompt, times)
         progress("operations", r + 1, repeats)
     best = min(runs, key=np.sum) / gen
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for op, ns in zip(program.ops, best.tolist(), strict=True):
+    for op, ns in zip(ops, best.tolist(), strict=True):
         name, type, shape, nbytes = _described(op)
         row = found.setdefault(
             (name, type, shape),

@@ -1,11 +1,12 @@
 """One engine with one file in a process of its own.
 
-    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB [DEVICE]
+    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB [DEVICE [LAYERS]]
 
 Commands come as lines of JSON on stdin, {"prompt": n, "gen": n}: a prompt of n tokens in an empty
 context, then n tokens decoded greedily, one by one. Answers go to stdout: {"prompt_ns", "gen_ns"},
 as the engine measures them itself. The first line is {"load_ns", "first_token_ns", "peak_bytes",
-"backend", "version", "cache_type", "batch"} or {"error"}. stderr is the engine's own log.
+"backend", "version", "cache_type", "batch", "gpu_layers"} or {"error"}. stderr is the engine's own
+log.
 """
 
 import ctypes
@@ -35,6 +36,7 @@ class Engine(Protocol):
     version: str
     cache_type: str  # of the KV cache
     batch: tuple[int, int]  # n_batch and n_ubatch, as llama.cpp calls them
+    gpu_layers: int
 
     def __init__(self, path: str, threads: int, ctx: int) -> None: ...
 
@@ -49,12 +51,22 @@ class Gwq:
     module = "gwq_export.runtime.model"
     version = __version__
 
-    def __init__(self, path: str, threads: int, ctx: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        ctx: int,
+        device: str = "cpu",
+        gpu_layers: int | None = None,
+    ) -> None:
         from gwq_export.native.library import isa
         from gwq_export.runtime.model import Model
         from gwq_export.runtime.session import BATCH
 
-        self.session = Model(path, device=device, threads=threads).session(ctx)
+        model = Model(path, device, threads, ctx, gpu_layers=gpu_layers)
+        self.session = model.session(ctx)
+        placement = model.weights.placement
+        self.gpu_layers = placement.layers if placement else 0
         self.backend = f"gwq-{isa() if device == 'cpu' else 'cuda'}"
         self.batch = (BATCH, BATCH)
         self.cache_type = self.session.cache_type.name
@@ -76,6 +88,7 @@ class LlamaCpp:
     module = "xllamacpp"
     backend = "llama.cpp"
     cache_type = "f16"
+    gpu_layers = 0
     repack = True  # whether it may rearrange weights in memory
 
     def __init__(self, path: str, threads: int, ctx: int) -> None:
@@ -144,15 +157,16 @@ def serve(
     commands: Iterable[str],
     send: Callable[[dict[str, Any]], None],
     device: str = "cpu",
+    gpu_layers: str = "",
 ) -> None:
     """Open the file, send what that took, and answer every line of `commands`."""
     ids = random.Random(0).choices(range(vocab), k=ctx)
     importlib.import_module(ENGINES[engine].module)
     start = time.perf_counter_ns()
-    if device == "cpu":
+    if device == "cpu" and not gpu_layers:
         opened = ENGINES[engine](path, threads, ctx)
     else:
-        opened = Gwq(path, threads, ctx, device)
+        opened = Gwq(path, threads, ctx, device, int(gpu_layers) if gpu_layers else None)
     load = time.perf_counter_ns() - start
     opened.run(ids[:1], 0)
     first = time.perf_counter_ns() - start
@@ -166,6 +180,7 @@ def serve(
             "version": opened.version,
             "cache_type": opened.cache_type,
             "batch": opened.batch,
+            "gpu_layers": opened.gpu_layers,
         }
     )
     for line in commands:

@@ -134,6 +134,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             progress,
             emit,
             args.device,
+            args.gpu_layers,
         )
     progress.close()
     printer.end(roof)

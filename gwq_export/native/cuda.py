@@ -73,24 +73,30 @@ class DeviceF32(F32):
 
     @array.setter
     def array(self, values: np.ndarray) -> None:
-        values = np.ascontiguousarray(values, np.float32)
-        check(self._lib.gwq_cuda_write(self.ptr, pointer(values), values.nbytes), "upload")
+        self.put(np.ascontiguousarray(values, np.float32))
 
     def fetch(self, out: np.ndarray) -> None:
-        """Copy into an array of this shape, C-contiguous float32."""
-        check(self._lib.gwq_cuda_read(pointer(out), self.ptr, 4 * self.size), "download")
+        """As F32.fetch."""
+        check(self._lib.gwq_cuda_read(pointer(out), self.ptr, out.nbytes), "download")
+
+    def put(self, values: np.ndarray) -> None:
+        """As F32.put."""
+        check(self._lib.gwq_cuda_write(self.ptr, pointer(values), values.nbytes), "upload")
 
 
 class Cuda(Pool):
     """A CUDA device, on which operations run in the order of the calls.
 
-    device: its number. Raises GwqError: no library, no driver, no such device, too old a one.
+    device: its number. threads: of the CPU, for what runs there; None: all CPUs. Raises GwqError:
+    no library, no driver, no such device, too old a one.
     """
 
     on_device = True
 
-    def __init__(self, device: int = 0) -> None:
+    def __init__(self, device: int = 0, threads: int | None = None) -> None:
         self.threads = 1
+        self.device = device
+        self._host_threads = threads
         self.ptr = NULL
         found = devices()
         if not 0 <= device < len(found):
@@ -117,6 +123,11 @@ class Cuda(Pool):
         """The library whose functions compute: libgwq_cuda."""
         return cuda_lib()
 
+    @functools.cached_property
+    def host(self) -> Pool:
+        """As Pool.host: threads of the CPU, started when they are first asked for."""
+        return Pool(self._host_threads)
+
     def floats(self, shape_or_array: int | tuple[int, ...] | np.ndarray) -> F32:
         """As Pool.floats, in the device's memory."""
         return DeviceF32(self.lib, shape_or_array)
@@ -136,16 +147,35 @@ class Cuda(Pool):
         status = self.lib.gwq_cuda_upload(matrix.struct, out, NULL)
         if status == self.lib.GWQ_E_MEMORY:
             raise NoMemory(
-                f"the model does not fit the GPU's memory (tensor {matrix.name} of"
-                f" {size(matrix.nbytes)} is left over); {_WITHOUT}"
+                f"the layers do not fit the GPU's memory (tensor {matrix.name} of"
+                f" {size(matrix.nbytes)} is left over): give fewer --gpu-layers, {_WITHOUT}"
             )
-        if status == self.lib.GWQ_E_COLUMN:
-            raise GwqError(
-                f"tensor {matrix.name}: {matrix.cols} columns and outliers are more than the CUDA"
-                " kernels take; use --device cpu"
-            )
-        check(status, f"tensor {matrix.name}")
+        _check_upload(status, matrix)
         return matrix.moved(out)
+
+
+def upload_bytes(matrix: Matrix) -> int:
+    """Bytes of a device's memory that a matrix would take. Raises GwqError."""
+    out = ffi.new("uint64_t *")
+    _check_upload(cuda_lib().gwq_cuda_upload_bytes(matrix.struct, out), matrix)
+    return int(out[0])
+
+
+def room_of(device: int) -> int:
+    """Bytes of a device's memory that are free. Raises GwqError."""
+    out = ffi.new("uint64_t *")
+    check(cuda_lib().gwq_cuda_room(device, out), f"CUDA device {device}")
+    return int(out[0])
+
+
+def _check_upload(status: int, matrix: Matrix) -> None:
+    """Raise unless a matrix can be brought to a device."""
+    if status == cuda_lib().GWQ_E_COLUMN:
+        raise GwqError(
+            f"tensor {matrix.name}: {matrix.cols} columns and outliers are more than the CUDA"
+            " kernels take; use --device cpu"
+        )
+    check(status, f"tensor {matrix.name}")
 
 
 def _said(lib: Any) -> str:
@@ -206,5 +236,5 @@ def pool_of(device: str, threads: int | None = None) -> Pool:
     if device == "cpu":
         return Pool(threads)
     if kind == "cuda" and (not number or number.isdecimal()) and not device.endswith(":"):
-        return Cuda(int(number or 0))
+        return Cuda(int(number or 0), threads)
     raise GwqError(f"--device {device} is not known: choose cpu, cuda or cuda:N")

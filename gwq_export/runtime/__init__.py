@@ -2,10 +2,13 @@
 
 Modules import only those listed above them:
     layers
+    kv_cache
     moe
     page_cache
+    buffers
+    placement
+    table
     weights
-    kv_cache
     session
     pace
     lookup
