@@ -86,6 +86,11 @@ def roof(cells: Sequence[Row]) -> str:
     return table(head, [[*key, *rates] for key, rates in lines.items()])
 
 
+def _machine(row: Row) -> str:
+    """The device that a row was measured on, or the CPU."""
+    return str(row.get("gpu_info") or row["cpu_info"])
+
+
 class Printer:
     """Prints rows of `kernels`, `models` or `ops_profile` in one of FORMATS.
 
@@ -112,10 +117,10 @@ class Printer:
         if self._format == "json":
             self.write(json.dumps(self._rows, indent=2))
         if self._format == "md" and not cells:
-            self.write(f"\n{self._rows[0]['isa']}, {self._rows[0]['cpu_info']}")
+            self.write(f"\n{self._rows[0]['isa']}, {_machine(self._rows[0])}")
         elif self._format == "md":
             note = "of roof: share of what the machine could read at that moment"
-            self.write(f"\n{self._rows[0]['cpu_info']}; {note} (above 100 %: from the cache)")
+            self.write(f"\n{_machine(self._rows[0])}; {note} (above 100 %: from the cache)")
             self.write(f"\nThe memory roof, GB/s:\n\n{roof(cells)}")
 
     def _md(self, row: Row) -> None:

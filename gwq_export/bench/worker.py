@@ -73,12 +73,14 @@ class Gwq:
 
     def run(self, prompt: list[int], gen: int) -> tuple[int, int]:
         """See `Engine.run`."""
+        from gwq_export.runtime.logits import best
+
         self.session.rewind()
         start = time.perf_counter_ns()
-        logits = self.session.forward(prompt)
+        (logits,) = self.session.scores(prompt, best=1)
         middle = time.perf_counter_ns()
         for _ in range(gen):
-            logits = self.session.forward([int(logits.argmax())])
+            (logits,) = self.session.scores(best(logits, 1).ids, best=1)
         return middle - start, time.perf_counter_ns() - middle
 
 

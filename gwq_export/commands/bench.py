@@ -97,10 +97,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             "--ops-profile looks at one file with one thread count: leave out --kernels and"
             " --against, and give one -t"
         )
-    if args.device != "cpu" and (args.kernels or args.ops_profile):
-        raise GwqError(
-            "--kernels and --ops-profile time the CPU: leave them out, or use --device cpu"
-        )
+    if args.kernels and args.gpu_layers is not None:
+        raise GwqError("--gpu-layers goes with a file: leave it out beside --kernels")
     if args.kernels and args.against:
         raise GwqError("--against compares files: give FILE.gguf instead of --kernels")
     if not args.kernels and (args.ops or args.types or args.shapes):
@@ -116,13 +114,22 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     if args.ops_profile:
         roof: list[dict[str, Any]] = []
         rows = ops_profile.profile_rows(
-            args.file, args.p, args.n, args.threads[0], args.r, progress
+            args.file,
+            args.p,
+            args.n,
+            args.threads[0],
+            args.r,
+            progress,
+            args.device,
+            args.gpu_layers,
         )
         for row in rows:
             emit(row)
     elif args.kernels:
         chosen = cases.select(args.ops, args.types, args.shapes)
-        rows, roof = kernels.kernel_rows(chosen, args.threads, args.r, progress=progress, emit=emit)
+        rows, roof = kernels.kernel_rows(
+            chosen, args.threads, args.r, progress=progress, emit=emit, device=args.device
+        )
     else:
         rows, roof = models.model_rows(
             args.file,

@@ -17,6 +17,7 @@ from gwq_export.format.types import ffi
 from gwq_export.machine import size
 from gwq_export.native.library import F32, NULL, Pointer, Pool, check, open_library, pointer
 from gwq_export.native.matrix import Matrix
+from gwq_export.native.ops import Best
 
 BUILD_CUDA = "python -m native.build_cuda"
 OLDEST = "7.5"  # compute capability that the kernels are built for
@@ -140,6 +141,50 @@ class Cuda(Pool):
         """As Pool.scratch, in the device's memory."""
         memory = DeviceBytes(self.lib, max(count, 1))
         return memory, memory.ptr
+
+    def wait(self) -> None:
+        """Wait until everything is computed that was asked for."""
+        check(self.lib.gwq_cuda_read(NULL, NULL, 0), "the device")
+
+    def best(self, x: Pointer, n: int, k: int) -> Best:
+        """The k largest of n numbers, 1 <= k <= n. Raises GwqError where one is not finite."""
+        ids, values = np.empty(k, np.int32), np.empty(k, np.float32)
+        status = self.lib.gwq_cuda_best(x, n, k, pointer(ids, "int32_t *"), pointer(values))
+        check(status, "the model's logits")
+        return Best(ids, values)
+
+    def ids(self, at: Pointer, count: int) -> np.ndarray:
+        """A copy of int32 numbers (count,) in the device's memory."""
+        out = np.empty(count, np.int32)
+        check(self.lib.gwq_cuda_read(pointer(out, "void *"), at, out.nbytes), "download")
+        return out
+
+    def gather(
+        self, x: Pointer, most: int, rows: np.ndarray, dim: int, work: Pointer, out: Pointer
+    ) -> None:
+        """out (n, dim) = rows (n,) int32 of x (most, dim). work: n numbers."""
+        ids = pointer(rows, "int32_t *")
+        work = ffi.cast("int32_t *", work)
+        check(self.lib.gwq_cuda_gather(x, most, ids, rows.size, dim, work, out), "experts")
+
+    def combine(
+        self,
+        x: Pointer,
+        most: int,
+        rows: np.ndarray,
+        weights: Pointer,
+        dim: int,
+        work: Pointer,
+        out: Pointer,
+    ) -> None:
+        """out (n, dim) = sum over j of weights[i, j] * x[rows[i, j]].
+
+        x (most, dim); rows (n, used) int32, of the host; weights (n, used). work: n * used numbers.
+        """
+        ids = pointer(rows, "int32_t *")
+        work = ffi.cast("int32_t *", work)
+        n, used = rows.shape
+        check(self.lib.gwq_cuda_combine(x, most, ids, weights, n, used, dim, work, out), "experts")
 
     def matrix(self, matrix: Matrix) -> Matrix:
         """As Pool.matrix: a copy of the matrix in the device's memory. Raises GwqError."""

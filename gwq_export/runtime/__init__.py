@@ -9,6 +9,7 @@ Modules import only those listed above them:
     placement
     table
     weights
+    logits
     session
     pace
     lookup

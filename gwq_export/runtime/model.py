@@ -157,7 +157,8 @@ class Model:
             for first in range(0, len(ids) if limit else 0, BATCH):
                 if not halt():
                     last = first + BATCH >= len(ids)
-                    rows = session.forward(ids[first : first + BATCH], keep=int(last))
+                    enough = sampling.enough(len(seen))
+                    rows = session.scores(ids[first : first + BATCH], int(last), enough)
                     if last:
                         logits = rows[0]
             guessers: dict[str, Guesser] = {"lookup": Lookup(seen)} if self.lookup else {}
@@ -165,7 +166,7 @@ class Model:
                 drafter.start(seen, halt)
                 guessers["draft"] = drafter
             prefilled = time.perf_counter()
-            decoder = Decoder(session, guessers)
+            decoder = Decoder(session, guessers, sampling.enough)
             while made < limit:
                 if halt():
                     stop = "halt"

@@ -16,6 +16,7 @@ from gwq_export.native.cuda import cuda_lib, upload_bytes
 from gwq_export.native.matrix import Matrix
 from gwq_export.native.program import MAX_TOKENS
 from gwq_export.runtime.buffers import BATCH, widths
+from gwq_export.runtime.moe import work_floats
 
 MARGIN = 256 << 20  # bytes of a device left to graphs, to the seams of its memory, to others
 PLANNED = 4096  # positions of a KV cache that there should be room for, unless a context is given
@@ -110,6 +111,7 @@ class _Sizes:
             + programs * sum(widths(c).values())
             + ROWS * self.columns * MAX_TOKENS
             + self.positions * sum(rope.rotated for rope in ropes)
+            + work_floats(BATCH, c.experts, c.experts_used, c.dim)
         )
         scratch = 2 * cuda_lib().gwq_scratch_bytes(BATCH, self.columns)
         return FLOAT * floats + scratch + self.kv * (c.layers - first)

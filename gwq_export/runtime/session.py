@@ -1,17 +1,21 @@
 """One forward function of native operations, for every architecture, over a KV cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gwq_export.errors import GwqError
+from gwq_export.native.cuda import Cuda
 from gwq_export.native.library import F32, Pointer
-from gwq_export.native.ops import ATTENTION_CUT, Ops
+from gwq_export.native.ops import ATTENTION_CUT, Best, Ops
 from gwq_export.native.program import MAX_TOKENS, Program
 from gwq_export.native.recorder import Recorder
 from gwq_export.runtime.buffers import BATCH, widths
 from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
+from gwq_export.runtime.logits import Firsts, Scores, Wanted, Whole
 from gwq_export.runtime.weights import Weights
+
+MOST_BEST = 512  # logits that a device is asked for, rather than for all
 
 
 class Session:
@@ -83,6 +87,33 @@ class Session:
         Returns float32 logits (keep, vocab) of the last `keep` of them. Raises GwqError when the
         context is full, memory is, or an id is out of range.
         """
+        out = np.empty((keep, self.config.vocab), np.float32)
+        self._batches(tokens, keep, lambda first, end: Whole(out[first:end]))
+        return out
+
+    def scores(
+        self, tokens: Sequence[int] | np.ndarray, keep: int = 1, best: int = 0
+    ) -> Sequence[Scores]:
+        """As `forward`, of whose logits the `best` largest are enough; 0: they are not.
+
+        On a device only these cross. Raises GwqError where logits there are not finite.
+        """
+        pool = self.weights.parts[-1].pool
+        if not 0 < best <= MOST_BEST or not isinstance(pool, Cuda):
+            return list(self.forward(tokens, keep))
+        vocab = self.config.vocab
+        k = min(best, vocab)
+        found: list[Best] = []
+        self._batches(tokens, keep, lambda first, end: Firsts(end - first, vocab, k, pool, found))
+        return found
+
+    def _batches(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        keep: int,
+        wanted: Callable[[int, int], Wanted],
+    ) -> None:
+        """Run token ids; wanted(first, end): what takes these of the last `keep` ones' logits."""
         ids = np.asarray(tokens)
         n = len(ids) if ids.ndim == 1 else 0
         if not n or self.pos + n > self.ctx:
@@ -97,40 +128,35 @@ class Session:
             )
         ids = np.ascontiguousarray(ids, np.int32)
         self._reserve(self.pos + n)
-        out = np.empty((keep, self.config.vocab), np.float32)
         skipped = n - keep  # tokens at the start whose logits nobody wants
-        # a device has its experts chosen by programs alone, of one token
-        on_device = any(part.pool.on_device for part in self.weights.parts)
-        batch = 1 if self.config.experts and on_device else BATCH
-        for first in range(0, n, batch):
-            last = min(n, first + batch)
-            self._forward(
-                ids[first:last], out[max(first, skipped) - skipped : max(0, last - skipped)]
-            )
-        return out
+        for first in range(0, n, BATCH):
+            last = min(n, first + BATCH)
+            of_kept = max(first, skipped) - skipped, max(0, last - skipped)
+            self._forward(ids[first:last], wanted(*of_kept))
 
-    def _forward(self, ids: np.ndarray, out: np.ndarray, x: np.ndarray | None = None) -> None:
-        """Run one batch: ids (n,) int32; out (m, vocab) takes the logits of the last m, 0 to n.
+    def _forward(self, ids: np.ndarray, wanted: Wanted, x: np.ndarray | None = None) -> None:
+        """Run one batch: ids (n,) int32; `wanted` takes the logits of the last of them, 0 to n.
 
         x (n, dim): what the parts before this one made of the ids; None for the first one.
         """
         if self._rest:
             hidden = np.empty((len(ids), self.config.dim), np.float32)
-            self._run(ids, None, hidden)
+            self._run(ids, None, Whole(hidden))
             self._rest.rewind(self.pos)  # where a pass was cut short behind it
-            self._rest._forward(ids, out, hidden)
-        elif self.part.layers or len(out):
-            first = 0 if self.part.layers else len(ids) - len(out)
-            self._run(ids[first:], None if x is None else x[first:], out)
+            self._rest._forward(ids, wanted, hidden)
+        elif self.part.layers or wanted.rows:
+            first = 0 if self.part.layers else len(ids) - wanted.rows
+            self._run(ids[first:], None if x is None else x[first:], wanted)
         self._cache.append(ids)
 
-    def _run(self, ids: np.ndarray, x: np.ndarray | None, out: np.ndarray) -> None:
+    def _run(self, ids: np.ndarray, x: np.ndarray | None, wanted: Wanted) -> None:
         """Run a batch through the layers of this part.
 
-        x (n, dim) or None, as above. out: gets logits, as above, or x (n, dim) for the next part.
+        x (n, dim) or None, as above. wanted: takes logits, as above, or x (n, dim) for the next
+        part.
         """
         n = len(ids)
-        rows = len(out) if self.part.head else 0
+        rows = wanted.rows if self.part.head else 0
         # experts are chosen for one token at a time; several at once share what they read
         if n <= (min(1, MAX_TOKENS) if self.config.experts else MAX_TOKENS):
             program, logits = self._program(n, rows)
@@ -141,9 +167,9 @@ class Session:
             self._grow(n)
             if x is not None:
                 self._buffers["x"].put(x)
-            logits = self.part.pool.output(out) if self.part.head else self._buffers["x"]
+            logits = wanted.room(self.part.pool) if self.part.head else self._buffers["x"]
             self._compute(self.ops, ids, self.pos, logits.ptr, rows)
-        logits.fetch(out)
+        wanted.take(logits)
 
     def token_programs(self) -> list[Program]:
         """The forward pass of one token with its logits, a program for each part of the weights.

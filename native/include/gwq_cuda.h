@@ -62,6 +62,17 @@ void gwq_cuda_forget(gwq_matrix *m);
 /* *bytes = what gwq_cuda_upload would say; no device is asked, nor has to be there. */
 int gwq_cuda_upload_bytes(const gwq_matrix *host, uint64_t *bytes);
 
+/* As gwq_top, with the numbers: ids and values (k), of the host's memory. */
+int gwq_cuda_best(const float *x, int64_t n, int64_t k, int32_t *ids, float *values);
+
+/* What a batch's experts need. rows are of the host's memory, numbers from 0 to less than `most`
+ * (GWQ_E_INDEX), the rows of x; work: as many int32. out (n, dim) = rows[i] of x (most, dim). */
+int gwq_cuda_gather(const float *x, int64_t most, const int32_t *rows, int64_t n, int64_t dim,
+                    int32_t *work, float *out);
+/* out (n, dim) = sum over j of weights[i, j] * x[rows[i, j]], rows and weights (n, used). */
+int gwq_cuda_combine(const float *x, int64_t most, const int32_t *rows, const float *weights,
+                     int64_t n, int64_t used, int64_t dim, int32_t *work, float *out);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }
