@@ -5,11 +5,9 @@ beside those of the CPU's instruction sets.
 """
 
 import ctypes
-import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -299,22 +297,6 @@ def test_no_two_threads_race(race):
 def test_a_race_is_found(race, name):
     done = under_tsan(race, name)
     assert done.returncode and "data race" in done.stderr and f"{name}_kernel" in done.stderr
-
-
-# --- tools/gpu-check ---
-
-
-def test_the_check_of_a_gpu_runs(cuda_library):
-    """As far as the host can: the same checks, on little data."""
-    command = [sys.executable, "-m", "tests.support.device_check", "--small"]
-    env = os.environ | {"GWQ_CUDA_LIBRARY": str(cuda_library), "PYTHONPATH": str(NATIVE.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert not done.returncode, done.stdout + done.stderr
-    assert "matrices: decoded to the bit" in done.stdout and "| small, gwq4 |" in done.stdout
-    env["GWQ_CUDA_LIBRARY"] = "/nowhere"
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 1 and "/nowhere is missing" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # --- long heads ---
