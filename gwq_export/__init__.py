@@ -158,22 +158,23 @@ def load(
     cache: str | None = None,
     lookup: bool = True,
     draft: str | Path | None = None,
+    gpu_layers: int | None = None,
 ) -> Model:
     """Open a GGUF file for inference.
 
-    threads: None: as many CPUs as this process may use. ctx: tokens at most, None: the model's
-    context. base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV
-    cache, f16 (the default), q8_0 or f32. lookup: compute likely next tokens ahead where a text
-    repeats itself; the text is the same without. draft: the GGUF file of a smaller model with the
-    same vocabulary, to compute likely next tokens ahead by; the text is the same without. Returns a
+    device: "cpu", or "cuda" ("cuda:N"), a GPU. gpu_layers: how many layers run there, as llama.cpp
+    counts them: the head first, then the last blocks; None: as many as fit its memory. threads:
+    None: as many CPUs as this process may use. ctx: tokens at most, None: the model's context.
+    base: of a bridge file, only the part that llama.cpp runs. cache: type of the KV cache, f16 (the
+    default), q8_0 or f32. lookup: compute likely next tokens ahead where a text repeats itself; the
+    text is the same without. draft: the GGUF file of a smaller model with the same vocabulary, to
+    compute likely next tokens ahead by; the text is the same without. Returns a
     `runtime.model.Model`. Raises GwqError.
     """
     from gwq_export.runtime.model import Model
 
     file = open_gguf(path, base)
-    return Model(
-        file, device=device, threads=threads, ctx=ctx, cache=cache, lookup=lookup, draft=draft
-    )
+    return Model(file, device, threads, ctx, cache, lookup, draft, gpu_layers)
 
 
 def open_gguf(path: str | Path, base: bool = False) -> Reader:

@@ -1,6 +1,6 @@
 """Compile libgwq_cuda: the functions of libgwq on CUDA devices.
 
-    python -m native.build_cuda [--out FOLDER] [--nvcc NVCC] [--arch 80 90 ...]
+    python -m native.build_cuda [--out FOLDER] [--nvcc NVCC] [--arch 80 90 ... | native]
     python -m native.build_cuda --host [--tsan]
 
 The first needs nvcc (tools/build_cuda brings it from PyPI). The second compiles the same sources as
@@ -47,6 +47,21 @@ def offered(nvcc: str, wanted: Sequence[str] = ARCHS) -> list[str]:
     text = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
     known = set(re.findall(r"sm_(\d+)", text))
     return [arch for arch in wanted if arch in known]
+
+
+def of_this_machine() -> list[str]:
+    """The architecture whose code this machine's first GPU runs; none without nvidia-smi."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True).stdout
+    except OSError:
+        return []
+    if not (found := re.match(r"(\d+)\.(\d+)", said)):
+        return []
+    major, minor = map(int, found.groups())
+    # code of a major version runs on its later minor ones
+    same = [a for a in ARCHS if int(a) // 10 == major and int(a) % 10 <= minor]
+    return same[-1:]
 
 
 def targets(archs: Sequence[str]) -> str:
@@ -155,14 +170,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compile libgwq_cuda.")
     parser.add_argument("--out", default=PACKAGE, help="folder for it (default: the package)")
     parser.add_argument("--nvcc", help="CUDA compiler (default: $NVCC, tools/build_cuda's, nvcc)")
-    parser.add_argument("--arch", nargs="*", default=(), help="such as 80 90 (default: all known)")
+    parser.add_argument(
+        "--arch",
+        nargs="*",
+        default=(),
+        help="such as 80 90, or native, that of this machine's GPU (default: all known)",
+    )
     parser.add_argument("--host", action="store_true", help="for the host, over the shim")
     parser.add_argument("--tsan", action="store_true", help="that, under ThreadSanitizer")
     args = parser.parse_args(argv)
     if args.host or args.tsan:
         print(build_host(args.out, args.tsan), file=sys.stderr)
     else:
-        print(build(args.out, args.nvcc, args.arch), file=sys.stderr)
+        archs = of_this_machine() if list(args.arch) == ["native"] else args.arch
+        print(build(args.out, args.nvcc, archs), file=sys.stderr)
 
 
 if __name__ == "__main__":

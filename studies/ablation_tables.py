@@ -4,6 +4,7 @@ import statistics as st
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -224,7 +225,8 @@ def kernels(extent, shape=(2048, 2048), working_set=96 << 20, repeats=15):
     rows = []
     for type in extent.types:
         cases = [Case("gemv", type, shape, 1, fraction) for fraction in fractions]
-        runs = [cycle(build(case, ops, working_set)[0]) for case in cases]
+        built = [build(case, ops, working_set)[0] for case in cases]
+        runs = [cycle(partial(call, ops) for call in calls) for calls in built]
         times = [[] for _ in fractions]
         for _ in range(repeats):
             for calls, found in zip(runs, times, strict=True):

@@ -15,7 +15,7 @@ from gwq_export.errors import GwqError
 from gwq_export.format.outliers import pack_outliers
 from gwq_export.format.types import ENTRY_MAX, LEVELS, TABLE, TYPES, TensorType
 from gwq_export.format.types import HEAD as TENSOR_HEAD
-from gwq_export.native.library import F32, lib, pointer
+from gwq_export.native.library import F32, Pool, lib
 from gwq_export.native.matrix import Linear, Matrix
 from gwq_export.native.ops import CACHE, Ops
 
@@ -28,8 +28,10 @@ GEMM_TOKENS = (8, 128)
 HEAD = 128  # attention: width of a head
 GROUP = 4  # attention: query heads that share a key head
 
-# calls that each work on data of their own; bytes that one of them reads; its operations
-Built: TypeAlias = tuple[list[Callable[[], Any]], int, int]
+# calls, by Ops of the same pool, that each work on data of their own; bytes that one of them reads;
+# its operations
+Call: TypeAlias = Callable[[Ops], Any]
+Built: TypeAlias = tuple[list[Call], int, int]
 
 
 @dataclass(frozen=True)
@@ -127,20 +129,22 @@ def random_matrix(
 
 
 @functools.lru_cache(maxsize=1)  # the cases of one matrix follow one another
-def _matrices(type: str, shape: tuple[int, int], outliers: float, working_set: int) -> list[Matrix]:
+def _matrices(case: Case, pool: Pool, working_set: int) -> list[Matrix]:
     """Copies of a random matrix, more than `working_set` bytes of them."""
-    matrix = random_matrix(TYPES[type], shape, outliers, np.random.default_rng(0))
-    return [matrix, *(matrix.copy() for _ in range(working_set // matrix.nbytes))]
+    rng = np.random.default_rng(0)
+    matrix = random_matrix(TYPES[case.type], case.shape, case.outliers, rng)
+    count = working_set // matrix.nbytes
+    if pool.on_device:
+        return [pool.matrix(matrix) for _ in range(1 + count)]
+    return [matrix, *(matrix.copy() for _ in range(count))]
 
 
-def _uniform(rng: np.random.Generator, *shape: int) -> F32:
+def _uniform(pool: Pool, rng: np.random.Generator, *shape: int) -> F32:
     """Numbers in [-0.5, 0.5)."""
-    return F32(rng.random(shape, np.float32) - 0.5)
+    return pool.floats(rng.random(shape, np.float32) - 0.5)
 
 
-def _copies(
-    make: Callable[[], Callable[[], Any]], nbytes: int, working_set: int
-) -> list[Callable[[], Any]]:
+def _copies(make: Callable[[], Call], nbytes: int, working_set: int) -> list[Call]:
     """As many calls by `make`, on `nbytes` of data each, as exceed `working_set` bytes together."""
     return [make() for _ in range(working_set // nbytes + 1)]
 
@@ -148,13 +152,13 @@ def _copies(
 def matmul(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
     """One matrix times `tokens` vectors."""
     rows, cols = case.shape
-    x = _uniform(rng, case.tokens, cols)
-    y = F32((case.tokens, rows))
-    matrices = _matrices(case.type, case.shape, case.outliers, working_set)
+    x = _uniform(ops.pool, rng, case.tokens, cols)
+    y = ops.pool.floats((case.tokens, rows))
+    matrices = _matrices(case, ops.pool, working_set)
     linears = [Linear([m]) for m in matrices]
 
-    def call_of(linear: Linear) -> Callable[[], Any]:
-        return lambda: linear(ops, x.ptr, case.tokens, y.ptr)
+    def call_of(linear: Linear) -> Call:
+        return lambda ops: linear(ops, x.ptr, case.tokens, y.ptr)
 
     return list(map(call_of, linears)), matrices[0].nbytes, 2 * case.tokens * rows * cols
 
@@ -166,21 +170,20 @@ def attention(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) 
     start = positions - n
     kv_heads = width // HEAD
     heads = kv_heads * GROUP
-    q = _uniform(rng, n, heads * HEAD)
-    out = F32((n, heads * HEAD))
+    pool = ops.pool
+    q = _uniform(pool, rng, n, heads * HEAD)
+    out = pool.floats((n, heads * HEAD))
     type = TYPES[case.type]
     nbytes = 2 * type.nbytes(positions, width)  # of K and V
 
-    def make() -> Callable[[], Any]:
-        k = np.empty(nbytes // 2, np.uint8)
-        v = np.empty(nbytes // 2, np.uint8)
-        kp = pointer(k, "void *")
-        vp = pointer(v, "void *")
+    def make() -> Call:
+        k, kp = pool.scratch(nbytes // 2)
+        v, vp = pool.scratch(nbytes // 2)
         for part in (kp, vp):
-            x = _uniform(rng, positions, width)
+            x = _uniform(pool, rng, positions, width)
             ops.cache(x.ptr, positions * width, type.id, part, 0)
 
-        def call(keep: tuple[np.ndarray, np.ndarray] = (k, v)) -> None:  # keeps them alive
+        def call(ops: Ops, keep: tuple[Any, Any] = (k, v)) -> None:  # keeps them alive
             ops.attention(
                 q.ptr, kp, vp, type.id, n, start, heads, kv_heads, HEAD, HEAD**-0.5, 0.0, 0, out.ptr
             )
@@ -194,11 +197,11 @@ def attention(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) 
 
 def rmsnorm(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
     """RMSNorm in place."""
-    weight = F32(np.ones(case.shape[1]))
+    weight = ops.pool.floats(np.ones(case.shape[1], np.float32))
 
-    def make() -> Callable[[], Any]:
-        x = _uniform(rng, *case.shape)
-        return lambda: ops.rmsnorm(x.ptr, weight.ptr, 1e-5, *case.shape, x.ptr)
+    def make() -> Call:
+        x = _uniform(ops.pool, rng, *case.shape)
+        return lambda ops: ops.rmsnorm(x.ptr, weight.ptr, 1e-5, *case.shape, x.ptr)
 
     return _in_place(make, case, working_set, reads=1, flops=4)
 
@@ -207,12 +210,12 @@ def rope(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Bu
     """Rotary positions of whole heads, in place."""
     n, width = case.shape
     angle = rng.random((n, HEAD // 2))
-    cos = F32(np.cos(angle))
-    sin = F32(np.sin(angle))
+    cos = ops.pool.floats(np.cos(angle))
+    sin = ops.pool.floats(np.sin(angle))
 
-    def make() -> Callable[[], Any]:
-        x = _uniform(rng, *case.shape)
-        return lambda: ops.rope(
+    def make() -> Call:
+        x = _uniform(ops.pool, rng, *case.shape)
+        return lambda ops: ops.rope(
             x.ptr, cos.ptr, sin.ptr, n, width // HEAD, HEAD, HEAD, lib().GWQ_ROPE_PAIRS
         )
 
@@ -222,11 +225,11 @@ def rope(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Bu
 def activate(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
     """SiLU of the gate times up, in place."""
 
-    def make() -> Callable[[], Any]:
-        gate = _uniform(rng, *case.shape)
+    def make() -> Call:
+        gate = _uniform(ops.pool, rng, *case.shape)
         # silu(gate) * (1 + exp(-gate)) = gate, so that it stays the same however often it is run
-        up = F32(1 + np.exp(-gate.array))
-        return lambda: ops.activate(gate.ptr, up.ptr, *case.shape, lib().GWQ_SILU)
+        up = ops.pool.floats(1 + np.exp(-gate.array))
+        return lambda ops: ops.activate(gate.ptr, up.ptr, *case.shape, lib().GWQ_SILU)
 
     return _in_place(make, case, working_set, reads=2, flops=5)
 
@@ -234,16 +237,16 @@ def activate(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -
 def add(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
     """Sum of two arrays, in place."""
 
-    def make() -> Callable[[], Any]:
-        x = _uniform(rng, *case.shape)
-        y = _uniform(rng, *case.shape)
-        return lambda: ops.add(x.ptr, y.ptr, *case.shape)
+    def make() -> Call:
+        x = _uniform(ops.pool, rng, *case.shape)
+        y = _uniform(ops.pool, rng, *case.shape)
+        return lambda ops: ops.add(x.ptr, y.ptr, *case.shape)
 
     return _in_place(make, case, working_set, reads=2, flops=1)
 
 
 def _in_place(
-    make: Callable[[], Callable[[], Any]], case: Case, working_set: int, reads: int, flops: int
+    make: Callable[[], Call], case: Case, working_set: int, reads: int, flops: int
 ) -> Built:
     """An op on `reads` float32 arrays of the case's shape that overwrites the first of them.
 
@@ -266,9 +269,9 @@ OPS = {
 
 
 def build(case: Case, ops: Ops, working_set: int) -> Built:
-    """(calls, nbytes, flops): functions that compute the case with `ops`, each on its own data.
+    """(calls, nbytes, flops): functions that compute the case, each on its own data.
 
-    nbytes: that one call has to read; flops: operations of one call. The data of all calls together
-    are more than `working_set` bytes.
+    ops: of the pool where the data is to lie. nbytes: that one call has to read; flops: operations
+    of one call. The data of all calls together are more than `working_set` bytes.
     """
     return OPS[case.op](case, ops, np.random.default_rng(0), working_set)

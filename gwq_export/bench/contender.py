@@ -97,8 +97,8 @@ class Contender(Stopped):
 
     facts: what it sent when it was ready (see `worker`), with "ready_ns" and "start_ns": from the
     start of its process until the model was ready and until the first token. checkout: folder of
-    another checkout of the repository, whose worker is to run; None: this package's. device: of our
-    own engine, as for `gwq_export.load`. Raises GwqError.
+    another checkout of the repository, whose worker is to run; None: this package's. device,
+    gpu_layers: of our own engine, as for `gwq_export.load`. Raises GwqError.
     """
 
     def __init__(
@@ -109,14 +109,15 @@ class Contender(Stopped):
         ctx: int,
         checkout: Path | None = None,
         device: str = "cpu",
+        gpu_layers: int | None = None,
     ) -> None:
         self.engine = engine
         self.reader = reader
         vocab = reader.tensors["token_embd.weight"].shape[0]
         path = os.path.abspath(reader.path)
         arguments = [engine, path, str(threads), str(ctx), str(vocab)]
-        if device != "cpu":
-            arguments.append(device)
+        if device != "cpu" or gpu_layers is not None:
+            arguments += [device, "" if gpu_layers is None else str(gpu_layers)]
         super().__init__(
             ["-m", "gwq_export.bench.worker", *arguments], f"{reader.path}: {engine}", checkout
         )
@@ -172,7 +173,12 @@ def engines(reader: Reader) -> list[str]:
 
 
 def start(
-    reader: Reader, names: Sequence[str], threads: int, ctx: int, device: str = "cpu"
+    reader: Reader,
+    names: Sequence[str],
+    threads: int,
+    ctx: int,
+    device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> list[Contender]:
     """A Contender for each engine; llama.cpp also without repacking where it repacks.
 
@@ -181,7 +187,7 @@ def start(
     made: list[Contender] = []
     try:
         for name in names:
-            made.append(Contender(name, reader, threads, ctx, device=device))
+            made.append(Contender(name, reader, threads, ctx, None, device, gpu_layers))
             if name == PEER and made[-1].repacks:
                 made.append(Contender(f"{PEER}, no repack", reader, threads, ctx))
     except BaseException:

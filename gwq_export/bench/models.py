@@ -20,6 +20,7 @@ from gwq_export.format.reader import Reader
 from gwq_export.machine import default_threads, kept_on
 from gwq_export.native.cuda import pool_of
 from gwq_export.runtime.page_cache import read_anew
+from gwq_export.runtime.placement import check_layers
 from gwq_export.sensors.watch import Watch
 
 PROMPT, GEN = 512, 128  # tokens, unless asked for
@@ -94,14 +95,15 @@ def model_rows(
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     emit: Callable[[dict[str, Any]], None] = lambda row: None,
     device: str = "cpu",
+    gpu_layers: int | None = None,
     watch: Watch | None = None,
     roofs: Roofs | DeviceRoofs | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time a file; returns rows, and those of the roof (`Roofs.rows`). Raises GwqError.
 
-    emit: is given every row as soon as it is measured. device: as for `gwq_export.load`; another
-    one than the CPU is measured against its own memory roof, without `against`. watch and roofs:
-    those of earlier calls, else new ones.
+    emit: is given every row as soon as it is measured. device, gpu_layers: as for
+    `gwq_export.load`; another device than the CPU is measured against its own memory roof, without
+    `against`. watch and roofs: those of earlier calls, else new ones.
 
     Rows of every test at each thread count, of `path` and of every file in `against` on every
     engine that runs it: llama-bench's names, and medians of bytes, memory and time.
@@ -110,6 +112,7 @@ def model_rows(
     """
     if device != "cpu" and against:
         raise GwqError("--against runs on the CPU: leave it out, or use --device cpu")
+    check_layers(gpu_layers, device != "cpu")
     files = readers(path, against)
     plan = (plan or Plan()).fitting(reader for reader, _ in files)
     pool = None if device == "cpu" else pool_of(device)
@@ -135,7 +138,7 @@ def model_rows(
             setting |= {"n_threads": t, "cpus": cpus}
             with kept_on(cpus), ExitStack() as stack:
                 roof = roofs.made(t, progress)
-                contenders = _contenders(files, t, plan.ctx, device, stack, progress)
+                contenders = _contenders(files, t, plan.ctx, device, gpu_layers, stack, progress)
                 prompts: dict[contender.Contender, Runs] = {}
                 for prompt, gen, depth in plan.each:
                     timed = [Runs(c, prompt, gen, depth, cold) for c, cold in contenders]
@@ -185,6 +188,7 @@ def _contenders(
     threads: int,
     ctx: int,
     device: str,
+    gpu_layers: int | None,
     stack: ExitStack,
     progress: Callable[[str, int, int], None],
 ) -> list[tuple[contender.Contender, dict[str, Any]]]:
@@ -196,14 +200,16 @@ def _contenders(
     for reader, names in files:
         for name in names:
             progress("load", done, steps)
-            cold[reader, name] = starts.start(reader, name, threads, ctx, True, device)
+            cold[reader, name] = starts.start(
+                reader, name, threads, ctx, True, device, gpu_layers
+            )
             done += 1
     found = []
     for reader, names in files:
         progress("load", done, steps)
         for part in reader.parts:
             read_anew(part.path)
-        for c in contender.start(reader, names, threads, ctx, device):
+        for c in contender.start(reader, names, threads, ctx, device, gpu_layers):
             stack.callback(c.close)
             found.append((c, cold.get((reader, c.engine), NOT_COLD)))
         done += 1

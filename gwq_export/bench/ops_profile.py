@@ -22,16 +22,19 @@ def profile_rows(
     threads: int | None = None,
     repeats: int = 5,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the operations of a token after `prompt` others, those that take longest first.
 
     Row: {"op" (operations that run as one, joined by "+"), "type", "shape" (outputs and inputs;
     both None without a matrix), "calls", "ns" (both for one token), "share" (of the token's time),
-    "gbps" (of weights, or None), "isa", "threads", "cpu_info"}. Of `repeats` runs of `gen` tokens
-    each the fastest counts. The clock is read after every operation, which adds to its time. Raises
-    GwqError.
+    "gbps" (of weights, or None), "isa", "threads", "cpu_info", "gpu_info"}. Of `repeats` runs of
+    `gen` tokens each the fastest counts. The clock is read after every operation, which adds to its
+    time; a device is waited for each time, where else it has a whole token as one graph. device,
+    gpu_layers: as for `gwq_export.load`. Raises GwqError.
     """
-    model = Model(path, threads=threads)
+    model = Model(path, device, threads, gpu_layers=gpu_layers)
     prompt = min(PROMPT, model.ctx // 2) if prompt is None else prompt
     gen = GEN if gen is None else gen
     if gen < 1 or not 0 < prompt < model.ctx:
@@ -41,20 +44,35 @@ def profile_rows(
         )
     session = model.session(prompt + 1)
     session.forward(np.zeros(prompt, np.int32))
-    program = session.token_program()
+    programs = session.token_programs()
+    ops = [(op, program.pool) for program in programs for op in program.ops]
     runs = []
     for r in range(repeats):
-        runs.append(np.zeros(len(program.ops), np.int64))
+        runs.append(np.zeros(len(ops), np.int64))
+        ends = np.cumsum([len(program.ops) for program in programs])
+        parts = np.split(runs[-1], ends[:-1])
         for _ in range(gen):
-            program.run(np.zeros(1, np.int32), prompt, runs[-1])
+            for program, times in zip(programs, parts, strict=True):
+                program.run(np.zeros(1, np.int32), prompt, times)
         progress("operations", r + 1, repeats)
     best = min(runs, key=np.sum) / gen
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for op, ns in zip(program.ops, best.tolist(), strict=True):
+    for (op, pool), ns in zip(ops, best.tolist(), strict=True):
         name, type, shape, nbytes = _described(op)
         row = found.setdefault(
-            (name, type, shape),
-            {"op": name, "type": type, "shape": shape, "calls": 0, "ns": 0.0, "bytes": 0},
+            (name, type, shape, pool.on_device),
+            {
+                "op": name,
+                "type": type,
+                "shape": shape,
+                "calls": 0,
+                "ns": 0.0,
+                "bytes": 0,
+                "isa": "cuda" if pool.on_device else isa(),
+                "threads": pool.threads,
+                "cpu_info": cpu_name(),
+                "gpu_info": pool.name if pool.on_device else "",
+            },
         )
         row["calls"] += 1
         row["ns"] += ns
@@ -65,7 +83,6 @@ def profile_rows(
         nbytes = row.pop("bytes")
         row["share"] = row["ns"] / total
         row["gbps"] = nbytes / row["ns"] if nbytes else None
-        row |= {"isa": isa(), "threads": model.weights.pool.threads, "cpu_info": cpu_name()}
         rows.append(row)
     return rows
 

@@ -104,7 +104,7 @@ class Runs:
             "cpus": setting["cpus"],
             "type_k": facts["cache_type"],
             "type_v": facts["cache_type"],
-            "n_gpu_layers": blocks(reader) if gpu else 0,
+            "n_gpu_layers": facts["gpu_layers"],
             "n_prompt": self.prompt,
             "n_gen": self.gen,
             "n_depth": self.depth,

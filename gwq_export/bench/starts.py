@@ -29,7 +29,13 @@ def put_out_of_cache(reader: Reader) -> str | None:
 
 
 def start(
-    reader: Reader, engine: str, threads: int, ctx: int, cold: bool, device: str = "cpu"
+    reader: Reader,
+    engine: str,
+    threads: int,
+    ctx: int,
+    cold: bool,
+    device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> dict[str, Any]:
     """{"ready_ns", "start_ns", "why_not"}: from the start of the process until the model was ready
     and until the first token, of a prompt of one token.
@@ -42,7 +48,7 @@ def start(
     if not cold:
         for part in reader.parts:
             read_through(part.path)
-    contender = Contender(engine, reader, threads, ctx, device=device)
+    contender = Contender(engine, reader, threads, ctx, None, device, gpu_layers)
     contender.close()
     facts = contender.facts
     return {"ready_ns": facts["ready_ns"], "start_ns": facts["start_ns"], "why_not": None}

@@ -164,6 +164,11 @@ def conditions(rows: Sequence[Row], missing: Sequence[dict[str, str]]) -> list[s
     return lines
 
 
+def _machine(row: Row) -> str:
+    """The device that a row was measured on, or the CPU."""
+    return str(row.get("gpu_info") or row["cpu_info"])
+
+
 class Printer:
     """Prints rows of `kernels`, `models` or `ops_profile` in one of FORMATS.
 
@@ -197,10 +202,10 @@ class Printer:
         if self._format == "json":
             self.write(json.dumps(self._rows, indent=2))
         if self._format == "md" and not cells:
-            self.write(f"\n{self._rows[0]['isa']}, {self._rows[0]['cpu_info']}")
+            self.write(f"\n{self._rows[0]['isa']}, {_machine(self._rows[0])}")
         elif self._format == "md":
             note = "of roof: share of what the machine could read at that moment"
-            self.write(f"\n{self._rows[0]['cpu_info']}; {note} (above 100 %: from the cache)")
+            self.write(f"\n{_machine(self._rows[0])}; {note} (above 100 %: from the cache)")
             if "throttled" in self._rows[0]:
                 for line in conditions(self._rows, missing):
                     self.write(f"\n{line}")

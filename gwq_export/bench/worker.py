@@ -1,12 +1,12 @@
 """One engine with one file in a process of its own.
 
-    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB [DEVICE]
+    python -m gwq_export.bench.worker ENGINE FILE THREADS CTX VOCAB [DEVICE [LAYERS]]
 
 Commands come as lines of JSON on stdin, {"prompt": n, "gen": n, "depth": n}: with `depth` tokens
 (0 if that is missing) in the context, a prompt of n tokens, then n tokens decoded greedily, one by
 one. Answers go to stdout: {"prompt_ns", "gen_ns", "peak_bytes"}, times as the engine measures them
 itself. The first line is {"load_ns", "first_token_ns", "ready_at", "first_token_at", "peak_bytes",
-"backend", "version", "cache_type", "batch"} or {"error"}; "..._at" are moments of the system's
+"backend", "version", "cache_type", "batch", "gpu_layers"} or {"error"}; "..._at" are moments of the system's
 monotonic clock, in nanoseconds. stderr is the engine's own log.
 """
 
@@ -37,6 +37,7 @@ class Engine(Protocol):
     version: str
     cache_type: str  # of the KV cache
     batch: tuple[int, int]  # n_batch and n_ubatch, as llama.cpp calls them
+    gpu_layers: int
 
     def __init__(self, path: str, threads: int, ctx: int) -> None: ...
 
@@ -54,12 +55,22 @@ class Gwq:
     module = "gwq_export.runtime.model"
     version = __version__
 
-    def __init__(self, path: str, threads: int, ctx: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        ctx: int,
+        device: str = "cpu",
+        gpu_layers: int | None = None,
+    ) -> None:
         from gwq_export.native.library import isa
         from gwq_export.runtime.model import Model
         from gwq_export.runtime.session import BATCH
 
-        self.session = Model(path, device=device, threads=threads).session(ctx)
+        model = Model(path, device, threads, ctx, gpu_layers=gpu_layers)
+        self.session = model.session(ctx)
+        placement = model.weights.placement
+        self.gpu_layers = placement.layers if placement else 0
         self.depth = 0  # so many tokens of the context are kept between runs
         self.backend = f"gwq-{isa() if device == 'cpu' else 'cuda'}"
         self.batch = (BATCH, BATCH)
@@ -67,6 +78,8 @@ class Gwq:
 
     def run(self, prompt: list[int], gen: int, depth: int = 0) -> tuple[int, int]:
         """See `Engine.run`."""
+        from gwq_export.runtime.logits import best
+
         if self.depth != depth:
             self.session.rewind()
             if depth:
@@ -74,10 +87,10 @@ class Gwq:
             self.depth = depth
         self.session.rewind(depth)
         start = time.perf_counter_ns()
-        logits = self.session.forward(prompt[depth:])
+        (logits,) = self.session.scores(prompt[depth:], best=1)
         middle = time.perf_counter_ns()
         for _ in range(gen):
-            logits = self.session.forward([int(logits.argmax())])
+            (logits,) = self.session.scores(best(logits, 1).ids, best=1)
         return middle - start, time.perf_counter_ns() - middle
 
 
@@ -87,6 +100,7 @@ class LlamaCpp:
     module = "xllamacpp"
     backend = "llama.cpp"
     cache_type = "f16"
+    gpu_layers = 0
     repack = True  # whether it may rearrange weights in memory
 
     def __init__(self, path: str, threads: int, ctx: int) -> None:
@@ -163,15 +177,16 @@ def serve(
     commands: Iterable[str],
     send: Callable[[dict[str, Any]], None],
     device: str = "cpu",
+    gpu_layers: str = "",
 ) -> None:
     """Open the file, send what that took, and answer every line of `commands`."""
     ids = random.Random(0).choices(range(vocab), k=ctx)
     importlib.import_module(ENGINES[engine].module)
     start = time.perf_counter_ns()
-    if device == "cpu":
+    if device == "cpu" and not gpu_layers:
         opened = ENGINES[engine](path, threads, ctx)
     else:
-        opened = Gwq(path, threads, ctx, device)
+        opened = Gwq(path, threads, ctx, device, int(gpu_layers) if gpu_layers else None)
     load = time.perf_counter_ns() - start
     ready_at = time.monotonic_ns()
     opened.run(ids[:1], 0)
@@ -189,6 +204,7 @@ def serve(
             "version": opened.version,
             "cache_type": opened.cache_type,
             "batch": opened.batch,
+            "gpu_layers": opened.gpu_layers,
         }
     )
     for line in commands:

@@ -89,12 +89,22 @@ def add_threads(group: Any) -> None:
 
 
 def add_device(group: Any) -> None:
-    """Add the flag --device."""
+    """Add the flags --device and --gpu-layers."""
     group.add_argument(
         "--device",
         default="cpu",
         metavar="NAME",
-        help="cpu (default), or cuda (cuda:N): a GPU whose memory takes the whole model",
+        help="cpu (default), or cuda (cuda:N), a GPU",
+    )
+    group.add_argument(
+        "-ngl",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        dest="gpu_layers",
+        type=int,
+        metavar="N",
+        help="with --device cuda: the head and the last N - 1 blocks run there, the others on the"
+        " CPU (default: as many as fit)",
     )
 
 

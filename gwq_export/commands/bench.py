@@ -158,9 +158,11 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.ops_profile and len(args.p) > 1:
         raise GwqError("--ops-profile looks at one place in the context: give one -p")
-    if args.device != "cpu" and (args.kernels or args.ops_profile):
+    if args.kernels and args.gpu_layers is not None:
+        raise GwqError("--gpu-layers goes with a file: leave it out beside --kernels")
+    if suite and args.gpu_layers is not None:
         raise GwqError(
-            "--kernels and --ops-profile time the CPU: leave them out, or use --device cpu"
+            "--suite and --minutes run as many layers on the GPU as fit: leave out --gpu-layers"
         )
     if args.kernels and args.against:
         raise GwqError("--against compares files: give FILE.gguf instead of --kernels")
@@ -202,12 +204,17 @@ def _rows(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     counts, _ = _threads(args.threads)
     if args.ops_profile:
         roof: list[dict[str, Any]] = []
-        rows = ops_profile.profile_rows(args.file, args.p[0], args.n, counts[0], args.r, progress)
+        rows = ops_profile.profile_rows(
+            *(args.file, args.p[0], args.n, counts[0], args.r, progress),
+            *(args.device, args.gpu_layers),
+        )
         for row in rows:
             emit(row)
     else:
         chosen = cases.select(args.ops, args.types, args.shapes)
-        rows, roof = kernels.kernel_rows(chosen, counts, args.r, progress=progress, emit=emit)
+        rows, roof = kernels.kernel_rows(
+            chosen, counts, args.r, progress=progress, emit=emit, device=args.device
+        )
     progress.close()
     printer.end(roof)
     return {"rows": rows, "roof": roof}
@@ -230,7 +237,8 @@ def _file_rows(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         plan.fitting(r for r, _ in models.readers(args.file, args.against))  # mistakes first
         watch.rest(progress)
         rows, roof = models.model_rows(
-            args.file, plan, args.against, progress, emit, args.device, watch
+            *(args.file, plan, args.against, progress, emit),
+            *(args.device, args.gpu_layers, watch),
         )
         missing = watch.missing
     progress.close()

@@ -242,6 +242,12 @@ def _streams_there() -> Iterator[None]:
         yield
 
 
+def say_where(model: Any) -> None:
+    """Print which layers of a `runtime.model.Model` run on a device, if there is one."""
+    if model.weights.where:
+        print(f"[{model.weights.where}]", file=sys.stderr)
+
+
 def explained(e: Exception, memory: str) -> str:
     """The sentence of a GwqError or a MemoryError. memory: options that help against the latter."""
     if not isinstance(e, MemoryError):

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from gwq_export.commands.arguments import Parser, add_base, add_common, add_device, add_threads
-from gwq_export.commands.console import Progress
+from gwq_export.commands.console import Progress, say_where
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 
@@ -84,7 +84,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         (p.stem, tasks.parse(read_text(p, "--task"), p.stem, args.limit))
         for p in map(tasks.find, args.task)
     ]
-    model = predictors.load(args.file, args.threads, args.base, args.device)
+    model = predictors.load(args.file, args.threads, args.base, args.device, args.gpu_layers)
+    say_where(model)
     against = args.against and reference.reference_logits(args.against, model, args.threads)
     result: dict[str, Any] = {"bytes": model.weights.reader.nbytes}
     if text is not None:

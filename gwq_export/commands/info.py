@@ -25,7 +25,7 @@ def parser() -> Parser:
             "gwq-info model.gguf --check",
             "gwq-info model.gguf --report model.html",
             "gwq-info model.gguf --to-safetensors folder --dtype bfloat16",
-            "gwq-info --devices",
+            "gwq-info --devices model.gguf",
         ],
     )
     p.add_model("file", "FILE.gguf", spared_by="devices")
@@ -51,15 +51,22 @@ def parser() -> Parser:
         help="for --to-safetensors: copy config and tokenizer from the source model",
     )
     group.add_argument(
-        "--devices", action="store_true", help="instead, what this machine can run models on"
+        "--devices",
+        action="store_true",
+        help="instead, what this machine can run models on, and which layers of the file, if one is"
+        " given, would run on a GPU",
     )
     add_common(p.add_argument_group("Output"))
     return p
 
 
-def _print_devices() -> dict[str, Any]:
-    """Print what --device may name; returns what --json prints."""
-    from gwq_export.runtime.devices import devices
+def _print_devices(path: str | None, base: bool) -> dict[str, Any]:
+    """Print what --device may name; returns what --json prints.
+
+    path: of a file, of which it says which layers would run on the devices. base: as for Reader.
+    """
+    from gwq_export.format.reader import Reader
+    from gwq_export.runtime.devices import devices, placements
 
     found = devices()
     cpu = found["cpu"]
@@ -71,6 +78,10 @@ def _print_devices() -> dict[str, Any]:
         )
     if found["why_no_cuda"]:
         print(f"no CUDA device: {found['why_no_cuda']}")
+    if path is not None:
+        found["placements"] = placements(Reader(path, base=base), found)
+        for name, placement in found["placements"].items():
+            print(f"{name}: {placement}")
     return found
 
 
@@ -83,7 +94,7 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from gwq_export.runtime.guard import FileGuard, check_tokenizer
 
     if args.devices:
-        return _print_devices()
+        return _print_devices(args.file, args.base)
     for flag, value in (("--dtype", args.dtype), ("--config-from", args.config_from)):
         if value is not None and args.to_safetensors is None:
             raise GwqError(f"{flag} goes with --to-safetensors: give that too, or leave {flag} out")

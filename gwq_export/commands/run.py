@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.commands.arguments import Parser, add_base, add_common, add_device, add_threads
-from gwq_export.commands.console import Progress, ctrl_c_asks, explained
+from gwq_export.commands.console import Progress, ctrl_c_asks, explained, say_where
 from gwq_export.errors import GwqError
 from gwq_export.files import read_text
 from gwq_export.machine import free_memory, size
@@ -155,7 +155,9 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         cache=args.cache_type,
         lookup=not args.no_lookup,
         draft=args.draft,
+        gpu_layers=args.gpu_layers,
     )
+    say_where(model)
     if chatting:
         n = -1 if args.n is None else args.n
         _say_if_large(model, model.ctx)

@@ -23,12 +23,14 @@ def load(
     threads: int | None = None,
     base: bool = False,
     device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> Model:
     """Open any GGUF file of a supported architecture, with a KV cache of float32.
 
-    threads, base, device: as for `gwq_export.load`. Raises GwqError.
+    threads, base, device, gpu_layers: as for `gwq_export.load`. Raises GwqError.
     """
-    return Model(open_any(path, base), device=device, threads=threads, cache="f32")
+    reader = open_any(path, base)
+    return Model(reader, device, threads, cache="f32", gpu_layers=gpu_layers)
 
 
 @dataclass(frozen=True)

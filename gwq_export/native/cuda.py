@@ -17,6 +17,7 @@ from gwq_export.format.types import ffi
 from gwq_export.machine import size
 from gwq_export.native.library import F32, NULL, Pointer, Pool, check, open_library, pointer
 from gwq_export.native.matrix import Matrix
+from gwq_export.native.ops import Best
 
 BUILD_CUDA = "python -m native.build_cuda"
 OLDEST = "7.5"  # compute capability that the kernels are built for
@@ -73,24 +74,30 @@ class DeviceF32(F32):
 
     @array.setter
     def array(self, values: np.ndarray) -> None:
-        values = np.ascontiguousarray(values, np.float32)
-        check(self._lib.gwq_cuda_write(self.ptr, pointer(values), values.nbytes), "upload")
+        self.put(np.ascontiguousarray(values, np.float32))
 
     def fetch(self, out: np.ndarray) -> None:
-        """Copy into an array of this shape, C-contiguous float32."""
-        check(self._lib.gwq_cuda_read(pointer(out), self.ptr, 4 * self.size), "download")
+        """As F32.fetch."""
+        check(self._lib.gwq_cuda_read(pointer(out), self.ptr, out.nbytes), "download")
+
+    def put(self, values: np.ndarray) -> None:
+        """As F32.put."""
+        check(self._lib.gwq_cuda_write(self.ptr, pointer(values), values.nbytes), "upload")
 
 
 class Cuda(Pool):
     """A CUDA device, on which operations run in the order of the calls.
 
-    device: its number. Raises GwqError: no library, no driver, no such device, too old a one.
+    device: its number. threads: of the CPU, for what runs there; None: all CPUs. Raises GwqError:
+    no library, no driver, no such device, too old a one.
     """
 
     on_device = True
 
-    def __init__(self, device: int = 0) -> None:
+    def __init__(self, device: int = 0, threads: int | None = None) -> None:
         self.threads = 1
+        self.device = device
+        self._host_threads = threads
         self.ptr = NULL
         found = devices()
         if not 0 <= device < len(found):
@@ -117,6 +124,11 @@ class Cuda(Pool):
         """The library whose functions compute: libgwq_cuda."""
         return cuda_lib()
 
+    @functools.cached_property
+    def host(self) -> Pool:
+        """As Pool.host: threads of the CPU, started when they are first asked for."""
+        return Pool(self._host_threads)
+
     def floats(self, shape_or_array: int | tuple[int, ...] | np.ndarray) -> F32:
         """As Pool.floats, in the device's memory."""
         return DeviceF32(self.lib, shape_or_array)
@@ -130,22 +142,85 @@ class Cuda(Pool):
         memory = DeviceBytes(self.lib, max(count, 1))
         return memory, memory.ptr
 
+    def wait(self) -> None:
+        """Wait until everything is computed that was asked for."""
+        check(self.lib.gwq_cuda_read(NULL, NULL, 0), "the device")
+
+    def best(self, x: Pointer, n: int, k: int) -> Best:
+        """The k largest of n numbers, 1 <= k <= n. Raises GwqError where one is not finite."""
+        ids, values = np.empty(k, np.int32), np.empty(k, np.float32)
+        status = self.lib.gwq_cuda_best(x, n, k, pointer(ids, "int32_t *"), pointer(values))
+        check(status, "the model's logits")
+        return Best(ids, values)
+
+    def ids(self, at: Pointer, count: int) -> np.ndarray:
+        """A copy of int32 numbers (count,) in the device's memory."""
+        out = np.empty(count, np.int32)
+        check(self.lib.gwq_cuda_read(pointer(out, "void *"), at, out.nbytes), "download")
+        return out
+
+    def gather(
+        self, x: Pointer, most: int, rows: np.ndarray, dim: int, work: Pointer, out: Pointer
+    ) -> None:
+        """out (n, dim) = rows (n,) int32 of x (most, dim). work: n numbers."""
+        ids = pointer(rows, "int32_t *")
+        work = ffi.cast("int32_t *", work)
+        check(self.lib.gwq_cuda_gather(x, most, ids, rows.size, dim, work, out), "experts")
+
+    def combine(
+        self,
+        x: Pointer,
+        most: int,
+        rows: np.ndarray,
+        weights: Pointer,
+        dim: int,
+        work: Pointer,
+        out: Pointer,
+    ) -> None:
+        """out (n, dim) = sum over j of weights[i, j] * x[rows[i, j]].
+
+        x (most, dim); rows (n, used) int32, of the host; weights (n, used). work: n * used numbers.
+        """
+        ids = pointer(rows, "int32_t *")
+        work = ffi.cast("int32_t *", work)
+        n, used = rows.shape
+        check(self.lib.gwq_cuda_combine(x, most, ids, weights, n, used, dim, work, out), "experts")
+
     def matrix(self, matrix: Matrix) -> Matrix:
         """As Pool.matrix: a copy of the matrix in the device's memory. Raises GwqError."""
         out = ffi.gc(ffi.new("gwq_matrix *"), self.lib.gwq_cuda_forget)
         status = self.lib.gwq_cuda_upload(matrix.struct, out, NULL)
         if status == self.lib.GWQ_E_MEMORY:
             raise NoMemory(
-                f"the model does not fit the GPU's memory (tensor {matrix.name} of"
-                f" {size(matrix.nbytes)} is left over); {_WITHOUT}"
+                f"the layers do not fit the GPU's memory (tensor {matrix.name} of"
+                f" {size(matrix.nbytes)} is left over): give fewer --gpu-layers, {_WITHOUT}"
             )
-        if status == self.lib.GWQ_E_COLUMN:
-            raise GwqError(
-                f"tensor {matrix.name}: {matrix.cols} columns and outliers are more than the CUDA"
-                " kernels take; use --device cpu"
-            )
-        check(status, f"tensor {matrix.name}")
+        _check_upload(status, matrix)
         return matrix.moved(out)
+
+
+def upload_bytes(matrix: Matrix) -> int:
+    """Bytes of a device's memory that a matrix would take. Raises GwqError."""
+    out = ffi.new("uint64_t *")
+    _check_upload(cuda_lib().gwq_cuda_upload_bytes(matrix.struct, out), matrix)
+    return int(out[0])
+
+
+def room_of(device: int) -> int:
+    """Bytes of a device's memory that are free. Raises GwqError."""
+    out = ffi.new("uint64_t *")
+    check(cuda_lib().gwq_cuda_room(device, out), f"CUDA device {device}")
+    return int(out[0])
+
+
+def _check_upload(status: int, matrix: Matrix) -> None:
+    """Raise unless a matrix can be brought to a device."""
+    if status == cuda_lib().GWQ_E_COLUMN:
+        raise GwqError(
+            f"tensor {matrix.name}: {matrix.cols} columns and outliers are more than the CUDA"
+            " kernels take; use --device cpu"
+        )
+    check(status, f"tensor {matrix.name}")
 
 
 def _said(lib: Any) -> str:
@@ -206,5 +281,5 @@ def pool_of(device: str, threads: int | None = None) -> Pool:
     if device == "cpu":
         return Pool(threads)
     if kind == "cuda" and (not number or number.isdecimal()) and not device.endswith(":"):
-        return Cuda(int(number or 0))
+        return Cuda(int(number or 0), threads)
     raise GwqError(f"--device {device} is not known: choose cpu, cuda or cuda:N")

@@ -150,9 +150,16 @@ class F32:
         return self.array.size
 
     def fetch(self, out: np.ndarray) -> None:
-        """Copy into an array of this shape, unless the numbers lie there already."""
+        """Copy the first numbers into an array, as many as it has, unless they lie there already.
+
+        out: C-contiguous float32.
+        """
         if out is not self.array:
-            out[...] = self.array
+            out.ravel()[...] = self.array.ravel()[: out.size]
+
+    def put(self, values: np.ndarray) -> None:
+        """Copy an array, C-contiguous float32, into the place of the first numbers."""
+        self.array.ravel()[: values.size] = values.ravel()
 
 
 class Pool:
@@ -165,6 +172,7 @@ class Pool:
     """
 
     on_device = False  # whether pointers are those of a device's memory
+    name = "CPU"
 
     def __init__(self, threads: int | None = None) -> None:
         threads = default_threads() if threads is None else threads
@@ -195,6 +203,11 @@ class Pool:
     def matrix(self, matrix: Any) -> Any:
         """A `native.matrix.Matrix` where the operations find it."""
         return matrix
+
+    @property
+    def host(self) -> "Pool":
+        """The CPU threads that run what this pool has no room for: these here."""
+        return self
 
     def start(self) -> None:
         """Start the threads. Raises GwqError when the system gives none."""

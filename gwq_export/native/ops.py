@@ -5,6 +5,7 @@ gwq.h declares the C functions.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -205,6 +206,17 @@ class Ops:
         """
         if s := self.lib.gwq_route(scores, n, experts, used, normed, chosen, weights):
             check(s, "the scores of the experts")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The largest of many numbers: their indices, int32 (k,), and they, float32 (k,).
+
+    The largest first; of equal numbers the earlier ones.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
 
 
 def top(x: np.ndarray, k: int) -> np.ndarray:

@@ -2,11 +2,15 @@
 
 Modules import only those listed above them:
     layers
+    kv_cache
     moe
     page_cache
     guard
+    buffers
+    placement
+    table
     weights
-    kv_cache
+    logits
     session
     pace
     lookup

@@ -1,13 +1,12 @@
 """Logits of one token after another, with those of likely next tokens computed ahead."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from time import perf_counter
 from typing import Protocol
 
-import numpy as np
-
+from gwq_export.runtime.logits import Scores
 from gwq_export.runtime.pace import Pace
 from gwq_export.runtime.session import Session
 
@@ -34,18 +33,24 @@ class Decoder:
     token's logits are what they are without, to the bit.
 
     session: holds the text that the guessers know. guessers: by name; of those that have guesses,
-    the first one's are computed.
+    the first one's are computed. enough: as `Sampling.enough`.
     """
 
-    def __init__(self, session: Session, guessers: Mapping[str, Guesser]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        guessers: Mapping[str, Guesser],
+        enough: Callable[[int], int] = lambda before: 0,
+    ) -> None:
         self.session = session
         self.guessed: Counter[str] = Counter()  # tokens computed ahead, by the guesser's name
         self.right: Counter[str] = Counter()  # of these, those that came
         self._guessers = guessers
+        self._enough = enough
         self._pace = Pace()
         self._guesser = ""  # whose guesses were computed last
         self._computed: list[int] = []  # guesses whose logits are there
-        self._logits: list[np.ndarray] = []  # after each of them
+        self._logits: list[Scores] = []  # after each of them
         self._pos = session.pos  # positions of the session that hold tokens, not guesses
         self._tokens = 0  # that were run
         self._seconds = 0.0  # that this took, guessing included
@@ -56,8 +61,11 @@ class Decoder:
         """Tokens a second, of those by passes of one token, as far as these were seen."""
         return self._tokens * median(self._alone) / self._seconds if self._alone else 1.0
 
-    def after(self, token: int, most: int) -> np.ndarray:
-        """Logits (vocab,) float32 after one more token. most: tokens that may come after it."""
+    def after(self, token: int, most: int) -> Scores:
+        """Logits (vocab,) float32 after one more token, or enough of them.
+
+        most: tokens that may come after it.
+        """
         for guesser in self._guessers.values():
             guesser.append(token)
         if self._computed[:1] == [token]:
@@ -86,7 +94,9 @@ class Decoder:
                 break
         middle = perf_counter()
         self._computed = [token, *guesses]
-        self._logits = list(self.session.forward(self._computed, keep=len(self._computed)))
+        count = len(self._computed)
+        enough = self._enough(self.session.pos + count)
+        self._logits = list(self.session.scores(self._computed, count, enough))
         end = perf_counter()
         self._pace.took(len(self._computed), end - middle)
         self._seconds += end - start

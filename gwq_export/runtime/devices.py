@@ -2,10 +2,14 @@
 
 from typing import Any
 
+from gwq_export.arch.config import read_config
 from gwq_export.errors import GwqError
+from gwq_export.format.reader import Reader
 from gwq_export.machine import cpu_name, default_threads
 from gwq_export.native import cuda
 from gwq_export.native.library import isa
+from gwq_export.runtime.kv_cache import cache_type
+from gwq_export.runtime.placement import place
 
 
 def devices() -> dict[str, Any]:
@@ -23,3 +27,17 @@ def devices() -> dict[str, Any]:
         why = str(e).removeprefix("--device cuda: ")
     cpu = {"name": cpu_name(), "threads": default_threads(), "isa": isa()}
     return {"cpu": cpu, "cuda": found, "why_no_cuda": why}
+
+
+def placements(reader: Reader, found: dict[str, Any]) -> dict[str, str]:
+    """{"cuda:N": which layers of a file would run there}, of every device of `devices` that can.
+
+    Raises GwqError.
+    """
+    config = read_config(reader)
+    type = cache_type(reader, config)
+    return {
+        f"cuda:{i}": str(place(reader, config, cuda.room_of(i), type))
+        for i, device in enumerate(found["cuda"])
+        if device["usable"]
+    }

@@ -13,12 +13,10 @@ from os import PathLike
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from gwq_export.arch.config import read_config
 from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
-from gwq_export.native.ops import top
+from gwq_export.runtime.logits import Scores, best
 from gwq_export.runtime.pace import COUNTS, Pace, smoothed
 from gwq_export.runtime.session import BATCH, Session
 from gwq_export.runtime.weights import Weights
@@ -197,7 +195,7 @@ class Drafter:
             takes = self._each / one + pace.passes(count + 2) - pace.passes(count + 1)
             if likely * self._chance < takes:  # what one more saves is a pass, if it is right
                 break
-            logits = self.session.forward([guess])[0]
+            (logits,) = self.session.scores([guess], best=2)
         return guesses
 
     def _start_afresh(self) -> None:
@@ -205,22 +203,22 @@ class Drafter:
         self.session.rewind()
         self._first = self._held = max(0, len(self._text) - self._window)
 
-    def _read(self, most: int) -> np.ndarray | None:
-        """Run the next tokens of the text, at most `most`; returns logits (vocab,) after them.
+    def _read(self, most: int) -> Scores | None:
+        """Run the next tokens of the text, at most `most`; returns two logits or more after them.
 
         None if the draft model does not know one of them.
         """
         ids = self._text[self._held : self._held + most]
         if max(ids) >= self._vocab:
             return None
-        logits = self.session.forward(ids)[0]
+        (logits,) = self.session.scores(ids, best=2)
         self._held += len(ids)
         return logits
 
 
-def _likeliest(logits: np.ndarray) -> tuple[int, int]:
-    """The token with the largest of logits (vocab,), and its class in CHANCES."""
+def _likeliest(logits: Scores) -> tuple[int, int]:
+    """The token with the largest logit, and its class in CHANCES."""
     with about("--draft"):
-        first, *others = top(logits, min(2, logits.size))
-    lead = logits[first] - logits[others[0]] if others else 0.0
-    return int(first), min(int(lead), len(CHANCES) - 1)
+        two = best(logits, 2)
+    lead = two.values[0] - two.values[-1]
+    return int(two.ids[0]), min(int(lead), len(CHANCES) - 1)

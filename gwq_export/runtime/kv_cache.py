@@ -5,13 +5,34 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gwq_export.arch.config import Config
 from gwq_export.errors import GwqError, NoMemory
-from gwq_export.format.types import TensorType, ffi
+from gwq_export.format.reader import Reader
+from gwq_export.format.types import TYPES, TensorType, ffi
 from gwq_export.machine import free_memory, size
 from gwq_export.native.library import NULL, Pointer, Pool, check, pointer
+from gwq_export.native.ops import CACHE
 
 Layer: TypeAlias = tuple[Pointer, Pointer, Any]
 FIRST = 256  # positions that there is room for at first
+
+
+def cache_type(reader: Reader, config: Config, name: str | None = None) -> TensorType:
+    """The type that a name of `native.ops.CACHE` stands for. Raises GwqError.
+
+    None: f16, which halves what attention reads; f32 beside float32 matrices, where it would be the
+    least precise number of all.
+    """
+    exact = all(t.type.name == "f32" for t in reader.tensors.values())
+    if name not in (None, *CACHE):
+        raise GwqError(f"a KV cache of type {name} is not known: choose from {', '.join(CACHE)}")
+    type = TYPES[name or ("f32" if exact else "f16")]
+    if config.head_dim % type.unit:
+        raise GwqError(
+            f"a KV cache of type {name} needs heads of whole {type.unit}s, "
+            f"not {config.head_dim}: choose f16"
+        )
+    return type
 
 
 class KVCache:

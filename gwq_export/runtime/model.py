@@ -13,6 +13,8 @@ import numpy as np
 
 from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
+from gwq_export.native.cuda import pool_of
+from gwq_export.native.library import Pool
 from gwq_export.runtime.decoding import Decoder, Guesser
 from gwq_export.runtime.draft import Drafter, open_draft
 from gwq_export.runtime.lookup import Lookup
@@ -29,12 +31,12 @@ log = logging.getLogger("gwq_export")
 class Model:
     """A GGUF file ready for inference. Its methods may be called from several threads at once.
 
-    file: a path or an open Reader. device: "cpu", or "cuda" ("cuda:N"), a GPU whose memory takes
-    the whole model. threads: None for all CPUs. ctx: positions of a context, at most and by default
-    the model's. cache: type of KV caches, as for `gwq_export.runtime.weights.Weights`. lookup:
-    whether likely next tokens are computed ahead where the text repeats itself, which changes the
-    time it takes, not the text. draft: a smaller model with the same vocabulary, which likewise
-    guesses next tokens. Raises GwqError.
+    file: a path or an open Reader. device: "cpu", or "cuda" ("cuda:N"), a GPU. threads: None for
+    all CPUs. ctx: positions of a context, at most and by default the model's. cache: type of KV
+    caches, as for `gwq_export.runtime.weights.Weights`. lookup: whether likely next tokens are
+    computed ahead where the text repeats itself, which changes the time it takes, not the text.
+    draft: a smaller model with the same vocabulary, which likewise guesses next tokens. gpu_layers:
+    how many layers run on the device, None: as many as fit its memory. Raises GwqError.
     """
 
     def __init__(
@@ -46,16 +48,24 @@ class Model:
         cache: str | None = None,
         lookup: bool = True,
         draft: str | PathLike[str] | Reader | None = None,
+        gpu_layers: int | None = None,
     ) -> None:
         reader = file if isinstance(file, Reader) else Reader(file)
         if draft is not None:
             draft = open_draft(draft, reader)
-        self.weights = Weights(reader, threads, cache, device)
         self.lookup = lookup
         self.draft: Weights | None = None
+        pool: Pool | None = None
+        reserve = 0  # bytes of a device's memory that guessing will take
         if draft is not None:
+            pool = pool_of(device, threads)
             with about("--draft"):
-                self.draft = Weights(draft, self.weights.pool, cache)
+                self.draft = Weights(draft, pool, cache, ctx=ctx)
+            if self.draft.placement:
+                reserve = self.draft.placement.work
+        self.weights = Weights(reader, pool or threads, cache, device, gpu_layers, ctx, reserve)
+        if self.weights.where:
+            log.info("%s", self.weights.where)
         self.config = self.weights.config
         if ctx is not None and ctx < 1:
             raise GwqError(f"--ctx {ctx}: give at least 1")
@@ -151,7 +161,8 @@ class Model:
                     stop, limit = "halt", 0
                     break
                 last = first + BATCH >= len(ids)
-                rows = session.forward(ids[first : first + BATCH], keep=int(last))
+                enough = sampling.enough(len(seen))
+                rows = session.scores(ids[first : first + BATCH], int(last), enough)
                 if last:
                     logits = rows[0]
             guessers: dict[str, Guesser] = {"lookup": Lookup(seen)} if self.lookup else {}
@@ -159,7 +170,7 @@ class Model:
                 drafter.start(seen, halt)
                 guessers["draft"] = drafter
             prefilled = time.perf_counter()
-            decoder = Decoder(session, guessers)
+            decoder = Decoder(session, guessers, sampling.enough)
             while made < limit:
                 if halt():
                     stop = "halt"

@@ -9,10 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from gwq_export.format.types import TYPES, ffi
+from gwq_export.native.cuda import Cuda
 from gwq_export.native.library import F32, Pointer, Pool, pointer, view
 from gwq_export.native.matrix import Linear, Matrix
 from gwq_export.native.ops import Ops
 from gwq_export.native.recorder import Recorder
+
+
+def work_floats(n: int, experts: int, used: int, dim: int) -> int:
+    """Floats that n tokens take on a device: inputs by expert, scores, weights, an index."""
+    return n * (experts + used * (2 + dim))
 
 
 class SharedExpert:
@@ -98,6 +104,9 @@ class Experts:
         if isinstance(ops, Recorder):
             self._record(ops, x, gate, up, out)
             return
+        if isinstance(ops.pool, Cuda):
+            self._on_device(ops, ops.pool, x, n, gate, up, out)
+            return
         scores = F32((n, len(self.down)))
         chosen = np.empty((n, self.used), np.int32)
         weights = F32((n, self.used))
@@ -123,6 +132,33 @@ class Experts:
             self.shared.down(ops, gate, n, part.ptr)
             total += part.array * self.shared.weights(ops, x, n)[:, None]
         view(out, (n, self.dim))[...] = total
+
+    def _on_device(
+        self, ops: Ops, device: Cuda, x: Pointer, n: int, gate: Pointer, up: Pointer, out: Pointer
+    ) -> None:
+        """The same where `x` lies in a device's memory: all that crosses is who goes where."""
+        experts, pairs = len(self.down), n * self.used
+        part = ops.work(work_floats(n, experts, self.used, self.dim))
+        scores = part + pairs * self.dim
+        weights = scores + n * experts
+        index = weights + pairs  # work space, and before that the choice
+        self.router(ops, x, n, scores)
+        chosen = ffi.cast("int32_t *", index)
+        ops.route(scores, n, experts, self.used, self.normed, chosen, weights)
+        of_pair = device.ids(chosen, pairs)  # the expert of token i // used
+        order = np.argsort(of_pair, kind="stable")
+        device.gather(x, n, (order // self.used).astype(np.int32), self.dim, index, part)
+        ends = np.cumsum(np.bincount(of_pair, minlength=experts)).tolist()
+        for j, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if m := end - start:
+                rows = part + start * self.dim
+                self.gate_up[j](ops, rows, m, gate, up)
+                ops.activate(gate, up, m, self.ffn, self.activation)
+                self.down[j](ops, gate, m, rows)
+        place = np.empty(pairs, np.int32)
+        place[order] = np.arange(pairs)
+        rows_of = place.reshape(n, self.used)
+        device.combine(part, pairs, rows_of, weights, self.dim, index, out)
 
     def _record(self, ops: Recorder, x: Pointer, gate: Pointer, up: Pointer, out: Pointer) -> None:
         """The same for one token, whose experts are chosen when the program runs."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.native.ops import top
+from gwq_export.native.ops import Best, top
+from gwq_export.runtime.logits import Scores
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,66 @@ class Sampling:
         if self.seed is not None and self.seed < 0:
             raise GwqError(f"--seed {self.seed}: give a number from 0")
 
-    def pick(self, logits: np.ndarray, rng: np.random.Generator, before: Sequence[int] = ()) -> int:
-        """Pick a token id by logits (vocab,) float32.
+    @property
+    def _first(self) -> int:
+        """How many of the likeliest ids are looked at, 0: all."""
+        return self.top_k if self.temp else 1
+
+    @property
+    def _penalizes(self) -> bool:
+        return self.repeat_penalty != 1 and self.repeat_last_n != 0
+
+    def enough(self, before: int) -> int:
+        """How many of the largest logits `pick` needs after so many ids, 0: all.
+
+        A penalty puts no other ids before the likeliest ones than it takes from among them; what
+        makes ids likelier could bring up any.
+        """
+        if not self._penalizes or not self._first:
+            return self._first
+        if self.repeat_penalty < 1:
+            return 0
+        return self._first + (before if self.repeat_last_n < 0 else self.repeat_last_n)
+
+    def pick(self, logits: Scores, rng: np.random.Generator, before: Sequence[int] = ()) -> int:
+        """Pick a token id by logits (vocab,) float32, or the largest of them, `enough`.
 
         before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
         finite.
         """
-        if self.repeat_penalty != 1 and self.repeat_last_n and len(before):
-            recent = np.unique(before if self.repeat_last_n < 0 else before[-self.repeat_last_n :])
-            logits = logits.copy()
-            logits[recent] *= np.where(
-                logits[recent] > 0, 1 / self.repeat_penalty, self.repeat_penalty
-            )
-        order = top(logits, min(self.top_k or 1, logits.size) if self.temp else 1)
+        order, values = self._likeliest(logits, before)
         if self.temp == 0:
             return int(order[0])
-        if not self.top_k:
-            order = np.argsort(-logits, kind="stable")  # sooner than `top` of all
         # p: probabilities of the top_k likeliest ids, descending
-        p = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / self.temp)
+        p = np.exp((values - values[0]).astype(np.float64) / self.temp)
         p /= p.sum()
         # top_p: an id stays while those before it sum to less than top_p; the first always stays
         keep = (np.cumsum(p) - p < self.top_p) & (p >= self.min_p * p[0])
         p = np.where(keep, p, 0)
         return int(rng.choice(order, p=p / p.sum()))
+
+    def _likeliest(self, logits: Scores, before: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, their logits) of the likeliest ids, top_k of them, descending."""
+        recent = np.zeros(0, int)
+        if self._penalizes and len(before):
+            recent = np.unique(before if self.repeat_last_n < 0 else before[-self.repeat_last_n :])
+        if isinstance(logits, Best):
+            ids, values = logits.ids, self._penalized(logits.values, np.isin(logits.ids, recent))
+            order = np.lexsort((ids, -values))[: self._first]
+            return ids[order], values[order]
+        values = self._penalized(logits, recent) if len(recent) else logits
+        if self._first:
+            order = top(values, min(self._first, values.size))
+        else:
+            top(values, 1)  # are they finite?
+            order = np.argsort(-values, kind="stable")  # sooner than `top` of all
+        return order, values[order]
+
+    def _penalized(self, logits: np.ndarray, recent: np.ndarray) -> np.ndarray:
+        """A copy, with the repeat penalty on those that `recent` indexes."""
+        logits = logits.copy()
+        logits[recent] *= np.where(logits[recent] > 0, 1 / self.repeat_penalty, self.repeat_penalty)
+        return logits
 
 
 class StopStrings:

@@ -1,65 +1,66 @@
 """One forward function of native operations, for every architecture, over a KV cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gwq_export.errors import GwqError
+from gwq_export.native.cuda import Cuda
 from gwq_export.native.library import F32, Pointer
-from gwq_export.native.ops import ATTENTION_CUT, Ops
+from gwq_export.native.ops import ATTENTION_CUT, Best, Ops
 from gwq_export.native.program import MAX_TOKENS, Program
 from gwq_export.native.recorder import Recorder
+from gwq_export.runtime.buffers import BATCH, widths
 from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
+from gwq_export.runtime.logits import Firsts, Scores, Wanted, Whole
+from gwq_export.runtime.moe import Experts
 from gwq_export.runtime.weights import Weights
 
-# Tokens of a prompt computed at once: whole panels of the kernels, and so few that what an
-# operation writes is in a cache when the next one reads it. With 512, decoder blocks of a model of
-# 1.1 billion weights took 15 % longer.
-BATCH = 192
+MOST_BEST = 512  # logits that a device is asked for, rather than for all
 
 
 class Session:
     """A KV cache for up to `ctx` positions over shared Weights. One Python thread at a time.
 
-    Its memory grows with the positions that it holds. Raises GwqError when ctx is below 1.
+    Its memory grows with the positions that it holds. part: of the weights, from which on it runs
+    their layers; those of later parts are a Session's of their own. Raises GwqError when ctx is
+    below 1.
     """
 
-    def __init__(self, weights: Weights, ctx: int) -> None:
+    def __init__(self, weights: Weights, ctx: int, part: int = 0) -> None:
         if ctx < 1:
             raise GwqError(f"a context of {ctx} positions holds no text: give at least 1")
         c = weights.config
         self.config = c
         self.weights = weights
+        self.part = weights.parts[part]
+        last = part + 1 == len(weights.parts)
+        self._rest = None if last else Session(weights, ctx, part + 1)
         self.ctx = ctx
-        self.ops = Ops(weights.pool)
+        pool = self.part.pool
+        self.ops = Ops(pool)
         self.cache_type = weights.cache_type
         self._kv_width = c.dims["kv"]
-        pool = weights.pool
-        shape = c.layers, ctx, self._kv_width, weights.cache_type
+        shape = len(self.part.layers), ctx, self._kv_width, weights.cache_type
         self._cache = DeviceKVCache(*shape, pool) if pool.on_device else KVCache(*shape)
         self._turned = 0  # positions that there are cosines and sines of
         self._ropes = {
-            rope: (pool.floats(0), pool.floats(0)) for rope in weights.rope_tables(0, ctx)
+            rope: (pool.floats(0), pool.floats(0))
+            for rope in weights.rope_tables(self.part.layers, 0, ctx)
         }
-        wide = max(c.dim, c.dims["q"])  # h and q hold activations of either width
-        ffn = max(layer.ffn.width for layer in weights.layers)
-        self._widths = {
-            "x": c.dim,
-            "h": wide,
-            "q": wide,
-            "k": self._kv_width,
-            "v": self._kv_width,
-            "gate": ffn,
-            "up": ffn,
-        }
+        self._widths = widths(c)
         self._programs: dict[tuple[int, int], tuple[Program, F32]] = {}  # by tokens and logits
         self._tokens = 0  # that the work buffers have room for
         self._grow(1)
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the KV cache once the context is full."""
-        return self._cache.nbytes(self.ctx)
+        """Bytes of this machine's memory that the KV cache takes once the context is full.
+
+        What lies on a device is not among them.
+        """
+        own = 0 if self.part.pool.on_device else self._cache.nbytes(self.ctx)
+        return own + (self._rest.cache_bytes if self._rest else 0)
 
     @property
     def pos(self) -> int:
@@ -90,6 +91,33 @@ class Session:
         Returns float32 logits (keep, vocab) of the last `keep` of them, 0 to n. Raises GwqError
         when the context is full, memory is, an id is out of range, or the file has changed.
         """
+        out = np.empty((keep, self.config.vocab), np.float32)
+        self._batches(tokens, keep, lambda first, end: Whole(out[first:end]))
+        return out
+
+    def scores(
+        self, tokens: Sequence[int] | np.ndarray, keep: int = 1, best: int = 0
+    ) -> Sequence[Scores]:
+        """As `forward`, of whose logits the `best` largest are enough; 0: they are not.
+
+        On a device only these cross. Raises GwqError where logits there are not finite.
+        """
+        pool = self.weights.parts[-1].pool
+        if not 0 < best <= MOST_BEST or not isinstance(pool, Cuda):
+            return list(self.forward(tokens, keep))
+        vocab = self.config.vocab
+        k = min(best, vocab)
+        found: list[Best] = []
+        self._batches(tokens, keep, lambda first, end: Firsts(end - first, vocab, k, pool, found))
+        return found
+
+    def _batches(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        keep: int,
+        wanted: Callable[[int, int], Wanted],
+    ) -> None:
+        """Run token ids; wanted(first, end): what takes these of the last `keep` ones' logits."""
         ids = np.asarray(tokens)
         n = len(ids) if ids.ndim == 1 else 0
         if not n:
@@ -109,55 +137,90 @@ class Session:
         self.weights.guard.check()
         ids = np.ascontiguousarray(ids, np.int32)
         self._reserve(self.pos + n)
-        out = np.empty((keep, self.config.vocab), np.float32)
         skipped = n - keep  # tokens at the start whose logits nobody wants
-        # a device has its experts chosen by programs alone, of one token
-        batch = 1 if self.config.experts and self.weights.pool.on_device else BATCH
+        batch = self._batch()
         for first in range(0, n, batch):
             last = min(n, first + batch)
-            self._forward(
-                ids[first:last], out[max(first, skipped) - skipped : max(0, last - skipped)]
-            )
+            of_kept = max(first, skipped) - skipped, max(0, last - skipped)
+            self._forward(ids[first:last], wanted(*of_kept))
         self.weights.guard.check()
-        return out
 
-    def _forward(self, ids: np.ndarray, out: np.ndarray) -> None:
-        """Run one batch: ids (n,) int32; out (m, vocab) takes the logits of the last m, 0 to n."""
-        n, rows = len(ids), len(out)
+    def _batch(self) -> int:
+        """How many tokens of a prompt go together."""
+        ffns = [layer.ffn for layer in self.part.layers]
+        shared = any(isinstance(ffn, Experts) and ffn.shared for ffn in ffns)
+        # on a device programs alone know of shared experts, and these of one token
+        own = 1 if shared and self.part.pool.on_device else BATCH
+        return min(own, self._rest._batch()) if self._rest else own
+
+    def _forward(self, ids: np.ndarray, wanted: Wanted, x: np.ndarray | None = None) -> None:
+        """Run one batch: ids (n,) int32; `wanted` takes the logits of the last of them, 0 to n.
+
+        x (n, dim): what the parts before this one made of the ids; None for the first one.
+        """
+        if self._rest:
+            hidden = np.empty((len(ids), self.config.dim), np.float32)
+            self._run(ids, None, Whole(hidden))
+            self._rest.rewind(self.pos)  # where a pass was cut short behind it
+            self._rest._forward(ids, wanted, hidden)
+        elif self.part.layers or wanted.rows:
+            first = 0 if self.part.layers else len(ids) - wanted.rows
+            self._run(ids[first:], None if x is None else x[first:], wanted)
+        self._cache.append(ids)
+
+    def _run(self, ids: np.ndarray, x: np.ndarray | None, wanted: Wanted) -> None:
+        """Run a batch through the layers of this part.
+
+        x (n, dim) or None, as above. wanted: takes logits, as above, or x (n, dim) for the next
+        part.
+        """
+        n = len(ids)
+        rows = wanted.rows if self.part.head else 0
         # experts are chosen for one token at a time; several at once share what they read
         if n <= (min(1, MAX_TOKENS) if self.config.experts else MAX_TOKENS):
             program, logits = self._program(n, rows)
+            if x is not None:
+                self._buffers["x"].put(x)
             program.run(ids, self.pos)
-            logits.fetch(out)
         else:
             self._grow(n)
-            logits = self.weights.pool.output(out)
+            if x is not None:
+                self._buffers["x"].put(x)
+            logits = wanted.room(self.part.pool) if self.part.head else self._buffers["x"]
             self._compute(self.ops, ids, self.pos, logits.ptr, rows)
-            logits.fetch(out)
-        self._cache.append(ids)
+        wanted.take(logits)
 
-    def token_program(self) -> Program:
-        """The forward pass of one token with its logits, until the cache grows."""
+    def token_programs(self) -> list[Program]:
+        """The forward pass of one token with its logits, a program for each part of the weights.
+
+        They are good until the cache grows.
+        """
         self._reserve(self.pos + 1)
-        return self._program(1, 1)[0]
+        rest = self._rest.token_programs() if self._rest else []
+        return [self._program(1, 1 if self.part.head else 0)[0], *rest]
 
     def _program(self, n: int, rows: int) -> tuple[Program, F32]:
-        """The forward pass of n tokens as one call, and the logits (rows, vocab) it writes."""
+        """The forward pass of n tokens as one call, and the logits (rows, vocab) it writes.
+
+        Without a head: and x (n, dim).
+        """
         if (n, rows) not in self._programs:
             self._grow(n)
-            recorder = Recorder(n, self.weights.pool)
-            logits = self.weights.pool.floats((rows, self.config.vocab))
+            recorder = Recorder(n, self.part.pool)
+            logits = self._buffers["x"]
+            if self.part.head:
+                logits = self.part.pool.floats((rows, self.config.vocab))
             self._compute(recorder, np.zeros(n, np.int32), 0, logits.ptr, rows)
             self._programs[n, rows] = Program(recorder), logits
         return self._programs[n, rows]
 
     def _compute(self, ops: Ops, ids: np.ndarray, start: int, logits: Pointer, rows: int) -> None:
-        """The forward pass of ids (n,) at positions from `start` on.
+        """The forward pass of ids (n,) at positions from `start` on, through this part's layers.
 
-        logits (rows, vocab): of the last `rows` of them.
+        logits (rows, vocab): of the last `rows` of them, if the head is here.
         """
         c = self.config
-        w = self.weights
+        w = self.part
         cache = self._cache
         type = cache.type.id
         n = len(ids)
@@ -173,12 +236,13 @@ class Session:
         }
 
         # x (n, dim) = embedding of the ids (+ learned positions) (* scale)
-        ops.embed(w.embed.struct, c.dim, ids, x)
-        if w.positions:
-            ops.positions(w.positions.struct, c.dim, start, n, h)
-            ops.add(x, h, n, c.dim)
-        if c.embedding_scale != 1:
-            ops.scale(x, n, c.dim, c.embedding_scale)
+        if w.embed:
+            ops.embed(w.embed.struct, c.dim, ids, x)
+            if w.positions:
+                ops.positions(w.positions.struct, c.dim, start, n, h)
+                ops.add(x, h, n, c.dim)
+            if c.embedding_scale != 1:
+                ops.scale(x, n, c.dim, c.embedding_scale)
 
         for layer, (keys, values, _) in zip(w.layers, cache.layers, strict=True):
             # q (n, heads, head_dim), k and v (n, kv_heads, head_dim) of h (n, dim) = norm(x)
@@ -193,14 +257,15 @@ class Session:
             ):
                 if rope:
                     cos, sin = ropes[rope]
-                    ops.rope(turned, cos, sin, n, heads, c.head_dim, rope.rotated, w.rope_style)
+                    rotated, style = rope.rotated, self.weights.rope_style
+                    ops.rope(turned, cos, sin, n, heads, c.head_dim, rotated, style)
             if c.arch.norms_turned:
                 layer.q_norm(ops, q, n, q)
                 layer.k_norm(ops, k, n, k)
             # keys and values (start + n, kv_heads, head_dim) get those of the batch
             ops.cache(k, numbers, type, keys, first)
             ops.cache(v, numbers, type, values, first)
-            if layer is w.layers[-1] and n > MAX_TOKENS:
+            if w.head and layer is w.layers[-1] and n > MAX_TOKENS:
                 # from here on only the tokens whose logits are wanted; a few share what is read
                 if not rows:
                     return
@@ -223,7 +288,7 @@ class Session:
             # x += feed-forward
             ops.add(x, h, n, c.dim, c.residual_scale)
         # logits = head(norm(the last rows of x)) (* scale) (capped)
-        if rows:
+        if w.head and rows:
             last = w.norm(ops, x + (n - rows) * c.dim, rows, h)
             if c.logit_scale != 1:
                 ops.scale(last, rows, c.dim, c.logit_scale)
@@ -233,12 +298,14 @@ class Session:
 
     def _reserve(self, positions: int) -> None:
         """Make room for so many positions. Raises NoMemory."""
+        if self._rest:
+            self._rest._reserve(positions)
         if positions > self._cache.room:
             self._programs.clear()  # they point into what moves, also if that is cut short
         self._cache.reserve(positions)
         room = self._cache.room
         if room > self._turned:
-            more = self.weights.rope_tables(room, self.ctx, self._turned)
+            more = self.weights.rope_tables(self.part.layers, room, self.ctx, self._turned)
             self._ropes = {
                 rope: (
                     self._longer(self._ropes[rope][0], cos),
@@ -253,9 +320,9 @@ class Session:
         if n > self._tokens:
             self._tokens = n
             self._programs.clear()  # they point into the buffers
-            pool = self.weights.pool
+            pool = self.part.pool
             self._buffers = {name: pool.floats((n, width)) for name, width in self._widths.items()}
 
     def _longer(self, table: F32, rows: np.ndarray) -> F32:
         """A table (n, width) with more rows; an empty one has no width yet."""
-        return self.weights.pool.floats(np.concatenate([table.array, rows]) if table.size else rows)
+        return self.part.pool.floats(np.concatenate([table.array, rows]) if table.size else rows)

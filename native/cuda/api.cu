@@ -1,5 +1,6 @@
 /* The functions of gwq.h: arguments are checked here, as native/cpu does, and kernels started. */
 #include <stdlib.h>
+#include <string.h>
 #include "work.h"
 
 /* --- the library ------------------------------------------------------------------------------ */
@@ -159,10 +160,49 @@ int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out)
     END;
 }
 
+/* *keys = those of the k largest of x (n), in memory that the next call uses again */
+static int keys_of(const float *x, int64_t n, int64_t k, uint64_t **keys) {
+    static uint64_t *room;
+    static size_t bytes;
+    const size_t own = (size_t)k * sizeof *room, needed = own + largest_bytes((int)n, (int)k);
+    if (bytes < needed) {
+        TRY_CUDA(cudaFree(room));
+        room = nullptr;
+        bytes = 0;
+        TRY_CUDA(cudaMalloc((void **)&room, needed));
+        bytes = needed;
+    }
+    largest(gwq_context.stream, x, (int)n, (int)k, room, room + k, &gwq_context.now->fault);
+    *keys = room;
+    return GWQ_OK;
+}
+
 int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids) {
     if (!x || !ids || k < 1 || k > n || n > INT32_MAX) return GWQ_E_ARGUMENT;
     BEGIN;
-    largest(stream, x, (int)n, (int)k, ids, &gwq_context.now->fault);
+    uint64_t *keys;
+    TRY(keys_of(x, n, k, &keys));
+    places(stream, keys, (int)k, ids);
+    return finished();
+}
+
+int gwq_cuda_best(const float *x, int64_t n, int64_t k, int32_t *ids, float *values) {
+    if (!x || !ids || !values || k < 1 || k > n || n > INT32_MAX) return GWQ_E_ARGUMENT;
+    BEGIN;
+    uint64_t *keys;
+    TRY(keys_of(x, n, k, &keys));
+    for (int64_t i = 0; i < k; i++) {
+        uint64_t some[256];
+        if (i % 256 == 0) {
+            const int64_t count = k - i < 256 ? k - i : 256;
+            TRY_CUDA(cudaMemcpyAsync(some, keys + i, (size_t)count * sizeof *some,
+                                     cudaMemcpyDeviceToHost, stream));
+            TRY_CUDA(cudaStreamSynchronize(stream));
+        }
+        const uint32_t bits = bits_of_key(some[i % 256]);
+        ids[i] = place_of_key(some[i % 256]);
+        memcpy(values + i, &bits, sizeof bits);
+    }
     return finished();
 }
 
@@ -174,6 +214,36 @@ int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int
     gwq_op_route o = {scores, experts, used, normed, chosen, weights};
     route(stream, o, (int)n, &gwq_context.now->fault);
     return finished();
+}
+
+/* The device's copy of an index, once it was checked: count numbers from 0 to less than `most` */
+static int put_rows(const int32_t *rows, int64_t count, int64_t most, int32_t *work) {
+    for (int64_t i = 0; i < count; i++)
+        if (rows[i] < 0 || rows[i] >= most) return GWQ_E_INDEX;
+    /* of memory that is not pinned: the caller's is read before this returns */
+    return status_of(cudaMemcpyAsync(work, rows, (size_t)count * sizeof *rows,
+                                     cudaMemcpyHostToDevice, gwq_context.stream));
+}
+
+int gwq_cuda_gather(const float *x, int64_t most, const int32_t *rows, int64_t n, int64_t dim,
+                    int32_t *work, float *out) {
+    if (!x || !rows || !work || !out || n < 1 || dim < 1 || !countable(n, dim))
+        return GWQ_E_ARGUMENT;
+    BEGIN;
+    TRY(put_rows(rows, n, most, work));
+    gather(stream, x, work, n, dim, out);
+    END;
+}
+
+int gwq_cuda_combine(const float *x, int64_t most, const int32_t *rows, const float *weights,
+                     int64_t n, int64_t used, int64_t dim, int32_t *work, float *out) {
+    if (!x || !rows || !weights || !work || !out || n < 1 || used < 1 || used > GWQ_MAX_USED)
+        return GWQ_E_ARGUMENT;
+    if (dim < 1 || !countable(n * used, dim)) return GWQ_E_ARGUMENT;
+    BEGIN;
+    TRY(put_rows(rows, n * used, most, work));
+    combine(stream, x, work, weights, n, used, dim, out);
+    END;
 }
 
 /* --- attention -------------------------------------------------------------------------------- */

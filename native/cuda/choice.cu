@@ -1,4 +1,4 @@
-/* The largest of many numbers, and the experts of a token. */
+/* The experts of a token. */
 #include "kernels.h"
 
 enum { CHOICE_THREADS = 256, NOT_FINITE = 1 };
@@ -39,18 +39,6 @@ DEVICE candidate next_of(const float *x, int n, const candidate &last, int *faul
         if (before(last, c) && before(c, best)) best = c;
     }
     return first_of(best);
-}
-
-__global__ void largest_kernel(const float *x, int n, int k, int *ids, int *fault) {
-    candidate last = {INFINITY, -1};
-    for (int i = 0; i < k; i++) {
-        last = next_of(x, n, last, fault);
-        if (threadIdx.x == 0) ids[i] = last.at < n ? last.at : 0; /* none: x is not finite */
-    }
-}
-
-void largest(cudaStream_t stream, const float *x, int n, int k, int *ids, int *fault) {
-    LAUNCH(largest_kernel, 1, CHOICE_THREADS, stream, x, n, k, ids, fault);
 }
 
 /* A block of threads for every token */

@@ -88,10 +88,18 @@ int gwq_cuda_devices(void) {
 int gwq_cuda_describe(int device, gwq_cuda_device *out) {
     if (!out) return GWQ_E_ARGUMENT;
     std::lock_guard<std::mutex> hold(gwq_lock);
-    TRY(describe(device, out));
-    size_t free_bytes = 0, total = 0;
-    if (device == gwq_context.device && !status_of(cudaMemGetInfo(&free_bytes, &total)))
-        out->free_bytes = free_bytes;
+    return describe(device, out);
+}
+
+int gwq_cuda_room(int device, uint64_t *bytes) {
+    if (!bytes) return GWQ_E_ARGUMENT;
+    std::lock_guard<std::mutex> hold(gwq_lock);
+    gwq_cuda_device found;
+    TRY(describe(device, &found));
+    TRY_CUDA(cudaSetDevice(device)); /* whatever else is called sets its own */
+    size_t room = 0, total = 0;
+    TRY_CUDA(cudaMemGetInfo(&room, &total));
+    *bytes = room;
     return GWQ_OK;
 }
 

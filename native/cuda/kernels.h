@@ -109,14 +109,36 @@ void add(cudaStream_t stream, float *x, const float *y, int64_t n, int64_t dim, 
          int broadcast);
 void copy_runs(cudaStream_t stream, const float *x, int64_t stride, int64_t n, int64_t dim,
                float *out);
+/* out (n, dim) = rows[i] of x */
+void gather(cudaStream_t stream, const float *x, const int *rows, int64_t n, int64_t dim,
+            float *out);
+/* out (n, dim) = sum of weights[i, j] * x[rows[i, j]] over j, which has `used` values */
+void combine(cudaStream_t stream, const float *x, const int *rows, const float *weights, int64_t n,
+             int64_t used, int64_t dim, float *out);
 /* count numbers from first + *base * width on (base may be NULL) */
 void store(cudaStream_t stream, const float *x, int64_t count, int type, void *cache,
            int64_t first, const int *base, int64_t width);
 
+/* --- best.cu ---------------------------------------------------------------------------------- */
+
+/* keys (k) of the largest of x (n), the largest first, of equal ones the earlier first; what is not
+ * finite sets a bit of *fault. work: largest_bytes. */
+size_t largest_bytes(int n, int k);
+void largest(cudaStream_t stream, const float *x, int n, int k, uint64_t *keys, uint64_t *work,
+             int *fault);
+/* ids (k) = where the numbers of keys (k) are */
+void places(cudaStream_t stream, const uint64_t *keys, int k, int *ids);
+
+/* Where a key's number is, and the number; 0 of no number's key */
+BOTH int place_of_key(uint64_t key) { return key ? (int)~(uint32_t)key : 0; }
+BOTH uint32_t bits_of_key(uint64_t key) {
+    const uint32_t order = (uint32_t)(key >> 32);
+    return order >> 31 ? order & 0x7fffffffu : ~order;
+}
+
 /* --- choice.cu -------------------------------------------------------------------------------- */
 
-/* As gwq_top and gwq_route; what is not finite sets a bit of *fault */
-void largest(cudaStream_t stream, const float *x, int n, int k, int *ids, int *fault);
+/* As gwq_route; what is not finite sets a bit of *fault */
 void route(cudaStream_t stream, const gwq_op_route &o, int n, int *fault);
 
 /* --- attention.cu ----------------------------------------------------------------------------- */

@@ -107,6 +107,35 @@ void copy_runs(cudaStream_t stream, const float *x, int64_t stride, int64_t n, i
     LAUNCH(copy_kernel, blocks_of(count), THREADS, stream, x, stride, count, dim, out);
 }
 
+__global__ void gather_kernel(const float *x, const int *rows, int64_t count, int64_t dim,
+                              float *out) {
+    const int64_t i = thread_index();
+    if (i < count) out[i] = x[rows[i / dim] * dim + i % dim];
+}
+
+void gather(cudaStream_t stream, const float *x, const int *rows, int64_t n, int64_t dim,
+            float *out) {
+    const int64_t count = n * dim;
+    LAUNCH(gather_kernel, blocks_of(count), THREADS, stream, x, rows, count, dim, out);
+}
+
+__global__ void combine_kernel(const float *x, const int *rows, const float *weights,
+                               int64_t count, int64_t used, int64_t dim, float *out) {
+    const int64_t i = thread_index();
+    if (i >= count) return;
+    const int64_t first = i / dim * used;
+    float sum = 0;
+    for (int64_t j = first; j < first + used; j++) sum += weights[j] * x[rows[j] * dim + i % dim];
+    out[i] = sum;
+}
+
+void combine(cudaStream_t stream, const float *x, const int *rows, const float *weights, int64_t n,
+             int64_t used, int64_t dim, float *out) {
+    const int64_t count = n * dim;
+    LAUNCH(combine_kernel, blocks_of(count), THREADS, stream, x, rows, weights, count, used, dim,
+           out);
+}
+
 /* --- KV cache --------------------------------------------------------------------------------- */
 
 /* FP16 to nearest even, at most +-65504; NaN stays */

@@ -124,13 +124,24 @@ static void walk_outliers(const gwq_matrix *m, int *starts, uint32_t *entries) {
     }
 }
 
-static int put_outliers(const gwq_matrix *host, handle *h, size_t *bytes) {
+/* Bytes of the starts of rows, and of these and the outliers behind them */
+static int measure_outliers(const gwq_matrix *host, size_t *starts, size_t *bytes) {
+    *starts = *bytes = 0;
+    if (!host->outliers) return GWQ_OK;
     if (host->cols > GWQ_CUDA_COLUMNS) return GWQ_E_COLUMN;
     const size_t rows = (size_t)host->rows;
     const size_t records = (size_t)ceil_div(rows, ROWS) * (size_t)ceil_div(host->cols, GWQ_TILE);
     const size_t count = (size_t)(host->outlier_bytes - ROWS * records) / 3;
-    const size_t starts_bytes = rounded(4 * (rows + 1));
-    *bytes = starts_bytes + 4 * count;
+    *starts = rounded(4 * (rows + 1));
+    *bytes = *starts + 4 * count;
+    return GWQ_OK;
+}
+
+static int put_outliers(const gwq_matrix *host, handle *h, size_t *bytes) {
+    const size_t rows = (size_t)host->rows;
+    size_t starts_bytes;
+    TRY(measure_outliers(host, &starts_bytes, bytes));
+    if (!*bytes) return GWQ_OK;
     int *starts = (int *)calloc(1, *bytes);
     if (!starts) return GWQ_E_MEMORY;
     walk_outliers(host, starts, nullptr);
@@ -158,6 +169,17 @@ static void drop(handle *h) {
     free(h);
 }
 
+int gwq_cuda_upload_bytes(const gwq_matrix *host, uint64_t *bytes) {
+    if (!bytes) return GWQ_E_ARGUMENT;
+    TRY(gwq_matrix_check(host));
+    device_matrix m = {};
+    size_t data, scales, starts, outliers;
+    measure(host, &m, &data, &scales);
+    TRY(measure_outliers(host, &starts, &outliers));
+    *bytes = data + scales + outliers;
+    return GWQ_OK;
+}
+
 int gwq_cuda_upload(const gwq_matrix *host, gwq_matrix *out, uint64_t *bytes) {
     if (!out) return GWQ_E_ARGUMENT;
     TRY(gwq_matrix_check(host));
@@ -168,7 +190,7 @@ int gwq_cuda_upload(const gwq_matrix *host, gwq_matrix *out, uint64_t *bytes) {
     size_t data, scales, outliers = 0;
     measure(host, &h->m, &data, &scales);
     int status = put_data(host, h, data, scales);
-    if (!status && host->outliers) status = put_outliers(host, h, &outliers);
+    if (!status) status = put_outliers(host, h, &outliers);
     if (status) {
         drop(h);
         return status;

@@ -29,13 +29,16 @@ typedef struct gwq_cuda_device {
     int32_t major, minor;         /* compute capability */
     int32_t processors;           /* multiprocessors */
     int32_t usable;               /* 1: the library has code for it */
-    uint64_t bytes, free_bytes;   /* of memory; free is 0 where it cannot be asked */
+    uint64_t bytes;               /* of memory */
 } gwq_cuda_device;
 
 /* Devices of this machine; -1: no driver, or one that is too old (gwq_cuda_error). */
 int gwq_cuda_devices(void);
 /* GWQ_E_INDEX, _DEVICE */
 int gwq_cuda_describe(int device, gwq_cuda_device *out);
+/* *bytes = what a device has free. It has to be woken for that, which takes some of its memory.
+ * GWQ_E_INDEX, _DEVICE */
+int gwq_cuda_room(int device, uint64_t *bytes);
 /* Use a device from now on, before anything else. GWQ_E_INDEX, GWQ_E_ISA (an older architecture
  * than the library has code for), _DEVICE, _MEMORY. */
 int gwq_cuda_open(int device);
@@ -56,6 +59,19 @@ int gwq_cuda_copy(void *to, const void *from, uint64_t bytes);
  * gets what it takes. */
 int gwq_cuda_upload(const gwq_matrix *host, gwq_matrix *out, uint64_t *bytes);
 void gwq_cuda_forget(gwq_matrix *m);
+/* *bytes = what gwq_cuda_upload would say; no device is asked, nor has to be there. */
+int gwq_cuda_upload_bytes(const gwq_matrix *host, uint64_t *bytes);
+
+/* As gwq_top, with the numbers: ids and values (k), of the host's memory. */
+int gwq_cuda_best(const float *x, int64_t n, int64_t k, int32_t *ids, float *values);
+
+/* What a batch's experts need. rows are of the host's memory, numbers from 0 to less than `most`
+ * (GWQ_E_INDEX), the rows of x; work: as many int32. out (n, dim) = rows[i] of x (most, dim). */
+int gwq_cuda_gather(const float *x, int64_t most, const int32_t *rows, int64_t n, int64_t dim,
+                    int32_t *work, float *out);
+/* out (n, dim) = sum over j of weights[i, j] * x[rows[i, j]], rows and weights (n, used). */
+int gwq_cuda_combine(const float *x, int64_t most, const int32_t *rows, const float *weights,
+                     int64_t n, int64_t used, int64_t dim, int32_t *work, float *out);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

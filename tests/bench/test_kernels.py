@@ -97,7 +97,7 @@ def test_every_call_runs_its_op_on_data_of_its_own(case):
     calls, nbytes, flops = build(case, ops, 100_000)
     assert len(calls) == 100_000 // nbytes + 1
     for call_ in calls:
-        call_()
+        call_(ops)
     assert {name for name, _ in ops.seen} == {"matmul" if case.op.startswith("gem") else case.op}
     # attention: its keys
     data = {

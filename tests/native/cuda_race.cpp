@@ -139,7 +139,9 @@ static void others() {
     std::vector<uint8_t> cache(4096 * 2);
     int ids[8], fault = 0;
     store(0, x.data(), 4096, GWQ_TYPE_Q8_0, cache.data(), 0, nullptr, 0);
-    largest(0, x.data(), 4000, 8, ids, &fault);
+    std::vector<uint64_t> keys(8), work(largest_bytes(4000, 8) / sizeof(uint64_t));
+    largest(0, x.data(), 4000, 8, keys.data(), work.data(), &fault);
+    places(0, keys.data(), 8, ids);
     gwq_op_route o = {x.data(), 64, 4, 1, ids, weights.data()};
     route(0, o, 2, &fault);
     gwq_op_norm n = {x.data(), x.data() + 2048, nullptr, 1e-5f, 1024, x.data()};

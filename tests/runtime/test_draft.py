@@ -150,7 +150,7 @@ def test_nothing_is_read_twice(tiny_path, eager, monkeypatch):
     read = []
     forward = drafter.session.forward
     monkeypatch.setattr(
-        drafter.session, "forward", lambda ids: (read.append(len(ids)), forward(ids))[1]
+        drafter.session, "forward", lambda ids, keep: (read.append(len(ids)), forward(ids, keep))[1]
     )
     pace = Pace()
     pace.took(1, 1.0)

@@ -26,6 +26,9 @@ def matrices(shape, layers):
         "ffn_down": (dim, ffn),
     }
     found = {"token_embd.weight": (vocab, dim), "output.weight": (vocab, dim)}
+    if experts := shape.get("experts"):
+        for name in ("ffn_gate", "ffn_up", "ffn_down"):
+            block[f"{name}_exps"] = (experts, *block.pop(name))
     for i in range(layers):
         found |= {f"blk.{i}.{name}.weight": dims for name, dims in block.items()}
     return found
@@ -35,6 +38,9 @@ def random_weights(type, dims, outliers, rng):
     """(bytes, side-table or None) of a matrix whose weights are about SIZE."""
     if type.name == "f16":
         return (rng.standard_normal(dims) * SIZE).astype(np.float16).view(np.uint8).ravel(), None
+    if len(dims) > 2:  # a matrix of each expert
+        parts = [random_weights(type, dims[1:], 0, rng)[0] for _ in range(dims[0])]
+        return np.concatenate(parts), None
     data, table = random_bytes(type, dims, outliers, rng)
     if type.bits:  # entries times scales are about 300
         scales = data[HEAD : HEAD + 2 * -(-dims[0] // 16) * 16].view(np.float16)
@@ -47,7 +53,10 @@ def random_weights(type, dims, outliers, rng):
 
 
 def write_llama(path, shape, layers, type, outliers):
-    """A GGUF file; matrices of one shape have the same bytes, a copy each."""
+    """A GGUF file; matrices of one shape have the same bytes, a copy each.
+
+    shape: as TINY; "experts" makes the feed-forward layers mixtures of so many, two for a token.
+    """
     rng = np.random.default_rng(0)
     kind = TYPES[type]
     found = matrices(shape, layers)
@@ -57,6 +66,10 @@ def write_llama(path, shape, layers, type, outliers):
     norms += [f"blk.{i}.{n}_norm.weight" for i in range(layers) for n in ("attn", "ffn")]
     tensors = [(name, TYPES["f32"], (dim,)) for name in norms]
     data = dict.fromkeys(norms, np.ones(dim, np.float32))
+    experts = shape.get("experts", 0)
+    for name in [f"blk.{i}.ffn_gate_inp.weight" for i in range(layers if experts else 0)]:
+        tensors.append((name, TYPES["f32"], (experts, dim)))
+        data[name] = rng.standard_normal((experts, dim)).astype(np.float32)
     for name, dims in found.items():
         weights, table = made[dims]
         tensors.append((name, kind, dims))
@@ -81,6 +94,11 @@ def write_llama(path, shape, layers, type, outliers):
         "llama.rope.dimension_count": np.uint32(dim // shape["heads"]),
         "llama.vocab_size": np.uint32(shape["vocab"]),
     }
+    if experts:
+        metadata |= {
+            "llama.expert_count": np.uint32(experts),
+            "llama.expert_used_count": np.uint32(2),
+        }
     with Writer(path, metadata, tensors) as writer:
         for name, _, _ in tensors:
             writer.write(name, data[name])
