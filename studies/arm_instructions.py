@@ -195,11 +195,16 @@ def ratios(ours: dict[str, dict[str, float]], theirs: dict[str, dict[str, float]
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description="Count instructions of ARM kernels.")
     parser.add_argument("--llama", type=Path, help="llama.cpp's ggml folder")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the tables."""
+    args = parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         emulator()
