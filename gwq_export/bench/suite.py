@@ -224,6 +224,8 @@ def run_suite(
                 job.progress = _numbered(progress, i + 1, len(titles))
                 left = sum(STEPS[s["step"]].seconds(job) for s in found["steps"][i:])
                 say(f"step {i + 1} of {len(titles)}: {told['title']} (about {_span(left)} left)")
+                told["state"] = "running"
+                save(found)
                 _take(job, told)
                 save(found)
             states = [told["state"] for told in found["steps"]]
@@ -266,14 +268,17 @@ def _take(job: Job, told: dict[str, Any]) -> None:
         told |= {"state": "skipped", "why": why}
         return
     start = time.perf_counter()
-    told["state"] = "interrupted"  # until it has come to its end
     try:
-        step.run(job)
-        told["state"] = "done"
-    except GwqError as e:
-        job.progress(step.title, 1, 1)  # Ctrl-C ends engines, too: then that is the reason
-        paths = [job.path, *job.against]
-        told |= {"state": "failed", "why": document.without_folders(str(e), paths)}
+        try:
+            step.run(job)
+            told["state"] = "done"
+        except GwqError as e:
+            job.progress(step.title, 1, 1)  # Ctrl-C ends engines, too: then that is the reason
+            paths = [job.path, *job.against]
+            told |= {"state": "failed", "why": document.without_folders(str(e), paths)}
+    except BaseException:
+        told["state"] = "interrupted"
+        raise
     finally:
         told["seconds"] = round(time.perf_counter() - start, 3)
 

@@ -31,14 +31,14 @@ class Sustained:
         self._windows: list[Window] = []
 
     def run(self, minutes: float, progress: Callable[[str, int, int], None]) -> None:
-        """Decode for so many minutes. progress is called with seconds."""
+        """Decode for so many minutes, two points at least. progress is called with seconds."""
         total = MINUTE * minutes
         probe = self.c.run(0, LEAST)[1]
         gen = min(MOST, self.ctx - 1, max(LEAST, round(PIECE * LEAST / probe)))
         self._states.append(self.watch.state())
         start = time.perf_counter()
-        while (now := time.perf_counter() - start) < total:
-            progress("decode", int(now), int(total))
+        while (now := time.perf_counter() - start) < total or len(self.points) < 2:
+            progress("decode", min(int(now), int(total)), int(total))
             with self.watch.window(self._windows):
                 seconds = self.c.run(0, gen)[1]
             state = self.watch.state()
