@@ -200,9 +200,7 @@ def _contenders(
     for reader, names in files:
         for name in names:
             progress("load", done, steps)
-            cold[reader, name] = starts.start(
-                reader, name, threads, ctx, True, device, gpu_layers
-            )
+            cold[reader, name] = starts.start(reader, name, threads, ctx, True, device, gpu_layers)
             done += 1
     found = []
     for reader, names in files:

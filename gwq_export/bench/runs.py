@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gwq_export.bench.contender import Contender
-from gwq_export.bench.files import blocks, decode_bytes, model_type, params
+from gwq_export.bench.files import decode_bytes, model_type, params
 from gwq_export.bench.roof import Beside
 from gwq_export.machine import cpu_name
 from gwq_export.sensors.throttling import between

@@ -67,7 +67,7 @@ class Job:
         _, roof = model_rows(
             *(self.path, plan, against, self.progress),
             lambda row: self.found["rows"].append(document.row(row, step)),
-            *(self.device, self.watch, self.roofs),
+            *(self.device, None, self.watch, self.roofs),
         )
         self.found["roof"] = roof
 

@@ -6,8 +6,8 @@ Commands come as lines of JSON on stdin, {"prompt": n, "gen": n, "depth": n}: wi
 (0 if that is missing) in the context, a prompt of n tokens, then n tokens decoded greedily, one by
 one. Answers go to stdout: {"prompt_ns", "gen_ns", "peak_bytes"}, times as the engine measures them
 itself. The first line is {"load_ns", "first_token_ns", "ready_at", "first_token_at", "peak_bytes",
-"backend", "version", "cache_type", "batch", "gpu_layers"} or {"error"}; "..._at" are moments of the system's
-monotonic clock, in nanoseconds. stderr is the engine's own log.
+"backend", "version", "cache_type", "batch", "gpu_layers"} or {"error"}; "..._at" are moments of
+the system's monotonic clock, in nanoseconds. stderr is the engine's own log.
 """
 
 import ctypes
