@@ -62,10 +62,6 @@ def model_type(reader: Reader) -> str:
     return f"{arch} {'+'.join(named)}"
 
 
-def blocks(reader: Reader) -> int:
-    """How many decoder blocks the model has."""
-    return int(reader.metadata[f"{reader.metadata['general.architecture']}.block_count"])
-
 
 def context(reader: Reader) -> int:
     """How many tokens the model's context takes."""
