@@ -151,14 +151,15 @@ def _merges(
                 raise GwqError(
                     f"the tokens of the vocabulary have too many merges to be looked for: {AGAIN}"
                 )
-            before = len(merges)
-            pairs = ((ids.get(token[:i]), ids.get(token[i:])) for i in range(1, len(token)))
-            merges += sorted(
+            pairs = [
                 (-score, left, right)
-                for left, right in pairs
-                if left is not None and right is not None
-            )
-            text += (len(merges) - before) * len(token)
+                for i in range(1, len(token))
+                if (left := ids.get(token[:i])) is not None
+                and (right := ids.get(token[i:])) is not None
+            ]
+            pairs.sort()
+            merges += pairs
+            text += len(pairs) * len(token)
     check_limit("merges of the vocabulary", len(merges), limits.MERGES)
     merges.sort(key=lambda merge: merge[0])
     return [(tokens[left], tokens[right]) for _, left, right in merges]
