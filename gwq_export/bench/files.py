@@ -62,7 +62,6 @@ def model_type(reader: Reader) -> str:
     return f"{arch} {'+'.join(named)}"
 
 
-
 def context(reader: Reader) -> int:
     """How many tokens the model's context takes."""
     arch = reader.metadata.get("general.architecture")
