@@ -78,18 +78,25 @@ __global__ void halves_kernel(activations a, half_activations h) {
     }
 }
 
-/* blockIdx: x, 64 columns; y, 64 tokens, which are written side by side */
+/* blockIdx: x, a block of 64 columns; y, 64 tokens, which are written side by side */
 __global__ void turn_kernel(activations a, half_activations h) {
     __shared__ uint16_t square[2][TURN][TURN + 2];
     const int first = (int)blockIdx.x * TURN, tile = (int)blockIdx.y;
     const int sets = any_massive(h.massive + tile * massive_words(a.stride), a.stride) ? 2 : 1;
-    for (int i = (int)threadIdx.x; i < TURN * TURN; i += TURN_THREADS) {
-        const int token = tile * TURN + i / TURN, c = first + i % TURN;
-        float v = 0;
-        if (token < a.n) v = a.floats[(int64_t)token * a.stride + c] / h.factors[token];
-        const uint16_t half = half_of(v);
-        square[0][i % TURN][i / TURN] = half;
-        square[1][i % TURN][i / TURN] = half_of(v - half_to_float(half));
+    const int lane = (int)threadIdx.x % WARP;
+    for (int t = (int)threadIdx.x / WARP; t < TURN; t += TURN_THREADS / WARP) {
+        const int token = tile * TURN + t;
+        float v[2] = {0, 0}, seen[2];
+        const float *x = a.floats + (int64_t)token * a.stride + first + lane;
+        for (int i = 0; i < 2 && token < a.n; i++) v[i] = x[WARP * i];
+        const bool both = sets == 2 && as_codes(v, seen); /* of this token, whatever others have */
+        for (int i = 0; i < 2; i++) {
+            const float scaled = token < a.n ? v[i] / h.factors[token] : 0;
+            const uint16_t half = half_of(scaled);
+            square[0][lane + WARP * i][t] = half;
+            square[1][lane + WARP * i][t] =
+                both ? half_of(scaled - half_to_float(half)) : (uint16_t)0;
+        }
     }
     __syncthreads();
     for (int set = 0; set < sets; set++) {
@@ -100,7 +107,7 @@ __global__ void turn_kernel(activations a, half_activations h) {
 }
 
 void prepare_halves(cudaStream_t stream, const activations &a, const half_activations &h) {
-    static_assert((int)TURN == TILE_TOKENS, "a square is a tile of tokens");
+    static_assert((int)TURN == TILE_TOKENS && (int)TURN == GWQ_BLOCK, "squares are whole blocks");
     fill(stream, (float *)h.massive, (int64_t)(h.tokens / h.tile) * massive_words(a.stride), 0);
     LAUNCH(halves_kernel, (unsigned)h.tokens, HALF_THREADS, stream, a, h);
     if (!h.columns) return;

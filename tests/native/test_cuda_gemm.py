@@ -86,10 +86,14 @@ def test_neighbours_change_no_bit(cuda, type_name):
     x = activations(70, 192)
     together = matmul(cuda, ffi.NULL, matrices, x)
     other = activations(70, 192, 1)
-    other[:5], other[20] = x[:5], 9000
+    other[:5] = x[:5]
+    other[20, 50], other[68, 100] = 9000, -8000
+    other[66] = x[66]
     for matrix, y in zip(matrices, together, strict=True):
         same_bits(matmul(cuda, ffi.NULL, [matrix], x)[0], y)
-        same_bits(matmul(cuda, ffi.NULL, [matrix], other)[0][:5], y[:5])
+        (of_others,) = matmul(cuda, ffi.NULL, [matrix], other)
+        for token in (*range(5), 66):
+            same_bits(of_others[token], y[token])
 
 
 @pytest.mark.parametrize("type_name", KINDS)

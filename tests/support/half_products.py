@@ -67,8 +67,7 @@ def expect(case, x):
         codes, massive = as_codes(x)
         dense = weights(case)
         seen = rounded(x, codes if tiles else exact, massive)
-        some = np.add.reduceat(massive.any(1), np.arange(0, n, TILE)) > 0  # tiles with a second set
-        by_outliers = rounded(x, exact, np.repeat(some, TILE)[:n, None])
+        by_outliers = rounded(x, exact, massive)
         apart = n % TILE if tiles and n % TILE <= FEW_TILE else 0
         by_outliers[n - apart :] = exact[n - apart :]
     sparse = case.sparse.astype(float)
