@@ -10,9 +10,6 @@ enum {
     PIECE = 64,      /* outliers whose values are converted at once */
     MOST = 16 * 255, /* outliers of a record */
     SLACK = 48,      /* bytes the inner functions may read past the last outlier */
-    /* bytes between a read and the first touch of its page: where pages have 4 KB, as a file's do,
-     * the processor finds their addresses meanwhile, which takes longer than memory itself */
-    PAGES_AHEAD = 32768,
     RECORDS_AHEAD = 1536, /* bytes between a side-table record and its prefetch */
     WHILE_RECORD = 256, /* bytes that memory delivers while a side-table record is added */
     TABLES = 4,      /* of 64 bytes, at most: what windows are looked up in */
@@ -68,6 +65,10 @@ typedef struct tile_ops {
     int streams;  /* row groups at the same time, at most STREAMS */
     int groups;   /* that `tokens` takes at most: up to TOGETHER */
     size_t ahead; /* bytes between a read and its prefetch */
+    /* of one token, bytes between a read and the first touch of its page, or 0: where pages have
+     * 4 KB, as a file's do, the processor finds their addresses meanwhile, which may take longer
+     * than memory itself */
+    size_t pages;
     float unit;   /* of y's dense part; row scales are multiplied in at the end of the row group */
 
     /* table, TABLES * 64 bytes: a matrix's 16 entries with ENTRY_BIAS, as `block`, `two`, `four`

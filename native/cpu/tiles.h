@@ -35,7 +35,7 @@ GWQ_INLINE void gemv_tile(const tile_ops *ops, const gwq_matrix *m, const gwq_in
         const size_t at = nb * scales + k * lines; /* the block's lines within the tile */
         for (int i = 0; i < streams; i++) {
             prefetch(s[i].tile + at, ops->ahead, bytes);
-            prefetch(s[i].tile + at, PAGES_AHEAD, 1);
+            if (ops->pages) prefetch(s[i].tile + at, ops->pages, 1);
             ops->block(table, tile[i] + k * scales, tile[i] + at, in->q + (b + k) * GWQ_BLOCK,
                        in->scale[b + k], in->bias + 8 * (b + k), s[i].dense);
         }

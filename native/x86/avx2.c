@@ -2,6 +2,7 @@
 #include <cpuid.h>
 #include "avx2_sums.h"
 #include "avx2_tiles.h"
+#include "vendor.h"
 
 static int supported(void) {
     unsigned a, b, c = 0, d; /* leaf 1: Clang's __builtin_cpu_supports does not know f16c */
@@ -64,10 +65,15 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const gwq_matrix *m, int64_
         tile_dequantize(&ops##N, m, group, out);                                    \
     }
 
-/* Three row groups at a time, 1 KB ahead: tuned on Zen 3 */
+/* Three row groups at a time, 1 KB ahead: tuned on Zen 3, and on Sapphire Rapids 1.4 to 1.5 times
+ * as fast as one, 8 KB ahead; touching pages costs 15 % there. At 3 bits one row group is faster on
+ * Zen 3, three are on Sapphire Rapids. */
 TILE_TYPE(2, 3, 1024)
 DEQUANTIZE(2)
-TILE_TYPE(3, 1, 1024)
+TILE_FUNCTIONS(3)
+static const tile_ops ops3 = TILE_OPS_256(3, 1, 1024);
+static const tile_ops intel3 = TILE_OPS_256(3, 3, 1024);
+TILE_MATMUL_BY_VENDOR(3)
 DEQUANTIZE(3)
 TILE_TYPE(4, 3, 1024)
 DEQUANTIZE(4)

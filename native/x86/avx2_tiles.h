@@ -180,8 +180,8 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
     if (i < count) few_tokens(scales, entries, nb, in, t + i, 1, b, acc + i);
 }
 
-/* N: bits of a code; COUNT: row groups at the same time; AHEAD: bytes of prefetch */
-#define TILE_TYPE(N, COUNT, AHEAD)                                                              \
+/* N: bits of a code */
+#define TILE_FUNCTIONS(N)                                                                       \
     GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
                              const int8_t *q, float dx, const int16_t *bias, float *y) {        \
         block(N, QUADS##N, quads##N, scales##N, table, scale, line, q, dx, bias, y);            \
@@ -199,22 +199,29 @@ static NOINLINE void tokens(const struct decoded *tile, int groups, int nb, cons
     }                                                                                           \
     static void decode_scales##N(const uint8_t *scale, gwq_scales scales) {                     \
         decode_scales(scales##N, scale, scales);                                                \
-    }                                                                                           \
-    static const tile_ops ops##N = {                                                            \
-        TILE_OPS(N)                                                                             \
-        .outliers = float_outliers,                                                             \
-        .record = float_record,                                                                 \
-        .multiply = multiply_values,                                                            \
-        .multiply_few = multiply_few,                                                           \
-        .expand = expand,                                                                       \
-        .halves = gwq_avx2_halves,                                                              \
-        .streams = COUNT,                                                                       \
-        .ahead = AHEAD,                                                                         \
-        .groups = 1,                                                                            \
-        .unit = UNIT,                                                                           \
-        .tables = repeated_table,                                                               \
-        .panel = gwq_avx2_panel,                                                                \
-        .tokens = tokens,                                                                       \
-    };                                                                                          \
+    }
+
+/* COUNT: row groups at the same time; AHEAD: bytes of prefetch */
+#define TILE_OPS_256(N, COUNT, AHEAD)  \
+    {                                  \
+        TILE_OPS(N)                    \
+        .outliers = float_outliers,    \
+        .record = float_record,        \
+        .multiply = multiply_values,   \
+        .multiply_few = multiply_few,  \
+        .expand = expand,              \
+        .halves = gwq_avx2_halves,     \
+        .streams = COUNT,              \
+        .ahead = AHEAD,                \
+        .groups = 1,                   \
+        .unit = UNIT,                  \
+        .tables = repeated_table,      \
+        .panel = gwq_avx2_panel,       \
+        .tokens = tokens,              \
+    }
+
+#define TILE_TYPE(N, COUNT, AHEAD)                                 \
+    TILE_FUNCTIONS(N)                                              \
+    static const tile_ops ops##N = TILE_OPS_256(N, COUNT, AHEAD);  \
     TILE_MATMUL(N)
 #endif

@@ -65,12 +65,14 @@ GWQ_INLINE __m256i weighted(__m256i sum, __m256i scales) {
 
 #include "avx2_tiles.h"
 
-/* As with AVX-512, measured on Zen 5 */
-TILE_TYPE(2, 1, 8192)
-TILE_TYPE(3, 1, 8192)
-TILE_TYPE(4, 1, 8192)
-TILE_TYPE(5, 1, 8192)
-TILE_TYPE(6, 1, 8192)
+/* Three row groups at a time, 1 KB ahead: on Sapphire Rapids 1.04 to 1.07 times as fast as 4 KB
+ * ahead, and 1.3 to 1.4 times as one row group, 8 KB ahead. Zen 5 is faster with one, but it has
+ * AVX-512. */
+TILE_TYPE(2, 3, 1024)
+TILE_TYPE(3, 3, 1024)
+TILE_TYPE(4, 3, 1024)
+TILE_TYPE(5, 3, 1024)
+TILE_TYPE(6, 3, 1024)
 
 const gwq_kernels gwq_avxvnni = {
     .isa = "avxvnni",
