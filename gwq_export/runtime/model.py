@@ -134,7 +134,7 @@ class Model:
         """
         sampling = sampling or Sampling()
         stats = {} if stats is None else stats
-        rng = np.random.default_rng(sampling.seed)
+        rng = sampling.rng()
         seen = [*before, *ids]
         room = session.ctx - session.pos - len(ids)
         stop = "length" if 0 <= n <= room else "context"

@@ -45,10 +45,16 @@ class Sampling:
         if self.seed is not None and self.seed < 0:
             raise GwqError(f"--seed {self.seed}: give a number from 0")
 
-    def pick(self, logits: np.ndarray, rng: np.random.Generator, before: Sequence[int] = ()) -> int:
+    def rng(self) -> np.random.Generator | None:
+        """The chance that `pick` takes; None, which needs no import of numpy.random, if greedy."""
+        return np.random.default_rng(self.seed) if self.temp else None
+
+    def pick(
+        self, logits: np.ndarray, rng: np.random.Generator | None, before: Sequence[int] = ()
+    ) -> int:
         """Pick a token id by logits (vocab,) float32.
 
-        before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
+        rng: of `rng`, the same for all tokens of a text. before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
         finite.
         """
         if self.repeat_penalty != 1 and self.repeat_last_n and len(before):
@@ -68,6 +74,7 @@ class Sampling:
         # top_p: an id stays while those before it sum to less than top_p; the first always stays
         keep = (np.cumsum(p) - p < self.top_p) & (p >= self.min_p * p[0])
         p = np.where(keep, p, 0)
+        assert rng is not None
         return int(rng.choice(order, p=p / p.sum()))
 
 
