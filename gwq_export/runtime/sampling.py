@@ -54,8 +54,8 @@ class Sampling:
     ) -> int:
         """Pick a token id by logits (vocab,) float32.
 
-        rng: of `rng`, the same for all tokens of a text. before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
-        finite.
+        rng: what `rng` returns, one for all tokens of a text. before: the ids so far, for the
+        repeat penalty. Raises GwqError for logits that are not finite.
         """
         if self.repeat_penalty != 1 and self.repeat_last_n and len(before):
             recent = np.unique(before if self.repeat_last_n < 0 else before[-self.repeat_last_n :])

@@ -73,7 +73,9 @@ def test_only_the_api_is_exported():
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
     headers = "".join(
-        (NATIVE / "include" / name).read_text() for name in native_build.HEADERS if name != "gwq_cuda.h"
+        (NATIVE / "include" / name).read_text()
+        for name in native_build.HEADERS
+        if name != "gwq_cuda.h"
     )
     declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", headers, flags=re.M))
     assert exported == declared
@@ -108,8 +110,8 @@ def test_no_floating_point_shortcuts():
 
 
 def test_wheel(tmp_path):
-    """One wheel for every Python 3 of this platform: library, declarations and calibration text, but no
-    tests and no model.
+    """One wheel for every Python 3 of this platform: library, declarations and calibration text,
+    but no tests and no model.
     """
     done = subprocess.run(
         [
