@@ -1,4 +1,6 @@
-"""Hooks for setuptools: the wheel carries the library and its headers, the sdist the C sources."""
+"""Hooks for setuptools: the wheel carries the library and its declarations, the sdist the C
+sources.
+"""
 
 import importlib.util
 import os

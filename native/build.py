@@ -1,4 +1,4 @@
-"""Compile libgwq with ninja, and put the library and its headers into the Python package.
+"""Compile libgwq with ninja, and put the library and its declarations into the Python package.
 
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
 
@@ -7,8 +7,10 @@ The wheel calls `build` too (backend.py). A cross compiler is recognised by its 
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
-PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for library and headers
+PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for both
 INCLUDE = NATIVE / "include"
 HEADERS = (
     "gwq_format.h",
@@ -139,6 +141,27 @@ def abi_hash() -> str:
     return hashlib.sha256(b"".join((INCLUDE / name).read_bytes() for name in HEADERS)).hexdigest()
 
 
+def write_declarations(folder: Path) -> None:
+    """folder/_abi.py: `ffi` of all headers, parsed here, which takes 40 ms, and their HASH."""
+    try:
+        import cffi
+    except ImportError:
+        raise SystemExit("native/build.py: cffi is missing: pip install cffi") from None
+    text = "".join((INCLUDE / name).read_text() for name in HEADERS)
+    # what cffi cannot parse: the wrapper for C++, and preprocessor directives
+    text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S)
+    text = re.sub(r"^#.*$", "", text, flags=re.M)
+    ffi = cffi.FFI()
+    ffi.set_source("gwq_abi", None)
+    ffi.cdef(text)
+    path = folder / f"_abi.{os.getpid()}"
+    with contextlib.redirect_stdout(None):  # says that it does
+        ffi.emit_python_code(str(path))
+    with open(path, "a") as f:
+        f.write(f'HASH = "{abi_hash()}"\n')
+    path.replace(folder / "_abi.py")
+
+
 def machine(cc: str) -> str:
     """What the compiler compiles for: 'x86_64', 'aarch64', ..."""
     command = [*cc.split(), "-dumpmachine"]
@@ -204,7 +227,7 @@ def build(
     simde: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Compile into `out` and copy the headers there; returns the library's path.
+    """Compile into `out` and write the declarations there; returns the library's path.
 
     asan: with AddressSanitizer and UBSan. simde: AVX-512 code as plain C of the SIMDe headers, so
     that any x86 CPU can test it (slowly). Raises SystemExit, with a sentence.
@@ -238,8 +261,7 @@ def build(
     noise = "-v" if verbose else "--quiet"
     if subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder, noise]).returncode:
         raise SystemExit("native/build.py: the compiler failed; its message is above")
-    for name in HEADERS:
-        shutil.copyfile(INCLUDE / name, out / name)
+    write_declarations(out)
     return library
 
 
@@ -249,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         default=PACKAGE,
-        help="folder for the library and its headers (default: the package)",
+        help="folder for the library and its declarations (default: the package)",
     )
     parser.add_argument("--cc", help="C compiler (default: $CC, cc, gcc or clang)")
     parser.add_argument("--asan", action="store_true", help="with AddressSanitizer and UBSan")

@@ -19,7 +19,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     if ! $py -c "import torch" 2>/dev/null; then
         $py -m pip install -q ${GWQ_TORCH_INDEX:+--index-url "$GWQ_TORCH_INDEX"} torch==2.13.0
     fi
-    $py -m pip install -q "setuptools>=77" "ninja>=1.11"
+    $py -m pip install -q "setuptools>=77" "ninja>=1.11" "cffi>=1.15"
     $py -m pip install -q --no-build-isolation -e ".[export,test]"
     echo "$wanted" > "$stamp"
 fi

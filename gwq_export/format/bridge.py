@@ -5,7 +5,6 @@ Readers that know ggml types only do not look there.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +58,8 @@ def deltas(values: Mapping[str, Any], buffer: memoryview, end: int) -> tuple[int
         )
     if len(buffer) > offset + size:
         raise GwqError(f"{len(buffer) - offset - size} unknown bytes follow its deltas: {_GET}")
+    import hashlib  # other files are opened without: it brings OpenSSL
+
     if hashlib.sha256(buffer[offset:]).hexdigest() != values.get(SHA256_KEY):
         raise GwqError(f"its deltas are damaged, their checksum differs: {_GET}")
     return offset, buffer[offset:]

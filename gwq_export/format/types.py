@@ -1,41 +1,37 @@
-"""Tensor types and their sizes, read from the C headers."""
+"""Tensor types and their sizes, as the C headers declare them."""
 
 from __future__ import annotations
 
-import re
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-
-import cffi
+from typing import Any
 
 from gwq_export.errors import GwqError
 
-HEADERS = ("gwq_format.h", "gwq.h", "gwq_program.h", "gwq_maps.h", "gwq_cuda.h")
 BUILD_COMMAND = "python native/build.py"
 
 
-def _read_headers(folder: Path) -> str:
-    """C declarations of all headers, without what cffi cannot parse.
-
-    That is preprocessor directives and the wrapper for C++.
-    """
-    text = ""
-    for name in HEADERS:
-        path = folder / name
-        if not path.exists():
-            raise GwqError(
-                f"{path} is missing: build the native library with `{BUILD_COMMAND}` "
-                "or reinstall gwq-export"
-            )
-        text += path.read_text()
-    text = re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S)
-    return re.sub(r"^#.*$", "", text, flags=re.M)
+def _declarations() -> Any:
+    """The module in which the build has put what the C headers declare."""
+    path = Path(__file__).parents[1] / "native" / "_abi.py"
+    if not path.exists():
+        raise GwqError(
+            f"{path} is missing: build the native library with `{BUILD_COMMAND}` "
+            "or reinstall gwq-export"
+        )
+    spec = importlib.util.spec_from_file_location("gwq_abi", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-ffi = cffi.FFI()
-ffi.cdef(_read_headers(Path(__file__).parents[1] / "native"))
+_ABI = _declarations()
+ABI_HASH: str = _ABI.HASH  # of the headers
+ffi = _ABI.ffi
 _TYPE_IDS = ffi.typeof("enum gwq_type").relements  # {"GWQ_TYPE_F32": 0, ...}
 _GEOMETRY = ffi.typeof("enum gwq_geometry").relements
 

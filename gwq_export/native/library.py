@@ -6,7 +6,6 @@ so the Python objects here have to keep the memory alive.
 """
 
 import functools
-import hashlib
 import math
 import os
 import threading
@@ -17,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.format.types import BUILD_COMMAND, HEADERS, ffi
+from gwq_export.format.types import ABI_HASH, BUILD_COMMAND, ffi
 from gwq_export.machine import default_threads
 
 Pointer: TypeAlias = Any  # a C pointer or array of cffi's, which has no types of its own
@@ -63,8 +62,7 @@ def open_library(path: Path, build_command: str) -> Any:
         library = ffi.dlopen(str(path))
     except OSError as e:
         raise GwqError(f"{path} cannot be opened ({e}): build it with `{build_command}`") from None
-    headers = b"".join((_FOLDER / name).read_bytes() for name in HEADERS)
-    if ffi.string(library.gwq_abi()).decode() != hashlib.sha256(headers).hexdigest():
+    if ffi.string(library.gwq_abi()).decode() != ABI_HASH:
         raise GwqError(
             f"{path} was built from other headers: build it again with `{build_command}`"
         )

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from statistics import median
 from time import perf_counter
 from typing import Protocol
 
@@ -59,7 +58,9 @@ class Decoder:
     @property
     def speedup(self) -> float:
         """Tokens a second, of those by passes of one token, as far as these were seen."""
-        return self._tokens * median(self._alone) / self._seconds if self._alone else 1.0
+        if not self._alone:
+            return 1.0
+        return self._tokens * float(np.median(self._alone)) / self._seconds
 
     def after(self, token: int, most: int) -> Scores:
         """Logits (vocab,) float32 after one more token, or enough of them.

@@ -26,6 +26,7 @@ class Lookup:
         self._ids: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}  # SHORTEST tokens -> where they last ended
         self._earlier: int | None = None  # where those at the end did, before they came again
+        self._alike = 0  # tokens before there that are alike; 0: not counted yet
         # share of right guesses, by how many tokens before them were alike
         self._share = {n: n / (LONGEST + 1) for n in range(SHORTEST, LONGEST + 1)}
         for token in ids:
@@ -49,10 +50,14 @@ class Lookup:
         if end is None:
             return [], 0
         ids = self._ids
-        alike = SHORTEST
-        while alike < min(LONGEST, end) and ids[end - alike - 1] == ids[-alike - 1]:
-            alike += 1
-        return ids[end : end + most], alike
+        if not self._alike:
+            self._alike = SHORTEST
+            while (
+                self._alike < min(LONGEST, end)
+                and ids[end - self._alike - 1] == ids[-self._alike - 1]
+            ):
+                self._alike += 1
+        return ids[end : end + most], self._alike
 
     def chances(self, alike: int, count: int) -> list[float]:
         """Of every guess to be right if those before it are. alike: before the first of them."""
@@ -61,6 +66,7 @@ class Lookup:
 
     def _add(self, token: int) -> None:
         self._ids.append(token)
+        self._alike = 0
         tail = tuple(self._ids[-SHORTEST:])
         if len(tail) == SHORTEST:
             self._earlier = self._ends.get(tail)

@@ -146,7 +146,7 @@ class Model:
             raise GwqError("there is nothing to continue: give some text")
         sampling = sampling or Sampling()
         stats = {} if stats is None else stats
-        rng = np.random.default_rng(sampling.seed)
+        rng = sampling.rng()
         seen = [*before, *ids]
         room = session.ctx - session.pos - len(ids)
         stop = "length" if 0 <= n <= room else "context"

@@ -46,6 +46,10 @@ class Sampling:
         if self.seed is not None and self.seed < 0:
             raise GwqError(f"--seed {self.seed}: give a number from 0")
 
+    def rng(self) -> np.random.Generator | None:
+        """The chance that `pick` takes; None, which needs no import of numpy.random, if greedy."""
+        return np.random.default_rng(self.seed) if self.temp else None
+
     @property
     def _first(self) -> int:
         """How many of the likeliest ids are looked at, 0: all."""
@@ -67,11 +71,13 @@ class Sampling:
             return 0
         return self._first + (before if self.repeat_last_n < 0 else self.repeat_last_n)
 
-    def pick(self, logits: Scores, rng: np.random.Generator, before: Sequence[int] = ()) -> int:
+    def pick(
+        self, logits: Scores, rng: np.random.Generator | None, before: Sequence[int] = ()
+    ) -> int:
         """Pick a token id by logits (vocab,) float32, or the largest of them, `enough`.
 
-        before: the ids so far, for the repeat penalty. Raises GwqError for logits that are not
-        finite.
+        rng: what `rng` returns, one for all tokens of a text. before: the ids so far, for the
+        repeat penalty. Raises GwqError for logits that are not finite.
         """
         order, values = self._likeliest(logits, before)
         if self.temp == 0:
@@ -82,6 +88,7 @@ class Sampling:
         # top_p: an id stays while those before it sum to less than top_p; the first always stays
         keep = (np.cumsum(p) - p < self.top_p) & (p >= self.min_p * p[0])
         p = np.where(keep, p, 0)
+        assert rng is not None
         return int(rng.choice(order, p=p / p.sum()))
 
     def _likeliest(self, logits: Scores, before: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,25 +1,29 @@
 /* The KV cache: how its numbers are stored. */
-#include <math.h>
 #include <string.h>
 #include "attention.h"
 #include "kernels.h"
 
 /* The largest magnitude gets the code 127, or -127. A NaN makes the scale NaN, so that it is not
- * lost. */
+ * lost. The loops are such that compilers make vectors of them: magnitudes are compared as the
+ * integers that their bits are, NaN above all, and rounded to nearest even by a large number. */
 static void to_q8_0(const float *x, struct q8_0_block *out) {
-    float most = 0, sum = 0;
+    int32_t bits[GWQ_CACHE_UNIT], largest = 0;
+    memcpy(bits, x, sizeof bits);
     for (int i = 0; i < GWQ_CACHE_UNIT; i++) {
-        float a = fabsf(x[i]);
-        most = a > most ? a : most;
-        sum += a;
+        const int32_t a = bits[i] & 0x7fffffff;
+        largest = a > largest ? a : largest;
     }
-    most = most < 127 * 65504.f ? most : 127 * 65504.f;
-    float scale = sum == sum ? most / 127 : sum;
-    float inverse = most > 0 ? 127 / most : 0;
+    float most;
+    memcpy(&most, &largest, sizeof most);
+    most = most > 127 * 65504.f ? 127 * 65504.f : most; /* not a NaN */
+    const float scale = most / 127;
+    const float inverse = most > 0 ? 127 / most : 0;
     gwq_in_use()->to_halves(&scale, 1, &out->scale);
     for (int i = 0; i < GWQ_CACHE_UNIT; i++) {
         float v = x[i] * inverse;
-        out->code[i] = (int8_t)rintf(v > -127 ? v < 127 ? v : 127 : -127);
+        v = v > -127 ? v : -127;
+        v = v < 127 ? v : 127;
+        out->code[i] = (int8_t)(int32_t)(v + 0x1.8p23f - 0x1.8p23f);
     }
 }
 

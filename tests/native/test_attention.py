@@ -58,7 +58,7 @@ def test_attention(lib, pool, n, start, window, softcap, heads, kv_heads, dim, t
         "hnm,mhd->nhd", p / p.sum(2, keepdims=True), np.repeat(v, heads // kv_heads, 1)
     )
     out = guarded(np.empty_like(q))
-    close = {"rtol": 2e-5, "atol": 6e-7 * dim**0.5}  # a score has `dim` terms, each rounded
+    close = {"rtol": 2e-5, "atol": 5e-6 if dim < 256 else 5e-5}  # a score has `dim` terms, rounded
     args = (
         pointer(q),
         pointer(kept_k, "void *"),

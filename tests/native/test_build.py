@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gwq_export.format import types as fmt
 from native import build as native_build
 from tests.support.kernel_cases import empty, make, many, none, random
 from tests.support.paths import NATIVE, ROOT
@@ -54,8 +53,8 @@ else:
     print("ok")
 """
     assert python(load, package).stdout == "ok\n"
-    with open(package / "native/gwq.h", "a") as f:
-        f.write("/* newer */\n")
+    with open(package / "native/_abi.py", "a") as f:
+        f.write("HASH = 'of newer ones'\n")
     assert (
         "other headers: build it again with `python native/build.py`"
         in python(load, package).stdout
@@ -64,7 +63,7 @@ else:
     assert "cannot be opened" in python(load, package).stdout
     (package / "native/libgwq.so").unlink()
     assert "is missing: build it with `python native/build.py`" in python(load, package).stdout
-    (package / "native/gwq.h").unlink()
+    (package / "native/_abi.py").unlink()
     assert "python native/build.py" in python("import gwq_export.format.types", package).stderr
 
 
@@ -74,7 +73,9 @@ def test_only_the_api_is_exported():
     ).stdout
     exported = {line.split()[-1] for line in names.splitlines()}
     headers = "".join(
-        (NATIVE / "include" / name).read_text() for name in fmt.HEADERS if name != "gwq_cuda.h"
+        (NATIVE / "include" / name).read_text()
+        for name in native_build.HEADERS
+        if name != "gwq_cuda.h"
     )
     declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", headers, flags=re.M))
     assert exported == declared
@@ -109,8 +110,8 @@ def test_no_floating_point_shortcuts():
 
 
 def test_wheel(tmp_path):
-    """One wheel for every Python 3 of this platform: library, headers and calibration text, but no
-    tests and no model.
+    """One wheel for every Python 3 of this platform: library, declarations and calibration text,
+    but no tests and no model.
     """
     done = subprocess.run(
         [
@@ -137,8 +138,7 @@ def test_wheel(tmp_path):
         f"gwq_export/{n}"
         for n in (
             "native/libgwq.so",
-            "native/gwq.h",
-            "native/gwq_format.h",
+            "native/_abi.py",
             "data/calibration.txt",
             "cli.py",
         )

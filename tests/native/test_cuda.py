@@ -17,7 +17,7 @@ from gwq_export.bench.cases import TILE_TYPES
 from gwq_export.format import types as fmt
 from gwq_export.format.types import ffi
 from gwq_export.native.library import lib, pointer
-from native.build import INCLUDE_FLAGS
+from native.build import HEADERS, INCLUDE_FLAGS
 from native.build_cuda import HOST_FLAGS, HOST_WARNINGS, TSAN
 from tests.native.test_matmul import matmul, quantize_inputs, scratch_of
 from tests.support.kernel_cases import (
@@ -55,7 +55,7 @@ def test_all_of_the_abi_is_exported(cuda_library):
     command = ["nm", "-D", "--defined-only", cuda_library]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     exported = {line.split()[-1] for line in done.stdout.splitlines()}
-    headers = "".join((NATIVE / "include" / name).read_text() for name in fmt.HEADERS)
+    headers = "".join((NATIVE / "include" / name).read_text() for name in HEADERS)
     declared = set(re.findall(r"^\w[\w *]*?\b(gwq_\w+)\(", headers, flags=re.M))
     assert declared - exported == MISSING
     assert {name for name in exported if name.startswith("gwq_")} - declared == {
