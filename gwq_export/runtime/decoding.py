@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Protocol
 
+import numpy as np
+
 from gwq_export.runtime.logits import Scores
 from gwq_export.runtime.pace import Pace
 from gwq_export.runtime.session import Session
