@@ -6,7 +6,7 @@ import pytest
 from gwq_export.format.types import TYPES, ffi
 from gwq_export.native import library as native
 from gwq_export.native.library import Pool, lib
-from gwq_export.quantization.encoder import coding_order
+from gwq_export.quantization.feedback import coding_order
 from tests.support.encoding import call, decoded, each_type, error, everything, problem, whole
 from tests.support.kernel_cases import guarded
 
