@@ -59,7 +59,9 @@ def lib() -> Any:
 def open_library(path: Path, build_command: str) -> Any:
     """A library of the headers' functions. Raises GwqError: it does not open, or has other ones."""
     try:
-        library = ffi.dlopen(str(path))
+        # Stays until the process ends: while Python tears its modules down, in any order, pools
+        # still have threads in it, and are freed by it.
+        library = ffi.dlopen(str(path), ffi.RTLD_NOW | ffi.RTLD_NODELETE)
     except OSError as e:
         raise GwqError(f"{path} cannot be opened ({e}): build it with `{build_command}`") from None
     if ffi.string(library.gwq_abi()).decode() != ABI_HASH:
