@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from gwq_export.bench.cases import Case
-from gwq_export.bench.kernels import kernel_rows
 from gwq_export.bench.files import decode_bytes
+from gwq_export.bench.kernels import kernel_rows
 from gwq_export.format.types import ffi
 from gwq_export.native.cuda import DeviceBytes
 from gwq_export.native.library import check
