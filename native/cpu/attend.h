@@ -3,7 +3,7 @@
  *
  * A query is a lane, so that what is done to its scores takes no sums across a vector. Before that,
  * such a file defines LANES (floats of a vector), and ROWS and VECTORS: a tile of a product is ROWS
- * rows of VECTORS vectors. */
+ * rows of VECTORS vectors, or as many vectors one below the other. */
 #ifndef GWQ_ATTEND_H
 #define GWQ_ATTEND_H
 #include "lanes.h"
@@ -19,40 +19,56 @@ GWQ_INLINE lanes product_sum(lanes a, lanes b, lanes c) {
 #endif
 }
 
-/* out (rows, VECTORS), a tile of `products`; rows is a constant */
+/* A tile of `products`, out (rows, vectors); both are constants, with at most TILE vectors in all. */
+enum { TILE = ROWS * VECTORS };
 GWQ_INLINE void product_tile(const float *a, int64_t row, int64_t column, const int rows,
-                             int64_t terms, const float (*b)[GWQ_MANY], const float *shrink,
-                             float (*out)[GWQ_MANY]) {
-    lanes sum[ROWS][VECTORS], right[VECTORS];
-    for (int v = 0; v < VECTORS; v++)
-        for (int r = 0; r < rows; r++)
-            sum[r][v] = shrink ? load(out[r] + v * LANES) * load(shrink + v * LANES) : all(0);
+                             const int vectors, int64_t terms, const float (*b)[GWQ_MANY],
+                             const float *shrink, float (*out)[GWQ_MANY]) {
+    lanes sum[TILE], right[VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++)
+            sum[r * vectors + v] =
+                shrink ? load(out[r] + v * LANES) * load(shrink + v * LANES) : all(0);
     for (int64_t k = 0; k < terms; k++, a += column) {
-        for (int v = 0; v < VECTORS; v++) right[v] = load(b[k] + v * LANES);
+        for (int v = 0; v < vectors; v++) right[v] = load(b[k] + v * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             const lanes x = all(a[r * row]);
-            for (int v = 0; v < VECTORS; v++) sum[r][v] = product_sum(x, right[v], sum[r][v]);
+            for (int v = 0; v < vectors; v++)
+                sum[r * vectors + v] = product_sum(x, right[v], sum[r * vectors + v]);
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) memcpy(out[r] + v * LANES, &sum[r][v], sizeof(lanes));
+        for (int v = 0; v < vectors; v++)
+            memcpy(out[r] + v * LANES, &sum[r * vectors + v], sizeof(lanes));
 }
 
-/* See gwq_kernels.products; what is constant of row, column and shrink makes shorter code. */
+/* The columns of `products` from c on, as many as `vectors` (constant) have */
+GWQ_INLINE void product_columns(const float *a, int64_t row, int64_t column, int64_t rows,
+                                const int vectors, int64_t terms, const float (*b)[GWQ_MANY],
+                                const float *shrink, float (*out)[GWQ_MANY], int c) {
+    const float(*right)[GWQ_MANY] = (const float(*)[GWQ_MANY])(b[0] + c);
+    const float *of = shrink ? shrink + c : NULL;
+    int64_t r = 0;
+    for (; r + TILE / vectors <= rows; r += TILE / vectors)
+        product_tile(a + r * row, row, column, TILE / vectors, vectors, terms, right, of,
+                     (float(*)[GWQ_MANY])(out[r] + c));
+    for (; r < rows; r++)
+        product_tile(a + r * row, row, column, 1, vectors, terms, right, of,
+                     (float(*)[GWQ_MANY])(out[r] + c));
+}
+
+/* See gwq_kernels.products */
 GWQ_INLINE void products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
-                         const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]) {
-    for (int c = 0; c < GWQ_MANY; c += VECTORS * LANES) {
-        const float(*right)[GWQ_MANY] = (const float(*)[GWQ_MANY])(b[0] + c);
-        const float *of = shrink ? shrink + c : NULL;
-        int64_t r = 0;
-        for (; r + ROWS <= rows; r += ROWS)
-            product_tile(a + r * row, row, column, ROWS, terms, right, of,
-                         (float(*)[GWQ_MANY])(out[r] + c));
-        for (; r < rows; r++)
-            product_tile(a + r * row, row, column, 1, terms, right, of,
-                         (float(*)[GWQ_MANY])(out[r] + c));
-    }
+                         int width, const float (*b)[GWQ_MANY], const float *shrink,
+                         float (*out)[GWQ_MANY]) {
+    int c = 0;
+    for (; c + (VECTORS - 1) * LANES < width; c += VECTORS * LANES)
+        product_columns(a, row, column, rows, VECTORS, terms, b, shrink, out, c);
+    for (; c < width; c += LANES) /* a tile of one vector across has more rows */
+        product_columns(a, row, column, rows, 1, terms, b, shrink, out, c);
 }
 
 /* e^x, x not above 0; 0 where x is below -87 or no number.
@@ -75,8 +91,9 @@ GWQ_INLINE lanes exponential(lanes x) {
 }
 
 /* See gwq_kernels.weigh */
-GWQ_INLINE void weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink) {
-    for (int c = 0; c < GWQ_MANY; c += LANES) {
+GWQ_INLINE void weigh(float (*s)[GWQ_MANY], int keys, int width, float *most, float *total,
+                      float *shrink) {
+    for (int c = 0; c < width; c += LANES) {
         const lanes before = load(most + c);
         lanes top = before, sum = all(0);
         for (int n = 0; n < keys; n++) {

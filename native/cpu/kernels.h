@@ -107,13 +107,16 @@ typedef struct gwq_kernels {
     /* out (count) = numbers first .. first+count-1 of a cache; with scales whole units of them */
     void (*from_cache)(const void *cache, int type, int64_t first, int64_t count, float *out);
     /* out (rows, GWQ_MANY) = a b, or shrink * out + a b with shrink (GWQ_MANY), where entry r, k of
-     * a (rows, terms) lies at r * row + k * column. A sum adds up its terms in their order. */
+     * a (rows, terms) lies at r * row + k * column. A sum adds up its terms in their order. Of the
+     * columns only the first `width` have to be right. */
     void (*products)(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
-                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
-    /* Scores s[key][i], which may be -INFINITY, to weights exp(s - most[i]). most[i] is the largest
-     * score so far, and is raised; total[i], the sum of weights so far, is multiplied by shrink[i] =
-     * exp(its former most - most) before it gets these weights. */
-    void (*weigh)(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
+                     int width, const float (*b)[GWQ_MANY], const float *shrink,
+                     float (*out)[GWQ_MANY]);
+    /* Scores s[key][i], i < width, which may be -INFINITY, to weights exp(s - most[i]). most[i] is
+     * the largest score so far, and is raised; total[i], the sum of weights so far, is multiplied
+     * by shrink[i] = exp(its former most - most) before it gets these weights. */
+    void (*weigh)(float (*s)[GWQ_MANY], int keys, int width, float *most, float *total,
+                  float *shrink);
 
     /* As gwq_read, one thread's part; returns the sum of its 64-bit words */
     uint64_t (*read)(const uint8_t *data, uint64_t bytes, int streams, int ahead);

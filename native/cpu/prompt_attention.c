@@ -76,12 +76,12 @@ static void attend(const gwq_attention_job *j, struct panel *p, int64_t at, int 
     if (at + keys <= p->first.from || at >= p->last.end) return;
     keys = (int)min64(keys, p->last.end - at);
     kernels->products(w->k, j->dim, 1, (keys + TILE - 1) / TILE * TILE, j->dim,
-                      (const float(*)[GWQ_MANY])p->q, NULL, w->s);
+                      p->rows, (const float(*)[GWQ_MANY])p->q, NULL, w->s);
     if (j->softcap > 0) kernels->softcap(w->s[0], (int64_t)keys * GWQ_MANY, j->softcap);
     hide(j, p, at, keys, w->s);
-    kernels->weigh(w->s, keys, p->most, p->total, shrink);
-    kernels->products(w->v, 1, j->dim, j->dim, keys, (const float(*)[GWQ_MANY])w->s, shrink,
-                      p->sum);
+    kernels->weigh(w->s, keys, p->rows, p->most, p->total, shrink);
+    kernels->products(w->v, 1, j->dim, j->dim, keys, p->rows,
+                      (const float(*)[GWQ_MANY])w->s, shrink, p->sum);
 }
 
 /* Store sum / total; rows: room for (GWQ_MANY, dim rounded up to 16) floats */

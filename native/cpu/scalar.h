@@ -54,8 +54,10 @@ uint64_t gwq_scalar_read_memory(const uint8_t *data, uint64_t bytes, int streams
 
 /* attend_scalar.c */
 void gwq_scalar_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
-                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
-void gwq_scalar_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
+                     int width, const float (*b)[GWQ_MANY], const float *shrink,
+                     float (*out)[GWQ_MANY]);
+void gwq_scalar_weigh(float (*s)[GWQ_MANY], int keys, int width, float *most, float *total,
+                      float *shrink);
 
 /* encode_scalar.c */
 void gwq_encode_scalar(const gwq_encoding *e, int64_t first, int64_t last);

@@ -64,13 +64,17 @@ void gwq_avx512_exponents(float (*s)[GWQ_QUERIES], int keys, const float *most, 
 
 /* attend_avx2.c */
 void gwq_avx2_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
-                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
-void gwq_avx2_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
+                     int width, const float (*b)[GWQ_MANY], const float *shrink,
+                     float (*out)[GWQ_MANY]);
+void gwq_avx2_weigh(float (*s)[GWQ_MANY], int keys, int width, float *most, float *total,
+                    float *shrink);
 
 /* attend_avx512.c */
 void gwq_avx512_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
-                     const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
-void gwq_avx512_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
+                     int width, const float (*b)[GWQ_MANY], const float *shrink,
+                     float (*out)[GWQ_MANY]);
+void gwq_avx512_weigh(float (*s)[GWQ_MANY], int keys, int width, float *most, float *total,
+                      float *shrink);
 
 /* encode_avx2.c, encode_avx512.c */
 void gwq_encode_avx2(const gwq_encoding *e, int64_t first, int64_t last);
