@@ -40,8 +40,10 @@ void gwq_neon_from_cache(const void *cache, int type, int64_t first, int64_t cou
 
 /* attend_neon.c */
 void gwq_neon_products(const float *a, int64_t row, int64_t column, int64_t rows, int64_t terms,
-                       const float (*b)[GWQ_MANY], const float *shrink, float (*out)[GWQ_MANY]);
-void gwq_neon_weigh(float (*s)[GWQ_MANY], int keys, float *most, float *total, float *shrink);
+                       int width, const float (*b)[GWQ_MANY], const float *shrink,
+                       float (*out)[GWQ_MANY]);
+void gwq_neon_weigh(float (*s)[GWQ_MANY], int keys, int width, float *most, float *total,
+                    float *shrink);
 
 /* neon_functions.c */
 void gwq_neon_activate(float *x, const float *up, int64_t count, int activation);
