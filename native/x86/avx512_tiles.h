@@ -191,6 +191,17 @@ TOKENS(8)
     .tables = tables##N,                                 \
     .panel = PANEL,                                      \
     .tokens = SUB##N == 4 ? tokens_sub4 : tokens_sub8,
+/* Emulated, one of them is enough: each takes minutes to compile. */
+#ifdef GWQ_SIMDE
+#define TILE_READS(N)                                                   \
+    static const tile_ops ops##N = {TILE_OPS_512(N) READ_AS_ON_INTEL}; \
+    TILE_MATMUL(N)
+#else
+#define TILE_READS(N)                                                     \
+    static const tile_ops ops##N = {TILE_OPS_512(N) READ_AS_ON_ZEN};     \
+    static const tile_ops intel##N = {TILE_OPS_512(N) READ_AS_ON_INTEL}; \
+    TILE_MATMUL_BY_VENDOR(N)
+#endif
 #define TILE_TYPE(N)                                                                            \
     GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
                              const int8_t *q, float dx, const int16_t *bias, float *y) {        \
@@ -211,7 +222,5 @@ TOKENS(8)
     static void decode_scales##N(const uint8_t *scale, gwq_scales scales) {                     \
         decode_scales(SUB##N, scales##N, scale, scales);                                        \
     }                                                                                           \
-    static const tile_ops ops##N = {TILE_OPS_512(N) READ_AS_ON_ZEN};                            \
-    static const tile_ops intel##N = {TILE_OPS_512(N) READ_AS_ON_INTEL};                        \
-    TILE_MATMUL_BY_VENDOR(N)
+    TILE_READS(N)
 #endif
