@@ -218,12 +218,16 @@ def run_command(
 
 
 def _drop_output() -> None:
-    """Let what stdout still holds go: where it cannot be written, Python would say so at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):  # not a file, as in tests
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Let what the streams still hold go: where it cannot be written, Python would say so at exit.
+
+    Its exit status would then be 120 instead of ours.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):  # not a file, as in tests
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
