@@ -199,10 +199,10 @@ class Totals:
         if "hessian" in self.factors:
             reached = self.reached[name] > 0
             statistics["hessian"] = self._hessian(name) if reached else np.zeros((1, 1), np.float32)
-        if OUTPUTS in statistics:
-            _discount(statistics[OUTPUTS], self.reached[name])
         if self.reached[name] < min(MIN_EXPERT_TOKENS, self.tokens):
             statistics = _uninformed(weight, statistics)
+        elif OUTPUTS in statistics:
+            _discount(statistics[OUTPUTS], self.reached[name])
         return weight.cpu().numpy(), statistics
 
     def _hessian(self, name: str) -> np.ndarray:
