@@ -122,7 +122,7 @@ def test_outliers_hold_what_the_encoder_wanted():
         ]
     ] = True
     for type in TILES:
-        recipe = Recipe(type, 154.0 / mask.size)
+        recipe = Recipe(type, 154.0 / mask.size, outputs=True)
         parts = quantize(weight, stats, recipe)
         row, col, value = unpack_outliers(parts[1], parts[2].view(np.int32), weight.shape)
         assert np.array_equal(np.argwhere(mask), np.stack([row, col], 1))
