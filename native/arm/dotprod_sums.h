@@ -1,8 +1,9 @@
-/* What neon_tiles.h wants, with dot products (sdot): four products of bytes are added to a sum of 32
- * bits. The sums go on from the first sub-block of a block to its last, because to begin at zero is
- * an instruction: with A[k] the sum up to sub-block k, and s[k] the scales,
+/* What neon_tiles.h wants, with dot products (sdot): four products of bytes are added to a sum of
+ * 32 bits. The sums go on from the first sub-block of a block to its last, because to begin at
+ * zero is an instruction: with A[k] the sum up to sub-block k, and s[k] the scales,
  *
- *     sum over k of s[k] * (A[k] - A[k - 1]) = sum over k of (s[k] - s[k + 1]) * A[k],  s[last+1] = 0.
+ *     sum over k of s[k] * (A[k] - A[k - 1]) = sum over k of (s[k] - s[k + 1]) * A[k],
+ *     s[last + 1] = 0.
  *
  * That fits: 63 * 64 * 32 * 127 * 4 < 2^31. */
 #ifndef GWQ_DOTPROD_SUMS_H

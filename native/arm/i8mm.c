@@ -1,6 +1,6 @@
 /* Products of small matrices of bytes (Cortex-A710, Neoverse V1 and N2, Apple M2, and later): tile
- * matrices, as with dot products but for many tokens. With GWQ_OLD_COMPILER, of a compiler that does
- * not know the instructions, NEON does the same, and then no CPU has them. */
+ * matrices, as with dot products but for many tokens. With GWQ_OLD_COMPILER, of a compiler that
+ * does not know the instructions, NEON does the same, and then no CPU has them. */
 #ifdef GWQ_OLD_COMPILER
 #include "neon_sums.h"
 enum { AT_ONCE = 2 };

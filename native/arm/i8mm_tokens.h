@@ -31,7 +31,8 @@ GWQ_INLINE void decode_scales(const int sub, scales_fn f, const uint8_t *scale, 
     f(scale, s);
     factors(s, count, factor);
     for (int k = 0; k < count; k++) {
-        const int8x16_t twice[2] = {vzip1q_s8(factor[k], factor[k]), vzip2q_s8(factor[k], factor[k])};
+        const int8x16_t twice[2] = {vzip1q_s8(factor[k], factor[k]),
+                                    vzip2q_s8(factor[k], factor[k])};
         int16_t *to = (int16_t *)scales[k];
         for (int i = 0; i < 2; i++) {
             vst1q_s16(to + 16 * i, vmovl_s8(vget_low_s8(twice[i])));
@@ -42,7 +43,8 @@ GWQ_INLINE void decode_scales(const int sub, scales_fn f, const uint8_t *scale, 
 
 enum { PAIRS = 2 }; /* of tokens */
 
-/* What the bias of 16 columns adds to the sums of two tokens, of each row; start: gwq_input.start */
+/* What the bias of 16 columns adds to the sums of two tokens, of each row; start:
+ * gwq_input.start */
 GWQ_INLINE int32x4_t start_of_two(const int32_t *start) {
     int32x2_t two = vdup_n_s32(start[0]);
     two = vset_lane_s32(start[4], two, 1);

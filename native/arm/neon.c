@@ -11,8 +11,8 @@ void gwq_neon_halves(const uint8_t *value, int count, float *out) {
     for (int k = count & ~3; k < count; k++) out[k] = half1(value + 2 * k);
 }
 
-/* out[0 .. width-1] = factor * entries, of one row and one quad of columns; as floats, because a zero
- * has its factors' sign */
+/* out[0 .. width-1] = factor * entries, of one row and one quad of columns; as floats, because a
+ * zero has its factors' sign */
 GWQ_INLINE void store_quad(const int bits, const uint8_t *entries, float factor, int64_t width,
                            float *out) {
     int32_t four;

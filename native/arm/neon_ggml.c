@@ -4,7 +4,7 @@
 
 enum { PARTS = UNIT / 4 }; /* vectors of a unit */
 
-/* --- one function per type: the weights of a unit ---------------------------------------------- */
+/* --- one function per type: the weights of a unit --------------------------------------------- */
 
 GWQ_INLINE void f32_weights(const uint8_t *p, float32x4_t w[PARTS]) {
     for (int i = 0; i < PARTS; i++) w[i] = vreinterpretq_f32_u8(vld1q_u8(p + 16 * i));
@@ -32,12 +32,13 @@ GWQ_INLINE void q8_0_weights(const uint8_t *p, float32x4_t w[PARTS]) {
     for (int i = 0; i < PARTS; i++) w[i] = vmulq_n_f32(w[i], d);
 }
 
-/* --- one token: sum[2] += weights of a unit * x ------------------------------------------------ */
+/* --- one token: sum[2] += weights of a unit * x ----------------------------------------------- */
 
 typedef void (*unit_fn)(const uint8_t *unit, const float32x4_t x[PARTS], float32x4_t sum[2]);
 
 #define PLAIN_UNIT(name)                                                                         \
-    GWQ_INLINE void name##_unit(const uint8_t *p, const float32x4_t x[PARTS], float32x4_t sum[2]) { \
+    GWQ_INLINE void name##_unit(const uint8_t *p, const float32x4_t x[PARTS],                    \
+                            float32x4_t sum[2]) {                                                \
         float32x4_t w[PARTS];                                                                    \
         name##_weights(p, w);                                                                    \
         for (int i = 0; i < PARTS; i++) sum[i % 2] = vfmaq_f32(sum[i % 2], w[i], x[i]);          \
@@ -83,7 +84,7 @@ GWQ_INLINE void ggml_rows(unit_fn unit, size_t unit_bytes, const uint8_t *const 
     for (int k = 0; k < rows; k++) y[k] = vaddvq_f32(vaddq_f32(sum[k][0], sum[k][1]));
 }
 
-/* --- many tokens: 4 rows x 4 tokens in registers ----------------------------------------------- */
+/* --- many tokens: 4 rows x 4 tokens in registers ---------------------------------------------- */
 
 enum { AT_ONCE = 4 };
 

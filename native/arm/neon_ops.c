@@ -33,7 +33,8 @@ GWQ_INLINE int8x16_t codes16(const float32x4_t v[4], float inverse) {
     return vmaxq_s8(vqmovn_high_s16(low, vcombine_s16(n[2], n[3])), vdupq_n_s8(-127));
 }
 
-/* gwq_input.bias of 64 columns: sums of pairs of columns, of every other pair, of each 16 columns */
+/* gwq_input.bias of 64 columns: sums of pairs of columns, of every other pair, of each
+ * 16 columns */
 GWQ_INLINE void store_bias(const int8x16_t q[4], int16_t *bias) {
     int16x8_t sum[2];
     for (int i = 0; i < 2; i++) {

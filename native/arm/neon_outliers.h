@@ -42,8 +42,8 @@ GWQ_INLINE void multiply_few(const uint8_t *value, const uint8_t *column, int co
     }
 }
 
-/* permute[mask]: byte r = 4 * how many of the mask's bits lie below r: where row r finds the bytes of
- * its product among eight; 128: it has none. ones[mask]: bits that are set. */
+/* permute[mask]: byte r = 4 * how many of the mask's bits lie below r: where row r finds the bytes
+ * of its product among eight; 128: it has none. ones[mask]: bits that are set. */
 #define BELOW(m, r) (uint64_t)__builtin_popcount((m) & ((1 << (r)) - 1))
 #define RANK(m, r) ((m) >> (r) & 1 ? 4 * BELOW(m, r) : (uint64_t)128) << 8 * (r)
 #define RANKS(m)                                          \

@@ -1,5 +1,5 @@
-/* Many tokens against decoded tiles, row by row as in neon_tiles.h: of neon.c and dotprod.c. The file
- * that includes it has defined AT_ONCE, the tokens whose sums its registers hold. */
+/* Many tokens against decoded tiles, row by row as in neon_tiles.h: of neon.c and dotprod.c. The
+ * file that includes it has defined AT_ONCE, the tokens whose sums its registers hold. */
 #ifndef GWQ_NEON_TOKENS_H
 #define GWQ_NEON_TOKENS_H
 #include "neon_tiles.h"

@@ -5,9 +5,9 @@
 #define GWQ_NEON_UNPACK_H
 #include "neon.h"
 
-/* v[p]: 4 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads are
- * two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three lines at 3 bits and five
- * at 5 bits. a: what these lines have of the 4 rows. */
+/* v[p]: 4 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads
+ * are two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three lines at 3 bits
+ * and five at 5 bits. a: what these lines have of the 4 rows. */
 typedef void (*quads_fn)(int8x16_t table, const uint8x16_t *a, int8x16_t *v);
 enum { QUADS6 = 4, QUADS5 = 8, QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
 enum { LINES = 5 }; /* of `a`, at most */
@@ -75,8 +75,8 @@ GWQ_INLINE void quads5(int8x16_t table, const uint8x16_t *a, int8x16_t *v) {
 GWQ_INLINE void quads6(int8x16_t table, const uint8x16_t *a, int8x16_t *v) {
     const uint8x16_t mask = vdupq_n_u8(0x3f), high = a[2];
     (void)table;
-    /* the top bits come in above four others, and what comes with them is masked; a[0] and a[1] last,
-     * as an insertion overwrites its first operand */
+    /* the top bits come in above four others, and what comes with them is masked; a[0] and a[1]
+     * last, as an insertion overwrites its first operand */
     v[1] = vreinterpretq_s8_u8(
         vandq_u8(vsliq_n_u8(vshrq_n_u8(a[0], 4), vshrq_n_u8(high, 2), 4), mask));
     v[0] = vreinterpretq_s8_u8(vandq_u8(vsliq_n_u8(a[0], high, 4), mask));
@@ -84,9 +84,9 @@ GWQ_INLINE void quads6(int8x16_t table, const uint8x16_t *a, int8x16_t *v) {
     v[2] = vreinterpretq_s8_u8(vandq_u8(vsliq_n_u8(a[1], vshrq_n_u8(high, 4), 4), mask));
 }
 
-/* s[k]: scale of every row for the k-th sub-block of a block, with SCALE_BIAS, 0 .. 63. An insertion
- * (sri) keeps the upper bits of its first operand, so the top bits of three bytes, one after the
- * other, make up the last scale. */
+/* s[k]: scale of every row for the k-th sub-block of a block, with SCALE_BIAS, 0 .. 63. An
+ * insertion (sri) keeps the upper bits of its first operand, so the top bits of three bytes, one
+ * after the other, make up the last scale. */
 typedef void (*scales_fn)(const uint8_t *scale, int8x16_t s[4]);
 enum { SUB6 = 4, SUB5 = 4, SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
 

@@ -19,7 +19,8 @@ GWQ_INLINE lanes product_sum(lanes a, lanes b, lanes c) {
 #endif
 }
 
-/* A tile of `products`, out (rows, vectors); both are constants, with at most TILE vectors in all. */
+/* A tile of `products`, out (rows, vectors); both are constants, with at most TILE vectors in all.
+ * */
 enum { TILE = ROWS * VECTORS };
 GWQ_INLINE void product_tile(const float *a, int64_t row, int64_t column, const int rows,
                              const int vectors, int64_t terms, const float (*b)[GWQ_MANY],

@@ -15,8 +15,8 @@ typedef void (*floats_fn)(const uint8_t *unit, float w[UNIT]);
 /* One token: y[k] = dot of the row at row[k] with x, for k < count (constant, at most STREAMS) */
 typedef void (*rows_fn)(const uint8_t *const *row, int count, int64_t cols, const float *x,
                         float *y);
-/* y[i * stride + r] += w[r] . x[i] over `width` columns, for r < rows <= 4 and i < count <= at_once;
- * x[i]: `cols` after the one before it. The weights beyond `width` are zero. */
+/* y[i * stride + r] += w[r] . x[i] over `width` columns, for r < rows <= 4 and i < count <=
+ * at_once; x[i]: `cols` after the one before it. The weights beyond `width` are zero. */
 typedef void (*four_fn)(const float (*w)[CHUNK], const float *x, int64_t cols, int64_t width,
                         int count, int rows, float *y, int64_t stride);
 

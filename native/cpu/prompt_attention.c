@@ -3,7 +3,8 @@
  * A block of keys meets GWQ_MANY queries of a key head at a time, a panel. Of every query there is
  * so far
  *
- *     most = largest score,   total = sum of exp(score - most),   sum = sum of exp(score - most) * v
+ *     most = largest score,   total = sum of exp(score - most),   sum = sum of exp(score - most) *
+ * v
  *
  * (online softmax). Blocks begin at multiples of their length and add to a query's sums in order,
  * so what a query gets does not depend on its company. */
