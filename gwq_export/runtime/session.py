@@ -91,8 +91,9 @@ class Session:
         Returns float32 logits (keep, vocab) of the last `keep` of them, 0 to n. Raises GwqError
         when the context is full, memory is, an id is out of range, or the file has changed.
         """
+        ids = self._checked(tokens, keep)
         out = np.empty((keep, self.config.vocab), np.float32)
-        self._batches(tokens, keep, lambda first, end: Whole(out[first:end]))
+        self._batches(ids, keep, lambda first, end: Whole(out[first:end]))
         return out
 
     def scores(
@@ -105,19 +106,15 @@ class Session:
         pool = self.weights.parts[-1].pool
         if not 0 < best <= MOST_BEST or not isinstance(pool, Cuda):
             return list(self.forward(tokens, keep))
+        ids = self._checked(tokens, keep)
         vocab = self.config.vocab
         k = min(best, vocab)
         found: list[Best] = []
-        self._batches(tokens, keep, lambda first, end: Firsts(end - first, vocab, k, pool, found))
+        self._batches(ids, keep, lambda first, end: Firsts(end - first, vocab, k, pool, found))
         return found
 
-    def _batches(
-        self,
-        tokens: Sequence[int] | np.ndarray,
-        keep: int,
-        wanted: Callable[[int, int], Wanted],
-    ) -> None:
-        """Run token ids; wanted(first, end): what takes these of the last `keep` ones' logits."""
+    def _checked(self, tokens: Sequence[int] | np.ndarray, keep: int) -> np.ndarray:
+        """int32 ids (n,) of tokens that can be run next. Raises GwqError for others."""
         ids = np.asarray(tokens)
         n = len(ids) if ids.ndim == 1 else 0
         if not n:
@@ -134,8 +131,12 @@ class Session:
                 f"a token id is not an integer in 0..{self.config.vocab - 1}: "
                 "the tokenizer does not belong to this model"
             )
+        return np.ascontiguousarray(ids, np.int32)
+
+    def _batches(self, ids: np.ndarray, keep: int, wanted: Callable[[int, int], Wanted]) -> None:
+        """Run token ids; wanted(first, end): what takes these of the last `keep` ones' logits."""
+        n = len(ids)
         self.weights.guard.check()
-        ids = np.ascontiguousarray(ids, np.int32)
         self._reserve(self.pos + n)
         skipped = n - keep  # tokens at the start whose logits nobody wants
         batch = self._batch()

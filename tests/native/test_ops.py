@@ -209,7 +209,7 @@ def test_bad_arguments_are_refused(op, arguments):
     before = x.copy()
     function = getattr(native.lib(), f"gwq_{op}")
     kinds = [kind.cname for kind in ffi.typeof(function).args]
-    words = ["P", *arguments.split()] if kinds[0] == "gwq_pool *" else arguments.split()
+    words = ["P", *arguments.split()] if "gwq_pool" in kinds[0] else arguments.split()
     named = {"P": POOL.ptr, "X": pointer(x), "Y": pointer(y), "0": NULL}
 
     def value(word, kind):

@@ -69,6 +69,7 @@ def row(file, times=None, threads=1, gen=32):
         "backends": "llama.cpp",
         "n_prompt": 0 if gen else 64,
         "n_gen": gen,
+        "n_depth": 0,
         "n_threads": threads,
         "times_as_fast": times,
         "times_as_fast_q1": 1.25,
