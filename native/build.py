@@ -41,6 +41,7 @@ VBMI = f"-mavx512vbmi {AVX512}"
 NEON = "-fno-schedule-insns -Wno-ignored-optimization-argument"
 DOTPROD = f"-march=armv8.2-a+dotprod {NEON}"
 I8MM = f"-march=armv8.2-a+dotprod+i8mm {NEON}"
+EMULATED = "-DGWQ_SIMDE -O1"  # -O3 compiles them for minutes, for the same numbers
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
@@ -243,7 +244,7 @@ def build(
     if simde:
         emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
         for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
-            files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
+            files[f"x86/{name}"] = f"{AVX2} {VECTORS} {EMULATED}"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target
     if asan:
