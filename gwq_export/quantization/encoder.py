@@ -28,7 +28,7 @@ from gwq_export.compute.linalg import add_plain_product, pieces, plain_product
 from gwq_export.compute.threads import each
 from gwq_export.format.types import BLOCK, MAX_EXPONENT, TensorType, ffi, padded_rows
 from gwq_export.quantization.curvature import Curvature
-from gwq_export.quantization.feedback import column_gains, row_gains
+from gwq_export.quantization.feedback import column_gains, row_parts
 from gwq_export.quantization.ggml_codes import GgmlCodes
 from gwq_export.quantization.lanes import LANES, lane_slices, rows_to_lanes, to_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes
@@ -95,7 +95,7 @@ def encode(
         assert outputs is not None
         target = scaled(part)
         runs = []
-        for here, later, gain in row_gains(outputs[part]):
+        for here, later, gain, _ in row_parts(outputs[part]):
             e = run(part.start + here, target[here])
             runs.append((part.start + here, e))
             target[later] += plain_product(gain.T, e.values - target[here])

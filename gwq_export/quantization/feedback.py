@@ -93,18 +93,33 @@ def coding_order(type: TensorType, count: int) -> np.ndarray:
     return ring_order(type, count).reshape(-1, type.line_columns)[:, ::-1].reshape(-1)
 
 
-def row_gains(outputs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+class RowPart(NamedTuple):
+    """Rows of a group that are coded side by side.
+
+    rows: their indices, int (at most LANES,). later: those of the rows that follow. gain: float32
+    (rows, later), V_JJ^-1 V_JK of the module's docstring. cost: float64 (rows,), what an error of
+    each row costs after the compensation, where one in that row alone would cost G's diagonal.
+    """
+
+    rows: np.ndarray
+    later: np.ndarray
+    gain: np.ndarray
+    cost: np.ndarray
+
+
+def row_parts(outputs: np.ndarray) -> Iterator[RowPart]:
     """The feedback within a group of rows that know of each other, part by part.
 
-    outputs: float32 (n, at least n), G of these rows. Yields (the rows that are coded side by side,
-    int (at most LANES,); the rows that follow; gains (the first, the second), float32), which are
-    V_JJ^-1 V_JK of the module's docstring for
+    outputs: float32 (n, at least n), G of these rows. With D = diag(G), gains and costs are those
+    for
 
-        G~ = KEPT G + diag((1 - KEPT) diag(G) + FLOOR mean(diag(G))),     V^T V = G~^-1
+        G~ = KEPT G + (1 - KEPT) D + FLOOR mean(D) I,     V^T V = G~^-1
 
     as G is estimated from few tokens: errors of rows are correlated by chance. Rows of a part have
     no feedback from each other, so they are taken from all over the group: neighbours have more to
-    do with each other than others. Raises GwqError where G is not finite.
+    do with each other than others. Independent errors e_J of a part's rows become E = A e with
+    A_JJ = I and A_KJ = gain^T, of which G~ makes diag(A^T G~ A) = diag((V_JJ^T V_JJ)^-1); costs are
+    without what FLOOR adds to them. Raises GwqError where G is not finite.
     """
     n = len(outputs)
     parts = -(-n // LANES)
@@ -112,12 +127,36 @@ def row_gains(outputs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.
     order = np.concatenate(members)
     g = outputs[order[:, None], order] * np.float32(KEPT)
     own = np.diag(outputs[:, :n])[order]
-    mean = max(float(own.mean()), 1e-30)
-    g[np.arange(n), np.arange(n)] = own + np.float32(FLOOR * mean)
+    floor = np.float32(FLOOR * max(float(own.mean()), 1e-30))
+    g[np.arange(n), np.arange(n)] = own + floor
     inverse = cholesky_inverse(reversed_as(np.float64, g))
     factor = torch.from_numpy(reversed_as(np.float64, inverse))
     stop = 0
     for rows in members:
         part, stop = slice(stop, stop + len(rows)), stop + len(rows)
-        gain = torch.linalg.solve_triangular(factor[part, part], factor[part, stop:], upper=True)
-        yield rows, order[stop:], gain.to(torch.float32).numpy()
+        beside = factor[part, part]
+        gain = torch.linalg.solve_triangular(beside, factor[part, stop:], upper=True)
+        one = torch.eye(len(rows), dtype=torch.float64)
+        alone = torch.linalg.solve_triangular(beside, one, upper=True)
+        cost = (alone**2).sum(1) - floor * (1 + (gain**2).sum(1))
+        yield RowPart(rows, order[stop:], gain.to(torch.float32).numpy(), cost.numpy())
+
+
+def row_costs(outputs: np.ndarray) -> np.ndarray:
+    """What feedback between rows leaves of the costs of their errors, as fractions.
+
+    outputs: float32 (rows, width), G in groups of rows. Returns float64 (rows,): the costs of
+    `row_parts` by G's diagonal, 1 where that is zero. Raises GwqError where G is not finite.
+    """
+    rows, width = outputs.shape
+
+    def of_group(group: slice) -> np.ndarray:
+        g = outputs[group]
+        own = np.diag(g[:, : len(g)])
+        out = np.ones(len(g))
+        for part in row_parts(g):
+            there = own[part.rows] > 0
+            out[part.rows[there]] = part.cost[there] / own[part.rows[there]]
+        return out
+
+    return np.concatenate(each(of_group, pieces(rows, width)))

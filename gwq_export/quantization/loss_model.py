@@ -5,17 +5,19 @@ With E the error of the matrix, s and H the factors of the Fisher information
 
     1/2 sum_i s_i E_i H E_i^T         nats per token
 
-and losses of different matrices add up. Two simplifications make it cheap:
+and losses of different matrices add up. Three simplifications make it cheap:
 
 - Columns. The matrix is quantized without error feedback, and errors of different columns are taken
   as uncorrelated, which leaves E_i H E_i^T = sum_j H_jj E_ij^2. With feedback a column is coded
   with an error of about the same size, of which the columns that follow compensate a part. What
   they cannot compensate costs E_ij^2 / U_jj^2, where U^T U = H^-1 (`curvature`), so that 1 / U_jj^2
   takes the place of H_jj, which is never smaller.
-- Rows. Some runs of eight rows stand for all. The size of a run is the loss that its rows would
-  cause if they were zero, P_g = sum_i s_i sum_j H_jj w_ij^2, because quantization causes about the
-  same fraction of that everywhere. Systematic sampling with probability proportional to size takes
-  the runs at n equally spaced points of the cumulative sizes, run g maybe several times, t_g. The
+- Rows do not interact. Where they have feedback from each other (`feedback`), what this leaves of
+  the cost of an error in row i takes the place of s_i (`row_costs`).
+- Some runs of eight rows stand for all. The size of a run is the loss that its rows would cause if
+  they were zero, P_g = sum_i s_i sum_j H_jj w_ij^2, because quantization causes about the same
+  fraction of that everywhere. Systematic sampling with probability proportional to size takes the
+  runs at n equally spaced points of the cumulative sizes, run g maybe several times, t_g. The
   sum over all runs is then estimated by (Hansen and Hurwitz, 1943)
 
       sum_g loss_g  ~  sum over sampled g of  t_g P / (n P_g) loss_g,     P = sum_g P_g
@@ -40,6 +42,7 @@ from gwq_export.format.types import BLOCK, TYPES, ffi
 from gwq_export.quantization.allocate import Choice
 from gwq_export.quantization.curvature import curvature_of
 from gwq_export.quantization.encoder import encode
+from gwq_export.quantization.feedback import row_costs
 from gwq_export.quantization.quantize import check_range
 from gwq_export.quantization.recipe import TABLES, Recipe
 from gwq_export.quantization.saliency import SALIENCY, diagonal
@@ -83,8 +86,9 @@ class Sample:
     ) -> None:
         """Take the sample of a matrix.
 
-        weight: float32 (rows, cols). statistics: "hessian", "rows" and what the rule `saliency`
-        reads. seed: of rules that draw at random. pool: a `gwq_pool *`, or NULL for one thread.
+        weight: float32 (rows, cols). statistics: "hessian", "rows", "outputs" where rows have
+        feedback from rows, and what the rule `saliency` reads. seed: of rules that draw at random.
+        pool: a `gwq_pool *`, or NULL for one thread.
         """
         self.curvature = curvature_of(statistics)
         self.shape = weight.shape
@@ -110,6 +114,7 @@ class Sample:
             self.expansion = (times / run_size[chosen] / RUNS).repeat(RUN)[real] * total
         self.weight = weight[self.rows]
         self.row_weight = s[self.rows]
+        self._outputs = statistics.get("outputs")
         self.largest = weight[[np.abs(weight).max(1).argmax()]]
         self._matrix = weight
         self._statistics = statistics
@@ -139,6 +144,11 @@ class Sample:
             self._best = np.sort(np.partition(flat, first)[first:])
         return self.score[self.rows] >= self._best[-count]
 
+    @cached_property
+    def _left(self) -> np.ndarray:
+        """What rows leave of the cost of each sampled row's errors, (sampled rows,)."""
+        return row_costs(self._outputs)[self.rows]
+
     def loss(self, recipe: Recipe) -> float:
         """Predicted loss, nats per token, that storing the matrix by `recipe` adds.
 
@@ -150,6 +160,8 @@ class Sample:
         if recipe.encoded and recipe.feedback:
             column_cost = 1 / np.diag(self.curvature.factor)[: len(column_cost)] ** 2
         by_row = self.row_weight * product(error * error, column_cost)
+        if recipe.encoded and recipe.feedback and recipe.outputs and self._outputs is not None:
+            by_row = by_row * self._left
         return float((by_row * self.expansion).sum()) / 2
 
     def _error(self, recipe: Recipe) -> np.ndarray:

@@ -21,7 +21,7 @@ def table_of(type):
 
 
 def regularized(g):
-    """What G is taken for, as `row_gains` has it."""
+    """What G is taken for, as `row_parts` has it."""
     own = np.diag(np.diag(g))
     mean = np.trace(g) / len(g)
     return 0.65 * g + 0.35 * own + 0.1 * mean * np.eye(len(g))
@@ -55,7 +55,7 @@ def test_gains_are_the_best_answer_to_an_error():
     damped = regularized(g)
     done = np.zeros(0, int)
     seen = []
-    for rows, later, gain in feedback.row_gains(g.astype(np.float32)):
+    for rows, later, gain, _ in feedback.row_parts(g.astype(np.float32)):
         assert len(rows) <= 64 and np.array_equal(
             np.sort(later), np.setdiff1d(range(150), [*done, *rows])
         )
@@ -68,6 +68,23 @@ def test_gains_are_the_best_answer_to_an_error():
         done = np.concatenate([done, rows])
         seen.append(len(rows))
     assert np.array_equal(np.sort(done), np.arange(150)) and seen == [50, 50, 50]
+
+
+@pytest.mark.parametrize("width", [150, 100])
+def test_costs_are_what_compensated_errors_cost(width):
+    """Independent errors, and the answers of later rows, under what is believed of G."""
+    g = outputs(150, np.random.default_rng(2), width)
+    left = feedback.row_costs(g)
+    for first in range(0, 150, width):
+        here = slice(first, min(150, first + width))
+        own = g[here, : here.stop - first].astype(np.float64)
+        believed = 0.65 * own + 0.35 * np.diag(np.diag(own))
+        answers = np.eye(len(own))
+        for rows, later, gain, _ in feedback.row_parts(g[here]):
+            answers[np.ix_(later, rows)] = gain.T
+        cost = np.einsum("ki,kl,li->i", answers, believed, answers)
+        assert np.allclose(left[here] * np.diag(own), cost, rtol=1e-3, atol=1e-6)
+    assert left.mean() < 0.9
 
 
 def test_one_group_of_uncorrelated_rows_is_coded_as_without():
