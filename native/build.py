@@ -245,6 +245,8 @@ def build(
         for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
     flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
+    if _accepts(cc, moved := f"-ffile-prefix-map={NATIVE}=native"):  # GCC 8, Clang 10
+        flags += f" {moved}"  # no path of this machine comes into the library
     variant = target
     if asan:
         flags += f" {SANITIZERS} -g"
