@@ -17,24 +17,9 @@ import pytest
 from native import wheel as native_wheel
 from native.build import machine
 from tests.support.paths import LIBRARY, ROOT
+from tests.support.wheels import CROSS, build
 
-CROSS = "aarch64-linux-gnu-gcc"
-BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
-
-
-def build(out, sources=ROOT, **options):
-    """A wheel of the sources in a folder, as pip has it built."""
-    out.mkdir(parents=True, exist_ok=True)
-    env = {k: v for k, v in os.environ.items() if k not in ("SOURCE_DATE_EPOCH", "GWQ_CUDA")}
-    env |= options.pop("env", {})
-    command = [sys.executable, "-c", BUILD, out]
-    done = subprocess.run(
-        command, cwd=sources, env=env, capture_output=True, text=True, check=False, **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = out.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module", params=["this machine", "aarch64"])

@@ -32,6 +32,7 @@ CPUS = {
     "cortex-a76": ("dotprod", "Raspberry Pi 5"),
     "max": ("i8mm", "newer cores"),
 }
+PI = "cortex-a72"  # of which figures are printed
 PROMPT = "The city"
 TOKENS = 48
 RUNS = 5
@@ -119,7 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source", action="store_true", help="install from source, by the emulated C compiler"
     )
     args = parser.parse_args(argv)
-    arm64.fetch()
+    try:
+        arm64.fetch()
+    except subprocess.CalledProcessError as e:
+        raise SystemExit(f"tools/check_arm64: {e}\n{e.stderr or ''}".rstrip()) from None
     if why := arm64.missing():
         raise SystemExit(f"tools/check_arm64: {why}")
     with tempfile.TemporaryDirectory() as name:

@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 import gwq_export
-from tests.native.test_wheel import CROSS, build
 from tests.support import arm64
 from tests.support.arm64_check import CPUS
+from tests.support.wheels import CROSS, build
 
 PROMPT = "The city"
 TOKENS = 12
@@ -20,8 +20,9 @@ set -e
 pip install -q --no-index --no-deps --no-compile --target /tmp/site /files/*.whl
 export PYTHONPATH=/tmp/site
 for cpu in "$@"; do
-    QEMU_CPU=$cpu /tmp/site/bin/gwq-info --devices --json | tail -n 1
-    QEMU_CPU=$cpu /tmp/site/bin/gwq-run /files/model.gguf -p "{PROMPT}" -n {TOKENS} --json | tail -n 1
+    export QEMU_CPU=$cpu
+    /tmp/site/bin/gwq-info --devices --json | tail -n 1
+    /tmp/site/bin/gwq-run /files/model.gguf -p "{PROMPT}" -n {TOKENS} --json | tail -n 1
 done
 """
 
