@@ -204,9 +204,14 @@ def fitted(files: Sources, cc: str) -> Sources:
 
 
 def _write_ninja(folder: Path, library: Path, cc: str, flags: str, files: Sources) -> None:
-    """folder/build.ninja: an object for every source, all linked into the library."""
+    """folder/build.ninja: an object for every source, all linked into the library.
+
+    Sources are called by their way from there: the same library wherever the clone lies.
+    """
     from ninja.ninja_syntax import Writer
 
+    native = os.path.relpath(NATIVE, folder)
+    flags += f" -I{native}/{INCLUDE.name} -I{native}"
     sanitizers = SANITIZERS if SANITIZERS in flags else ""
     with open(folder / "build.ninja", "w") as f:
         n = Writer(f, width=10**6)
@@ -217,7 +222,7 @@ def _write_ninja(folder: Path, library: Path, cc: str, flags: str, files: Source
         objects = []
         for name, isa in files.items():
             to = str(Path(name).with_suffix(".o"))
-            objects += n.build(to, "cc", str(NATIVE / name), variables={"isa": isa})
+            objects += n.build(to, "cc", f"{native}/{name}", variables={"isa": isa})
         n.build(str(library), "link", objects)
 
 
@@ -245,7 +250,7 @@ def build(
         emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
         for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
             files[f"x86/{name}"] = f"{AVX2} {VECTORS} {EMULATED}"
-    flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
+    flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target
     if asan:
         flags += f" {SANITIZERS} -g"
