@@ -38,6 +38,11 @@ def floats(at: Pointer, count: int) -> Span:
     return Span(int(ffi.cast(_ADDRESS, at)), 4 * count)
 
 
+def span(array: np.ndarray) -> Span:
+    """The memory of a C-contiguous array."""
+    return Span(array.ctypes.data, array.nbytes)
+
+
 @dataclass
 class Op:
     """One recorded operation.
@@ -66,6 +71,11 @@ class Recorder(Ops):
 
     def _add(self, kind: str, n: int, reads: list[Span], writes: list[Span], **fields: Any) -> None:
         self.ops.append(Op(kind, n, fields, reads, writes, (kind,)))
+
+    @property
+    def own(self) -> list[Span]:
+        """Memory that `work` has given."""
+        return [floats(b.ptr, b.size) for b in self._buffers]
 
     def work(self, count: int) -> Pointer:
         """Pointer to `count` floats of the program's own."""
