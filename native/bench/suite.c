@@ -1,0 +1,285 @@
+/* The steps of a file's measurement: those of gwq-bench --suite edge that this program knows. */
+#define _GNU_SOURCE
+#include "suite.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "document.h"
+#include "limits.h"
+#include "pages.h"
+#include "pass.h"
+#include "say.h"
+#include "sha256.h"
+
+/* The set of gwq_export/bench/suite.py */
+enum { STARTS = 3, SWEEP = 32, GEN = 128, HEAD = 1 << 20 };
+static const int64_t DEPTHS[] = {512, 2048};
+
+struct job {
+    struct options o;
+    struct document d;
+    struct record record;
+    int64_t gen, sweep;
+    const char *why_not; /* there is no cold start */
+};
+
+/* --- what is asked for, and what was recorded ------------------------------------------------- */
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void drop_zeros(struct lengths *l) {
+    int kept = 0;
+    for (int i = 0; i < l->count; i++)
+        if (l->of[i]) l->of[kept++] = l->of[i];
+    l->count = kept;
+}
+
+static void choose_prompts(struct job *job) {
+    struct lengths *l = &job->o.prompts;
+    const struct record *r = &job->record;
+    if (l->count < 0) {
+        l->count = 0;
+        for (uint64_t i = 0; i < r->head->prompts.count && l->count < MOST_LENGTHS; i++)
+            l->of[l->count++] = r->prompts[i];
+    }
+    drop_zeros(l);
+    for (int i = 0; i < l->count; i++)
+        if (l->of[i] > r->head->ctx || !record_has_prompt(r, l->of[i]))
+            die("-p %lld: %s was not recorded for such a prompt: record it with gwq-bench"
+                " MODEL.gguf --record %s -p %lld, or leave -p out", (long long)l->of[i],
+                job->o.record, file_name(job->o.record), (long long)l->of[i]);
+}
+
+static void choose_lengths(struct job *job) {
+    struct lengths *depths = &job->o.depths;
+    const int64_t ctx = job->record.head->ctx;
+    if (job->o.gen >= ctx)
+        die("-n %lld: the record has room for %lld: record the model with a larger -n",
+            (long long)job->o.gen, (long long)ctx - 1);
+    job->gen = job->o.gen >= 0 ? job->o.gen : least(GEN, ctx - 1);
+    job->sweep = least(SWEEP, ctx - 1);
+    if (depths->count < 0) {
+        depths->count = 0;
+        for (size_t i = 0; i < sizeof DEPTHS / sizeof *DEPTHS; i++)
+            if (DEPTHS[i] + job->sweep + 1 <= ctx) depths->of[depths->count++] = DEPTHS[i];
+    }
+    drop_zeros(depths);
+    for (int i = 0; i < depths->count; i++)
+        if (depths->of[i] + job->sweep + 1 > ctx)
+            die("--depth %lld: the record has a context of %lld: record the model with this"
+                " --depth", (long long)depths->of[i], (long long)ctx);
+    if (!job->gen && !job->o.prompts.count && !depths->count)
+        die("nothing to measure: give -p or -n a positive number");
+}
+
+/* --- runs ------------------------------------------------------------------------------------- */
+
+static struct row *new_row(struct job *job, const char *step, int threads, const struct engine *e) {
+    struct document *d = &job->d;
+    if (d->row_count == MOST_ROWS) die("too many tests: give fewer lengths and thread counts");
+    struct row *r = d->rows + d->row_count;
+    *r = (struct row){.step = step, .threads = threads, .facts = e->facts, .cold_ns = -1,
+                      .why_not = job->why_not, .localscore = NAN};
+    struct values cold = {0};
+    for (int i = 0; i < d->start_count; i++)
+        if (d->starts[i].cold && d->starts[i].start_ns >= 0)
+            values_add(&cold, (double)d->starts[i].start_ns);
+    if (cold.count) r->cold_ns = (int64_t)values_median(&cold);
+    else if (!r->why_not) r->why_not = "it was measured before the cold starts";
+    values_free(&cold);
+    return r;
+}
+
+static void print_row(const struct job *job, const struct row *r) {
+    const struct shares s = beside_row(&r->beside);
+    static int headed;
+    char test[64], share[16] = "";
+    if (!headed++) {
+        puts("| model | threads | test | t/s | GB/s | roof GB/s | of roof |");
+        puts("| --- | --- | --- | --- | --- | --- | --- |");
+    }
+    int length = snprintf(test, sizeof test, "%s%lld", r->prompt ? "pp" : "tg",
+                          (long long)row_tokens(r));
+    if (r->depth) snprintf(test + length, sizeof test - (size_t)length, " @ d%lld",
+                           (long long)r->depth);
+    if (r->gen) snprintf(share, sizeof share, "%.0f%%", 100 * s.of_roof);
+    printf("| %s | %d | %s | %.2f | %.1f | %.1f | %s |\n", job->record.head->type, r->threads, test,
+           (double)row_tokens(r) / values_median(&r->beside.seconds), r->gen ? s.gbps : 0.0,
+           s.roof_gbps, share);
+    fflush(stdout);
+}
+
+/* Time one test with an engine; 0: interrupted, and what was measured by then is a row */
+static int test(struct job *job, const char *step, struct engine *e, struct roof *roof,
+                int64_t prompt, int64_t gen, int64_t depth) {
+    struct row *r = new_row(job, step, roof->threads, e);
+    r->prompt = prompt;
+    r->gen = prompt ? 0 : gen;
+    r->depth = depth;
+    r->beside.bytes = (double)job->record.head->token_bytes * (double)(r->gen ? r->gen : 1);
+    const int total = (int)job->o.repeats;
+    if (engine_run(e, prompt, r->gen, depth) < 0) return 0; /* the first run warms caches */
+    r->before = state_now();
+    double before = roof_now(roof);
+    for (int i = 0; i < total && !interrupted; i++) {
+        progress(step, i, total);
+        const int64_t ns = engine_run(e, prompt, r->gen, depth);
+        if (ns < 0) break;
+        const double after = roof_now(roof);
+        beside_add(&r->beside, (double)(ns ? ns : 1) / 1e9, before, after);
+        before = after;
+    }
+    progress(step, total, total);
+    if (!r->beside.seconds.count) return 0;
+    r->after = state_now();
+    r->facts.peak_bytes = e->facts.peak_bytes;
+    job->d.row_count++;
+    for (int i = job->d.row_count - 2; r->gen && i >= 0; i--) {
+        const struct row *p = job->d.rows + i; /* the last prompt of the same engine */
+        if (!p->prompt || p->threads != r->threads) continue;
+        const double first = values_median(&p->beside.seconds);
+        const double decode = (double)r->gen / values_median(&r->beside.seconds);
+        r->localscore = 10 * cbrt((double)p->prompt / first * decode / first);
+        break;
+    }
+    print_row(job, r);
+    document_save(&job->d);
+    return !interrupted;
+}
+
+/* --- steps: 0 when interrupted ---------------------------------------------------------------- */
+
+static int threads(struct job *job) {
+    double most = 0;
+    for (int i = 0; i < job->o.threads.count; i++) {
+        struct engine e;
+        struct roof *roof = roof_of((int)job->o.threads.of[i]);
+        if (!roof || !engine_start(&e, job->o.model, job->o.record, roof->threads)) return 0;
+        const int done = test(job, "threads", &e, roof, 0, job->sweep, 0);
+        engine_stop(&e);
+        if (!done) return 0;
+        const struct row *r = job->d.rows + job->d.row_count - 1;
+        const double speed = (double)r->gen / values_median(&r->beside.seconds);
+        if (speed <= most) continue;
+        most = speed;
+        job->d.best_threads = roof->threads;
+    }
+    return 1;
+}
+
+static int starts(struct job *job) {
+    for (int i = 0; i < 2 * STARTS; i++) {
+        struct start *s = job->d.starts + job->d.start_count;
+        struct engine e;
+        *s = (struct start){.cold = i < STARTS, .ready_ns = -1, .start_ns = -1};
+        progress("starts", i, 2 * STARTS);
+        if (s->cold) s->why_not = job->why_not = pages_put_out(job->o.model);
+        else pages_read_through(job->o.model);
+        if (!s->why_not) {
+            if (!engine_start(&e, job->o.model, job->o.record, job->d.best_threads)) return 0;
+            s->ready_ns = e.facts.ready_ns;
+            s->start_ns = e.facts.start_ns;
+            engine_stop(&e);
+        }
+        job->d.start_count++;
+        if (interrupted) return 0;
+    }
+    progress("starts", 2 * STARTS, 2 * STARTS);
+    return 1;
+}
+
+static void tell_first(const struct job *job, const struct engine *e) {
+    const struct record_head *h = job->record.head;
+    const int all = (int)h->first.count;
+    if (e->facts.same < all)
+        say("token %d is another one than on the machine that recorded the model (%s there, %s"
+            " here): where two tokens are almost as likely, rounding decides", e->facts.same + 1,
+            h->isa, gwq_isa());
+    else
+        say("the first %d tokens are those of the machine that recorded the model (logits differ"
+            " by at most %.2g)", all, (double)e->facts.off);
+}
+
+static int speed(struct job *job) {
+    struct engine e;
+    struct roof *roof = roof_of(job->d.best_threads);
+    if (!roof) return 0;
+    if (!pages_put_out(job->o.model)) pages_read_through(job->o.model); /* as after a start */
+    if (!engine_start(&e, job->o.model, job->o.record, roof->threads)) return 0;
+    tell_first(job, &e);
+    int going = 1;
+    for (int i = 0; i < job->o.prompts.count && going; i++)
+        going = test(job, "speed", &e, roof, job->o.prompts.of[i], 0, 0);
+    if (going && job->gen) going = test(job, "speed", &e, roof, 0, job->gen, 0);
+    engine_stop(&e);
+    return going;
+}
+
+static int depth(struct job *job) {
+    struct engine e;
+    struct roof *roof = roof_of(job->d.best_threads);
+    if (!roof || !engine_start(&e, job->o.model, job->o.record, roof->threads)) return 0;
+    int going = 1;
+    for (int i = 0; i < job->o.depths.count && going; i++)
+        going = test(job, "depth", &e, roof, 0, job->sweep, job->o.depths.of[i]);
+    engine_stop(&e);
+    return going;
+}
+
+static int (*const RUN[STEPS])(struct job *) = {threads, starts, speed, depth};
+static const struct step STEP_ROWS[STEPS] = {
+    {"threads", "thread sweep", "waiting", NULL, NAN},
+    {"starts", "from start to first token", "waiting", NULL, NAN},
+    {"speed", "prompts and decoding", "waiting", NULL, NAN},
+    {"depth", "depth of the context", "waiting", NULL, NAN},
+};
+
+static void skip(struct job *job) {
+    struct step *s = job->d.steps;
+    if (job->o.threads.count < 2) s[STEP_THREADS].why = "there is one thread count to try";
+    if (!job->gen && !job->o.prompts.count) s[STEP_SPEED].why = "-p and -n leave it out";
+    if (!job->o.depths.count) s[STEP_DEPTH].why = "the record has no room for it";
+    for (int i = 0; i < STEPS; i++)
+        if (s[i].why) s[i].state = "skipped";
+}
+
+static void prepare(struct job *job) {
+    struct record *r = &job->record;
+    const time_t now_is = time(NULL);
+    record_read(r, job->o.record);
+    record_map_model(r, job->o.model);
+    sha256(r->model.bytes, r->model.size < HEAD ? r->model.size : HEAD, job->d.head_sha);
+    record_unmap_model(r); /* what is mapped cannot be put out of memory */
+    choose_prompts(job);
+    choose_lengths(job);
+    if (job->o.threads.count < 0)
+        job->o.threads = (struct lengths){.of = {default_threads()}, .count = 1};
+    job->d.best_threads = (int)job->o.threads.of[0];
+    job->d.out = job->o.out;
+    job->d.model_path = job->o.model;
+    job->d.record = r;
+    strftime(job->d.created, sizeof job->d.created, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now_is));
+    memcpy(job->d.steps, STEP_ROWS, sizeof STEP_ROWS);
+    skip(job);
+}
+
+int measure_file(const struct options *o) {
+    static struct job job;
+    job.o = *o;
+    prepare(&job);
+    for (int i = 0; i < STEPS; i++) {
+        struct step *s = job.d.steps + i;
+        if (s->why) continue;
+        say("step %d of %d: %s", i + 1, STEPS, s->title);
+        const int64_t start = now();
+        const int done = RUN[i](&job);
+        s->state = done ? "done" : "interrupted";
+        s->seconds = (double)((now() - start) / 1000000) / 1e3;
+        document_save(&job.d);
+        if (done) continue;
+        if (job.o.out) say("what was measured is in %s", job.o.out);
+        return INTERRUPTED;
+    }
+    return 0;
+}
