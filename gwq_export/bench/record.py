@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export.bench import suite
 from gwq_export.bench.files import context, decode_bytes, model_type, params
 from gwq_export.errors import GwqError
 from gwq_export.files import check_output, save
@@ -30,34 +31,46 @@ from gwq_export.runtime.session import Session
 MAGIC = b"GWQPASS1"
 FIRST = 8  # tokens decoded here, for the other machine to compare
 # magic, hash of the headers; name, mixture, instruction set, type of KV caches; hash of the header
-HEAD = struct.Struct("<8s64s128s128s16s16s32s2Q6qQ16Q")
+HEAD = struct.Struct("<8s64s128s128s16s16s32s2Q7qQ16Q")
 PASS = struct.Struct("<4qQ")  # tokens, rows of logits, first operation, operations, logits
 
 
 def record(
     path: str | PathLike[str],
     out: str | PathLike[str],
-    prompts: Sequence[int],
-    gen: int,
-    depths: Sequence[int],
+    prompts: Sequence[int] | None = None,
+    gen: int | None = None,
+    depths: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Write what a file's forward pass does to `out`; returns {"record", "bytes", "ctx", "prompts"}.
 
     prompts: lengths that can be measured; of a mixture of experts none can. gen: tokens that can be
-    decoded after one another, with each of `depths` tokens before them. Raises GwqError.
+    decoded after one another. depths: tokens in the context before SWEEP decoded ones. None: those
+    of --suite edge that fit. Raises GwqError.
     """
     check_output(out, "--record")
     model = Model(path)
     reader = model.weights.reader
     if len(reader.parts) > 1:
         raise GwqError("--record takes a model that is one file: join its parts first")
+    limit = model.config.ctx
+    if prompts is None:
+        prompts = [n for n in suite.PROMPTS if n + FIRST <= limit]
     if model.config.experts:
         prompts = ()
-    ctx = max(depths) + max([gen + 1, FIRST + 1, *prompts])
-    if ctx > model.config.ctx:
+    if gen is None:
+        gen = min(suite.GEN, limit - 1)
+    if depths is None:
+        depths = [n for n in suite.DEPTHS if n + suite.SWEEP < limit]
+    if min([gen, *prompts, *depths]) < 0:
+        raise GwqError("give -p, -n and --depth no numbers below 0")
+    prompts = sorted({n for n in prompts if n})
+    before = min(prompts, default=1)
+    ctx = max([gen + 1, before + FIRST, *prompts, *(n + suite.SWEEP + 1 for n in depths if n)])
+    if ctx > limit:
         raise GwqError(
             f"{path}: -p, -n and --depth need a context of {ctx} and the model's is"
-            f" {model.config.ctx}; use smaller numbers"
+            f" {limit}; use smaller numbers"
         )
     session = model.session(ctx)
     wanted = passes(prompts)
@@ -80,7 +93,7 @@ def record(
         (b"".join(listed), PASS.size),
         (struct.pack(f"<{len(prompts)}q", *prompts), 8),
         (struct.pack(f"<{ctx}i", *ids), 4),
-        (_first(session, ids[0]), 8),
+        (_first(session, ids[:before]), 8),
     ]
     _, header_end = reader.headers[0]
     facts = [
@@ -89,7 +102,7 @@ def record(
         *(isa().encode(), session.cache_type.name.encode()),
         hashlib.sha256(reader.file.buffer[:header_end]).digest(),
         *(reader.nbytes, header_end, params(reader), context(reader), decode_bytes(reader)),
-        *(ctx, model.config.vocab, BATCH, image.memory_bytes),
+        *(ctx, model.config.vocab, BATCH, before, image.memory_bytes),
     ]
     body = bytearray(_padded(HEAD.size))
     for data, size in sections:
@@ -134,12 +147,12 @@ def _tables(model: Model) -> dict[int, tuple[int, int]]:
     }
 
 
-def _first(session: Session, token: int) -> bytes:
-    """(id int32, logit float32) of the first tokens after one."""
+def _first(session: Session, ids: Sequence[int]) -> bytes:
+    """(id int32, logit float32) of the first tokens that are decoded after some."""
     found = b""
     for _ in range(FIRST):
-        (logits,) = session.forward([token])
-        token = int(top(logits, 1)[0])
-        found += struct.pack("<if", token, logits[token])
+        (logits,) = session.forward(ids)
+        ids = top(logits, 1).tolist()
+        found += struct.pack("<if", *ids, logits[ids[0]])
     session.rewind()
     return found

@@ -76,6 +76,17 @@ static void steps(struct json *j, const struct document *d) {
     json_close(j, ']');
 }
 
+/* What the device decodes beside what the recording machine did */
+static void checked(struct json *j, const struct document *d) {
+    if (!d->checked) return;
+    json_open(j, "checked", '{');
+    json_text(j, "isa", d->record->head->isa);
+    json_integer(j, "tokens", (int64_t)d->record->head->first.count);
+    json_integer(j, "same", d->same);
+    json_number(j, "logits_differ_by", d->off);
+    json_close(j, '}');
+}
+
 static void nanoseconds(struct json *j, const char *key, int64_t ns) {
     if (ns < 0) json_null(j, key);
     else json_integer(j, key, ns);
@@ -210,6 +221,7 @@ void document_save(const struct document *d) {
     if (d->best_threads) json_integer(&j, "best_threads", d->best_threads);
     else json_null(&j, "best_threads");
     json_null(&j, "sustained");
+    checked(&j, d);
     write_roofs(&j);
     json_close(&j, '}');
     save_end(j.to, d->out);

@@ -44,6 +44,8 @@ struct document {
     struct row rows[MOST_ROWS];
     struct start starts[MOST_STARTS];
     int row_count, start_count, best_threads; /* 0: not known */
+    int checked, same; /* tokens that are those of the recording machine */
+    double off;        /* largest difference of their logits */
 };
 
 int64_t row_tokens(const struct row *r);

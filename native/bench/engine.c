@@ -53,14 +53,14 @@ static struct answer run(struct model *m, const struct command *c, int64_t *kept
 /* Decode what the recording machine has decoded. */
 static void compare_first(struct model *m, struct engine_facts *facts) {
     const struct record *r = &m->record;
-    int32_t id = r->ids[0];
     m->pos = 0;
+    const float *logits = model_forward(m, r->ids, r->head->first_prompt);
     for (uint64_t i = 0; i < r->head->first.count; i++) {
-        const float *logits = model_forward(m, &id, 1);
-        id = model_best(m, logits);
+        const int32_t id = model_best(m, logits);
         if (id != r->first[i].id) break;
         facts->off = fmaxf(facts->off, fabsf(logits[id] - r->first[i].logit));
         facts->same++;
+        logits = model_forward(m, &id, 1);
     }
 }
 

@@ -89,7 +89,8 @@ static void check_passes(const struct record *r) {
     for (uint64_t i = 0; i < h->prompts.count; i++)
         if (!between(r->prompts[i], 1, h->ctx)) record_damaged(r, "the length of a prompt");
     if (h->ids.count != (uint64_t)h->ctx || !h->first.count ||
-        h->first.count >= (uint64_t)h->ctx)
+        !between(h->first_prompt, 1, h->ctx) ||
+        h->first.count > (uint64_t)(h->ctx - h->first_prompt))
         record_damaged(r, "the token ids");
     for (int64_t i = 0; i < h->ctx; i++)
         if (!between(r->ids[i], 0, h->vocab - 1)) record_damaged(r, "a token id");

@@ -9,7 +9,8 @@
  *     passes     record_pass structs, those of most tokens first
  *     prompts    int64 lengths of prompts that the passes are made for
  *     ids        int32 token ids of the prompts, ctx of them
- *     first      record_first structs: the tokens that the recording machine decoded after ids[0]
+ *     first      record_first structs: the tokens that the recording machine decoded after the
+ *                first first_prompt ids
  *
  * A pass of up to GWQ_PROGRAM_TOKENS tokens is a program (gwq_program.h); one of more is a list of
  * calls, one of each op, in which ops are not joined, and attention of fewer rows than tokens is
@@ -47,6 +48,7 @@ struct record_head {
     int64_t params, context;   /* of the model */
     int64_t token_bytes;       /* that decoding a token reads */
     int64_t ctx, vocab, batch; /* positions; token ids; tokens of a long prompt's batch */
+    int64_t first_prompt;
     uint64_t memory_bytes;
     struct record_section constants, matrices, experts, ops, passes, prompts, ids, first;
 };

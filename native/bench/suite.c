@@ -94,7 +94,7 @@ static struct row *new_row(struct job *job, const char *step, int threads, const
 static void print_row(const struct job *job, const struct row *r) {
     const struct shares s = beside_row(&r->beside);
     static int headed;
-    char test[64], share[16] = "";
+    char test[64], share[64] = " | | ";
     if (!headed++) {
         puts("| model | threads | test | t/s | GB/s | roof GB/s | of roof |");
         puts("| --- | --- | --- | --- | --- | --- | --- |");
@@ -103,10 +103,11 @@ static void print_row(const struct job *job, const struct row *r) {
                           (long long)row_tokens(r));
     if (r->depth) snprintf(test + length, sizeof test - (size_t)length, " @ d%lld",
                            (long long)r->depth);
-    if (r->gen) snprintf(share, sizeof share, "%.0f%%", 100 * s.of_roof);
-    printf("| %s | %d | %s | %.2f | %.1f | %.1f | %s |\n", job->record.head->type, r->threads, test,
-           (double)row_tokens(r) / values_median(&r->beside.seconds), r->gen ? s.gbps : 0.0,
-           s.roof_gbps, share);
+    if (r->gen)
+        snprintf(share, sizeof share, "%.1f | %.1f | %.0f%%", s.gbps, s.roof_gbps,
+                 100 * s.of_roof);
+    printf("| %s | %d | %s | %.2f | %s |\n", job->record.head->type, r->threads, test,
+           (double)row_tokens(r) / values_median(&r->beside.seconds), share);
     fflush(stdout);
 }
 
@@ -189,7 +190,10 @@ static int starts(struct job *job) {
     return 1;
 }
 
-static void tell_first(const struct job *job, const struct engine *e) {
+static void tell_first(struct job *job, const struct engine *e) {
+    job->d.checked = 1;
+    job->d.same = e->facts.same;
+    job->d.off = (double)e->facts.off;
     const struct record_head *h = job->record.head;
     const int all = (int)h->first.count;
     if (e->facts.same < all)
