@@ -250,7 +250,7 @@ def build(
     asan: with AddressSanitizer and UBSan. simde: AVX-512 code as plain C of the SIMDe headers, so
     that any x86 CPU can test it (slowly). Raises SystemExit, with a sentence.
     """
-    library = _made(Path(out) / "libgwq.so", {}, "-shared", cc, asan, simde, verbose)
+    library = _made(out, "libgwq.so", {}, "-shared", cc, asan, simde, verbose)
     write_declarations(library.parent)
     return library
 
@@ -262,18 +262,17 @@ def build_program(
     asan: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Compile the program into a folder, by default one of native/build; returns its path.
+    """Compile the program into a folder, by default that of the objects; returns its path.
 
     static: it needs no library of the system, not even the C library. Raises SystemExit.
     """
-    cc = _compiler(cc)
-    folder = Path(out) if out else NATIVE / "build" / machine(cc)
     link = "-static" if static else ""
-    return _made(folder / PROGRAM, program_sources(), link, cc, asan, False, verbose)
+    return _made(out, PROGRAM, program_sources(), link, cc, asan, False, verbose)
 
 
 def _made(
-    built: Path,
+    out: str | Path | None,
+    name: str,
     more: Sources,
     link: str,
     cc: str | None,
@@ -281,7 +280,10 @@ def _made(
     simde: bool,
     verbose: bool,
 ) -> Path:
-    """Compile the library's sources and some more, and link them. Raises SystemExit."""
+    """Compile the library's sources and some more, and link them to `name` in `out`.
+
+    out: None for the folder of the objects. Raises SystemExit.
+    """
     try:
         import ninja
     except ImportError:
@@ -303,11 +305,11 @@ def _made(
         variant += "-asan"
     if simde:
         variant += "-simde"
-    for name in more:
-        files[name] += f' -DGWQ_VERSION=\\"{version()}\\"'
+    for source in more:
+        files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
 
-    built = built.resolve()
     folder = NATIVE / "build" / variant
+    built = Path(out or folder).resolve() / name
     for path in (built.parent, folder):
         path.mkdir(parents=True, exist_ok=True)
     _write_ninja(folder, cc, flags, files, built, link)
@@ -323,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         help="folder for the library and its declarations (default: the package),"
-        " or for the program (default: native/build/MACHINE)",
+        " or for the program (default: its objects' in native/build)",
     )
     parser.add_argument("--cc", help="C compiler (default: $CC, cc, gcc or clang)")
     parser.add_argument("--asan", action="store_true", help="with AddressSanitizer and UBSan")

@@ -1,8 +1,10 @@
 #define _GNU_SOURCE
 #include "options.h"
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "say.h"
 
 static const char HELP[] =
@@ -18,6 +20,8 @@ static const char HELP[] =
     "  -t N,N         thread counts; the fastest one is used (default: as many CPUs as this process\n"
     "                 may use)\n"
     "  -r N           repetitions (default 3; with --kernels 5)\n"
+    "  --check        measure nothing: only see that the first tokens are those of the machine that\n"
+    "                 recorded the model\n"
     "  --kernels      measure the kernels on random data instead of a file\n"
     "  --ops A,B      with --kernels: gemv, gemm, attention\n"
     "  --types A,B    with --kernels: gwq4, f16, ...\n"
@@ -53,6 +57,8 @@ static struct lengths lengths(const char *flag, const char *text, int64_t least,
 static void check(const struct options *o) {
     if (!!o->model == o->kernels)
         die("give either MODEL.gguf with its MODEL.pass, or --kernels; see " PROGRAM " --help");
+    if (o->check && (o->kernels || o->out))
+        die("--check measures nothing: leave out --kernels and --out");
     if (!o->kernels && (o->ops || o->types || o->shapes))
         die("--ops, --types and --shapes choose kernels: give --kernels instead of a file");
     if (o->kernels && (o->prompts.count >= 0 || o->depths.count >= 0 || o->gen >= 0))
@@ -81,8 +87,8 @@ struct options options_of(int count, char **arguments) {
             puts(PROGRAM " " GWQ_VERSION);
             exit(0);
         }
-        if (!strcmp(flag, "--kernels")) {
-            o.kernels = 1;
+        if (!strcmp(flag, "--kernels") || !strcmp(flag, "--check")) {
+            *(flag[2] == 'k' ? &o.kernels : &o.check) = 1;
             continue;
         }
         if (*flag != '-') {
@@ -112,6 +118,8 @@ struct options options_of(int count, char **arguments) {
         i++;
     }
     check(&o);
+    if (o.model && access(o.model, R_OK))
+        die("%s cannot be opened (%s): give the path of a .gguf file", o.model, strerror(errno));
     if (o.model && !o.record) o.record = beside(o.model);
     if (!o.repeats) o.repeats = o.kernels ? 5 : 3;
     return o;

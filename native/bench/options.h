@@ -12,7 +12,7 @@ struct lengths {
 
 struct options {
     const char *model, *record, *out;
-    int kernels;
+    int kernels, check;
     struct lengths prompts, depths, threads;
     int64_t gen, repeats; /* gen: -1, not given */
     const char *ops, *types, *shapes; /* lists for --kernels, NULL: all */

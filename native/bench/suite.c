@@ -6,72 +6,19 @@
 #include <string.h>
 #include <time.h>
 #include "document.h"
-#include "limits.h"
 #include "pages.h"
-#include "pass.h"
+#include "plan.h"
 #include "say.h"
 #include "sha256.h"
 
-/* The set of gwq_export/bench/suite.py */
-enum { STARTS = 3, SWEEP = 32, GEN = 128, HEAD = 1 << 20 };
-static const int64_t DEPTHS[] = {512, 2048};
+enum { STARTS = 3, HEAD = 1 << 20 }; /* as gwq_export/bench has them */
 
 struct job {
-    struct options o;
+    struct options o; /* with all lengths */
     struct document d;
     struct record record;
-    int64_t gen, sweep;
     const char *why_not; /* there is no cold start */
 };
-
-/* --- what is asked for, and what was recorded ------------------------------------------------- */
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static void drop_zeros(struct lengths *l) {
-    int kept = 0;
-    for (int i = 0; i < l->count; i++)
-        if (l->of[i]) l->of[kept++] = l->of[i];
-    l->count = kept;
-}
-
-static void choose_prompts(struct job *job) {
-    struct lengths *l = &job->o.prompts;
-    const struct record *r = &job->record;
-    if (l->count < 0) {
-        l->count = 0;
-        for (uint64_t i = 0; i < r->head->prompts.count && l->count < MOST_LENGTHS; i++)
-            l->of[l->count++] = r->prompts[i];
-    }
-    drop_zeros(l);
-    for (int i = 0; i < l->count; i++)
-        if (l->of[i] > r->head->ctx || !record_has_prompt(r, l->of[i]))
-            die("-p %lld: %s was not recorded for such a prompt: record it with gwq-bench"
-                " MODEL.gguf --record %s -p %lld, or leave -p out", (long long)l->of[i],
-                job->o.record, file_name(job->o.record), (long long)l->of[i]);
-}
-
-static void choose_lengths(struct job *job) {
-    struct lengths *depths = &job->o.depths;
-    const int64_t ctx = job->record.head->ctx;
-    if (job->o.gen >= ctx)
-        die("-n %lld: the record has room for %lld: record the model with a larger -n",
-            (long long)job->o.gen, (long long)ctx - 1);
-    job->gen = job->o.gen >= 0 ? job->o.gen : least(GEN, ctx - 1);
-    job->sweep = least(SWEEP, ctx - 1);
-    if (depths->count < 0) {
-        depths->count = 0;
-        for (size_t i = 0; i < sizeof DEPTHS / sizeof *DEPTHS; i++)
-            if (DEPTHS[i] + job->sweep + 1 <= ctx) depths->of[depths->count++] = DEPTHS[i];
-    }
-    drop_zeros(depths);
-    for (int i = 0; i < depths->count; i++)
-        if (depths->of[i] + job->sweep + 1 > ctx)
-            die("--depth %lld: the record has a context of %lld: record the model with this"
-                " --depth", (long long)depths->of[i], (long long)ctx);
-    if (!job->gen && !job->o.prompts.count && !depths->count)
-        die("nothing to measure: give -p or -n a positive number");
-}
 
 /* --- runs ------------------------------------------------------------------------------------- */
 
@@ -94,7 +41,7 @@ static struct row *new_row(struct job *job, const char *step, int threads, const
 static void print_row(const struct job *job, const struct row *r) {
     const struct shares s = beside_row(&r->beside);
     static int headed;
-    char test[64], share[64] = " | | ";
+    char test[64], share[64] = "| |";
     if (!headed++) {
         puts("| model | threads | test | t/s | GB/s | roof GB/s | of roof |");
         puts("| --- | --- | --- | --- | --- | --- | --- |");
@@ -157,7 +104,7 @@ static int threads(struct job *job) {
         struct engine e;
         struct roof *roof = roof_of((int)job->o.threads.of[i]);
         if (!roof || !engine_start(&e, job->o.model, job->o.record, roof->threads)) return 0;
-        const int done = test(job, "threads", &e, roof, 0, job->sweep, 0);
+        const int done = test(job, "threads", &e, roof, 0, plan_sweep(&job->record), 0);
         engine_stop(&e);
         if (!done) return 0;
         const struct row *r = job->d.rows + job->d.row_count - 1;
@@ -190,19 +137,20 @@ static int starts(struct job *job) {
     return 1;
 }
 
-static void tell_first(struct job *job, const struct engine *e) {
-    job->d.checked = 1;
-    job->d.same = e->facts.same;
-    job->d.off = (double)e->facts.off;
+static void compare_first(struct job *job, const struct engine *e) {
     const struct record_head *h = job->record.head;
+    struct document *d = &job->d;
     const int all = (int)h->first.count;
-    if (e->facts.same < all)
+    d->checked = 1;
+    d->same = e->facts.same;
+    d->off = (double)e->facts.off;
+    if (d->same < all)
         say("token %d is another one than on the machine that recorded the model (%s there, %s"
-            " here): where two tokens are almost as likely, rounding decides", e->facts.same + 1,
-            h->isa, gwq_isa());
+            " here): where two are almost as likely, rounding decides; else copy both files again",
+            d->same + 1, h->isa, gwq_isa());
     else
-        say("the first %d tokens are those of the machine that recorded the model (logits differ"
-            " by at most %.2g)", all, (double)e->facts.off);
+        say("the first %d tokens are those of the machine that recorded the model (%s there, %s"
+            " here); logits differ by at most %.2g", all, h->isa, gwq_isa(), d->off);
 }
 
 static int speed(struct job *job) {
@@ -211,11 +159,11 @@ static int speed(struct job *job) {
     if (!roof) return 0;
     if (!pages_put_out(job->o.model)) pages_read_through(job->o.model); /* as after a start */
     if (!engine_start(&e, job->o.model, job->o.record, roof->threads)) return 0;
-    tell_first(job, &e);
+    compare_first(job, &e);
     int going = 1;
     for (int i = 0; i < job->o.prompts.count && going; i++)
         going = test(job, "speed", &e, roof, job->o.prompts.of[i], 0, 0);
-    if (going && job->gen) going = test(job, "speed", &e, roof, 0, job->gen, 0);
+    if (going && job->o.gen) going = test(job, "speed", &e, roof, 0, job->o.gen, 0);
     engine_stop(&e);
     return going;
 }
@@ -226,7 +174,7 @@ static int depth(struct job *job) {
     if (!roof || !engine_start(&e, job->o.model, job->o.record, roof->threads)) return 0;
     int going = 1;
     for (int i = 0; i < job->o.depths.count && going; i++)
-        going = test(job, "depth", &e, roof, 0, job->sweep, job->o.depths.of[i]);
+        going = test(job, "depth", &e, roof, 0, plan_sweep(&job->record), job->o.depths.of[i]);
     engine_stop(&e);
     return going;
 }
@@ -242,7 +190,7 @@ static const struct step STEP_ROWS[STEPS] = {
 static void skip(struct job *job) {
     struct step *s = job->d.steps;
     if (job->o.threads.count < 2) s[STEP_THREADS].why = "there is one thread count to try";
-    if (!job->gen && !job->o.prompts.count) s[STEP_SPEED].why = "-p and -n leave it out";
+    if (!job->o.gen && !job->o.prompts.count) s[STEP_SPEED].why = "-p and -n leave it out";
     if (!job->o.depths.count) s[STEP_DEPTH].why = "the record has no room for it";
     for (int i = 0; i < STEPS; i++)
         if (s[i].why) s[i].state = "skipped";
@@ -255,10 +203,7 @@ static void prepare(struct job *job) {
     record_map_model(r, job->o.model);
     sha256(r->model.bytes, r->model.size < HEAD ? r->model.size : HEAD, job->d.head_sha);
     record_unmap_model(r); /* what is mapped cannot be put out of memory */
-    choose_prompts(job);
-    choose_lengths(job);
-    if (job->o.threads.count < 0)
-        job->o.threads = (struct lengths){.of = {default_threads()}, .count = 1};
+    plan(&job->o, r);
     job->d.best_threads = (int)job->o.threads.of[0];
     job->d.out = job->o.out;
     job->d.model_path = job->o.model;
@@ -268,10 +213,20 @@ static void prepare(struct job *job) {
     skip(job);
 }
 
+/* Only what is decoded first; returns the exit status. */
+static int check(struct job *job) {
+    struct engine e;
+    if (!engine_start(&e, job->o.model, job->o.record, job->d.best_threads)) return INTERRUPTED;
+    compare_first(job, &e);
+    engine_stop(&e);
+    return job->d.same < (int)job->record.head->first.count ? MENDABLE : 0;
+}
+
 int measure_file(const struct options *o) {
     static struct job job;
     job.o = *o;
     prepare(&job);
+    if (o->check) return check(&job);
     for (int i = 0; i < STEPS; i++) {
         struct step *s = job.d.steps + i;
         if (s->why) continue;
