@@ -55,7 +55,7 @@ def record(
         raise GwqError("--record takes a model that is one file: join its parts first")
     limit = model.config.ctx
     if prompts is None:
-        prompts = [n for n in suite.PROMPTS if n + FIRST <= limit]
+        prompts = [n for n in suite.PROMPTS if n <= limit]
     if model.config.experts:
         prompts = ()
     if gen is None:
@@ -66,7 +66,8 @@ def record(
         raise GwqError("give -p, -n and --depth no numbers below 0")
     prompts = sorted({n for n in prompts if n})
     before = min(prompts, default=1)
-    ctx = max([gen + 1, before + FIRST, *prompts, *(n + suite.SWEEP + 1 for n in depths if n)])
+    ctx = max([gen + 1, *prompts, *(n + suite.SWEEP + 1 for n in depths if n)])
+    ctx = max(ctx, min(limit, before + FIRST))
     if ctx > limit:
         raise GwqError(
             f"{path}: -p, -n and --depth need a context of {ctx} and the model's is"
@@ -150,7 +151,7 @@ def _tables(model: Model) -> dict[int, tuple[int, int]]:
 def _first(session: Session, ids: Sequence[int]) -> bytes:
     """(id int32, logit float32) of the first tokens that are decoded after some."""
     found = b""
-    for _ in range(FIRST):
+    for _ in range(min(FIRST, session.ctx - len(ids) + 1)):
         (logits,) = session.forward(ids)
         ids = top(logits, 1).tolist()
         found += struct.pack("<if", *ids, logits[ids[0]])

@@ -104,10 +104,13 @@ class Image:
             experts = op.fields.get("expert_count", 0) * op.fields.get("count", 0)
             for name, field in ffi.typeof(part).fields:
                 value = getattr(part, name)
-                if name == "experts":
-                    setattr(part, name, ffi.cast(field.type, self._experts(value, experts)))
-                elif field.type.kind == "pointer":
-                    new = self.place(value, sizes.get(name, 0))
+                if field.type.kind == "pointer":
+                    is_list = field.type.item.kind == "pointer"
+                    new = (
+                        self._experts(value, experts)
+                        if is_list
+                        else self.place(value, sizes.get(name, 0))
+                    )
                     setattr(part, name, ffi.cast(field.type, new))
                 elif field.type.kind == "array":
                     bytes_of = sizes.get(name, [0] * len(value))

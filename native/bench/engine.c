@@ -55,11 +55,12 @@ static void compare_first(struct model *m, struct engine_facts *facts) {
     const struct record *r = &m->record;
     m->pos = 0;
     const float *logits = model_forward(m, r->ids, r->head->first_prompt);
-    for (uint64_t i = 0; i < r->head->first.count; i++) {
+    for (uint64_t i = 0;;) {
         const int32_t id = model_best(m, logits);
         if (id != r->first[i].id) break;
         facts->off = fmaxf(facts->off, fabsf(logits[id] - r->first[i].logit));
         facts->same++;
+        if (++i == r->head->first.count) break; /* the context may be full */
         logits = model_forward(m, &id, 1);
     }
 }

@@ -52,7 +52,15 @@ static int between(int64_t value, int64_t low, int64_t high) {
     return value >= low && value <= high;
 }
 
-static int is_text(const char *text, size_t size) { return memchr(text, 0, size) != NULL; }
+/* Whether a text ends, and can be printed: nothing else than ASCII, but where `any` may be */
+static int is_text(const char *text, size_t size, int any) {
+    for (size_t i = 0; i < size; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        if (!c) return 1;
+        if (c < ' ' || (c >= 0x7f && !any)) return 0;
+    }
+    return 0;
+}
 
 static void check_head(const struct record *r) {
     const struct record_head *h = r->head;
@@ -61,8 +69,8 @@ static void check_head(const struct record *r) {
     if (memcmp(h->abi, gwq_abi(), sizeof h->abi))
         die("%s was recorded by another version of gwq-export: record the model again with the"
             " version that this program is from", r->path);
-    if (!is_text(h->name, sizeof h->name) || !is_text(h->type, sizeof h->type) ||
-        !is_text(h->isa, sizeof h->isa) || !is_text(h->cache, sizeof h->cache))
+    if (!is_text(h->name, sizeof h->name, 1) || !is_text(h->type, sizeof h->type, 0) ||
+        !is_text(h->isa, sizeof h->isa, 0) || !is_text(h->cache, sizeof h->cache, 0))
         record_damaged(r, "a name");
     if (h->params < 0 || h->context < 1 || h->token_bytes < 1 || !between(h->ctx, 2, MOST_CTX) ||
         !between(h->vocab, 1, MOST_VOCAB) || !between(h->batch, 1, MOST_PROMPT) ||
@@ -90,7 +98,7 @@ static void check_passes(const struct record *r) {
         if (!between(r->prompts[i], 1, h->ctx)) record_damaged(r, "the length of a prompt");
     if (h->ids.count != (uint64_t)h->ctx || !h->first.count ||
         !between(h->first_prompt, 1, h->ctx) ||
-        h->first.count > (uint64_t)(h->ctx - h->first_prompt))
+        h->first.count - 1 > (uint64_t)(h->ctx - h->first_prompt))
         record_damaged(r, "the token ids");
     for (int64_t i = 0; i < h->ctx; i++)
         if (!between(r->ids[i], 0, h->vocab - 1)) record_damaged(r, "a token id");
