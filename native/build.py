@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every command")
     args = parser.parse_args(argv)
-    if args.static and not args.program or args.program and args.simde:
+    if (args.static and not args.program) or (args.simde and args.program):
         parser.error("--static goes with --program, and --simde without it")
     if args.program:
         built = build_program(args.out, args.cc, args.static, args.asan, args.verbose)

@@ -42,7 +42,9 @@ def record(
     gen: int | None = None,
     depths: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Write what a file's forward pass does to `out`; returns {"record", "bytes", "ctx", "prompts"}.
+    """Write what a file's forward pass does to `out`.
+
+    Returns {"record" (out), "bytes", "ctx" (positions that there is room for), "prompts"}.
 
     prompts: lengths that can be measured; of a mixture of experts none can. gen: tokens that can be
     decoded after one another. depths: tokens in the context before SWEEP decoded ones. None: those
@@ -78,7 +80,8 @@ def record(
     recorded = [(n, rows, *session.recorded(n, rows, ctx)) for n, rows in wanted]
     memory, tables = session.touched
     image = Image(memory, tables, span(np.frombuffer(reader.file.buffer, np.uint8)), _tables(model))
-    ops, listed = [], []
+    ops: list[tuple[int, bytes]] = []
+    listed: list[bytes] = []
     for n, rows, recorder, logits in recorded:
         image.scratch([*recorder.own, span(logits.array)])
         of_pass = joined(recorder.ops) if n <= MAX_TOKENS else recorder.ops

@@ -1,4 +1,4 @@
-"""gwq-bench --suite, --minutes, --compare, --page and --record: results as files, ratios of them."""
+"""gwq-bench --suite, --minutes, --compare, --page and --record: what is done with files."""
 
 import argparse
 import json

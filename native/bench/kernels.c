@@ -9,7 +9,10 @@
 #include "say.h"
 #include "suite.h"
 
-enum { MOST_CASES = 256, SAMPLE_NS = 20000000 }; /* a sample repeats its call until it took so long */
+enum {
+    MOST_CASES = 256,
+    SAMPLE_NS = 20000000 /* a sample repeats its call until it has taken so long */
+};
 
 struct kernel_row {
     struct kernel_case of;

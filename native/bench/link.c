@@ -3,39 +3,12 @@
 #include "record.h"
 #include "say.h"
 
-static const uint64_t LOW = ((uint64_t)1 << 56) - 1; /* of a place: where */
-
-static uint64_t where(const void *place) { return (uint64_t)(uintptr_t)place & LOW; }
-static int what(const void *place) { return (int)((uint64_t)(uintptr_t)place >> 56); }
-
-void *record_bytes(struct record *r, const void *place, uint64_t bytes, int written) {
-    const uint64_t at = where(place);
-    uint8_t *base = NULL;
-    uint64_t size = 0;
-    if (what(place) == PLACE_MEMORY) {
-        base = r->memory;
-        size = r->head->memory_bytes;
-    } else if (what(place) == PLACE_CONSTANTS && !written) {
-        base = r->constants;
-        size = r->head->constants.count;
-    }
-    if (!base || at % sizeof(float) || at > size || bytes > size - at)
-        record_damaged(r, "an operation leaves its memory");
-    return base + at;
-}
-
-const gwq_matrix *record_matrix(struct record *r, const void *place) {
-    if (what(place) != PLACE_MATRIX || where(place) >= r->head->matrices.count)
-        record_damaged(r, "an operation without its matrix");
-    return r->matrices + where(place);
-}
-
 /* Bytes of the model's file, or of the constants, that begin at a multiple of `aligned` */
 static const uint8_t *of_file(struct record *r, const void *place, uint64_t bytes, int aligned) {
-    const int in_file = what(place) == PLACE_FILE;
+    const int in_file = place_kind(place) == PLACE_FILE;
     const uint64_t size = in_file ? r->model.size : r->head->constants.count;
-    const uint64_t at = where(place);
-    if ((!in_file && what(place) != PLACE_CONSTANTS) || at % (uint64_t)aligned || at > size ||
+    const uint64_t at = place_at(place);
+    if ((!in_file && place_kind(place) != PLACE_CONSTANTS) || at % (uint64_t)aligned || at > size ||
         bytes > size - at)
         record_damaged(r, "a matrix lies outside of its file");
     return (in_file ? r->model.bytes : r->constants) + at;

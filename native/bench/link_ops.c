@@ -130,10 +130,10 @@ static int within(const void *p, const void *start, uint64_t bytes) {
  * the choice while threads look at it. */
 static void experts(const struct linked *l, gwq_op_matmul *o) {
     const struct record *r = l->r;
-    const uint64_t first = (uint64_t)(uintptr_t)o->experts & (((uint64_t)1 << 56) - 1);
+    const uint64_t first = place_at(o->experts);
     const uint64_t all = times(l, dimension(l, o->expert_count), o->count);
-    if ((uint64_t)(uintptr_t)o->experts >> 56 != PLACE_EXPERTS ||
-        first > r->head->experts.count || all > r->head->experts.count - first)
+    if (place_kind(o->experts) != PLACE_EXPERTS || first > r->head->experts.count ||
+        all > r->head->experts.count - first)
         record_damaged(r, "the experts of an operation");
     o->experts = r->experts + first;
     for (uint64_t i = 0; i < all; i++) {

@@ -146,3 +146,27 @@ void record_unmap_model(struct record *r) {
     munmap(r->model.bytes, r->model.size);
     r->model = (struct mapped){.watched = -1};
 }
+
+/* --- places ----------------------------------------------------------------------------------- */
+
+void *record_bytes(struct record *r, const void *place, uint64_t bytes, int written) {
+    const uint64_t at = place_at(place);
+    uint8_t *base = NULL;
+    uint64_t size = 0;
+    if (place_kind(place) == PLACE_MEMORY) {
+        base = r->memory;
+        size = r->head->memory_bytes;
+    } else if (place_kind(place) == PLACE_CONSTANTS && !written) {
+        base = r->constants;
+        size = r->head->constants.count;
+    }
+    if (!base || at % sizeof(float) || at > size || bytes > size - at)
+        record_damaged(r, "an operation leaves its memory");
+    return base + at;
+}
+
+const gwq_matrix *record_matrix(struct record *r, const void *place) {
+    if (place_kind(place) != PLACE_MATRIX || place_at(place) >= r->head->matrices.count)
+        record_damaged(r, "an operation without its matrix");
+    return r->matrices + place_at(place);
+}

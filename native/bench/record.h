@@ -100,6 +100,11 @@ void record_link(struct record *r);
 
 /* --- for record_link -------------------------------------------------------------------------- */
 
+static inline int place_kind(const void *place) { return (int)((uint64_t)(uintptr_t)place >> 56); }
+static inline uint64_t place_at(const void *place) {
+    return (uint64_t)(uintptr_t)place & (((uint64_t)1 << 56) - 1);
+}
+
 /* The pointer of a place with `bytes` bytes behind it; ends the program if it has not got them. */
 void *record_bytes(struct record *r, const void *place, uint64_t bytes, int written);
 const gwq_matrix *record_matrix(struct record *r, const void *place);
