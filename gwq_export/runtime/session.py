@@ -218,7 +218,7 @@ class Session:
         """
         self._reserve(positions)
         self._grow(n)
-        recorder = Recorder(n, self.part.pool)
+        recorder = Recorder(n, self.part.pool, apart=n <= MAX_TOKENS)
         logits = self._buffers["x"]
         if self.part.head:
             logits = self.part.pool.floats((rows, self.config.vocab))
