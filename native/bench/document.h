@@ -45,7 +45,7 @@ struct document {
     struct start starts[MOST_STARTS];
     int row_count, start_count, best_threads; /* 0: not known */
     int checked, same; /* tokens that are those of the recording machine */
-    double off;        /* largest difference of their logits */
+    double off;        /* largest difference of the logits of its tokens */
 };
 
 int64_t row_tokens(const struct row *r);

@@ -50,18 +50,18 @@ static struct answer run(struct model *m, const struct command *c, int64_t *kept
     return (struct answer){middle - start, now() - middle, peak()};
 }
 
-/* Decode what the recording machine has decoded. */
+/* Compute the logits after what the recording machine has decoded. */
 static void compare_first(struct model *m, struct engine_facts *facts) {
     const struct record *r = &m->record;
     m->pos = 0;
     const float *logits = model_forward(m, r->ids, r->head->first_prompt);
     for (uint64_t i = 0;;) {
-        const int32_t id = model_best(m, logits);
-        if (id != r->first[i].id) break;
-        facts->off = fmaxf(facts->off, fabsf(logits[id] - r->first[i].logit));
-        facts->same++;
+        const struct record_first *there = r->first + i;
+        const float off = fabsf(logits[there->id] - there->logit);
+        facts->same += model_best(m, logits) == there->id;
+        facts->off = off <= facts->off ? facts->off : off; /* a NaN stays */
         if (++i == r->head->first.count) break; /* the context may be full */
-        logits = model_forward(m, &id, 1);
+        logits = model_forward(m, &there->id, 1);
     }
 }
 

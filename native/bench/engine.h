@@ -10,7 +10,7 @@ struct engine_facts {
     int64_t ready_ns, start_ns;      /* the same from the start of the process */
     int64_t peak_bytes;              /* of resident memory */
     int32_t same;                    /* first tokens that are those of the recording machine */
-    float off;                       /* largest difference of their logits, as far as the same */
+    float off;                       /* largest difference of the logits of its tokens */
 };
 
 struct engine {

@@ -22,7 +22,7 @@ static const char HELP[] =
     "  -t N,N        thread counts, the fastest of which is used (default: one for each CPU that\n"
     "                this process may use)\n"
     "  -r N          repetitions (default: 3; with --kernels 5)\n"
-    "  --check       measure nothing: see whether the first tokens are those of the machine that\n"
+    "  --check       measure nothing: compare the first tokens with those of the machine that\n"
     "                recorded the model\n"
     "  --kernels     measure the kernels on random data instead of a file; of these only\n"
     "  --ops A,B       gemv, gemm, attention\n"

@@ -102,6 +102,8 @@ static void check_passes(const struct record *r) {
         record_damaged(r, "the token ids");
     for (int64_t i = 0; i < h->ctx; i++)
         if (!between(r->ids[i], 0, h->vocab - 1)) record_damaged(r, "a token id");
+    for (uint64_t i = 0; i < h->first.count; i++)
+        if (!between(r->first[i].id, 0, h->vocab - 1)) record_damaged(r, "a token id");
 }
 
 void record_read(struct record *r, const char *path) {
