@@ -45,6 +45,7 @@ VBMI = f"-mavx512vbmi {AVX512}"
 NEON = "-fno-schedule-insns -Wno-ignored-optimization-argument"
 DOTPROD = f"-march=armv8.2-a+dotprod {NEON}"
 I8MM = f"-march=armv8.2-a+dotprod+i8mm {NEON}"
+EMULATED = "-DGWQ_SIMDE -O1"  # -O3 compiles them for minutes, for the same numbers
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
@@ -221,10 +222,13 @@ def fitted(files: Sources, cc: str) -> Sources:
 def _write_ninja(folder: Path, cc: str, flags: str, files: Sources, built: Path, link: str) -> None:
     """folder/build.ninja: an object for every source, all linked into what is built.
 
-    link: how, of the linker's flags.
+    Sources are called by their way from there: the same library wherever the clone lies. link: the
+    linker's flags.
     """
     from ninja.ninja_syntax import Writer
 
+    native = os.path.relpath(NATIVE, folder)
+    flags += f" -I{native}/{INCLUDE.name} -I{native}"
     sanitizers = SANITIZERS if SANITIZERS in flags else ""
     with open(folder / "build.ninja", "w") as f:
         n = Writer(f, width=10**6)
@@ -234,7 +238,7 @@ def _write_ninja(folder: Path, cc: str, flags: str, files: Sources, built: Path,
         objects = []
         for name, isa in files.items():
             to = str(Path(name).with_suffix(".o"))
-            objects += n.build(to, "cc", str(NATIVE / name), variables={"isa": isa})
+            objects += n.build(to, "cc", f"{native}/{name}", variables={"isa": isa})
         n.build(str(built), "link", objects)
 
 
@@ -294,9 +298,9 @@ def _made(
     files = fitted(sources(target), cc) | more
     if simde:
         emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
-        for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
-            files[f"x86/{name}"] = f"{AVX2} {VECTORS} -DGWQ_SIMDE"
-    flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
+        for source in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
+            files[f"x86/{source}"] = f"{AVX2} {VECTORS} {EMULATED}"
+    flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     variant = target
     if "musl" in cc:  # another C library's headers
         variant += "-musl"

@@ -77,8 +77,10 @@ def record(
         )
     session = model.session(ctx)
     wanted = passes(prompts)
-    recorded = [(n, rows, *session.recorded(n, rows, ctx)) for n, rows in wanted]
-    memory, tables = session.touched
+    (forward,) = session.parts  # all of it on the CPU
+    forward.reserve(ctx)
+    recorded = [(n, rows, *forward.recorded(n, rows)) for n, rows in wanted]
+    memory, tables = forward.touched
     image = Image(memory, tables, span(np.frombuffer(reader.file.buffer, np.uint8)), _tables(model))
     ops: list[tuple[int, bytes]] = []
     listed: list[bytes] = []
@@ -103,7 +105,7 @@ def record(
     facts = [
         *(MAGIC, ABI_HASH.encode()),
         *(_text(reader.metadata.get("general.name", ""), 128), _text(model_type(reader), 128)),
-        *(isa().encode(), session.cache_type.name.encode()),
+        *(isa().encode(), forward.cache.type.name.encode()),
         hashlib.sha256(reader.file.buffer[:header_end]).digest(),
         *(reader.nbytes, header_end, params(reader), context(reader), decode_bytes(reader)),
         *(ctx, model.config.vocab, BATCH, before, image.memory_bytes),

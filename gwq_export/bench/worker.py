@@ -64,8 +64,8 @@ class Gwq:
         gpu_layers: int | None = None,
     ) -> None:
         from gwq_export.native.library import isa
+        from gwq_export.runtime.buffers import BATCH
         from gwq_export.runtime.model import Model
-        from gwq_export.runtime.session import BATCH
 
         model = Model(path, device, threads, ctx, gpu_layers=gpu_layers)
         self.session = model.session(ctx)
@@ -74,7 +74,7 @@ class Gwq:
         self.depth = 0  # so many tokens of the context are kept between runs
         self.backend = f"gwq-{isa() if device == 'cpu' else 'cuda'}"
         self.batch = (BATCH, BATCH)
-        self.cache_type = self.session.cache_type.name
+        self.cache_type = self.session.weights.cache_type.name
 
     def run(self, prompt: list[int], gen: int, depth: int = 0) -> tuple[int, int]:
         """See `Engine.run`."""

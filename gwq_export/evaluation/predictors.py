@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from gwq_export.format.foreign import open_any
+from gwq_export.runtime.buffers import BATCH
 from gwq_export.runtime.model import Model
-from gwq_export.runtime.session import BATCH, Session
+from gwq_export.runtime.session import Session
 
 
 def load(

@@ -16,9 +16,10 @@ from typing import Any
 from gwq_export.arch.config import read_config
 from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
+from gwq_export.runtime.buffers import BATCH
 from gwq_export.runtime.logits import Scores, best
 from gwq_export.runtime.pace import COUNTS, Pace, smoothed
-from gwq_export.runtime.session import BATCH, Session
+from gwq_export.runtime.session import Session
 from gwq_export.runtime.weights import Weights
 from gwq_export.tokenizer.build import required, vocabulary
 

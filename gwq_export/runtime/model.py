@@ -15,11 +15,12 @@ from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
 from gwq_export.native.cuda import pool_of
 from gwq_export.native.library import Pool
+from gwq_export.runtime.buffers import BATCH
 from gwq_export.runtime.decoding import Decoder, Guesser
 from gwq_export.runtime.draft import Drafter, open_draft
 from gwq_export.runtime.lookup import Lookup
 from gwq_export.runtime.sampling import Sampling, StopStrings
-from gwq_export.runtime.session import BATCH, Session
+from gwq_export.runtime.session import Session
 from gwq_export.runtime.weights import Weights
 
 if TYPE_CHECKING:

@@ -115,7 +115,7 @@ def test_times_of_a_program(tiny, exported):
     times = np.zeros(len(program.ops), np.int64)
     program.run(np.array([5], np.int32), 0, times)
     assert (times > 0).all()
-    assert np.array_equal(session._programs[1, 1][1].array, want)
+    assert np.array_equal(session.parts[0]._programs[1, 1][1].array, want)
 
 
 def test_a_damaged_weight_is_said(tiny, exported):

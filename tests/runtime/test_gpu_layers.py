@@ -110,7 +110,7 @@ def test_a_pass_that_is_cut_short(bundled, monkeypatch):
         session, whole = model.session(20), model.session(20)
         want = [whole.forward(IDS[:3]), whole.forward(IDS[3:5])]
         assert np.array_equal(session.forward(IDS[:3]), want[0])
-        for cache in (session._cache, session._rest._cache):
+        for cache in (session._cache, session.parts[1].cache):
             with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
                 m.setattr(type(cache), "append", interrupted(cache, type(cache).append))
                 session.forward([7, 8, 9, 10, 11, 12, 13])

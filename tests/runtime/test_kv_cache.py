@@ -51,12 +51,12 @@ def test_forgotten_ids_are_not_reused():
 
 
 def test_an_interrupted_forward_claims_nothing(exported, monkeypatch):
-    monkeypatch.setattr("gwq_export.runtime.session.MAX_TOKENS", 0)  # a program is one call
+    monkeypatch.setattr("gwq_export.runtime.forward.MAX_TOKENS", 0)  # a program is one call
     model = gwq_export.load(exported(type="f32")[0], threads=1)
     session, whole = model.session(8), model.session(8)
     session.forward(IDS[:3])
     whole.forward(IDS[:3])
-    attention, calls = session.ops.attention, []
+    attention, calls = session.parts[0].ops.attention, []
 
     def interrupted(*args):
         calls.append(attention(*args))
@@ -64,7 +64,7 @@ def test_an_interrupted_forward_claims_nothing(exported, monkeypatch):
 
     for replaced in (IDS[3:], [1, 2]):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            m.setattr(session.ops, "attention", interrupted)
+            m.setattr(session.parts[0].ops, "attention", interrupted)
             session.forward(replaced)
         assert session.pos == 3
     assert len(calls) == 2 and session.reuse(IDS) == 3

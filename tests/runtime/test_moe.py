@@ -54,7 +54,7 @@ def test_threads_and_batches_do_not_change_results(tiny, exported):
 
 
 def test_a_token_reads_the_experts_chosen_for_it_alone(tiny, exported, monkeypatch):
-    monkeypatch.setattr("gwq_export.runtime.session.MAX_TOKENS", 0)  # no program
+    monkeypatch.setattr("gwq_export.runtime.forward.MAX_TOKENS", 0)  # no program
     path, _ = exported(tiny("qwen3moe"), type="f32")
     model = gwq_export.load(path)
     used = []

@@ -16,10 +16,10 @@ def both(model, monkeypatch, calls):
     """[(logits of a program, logits of operations one by one)] of forward calls (ids, keep)."""
     found = []
     for most in (MAX_TOKENS, 0):
-        monkeypatch.setattr("gwq_export.runtime.session.MAX_TOKENS", most)
+        monkeypatch.setattr("gwq_export.runtime.forward.MAX_TOKENS", most)
         session = model.session(250)
         found.append([session.forward(ids, keep=keep) for ids, keep in calls])
-        assert bool(session._programs) == bool(most)
+        assert bool(session.parts[0]._programs) == bool(most)
     return list(zip(*found, strict=True))
 
 
@@ -50,7 +50,7 @@ def test_a_growth_that_is_cut_short(tiny, exported, monkeypatch):
     session = gwq_export.load(path, threads=2).session(64)
     session.forward(IDS[:10])
     session.forward(IDS[10:11])
-    assert session._programs
+    assert session.parts[0]._programs
     real, calls = kv_cache.pointer, []
 
     def interrupted(*args):
@@ -62,7 +62,7 @@ def test_a_growth_that_is_cut_short(tiny, exported, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(kv_cache, "pointer", interrupted)
         session.forward(IDS[11:40])
-    assert not session._programs and session.pos == 11
+    assert not session.parts[0]._programs and session.pos == 11
     whole = gwq_export.load(path, threads=2).session(64)
     whole.forward(IDS[:10])
     whole.forward(IDS[10:11])
