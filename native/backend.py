@@ -56,8 +56,8 @@ class BuildPy(build_py):
 
     def get_source_files(self) -> list[str]:
         """What the sdist contains, native/ with its folders included."""
-        build = _module("build")
-        names = ["include", "cuda", build.PROGRAM_FOLDER, *build.FOLDERS]
+        module = _module("build")
+        names = ["include", "cuda", module.PROGRAM_FOLDER, *module.FOLDERS]
         folders = [NATIVE, *(NATIVE / name for name in names)]
         files = [p for folder in folders for p in folder.iterdir() if p.suffix in SOURCES]
         return super().get_source_files() + [str(p.relative_to(ROOT)) for p in sorted(files)]

@@ -10,13 +10,14 @@ the benchmark for machines without Python, of the same objects.
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
@@ -222,8 +223,8 @@ def fitted(files: Sources, cc: str) -> Sources:
 def _write_ninja(folder: Path, cc: str, flags: str, files: Sources, built: Path, link: str) -> None:
     """folder/build.ninja: an object for every source, all linked into what is built.
 
-    Sources are called by their way from there: the same library wherever the clone lies. link: the
-    linker's flags.
+    link: how, of the linker's flags. Sources are called by their way from there: the same library
+    wherever the clone lies.
     """
     from ninja.ninja_syntax import Writer
 
@@ -240,6 +241,14 @@ def _write_ninja(folder: Path, cc: str, flags: str, files: Sources, built: Path,
             to = str(Path(name).with_suffix(".o"))
             objects += n.build(to, "cc", f"{native}/{name}", variables={"isa": isa})
         n.build(str(built), "link", objects)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build in a folder of objects at a time: of two, the second finds what the first made."""
+    with open(folder / "lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def build(
@@ -301,9 +310,8 @@ def _made(
         for source in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
             files[f"x86/{source}"] = f"{AVX2} {VECTORS} {EMULATED}"
     flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
-    variant = target
-    if "musl" in cc:  # another C library's headers
-        variant += "-musl"
+    compiler = Path(cc.split()[0]).name.removeprefix(f"{target}-linux-gnu-")
+    variant = target if compiler in ("cc", "gcc") else f"{target}-{compiler}"
     if asan:
         flags += f" {SANITIZERS} -g"
         variant += "-asan"
@@ -316,10 +324,11 @@ def _made(
     built = Path(out or folder).resolve() / name
     for path in (built.parent, folder):
         path.mkdir(parents=True, exist_ok=True)
-    _write_ninja(folder, cc, flags, files, built, link)
     noise = "-v" if verbose else "--quiet"
-    if subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder, noise]).returncode:
-        raise SystemExit("native/build.py: the compiler failed; its message is above")
+    with _alone(folder):
+        _write_ninja(folder, cc, flags, files, built, link)
+        if subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder, noise]).returncode:
+            raise SystemExit("native/build.py: the compiler failed; its message is above")
     return built
 
 

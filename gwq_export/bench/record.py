@@ -76,10 +76,8 @@ def record(
             f" {limit}; use smaller numbers"
         )
     session = model.session(ctx)
-    wanted = passes(prompts)
-    (forward,) = session.parts  # all of it on the CPU
-    forward.reserve(ctx)
-    recorded = [(n, rows, *forward.recorded(n, rows)) for n, rows in wanted]
+    (forward,) = session.parts
+    recorded = [(n, rows, *forward.recorded(n, rows, ctx)) for n, rows in passes(prompts)]
     memory, tables = forward.touched
     image = Image(memory, tables, span(np.frombuffer(reader.file.buffer, np.uint8)), _tables(model))
     ops: list[tuple[int, bytes]] = []
@@ -105,7 +103,7 @@ def record(
     facts = [
         *(MAGIC, ABI_HASH.encode()),
         *(_text(reader.metadata.get("general.name", ""), 128), _text(model_type(reader), 128)),
-        *(isa().encode(), forward.cache.type.name.encode()),
+        *(isa().encode(), model.weights.cache_type.name.encode()),
         hashlib.sha256(reader.file.buffer[:header_end]).digest(),
         *(reader.nbytes, header_end, params(reader), context(reader), decode_bytes(reader)),
         *(ctx, model.config.vocab, BATCH, before, image.memory_bytes),

@@ -232,6 +232,11 @@ def run_suite(
             found["complete"] = not {"failed", "waiting"} & set(states)
             if "done" not in states:
                 raise GwqError(f"{path}: {found['steps'][-1]['why']}")
+        except BaseException:
+            for told in found["steps"]:
+                if told["state"] == "running":
+                    told["state"] = "interrupted"
+            raise
         finally:
             save(found)
     return found
@@ -269,16 +274,12 @@ def _take(job: Job, told: dict[str, Any]) -> None:
         return
     start = time.perf_counter()
     try:
-        try:
-            step.run(job)
-            told["state"] = "done"
-        except GwqError as e:
-            job.progress(step.title, 1, 1)  # Ctrl-C ends engines, too: then that is the reason
-            paths = [job.path, *job.against]
-            told |= {"state": "failed", "why": document.without_folders(str(e), paths)}
-    except BaseException:
-        told["state"] = "interrupted"
-        raise
+        step.run(job)
+        told["state"] = "done"
+    except GwqError as e:
+        job.progress(step.title, 1, 1)  # Ctrl-C ends engines, too: then that is the reason
+        paths = [job.path, *job.against]
+        told |= {"state": "failed", "why": document.without_folders(str(e), paths)}
     finally:
         told["seconds"] = round(time.perf_counter() - start, 3)
 

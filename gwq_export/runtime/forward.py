@@ -81,16 +81,17 @@ class Forward:
         Without a head: and x (n, dim).
         """
         if (n, rows) not in self._programs:
-            recorder, logits = self.recorded(n, rows)
+            recorder, logits = self.recorded(n, rows, self.cache.pos + n)
             self._programs[n, rows] = Program(recorder), logits
         return self._programs[n, rows]
 
-    def recorded(self, n: int, rows: int) -> tuple[Recorder, F32]:
+    def recorded(self, n: int, rows: int, positions: int) -> tuple[Recorder, F32]:
         """The operations of a forward pass of n tokens, and what they write as in `program`.
 
         Of more tokens than a program may have, they are those that `run` calls. They can run until
-        the cache or the work buffers grow.
+        the cache or the work buffers grow. positions: that there is room for then.
         """
+        self.reserve(positions)
         self._grow(n)
         recorder = Recorder(n, self._pool, apart=n <= MAX_TOKENS)
         logits = self._buffers["x"]

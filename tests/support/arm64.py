@@ -141,7 +141,7 @@ def _apt(folder: Path, *arguments: str) -> None:
         "Debug::NoLocking": "true",
     }
     given = [f"-o{name}={value}" for name, value in options.items()]
-    subprocess.run(["apt-get", "-q", *given, *arguments], check=True, stdout=sys.stderr)
+    subprocess.run(["apt-get", "-qq", *given, *arguments], check=True, stdout=sys.stderr)
 
 
 def _packages(folder: Path) -> list[Path]:

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-import gwq_export
 from tests.support import arm64
 from tests.support.arm64_check import CPUS
+from tests.support.cli import call
 from tests.support.wheels import CROSS, build
 
 PROMPT = "The city"
@@ -27,7 +27,7 @@ done
 """
 
 
-def test_the_wheel_on_arm64(tmp_path, exported):
+def test_the_wheel_on_arm64(tmp_path, exported, capsys):
     """Each kind of core gets its instruction set and writes the text that this machine writes."""
     if why := arm64.missing():
         pytest.skip(why)
@@ -41,5 +41,8 @@ def test_the_wheel_on_arm64(tmp_path, exported):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["cpu"]["isa"] for line in lines[::2]] == [CPUS[cpu][0] for cpu in cpus]
-    text = gwq_export.load(path).generate(PROMPT, n=TOKENS)
-    assert [line["text"] for line in lines[1::2]] == [text] * len(cpus)
+    status, out, err = call(capsys, "run", path, "-p", PROMPT, "-n", TOKENS, "--json")
+    assert status == 0, err
+    here = json.loads(out.splitlines()[-1])
+    assert here["tokens"] == TOKENS
+    assert [line["text"] for line in lines[1::2]] == [here["text"]] * len(cpus)
