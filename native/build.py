@@ -307,8 +307,8 @@ def _made(
     files = fitted(sources(target), cc) | more
     if simde:
         emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
-        for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
-            files[f"x86/{name}"] = f"{AVX2} {VECTORS} {EMULATED}"
+        for source in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
+            files[f"x86/{source}"] = f"{AVX2} {VECTORS} {EMULATED}"
     flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
     compiler = Path(cc.split()[0]).name.removeprefix(f"{target}-linux-gnu-")
     variant = target if compiler in ("cc", "gcc") else f"{target}-{compiler}"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gwq_export.bench import compare, document, kernels, record, roof, schema, suite
-from gwq_export.bench.cases import Case
+from gwq_export.bench.cases import CASES, Case
 from gwq_export.bench.files import decode_bytes
 from gwq_export.format.reader import Reader
 from gwq_export.native.library import isas
@@ -193,6 +193,13 @@ def test_ctrl_c_leaves_what_is_measured(program, exported, tmp_path):
     assert schema.mistake(found) is None and not found["complete"]
     states = [s["state"] for s in found["steps"]]
     assert states[1:3] == ["done", "interrupted"] and len(found["starts"]) == 6
+
+
+def test_it_knows_the_types_of_gwq_bench(program):
+    done = run(program, "--kernels", "--types", "none")
+    assert_refused(done, "choose from")
+    known = done.stderr.split("choose from ")[1].strip().split(",")
+    assert set(known) == {c.type for c in CASES}
 
 
 def test_kernels(program, tmp_path, monkeypatch):
