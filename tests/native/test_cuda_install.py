@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from setuptools.dist import Distribution
 from native import backend
 package = Path("gwq_export/native").absolute()
-backend._build_module = lambda: SimpleNamespace(PACKAGE=package, build=lambda folder: None)
+backend._module = lambda name: SimpleNamespace(PACKAGE=package, build=lambda folder: None)
 backend.build_py.run = lambda self: None
 command = backend.BuildPy(Distribution())
 command.build_lib, command.editable_mode = "wheel", False
