@@ -12,7 +12,7 @@ from typing import Any
 from gwq_export.bench import document, starts
 from gwq_export.bench.contender import Contender
 from gwq_export.bench.files import context
-from gwq_export.bench.models import Plan, gpu_number, model_rows, readers
+from gwq_export.bench.models import Plan, gpu_of, model_rows, readers
 from gwq_export.bench.roof import DeviceRoofs, Roofs
 from gwq_export.bench.sustained import Sustained
 from gwq_export.errors import GwqError
@@ -206,7 +206,7 @@ def run_suite(
     reader = readers(path, against)[0][0]  # a file that cannot be read is said at once
     pool = None if device == "cpu" else pool_of(device)
     roofs = Roofs() if pool is None else DeviceRoofs(pool)
-    with Watch(gpu=gpu_number(device), patient=True) as watch:
+    with Watch(gpu=gpu_of(device), patient=True) as watch:
         found = document.new(name, reader, watch, getattr(pool, "name", ""))
         titles = {step: STEPS[step].title for step in SUITES[name]}
         found["steps"] = [

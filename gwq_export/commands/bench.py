@@ -246,7 +246,7 @@ def _file_rows(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from gwq_export.bench import models, tables
     from gwq_export.sensors.watch import Watch
 
-    with Watch(gpu=models.gpu_number(args.device)) as watch:
+    with Watch(gpu=models.gpu_of(args.device)) as watch:
         printer = tables.Printer(args.o, bool(args.against), _print, bool(watch.meters))
 
         def emit(row: dict[str, Any]) -> None:

@@ -6,10 +6,9 @@ from gwq_export.native.library import F32, Pointer
 from gwq_export.native.ops import Ops
 from gwq_export.native.program import MAX_TOKENS, Program
 from gwq_export.native.recorder import Recorder, Span, floats, span
-from gwq_export.runtime.buffers import BATCH, widths
+from gwq_export.runtime.buffers import widths
 from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
 from gwq_export.runtime.logits import Wanted
-from gwq_export.runtime.moe import Experts
 from gwq_export.runtime.weights import Weights
 
 
@@ -44,13 +43,6 @@ class Forward:
     def cache_bytes(self) -> int:
         """Bytes of this machine's memory that the KV cache takes once the context is full."""
         return 0 if self._pool.on_device else self.cache.nbytes(self._ctx)
-
-    def batch(self) -> int:
-        """How many tokens of a prompt go together."""
-        ffns = [layer.ffn for layer in self.part.layers]
-        shared = any(isinstance(ffn, Experts) and ffn.shared for ffn in ffns)
-        # on a device programs alone know of shared experts, and these of one token
-        return 1 if shared and self._pool.on_device else BATCH
 
     def run(self, ids: np.ndarray, x: np.ndarray | None, wanted: Wanted) -> None:
         """Run a batch, ids (n,) int32, through the layers; the cache does not count it yet.
