@@ -24,6 +24,7 @@ from typing import Any
 from gwq_export.machine import cpu_name
 from tests.support import arm64
 from tests.support.paths import REFERENCE, ROOT
+from tests.support.random_llama import LLAMA_1B, write_llama
 
 # CPU of the emulator -> the instruction set that it gets, and who has such cores
 CPUS = {
@@ -47,6 +48,14 @@ from gwq_export import cli, machine
 status = cli.main("run", sys.argv[1:] + ["-n", "1"]) if len(sys.argv) > 1 else 0
 print(machine.peak_rss())
 sys.exit(status)
+"""
+
+LOGITS = """
+import sys
+import gwq_export
+from gwq_export import machine
+gwq_export.load(sys.argv[1]).logits([1, 2, 3, 4])
+print(machine.peak_rss())
 """
 
 Run = Callable[[Sequence[str]], str]  # a command of Python and its arguments -> its output
@@ -79,8 +88,8 @@ def seconds(run: Run, command: Sequence[str]) -> float:
     return statistics.median(times)
 
 
-def figures(run: Run, model: str) -> dict[str, str]:
-    """What a start takes: seconds, and memory in MiB."""
+def figures(run: Run, model: str, large: str) -> dict[str, str]:
+    """What a start takes: seconds, and memory in MiB. large: a file without a tokenizer."""
     first = ["-m", "gwq_export.cli", "run", model, "-p", PROMPT, "-n", "1"]
     commands = {
         "Python alone, s": ["-c", ""],
@@ -89,8 +98,13 @@ def figures(run: Run, model: str) -> dict[str, str]:
         "`gwq-run` to the first token, s": first,
     }
     found = {name: f"{seconds(run, command):.2f}" for name, command in commands.items()}
-    for name, arguments in (("imports alone", []), ("first token", [model, "-p", PROMPT])):
-        peak = int(run(["-c", IMPORTS, *arguments]).splitlines()[-1])
+    memory = {
+        "imports alone": [IMPORTS],
+        "first token": [IMPORTS, model, "-p", PROMPT],
+        "logits of four tokens of a larger file": [LOGITS, large],
+    }
+    for name, arguments in memory.items():
+        peak = int(run(["-c", *arguments]).splitlines()[-1])
         found[f"memory at most, {name}, MiB"] = f"{peak / 2**20:.1f}"
     return found
 
@@ -172,9 +186,12 @@ def check(wheel: Path, model: Path | None, source: bool, tmp: Path) -> int:
         print(f"pip install of {name}: {install(what, tmp):.0f} s, emulated\n", flush=True)
         right &= check_cpus(tmp, text)
         print()
-    here = figures(said, str(file))
-    there = figures(emulated(tmp, PI), "/tmp/model.gguf")
-    print(f"A file of {file.stat().st_size / 2**20:.1f} MiB; medians of {RUNS} starts:\n")
+    large = tmp / "large.gguf"
+    write_llama(large, LLAMA_1B, 4, "gwq4", 0.0025)
+    here = figures(said, str(file), str(large))
+    there = figures(emulated(tmp, PI), "/tmp/model.gguf", "/tmp/large.gguf")
+    sizes = [f"{path.stat().st_size / 2**20:.1f} MiB" for path in (file, large)]
+    print(f"A file of {sizes[0]}, a larger one of {sizes[1]}; medians of {RUNS} starts:\n")
     print(f"| | {cpu_name()} | {PI}, emulated on it |\n| --- | --- | --- |")
     for name, figure in here.items():
         print(f"| {name} | {figure} | {there[name]} |")
