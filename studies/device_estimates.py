@@ -11,6 +11,7 @@ assumption: about half of the vector instructions that it can begin. Attention, 
 starts a token are left out, so small models are slower than this.
 """
 
+import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,5 +103,16 @@ def table(devices: Sequence[Device] = DEVICES) -> str:
     return "\n".join(lines).replace("--- | \n", "--- |\n")
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return argparse.ArgumentParser(description="Estimate what devices decode.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser().parse_args(argv)
     print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,5 @@
-/* Causal attention of many queries by tensor cores. Queries, and shares of a softmax, are rounded to
- * FP16, as which keys and values are read; sums and the softmax are in float32.
+/* Causal attention of many queries by tensor cores. Queries, and shares of a softmax, are rounded
+ * to FP16, as which keys and values are read; sums and the softmax are in float32.
  *
  * A block of threads has 64 rows of a key head (row = token * group + head of the group), a warp 16
  * of them, and goes over the keys 32 at a time (FlashAttention): of what it has seen of a row it

@@ -1,5 +1,5 @@
-/* Programs: a list of ops is checked once, run once, captured as a CUDA graph when it runs again, and
- * replayed from then on. What differs from run to run, ids and position, kernels read from the
+/* Programs: a list of ops is checked once, run once, captured as a CUDA graph when it runs again,
+ * and replayed from then on. What differs from run to run, ids and position, kernels read from the
  * device's memory. */
 #include <stdlib.h>
 #include <string.h>

@@ -55,8 +55,8 @@ DEVICE void halves_from(const eight<kind> &w, float power, uint32_t *halves) {
     }
 }
 
-/* Two rows of each of a warp's row groups, of each the eight columns that are multiplied next. A unit
- * here is 32 columns of a row, eight for each of the four threads t. */
+/* Two rows of each of a warp's row groups, of each the eight columns that are multiplied next. A
+ * unit here is 32 columns of a row, eight for each of the four threads t. */
 template <int kind> struct plain_rows {
     const uint8_t *data; /* of the first row */
     int64_t pitch;

@@ -4,8 +4,9 @@
  * A kernel that waits where not all of its threads come ends the process, with a message. Under
  * ThreadSanitizer only barriers and shuffles order memory, so that a race of two CUDA threads is
  * found whatever the order in which they ran. Memory that is not aligned as a device wants it ends
- * the process too, as native/build_cuda.py compiles it, and so does reading beyond a cudaMalloc, and
- * what a stream that is captured must not be asked for. A grid beyond CUDA's limits is an error. */
+ * the process too, as native/build_cuda.py compiles it, and so does reading beyond a cudaMalloc,
+ * and what a stream that is captured must not be asked for. A grid beyond CUDA's limits is an
+ * error. */
 #ifndef GWQ_CUDA_SHIM_H
 #define GWQ_CUDA_SHIM_H
 #include <math.h>

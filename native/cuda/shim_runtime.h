@@ -1,4 +1,5 @@
-/* What CUDA's runtime has, as far as the kernels' callers use it: memory, streams, graphs, devices. */
+/* What CUDA's runtime has, as far as the kernels' callers use it: memory, streams, graphs,
+ * devices. */
 #ifndef GWQ_CUDA_SHIM_RUNTIME_H
 #define GWQ_CUDA_SHIM_RUNTIME_H
 #include "shim.h"
