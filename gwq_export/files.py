@@ -58,8 +58,8 @@ def as_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def save(path: str | os.PathLike[str], text: str, flag: str) -> None:
-    """Write `text` as UTF-8 into <path>.part, then give that file its name.
+def save(path: str | os.PathLike[str], text: str | bytes, flag: str) -> None:
+    """Write text, as UTF-8, or bytes into <path>.part, then give that file its name.
 
     It is on the disk before it has the name. What cannot be finished is removed.
 
@@ -67,7 +67,7 @@ def save(path: str | os.PathLike[str], text: str, flag: str) -> None:
     """
     part = f"{path}.part"
     try:
-        write_synced(part, text.encode())
+        write_synced(part, text.encode() if isinstance(text, str) else text)
         os.replace(part, path)
     except BaseException as e:
         with contextlib.suppress(OSError):

@@ -1,24 +1,29 @@
 """Compile libgwq with ninja, and put the library and its declarations into the Python package.
 
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
+    python native/build.py --program [--static] [--out FOLDER] [--cc COMPILER]
 
 The wheel calls `build` too (backend.py). A cross compiler is recognised by its own macros, so
-`--cc aarch64-linux-gnu-gcc` builds the aarch64 library.
+`--cc aarch64-linux-gnu-gcc` builds the aarch64 library. --program builds gwq-bench-native instead,
+the benchmark for machines without Python, of the same objects.
 """
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
 PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for both
+PROGRAM = "gwq-bench-native"
+PROGRAM_FOLDER = "bench"  # its sources, beside those of the library
 INCLUDE = NATIVE / "include"
 HEADERS = (
     "gwq_format.h",
@@ -137,6 +142,18 @@ def sources(target: str) -> Sources:
     }
 
 
+def program_sources() -> Sources:
+    """What the program is made of beside the library."""
+    names = sorted(path.name for path in (NATIVE / PROGRAM_FOLDER).glob("*.c"))
+    return {f"{PROGRAM_FOLDER}/{name}": "" for name in names}
+
+
+def version() -> str:
+    """The version of the package."""
+    text = (NATIVE.parent / "gwq_export" / "version.py").read_text()
+    return re.findall(r'^__version__ = "(.+)"$', text, re.M)[0]
+
+
 def abi_hash() -> str:
     """SHA-256 of the headers, compiled into the library and compared when it is loaded."""
     return hashlib.sha256(b"".join((INCLUDE / name).read_bytes() for name in HEADERS)).hexdigest()
@@ -203,22 +220,35 @@ def fitted(files: Sources, cc: str) -> Sources:
     return {name: IN_PLACE[flags] if flags in unknown else flags for name, flags in files.items()}
 
 
-def _write_ninja(folder: Path, library: Path, cc: str, flags: str, files: Sources) -> None:
-    """folder/build.ninja: an object for every source, all linked into the library."""
+def _write_ninja(folder: Path, cc: str, flags: str, files: Sources, built: Path, link: str) -> None:
+    """folder/build.ninja: an object for every source, all linked into what is built.
+
+    link: how, of the linker's flags. Sources are called by their way from there: the same library
+    wherever the clone lies.
+    """
     from ninja.ninja_syntax import Writer
 
+    native = os.path.relpath(NATIVE, folder)
+    flags += f" -I{native}/{INCLUDE.name} -I{native}"
     sanitizers = SANITIZERS if SANITIZERS in flags else ""
     with open(folder / "build.ninja", "w") as f:
         n = Writer(f, width=10**6)
         compile_one = f"{cc} {flags} $isa -MMD -MF $out.d -c $in -o $out"
         n.rule("cc", compile_one, depfile="$out.d", deps="gcc")
-        link = f"{cc} -shared -pthread {sanitizers} $in -lm -o $out.tmp && mv $out.tmp $out"
-        n.rule("link", link)
+        n.rule("link", f"{cc} {link} -pthread {sanitizers} $in -lm -o $out.tmp && mv $out.tmp $out")
         objects = []
         for name, isa in files.items():
             to = str(Path(name).with_suffix(".o"))
-            objects += n.build(to, "cc", str(NATIVE / name), variables={"isa": isa})
-        n.build(str(library), "link", objects)
+            objects += n.build(to, "cc", f"{native}/{name}", variables={"isa": isa})
+        n.build(str(built), "link", objects)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build in a folder of objects at a time: of two, the second finds what the first made."""
+    with open(folder / "lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def build(
@@ -233,6 +263,40 @@ def build(
     asan: with AddressSanitizer and UBSan. simde: AVX-512 code as plain C of the SIMDe headers, so
     that any x86 CPU can test it (slowly). Raises SystemExit, with a sentence.
     """
+    library = _made(out, "libgwq.so", {}, "-shared", cc, asan, simde, verbose)
+    write_declarations(library.parent)
+    return library
+
+
+def build_program(
+    out: str | Path | None = None,
+    cc: str | None = None,
+    static: bool = False,
+    asan: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Compile the program into a folder, by default that of the objects; returns its path.
+
+    static: it needs no library of the system, not even the C library. Raises SystemExit.
+    """
+    link = "-static" if static else ""
+    return _made(out, PROGRAM, program_sources(), link, cc, asan, False, verbose)
+
+
+def _made(
+    out: str | Path | None,
+    name: str,
+    more: Sources,
+    link: str,
+    cc: str | None,
+    asan: bool,
+    simde: bool,
+    verbose: bool,
+) -> Path:
+    """Compile the library's sources and some more, and link them to `name` in `out`.
+
+    out: None for the folder of the objects. Raises SystemExit.
+    """
     try:
         import ninja
     except ImportError:
@@ -240,30 +304,32 @@ def build(
 
     cc = _compiler(cc)
     target = machine(cc)
-    files = fitted(sources(target), cc)
+    files = fitted(sources(target), cc) | more
     if simde:
         emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
-        for name in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
-            files[f"x86/{name}"] = f"{AVX2} {VECTORS} {EMULATED}"
-    flags = f'{CFLAGS} {INCLUDE_FLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
-    variant = target
+        for source in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
+            files[f"x86/{source}"] = f"{AVX2} {VECTORS} {EMULATED}"
+    flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
+    compiler = Path(cc.split()[0]).name.removeprefix(f"{target}-linux-gnu-")
+    variant = target if compiler in ("cc", "gcc") else f"{target}-{compiler}"
     if asan:
         flags += f" {SANITIZERS} -g"
         variant += "-asan"
     if simde:
         variant += "-simde"
+    for source in more:
+        files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
 
-    out = Path(out).resolve()
-    library = out / "libgwq.so"
     folder = NATIVE / "build" / variant
-    for path in (out, folder):
+    built = Path(out or folder).resolve() / name
+    for path in (built.parent, folder):
         path.mkdir(parents=True, exist_ok=True)
-    _write_ninja(folder, library, cc, flags, files)
     noise = "-v" if verbose else "--quiet"
-    if subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder, noise]).returncode:
-        raise SystemExit("native/build.py: the compiler failed; its message is above")
-    write_declarations(out)
-    return library
+    with _alone(folder):
+        _write_ninja(folder, cc, flags, files, built, link)
+        if subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder, noise]).returncode:
+            raise SystemExit("native/build.py: the compiler failed; its message is above")
+    return built
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -271,8 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compile libgwq with ninja.")
     parser.add_argument(
         "--out",
-        default=PACKAGE,
-        help="folder for the library and its declarations (default: the package)",
+        help="folder for the library and its declarations (default: the package),"
+        " or for the program (default: its objects' in native/build)",
     )
     parser.add_argument("--cc", help="C compiler (default: $CC, cc, gcc or clang)")
     parser.add_argument("--asan", action="store_true", help="with AddressSanitizer and UBSan")
@@ -281,9 +347,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="run the AVX-512 code on any x86 CPU, for tests (needs libsimde-dev)",
     )
+    parser.add_argument(
+        "--program",
+        action="store_true",
+        help=f"build {PROGRAM}, the benchmark for machines without Python, instead",
+    )
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="with --program: so that it needs nothing else (also with --cc musl-gcc)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every command")
     args = parser.parse_args(argv)
-    print(build(args.out, args.cc, args.asan, args.simde, args.verbose), file=sys.stderr)
+    if (args.static and not args.program) or (args.simde and args.program):
+        parser.error("--static goes with --program, and --simde without it")
+    if args.program:
+        built = build_program(args.out, args.cc, args.static, args.asan, args.verbose)
+    else:
+        built = build(args.out or PACKAGE, args.cc, args.asan, args.simde, args.verbose)
+    print(built, file=sys.stderr)
 
 
 if __name__ == "__main__":

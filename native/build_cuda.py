@@ -20,6 +20,7 @@ from pathlib import Path
 from native.build import CFLAGS, INCLUDE_FLAGS, NATIVE, PACKAGE, abi_hash
 
 SOURCES = sorted(p.name for p in (NATIVE / "cuda").glob("*.cu"))
+SHIM = ("shim.cpp", "shim_runtime.cpp")  # CUDA's place on the host
 TOOLS = NATIVE.parent / ".cuda"  # where tools/build_cuda puts the wheels
 ARCHS = ("75", "80", "86", "87", "89", "90", "100", "120")  # what there is machine code for
 PTX = "90"  # which drivers compile for architectures to come: nothing newer is used
@@ -89,7 +90,8 @@ def _library_folder(toolkit: Path) -> Path:
 def _ninja(folder: Path) -> None:
     import ninja
 
-    command = [Path(ninja.BIN_DIR, "ninja"), "-C", folder, "--quiet", "-j", "2"]
+    jobs = str(min(8, len(os.sched_getaffinity(0))))  # each takes up to 1 GB
+    command = [Path(ninja.BIN_DIR, "ninja"), "-C", folder, "--quiet", "-j", jobs]
     if subprocess.run(command).returncode:
         raise SystemExit("native/build_cuda.py: the compiler failed; its message is above")
 
@@ -111,7 +113,8 @@ def _write(folder: Path, library: Path, compile_one: str, link: str, extra: str 
             objects += n.build(f"{name}.o", "kernels", str(NATIVE / "cuda" / name))
         if extra:
             n.rule("extra", f"{extra} -MMD -MF $out.d -c $in -o $out", depfile="$out.d")
-            objects += n.build("shim.o", "extra", str(NATIVE / "cuda" / "shim.cpp"))
+            for name in SHIM:
+                objects += n.build(f"{name}.o", "extra", str(NATIVE / "cuda" / name))
         n.build(str(library), "link", objects)
 
 

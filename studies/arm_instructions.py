@@ -73,9 +73,14 @@ def run(command: Sequence[object]) -> str:
     return done.stdout
 
 
-def emulator() -> list[str]:
-    """The command that runs one instruction at a time and logs each. Raises GwqError."""
-    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+def emulator(machine: str = "aarch64") -> list[str]:
+    """The command that runs one instruction at a time and logs each. Raises GwqError.
+
+    machine: whose programs it runs, "aarch64" or "x86_64".
+    """
+    qemu = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
+    if not qemu and machine != "aarch64":
+        raise GwqError(f"needs qemu-{machine} (Debian: apt-get install qemu-user-static)")
     if not qemu or not shutil.which(CC):
         raise GwqError(
             f"needs {CC} and qemu-aarch64 "
@@ -85,29 +90,30 @@ def emulator() -> list[str]:
     return [qemu, "-one-insn-per-tb" if newer else "-singlestep", "-d", "exec,nochain"]
 
 
-def instructions(cpu: str, program: Path, *arguments: object) -> int:
+def instructions(cpu: str, program: Path, *arguments: object, machine: str = "aarch64") -> int:
     """What the last argument more by one, a number of repetitions, adds to a run."""
     counts = []
     for times in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "log")
-            run([*emulator(), "-D", log, "-cpu", cpu, program, *arguments, times])
+            run([*emulator(machine), "-D", log, "-cpu", cpu, program, *arguments, times])
             with open(log, "rb") as f:
                 counts.append(sum(line.startswith(b"Trace") for line in f))
     return counts[1] - counts[0]
 
 
-def our_program(folder: Path) -> Path:
-    """The program that multiplies by our kernels."""
-    native_build.build(folder, cc=CC)
+def our_program(folder: Path, cc: str = CC) -> Path:
+    """The program that multiplies by our kernels, of the machine that a compiler compiles for."""
+    native_build.build(folder, cc=cc)
+    machine = native_build.machine(cc)
     objects = [
-        NATIVE / "build" / "aarch64" / Path(s).with_suffix(".o")
-        for s in native_build.sources("aarch64")
+        NATIVE / "build" / machine / Path(s).with_suffix(".o")
+        for s in native_build.fitted(native_build.sources(machine), cc)
     ]
     out = folder / "ours"
     source = Path(__file__).with_name("arm_instructions_ours.c")
     flags = native_build.INCLUDE_FLAGS.split()
-    run([CC, "-O2", *flags, source, *objects, "-static", "-lm", "-pthread", "-o", out])
+    run([cc, "-O2", *flags, source, *objects, "-static", "-lm", "-pthread", "-o", out])
     return out
 
 

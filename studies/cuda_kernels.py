@@ -17,11 +17,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gwq_export.errors import GwqError
 from native.build_cuda import ARCHS, TOOLS, build, find_nvcc, offered
+from studies.cuda_cpu import beside, cpu_counts
+from studies.cuda_loops import Loop, TensorLoop
+from studies.cuda_roof import estimate
 from studies.paths import ROOT
 
+# Instructions of the integer units, by what Nsight Compute's manual says of the pipelines
+ALU = r"\b(PRMT|LOP3|PLOP3|SHF|IADD3|VIADD|ISETP|FSETP|SEL|LEA|MOV)\b"
+MULTIPLIED = r"\b(IMAD|IDP)\b"
 LOGS = ROOT / "native" / "build" / "cuda"
-PIECE = 4 * 32  # weights that a thread multiplies in one turn of the loop
 
 
 @dataclass(frozen=True)
@@ -38,36 +44,6 @@ class Kernel:
     spills: int
     stack: int
     shared: int
-
-
-@dataclass(frozen=True)
-class Loop:
-    """The loop over a matrix in a GEMV's machine code.
-
-    instructions: of one turn, without what massive channels repeat. wide: loads of 16 bytes among
-    them. local: loads and stores of local memory in the whole kernel.
-    """
-
-    kernel: str
-    instructions: int
-    wide: int
-    local: int
-
-
-@dataclass(frozen=True)
-class TensorLoop:
-    """The loop over a matrix of a kernel for tensor cores: a turn is a strip of 128 columns.
-
-    instructions: of a turn. products: of fragments (HMMA) among them. integer: those that the
-    integer units have, half a warp a cycle. wide: loads of 16 bytes. local: as of Loop.
-    """
-
-    kernel: str
-    instructions: int
-    products: int
-    integer: int
-    wide: int
-    local: int
 
 
 def readable(mangled: str) -> str:
@@ -178,14 +154,15 @@ def loops(arch: str) -> list[Loop]:
         bodies = [b for b in _bodies(instructions) if _count(r"LDG\.E\.NA.*\.128", b)]
         body = min(bodies, key=len, default=[])
         local = _count(r"\b(LDL|STL)\b", (text for _, text in instructions))
-        found.append(Loop(name, len(body), _count(r"LDG.*\.128", body), local))
+        counts = (_count(pattern, body) for pattern in (ALU, MULTIPLIED, r"LDG.*\.128"))
+        found.append(Loop(name, len(body), *counts, local))
     return sorted(found, key=lambda loop: loop.kernel)
 
 
 def tensor_loops(arch: str) -> list[TensorLoop]:
     """The loops of all kernels for tensor cores of a build. Raises LookupError."""
     found = []
-    for source in ("gemm.cu", "rows_gemm.cu"):
+    for source in ("gemm.cu", "rows_gemm.cu", "attention_many.cu"):
         for name, instructions in _kernels_of(source, arch):
             body = max(_bodies(instructions), key=lambda body: _count("HMMA", body))
             found.append(
@@ -222,6 +199,30 @@ def tensor_table(arch: str, found: Iterable[TensorLoop]) -> list[str]:
     return lines
 
 
+def gemv_table(found: dict[str, list[Loop]]) -> list[str]:
+    """Lines of a table of the loops of all architectures, Markdown."""
+    if not found:
+        return []
+    heads = " | ".join(f"sm_{arch}" for arch in found)
+    shown = "90" if "90" in found else list(found)[-1]
+    lines = [
+        "",
+        f"| GEMV, instructions of a turn | {heads} | sm_{shown}: logic, permutes | products |"
+        " cycles | 16-byte loads | local memory |",
+        "| --- |" + " --- |" * (len(found) + 5),
+    ]
+    for same, loop in zip(zip(*found.values(), strict=True), found[shown], strict=True):
+        bits, tokens = map(int, re.findall(r"\d+", loop.kernel))
+        cells = " | ".join(str(other.instructions) for other in same)
+        wide = min(other.wide for other in same)
+        local = max(other.local for other in same)
+        lines.append(
+            f"| gwq{bits}, {tokens} token{'s' if tokens > 1 else ''} | {cells} |"
+            f" {loop.alu} | {loop.multiplied} | {loop.cycles} | {wide} | {local} |"
+        )
+    return lines
+
+
 def tables(
     kernels: Sequence[Kernel],
     found: dict[str, list[Loop]],
@@ -238,20 +239,7 @@ def tables(
         cells = [str(registers.get(a, "")) for a in archs]
         cells += [str(_most(kernels, name, field)) for field in ("spills", "shared")]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    for arch, of_arch in found.items():
-        lines += [
-            "",
-            f"| GEMV, sm_{arch} | instructions of a turn | per weight and token | 16-byte loads |"
-            " local memory |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for loop in of_arch:
-            bits, tokens = map(int, re.findall(r"\d+", loop.kernel))
-            each = loop.instructions / PIECE / tokens
-            lines.append(
-                f"| gwq{bits}, {tokens} token{'s' if tokens > 1 else ''} | {loop.instructions}"
-                f" | {each:.2f} | {loop.wide} | {loop.local} |"
-            )
+    lines += gemv_table(found)
     for arch, loops_of_arch in of_tensor_cores.items():
         lines += tensor_table(arch, loops_of_arch)
     return "\n".join(lines)
@@ -271,13 +259,17 @@ def main() -> None:
     if not nvcc:
         raise SystemExit("no nvcc: tools/build_cuda --tools brings it")
     kernels = compiled(offered(nvcc, args.arch))
-    archs = [a for a in ("80", "90") if a in args.arch]
-    archs = archs if disassembler() else []
+    archs = sorted({k.arch for k in kernels}, key=int) if disassembler() else []
     found = {arch: loops(arch) for arch in archs}
-    products = {arch: tensor_loops(arch) for arch in archs}
+    products = {arch: tensor_loops(arch) for arch in ("80", "90") if arch in archs}
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     print(re.search(r"release [\d.]+, \S+", version)[0])
     print(tables(kernels, found, products))
+    print(estimate(found))
+    try:
+        print(beside(found, cpu_counts()))
+    except GwqError as e:
+        print(f"\nnot beside the CPU's: {e}")
 
 
 if __name__ == "__main__":

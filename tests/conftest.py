@@ -108,6 +108,8 @@ def shim(cuda_library):
     shim.gwq_shim_reverse(0)
     shim.gwq_shim_memory(ctypes.c_size_t(4 << 30))
     shim.gwq_shim_machine(1, 90)
+    shim.gwq_shim_driver(13000, 1)
+    shim.gwq_shim_integrated(0)
 
 
 @pytest.fixture

@@ -16,5 +16,6 @@ Modules import only those listed above them:
     document
     sustained
     suite
+    record
     compare
 """

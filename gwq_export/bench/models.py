@@ -18,7 +18,7 @@ from gwq_export.bench.runs import Runs
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from gwq_export.machine import default_threads, kept_on
-from gwq_export.native.cuda import pool_of
+from gwq_export.native.cuda import devices, pool_of
 from gwq_export.runtime.page_cache import read_anew
 from gwq_export.runtime.placement import check_layers
 from gwq_export.sensors.watch import Watch
@@ -130,7 +130,7 @@ def model_rows(
 
     with ExitStack() as outer:
         if watch is None:
-            watch = outer.enter_context(Watch(gpu=gpu_number(device)))
+            watch = outer.enter_context(Watch(gpu=gpu_of(device)))
             watch.rest(progress)
         setting = {"gpu_info": getattr(pool, "name", ""), "power_mode": watch.power_mode()}
         for t in counts:
@@ -177,10 +177,14 @@ def _time(
     return first, watch.state()
 
 
-def gpu_number(device: str) -> int | None:
-    """Number of the GPU that a device names; None for the CPU."""
+def gpu_of(device: str) -> str | None:
+    """Where the GPU that a device names is on the PCI bus; None for the CPU, or where it is not."""
     number = device.partition(":")[2]
-    return None if device == "cpu" else int(number) if number.isdecimal() else 0
+    if not device.startswith("cuda"):
+        return None
+    found = devices()
+    at = int(number) if number.isdecimal() else 0
+    return found[at]["bus"] if at < len(found) else None
 
 
 def _contenders(

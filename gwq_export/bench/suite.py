@@ -12,7 +12,7 @@ from typing import Any
 from gwq_export.bench import document, starts
 from gwq_export.bench.contender import Contender
 from gwq_export.bench.files import context
-from gwq_export.bench.models import Plan, gpu_number, model_rows, readers
+from gwq_export.bench.models import Plan, gpu_of, model_rows, readers
 from gwq_export.bench.roof import DeviceRoofs, Roofs
 from gwq_export.bench.sustained import Sustained
 from gwq_export.errors import GwqError
@@ -206,7 +206,7 @@ def run_suite(
     reader = readers(path, against)[0][0]  # a file that cannot be read is said at once
     pool = None if device == "cpu" else pool_of(device)
     roofs = Roofs() if pool is None else DeviceRoofs(pool)
-    with Watch(gpu=gpu_number(device), patient=True) as watch:
+    with Watch(gpu=gpu_of(device), patient=True) as watch:
         found = document.new(name, reader, watch, getattr(pool, "name", ""))
         titles = {step: STEPS[step].title for step in SUITES[name]}
         found["steps"] = [
@@ -232,6 +232,11 @@ def run_suite(
             found["complete"] = not {"failed", "waiting"} & set(states)
             if "done" not in states:
                 raise GwqError(f"{path}: {found['steps'][-1]['why']}")
+        except BaseException:
+            for told in found["steps"]:
+                if told["state"] == "running":
+                    told["state"] = "interrupted"
+            raise
         finally:
             save(found)
     return found
@@ -269,16 +274,12 @@ def _take(job: Job, told: dict[str, Any]) -> None:
         return
     start = time.perf_counter()
     try:
-        try:
-            step.run(job)
-            told["state"] = "done"
-        except GwqError as e:
-            job.progress(step.title, 1, 1)  # Ctrl-C ends engines, too: then that is the reason
-            paths = [job.path, *job.against]
-            told |= {"state": "failed", "why": document.without_folders(str(e), paths)}
-    except BaseException:
-        told["state"] = "interrupted"
-        raise
+        step.run(job)
+        told["state"] = "done"
+    except GwqError as e:
+        job.progress(step.title, 1, 1)  # Ctrl-C ends engines, too: then that is the reason
+        paths = [job.path, *job.against]
+        told |= {"state": "failed", "why": document.without_folders(str(e), paths)}
     finally:
         told["seconds"] = round(time.perf_counter() - start, 3)
 

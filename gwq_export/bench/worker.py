@@ -64,7 +64,6 @@ class Gwq:
         gpu_layers: int | None = None,
     ) -> None:
         from gwq_export.native.library import isa
-        from gwq_export.runtime.buffers import BATCH
         from gwq_export.runtime.model import Model
 
         model = Model(path, device, threads, ctx, gpu_layers=gpu_layers)
@@ -73,7 +72,7 @@ class Gwq:
         self.gpu_layers = placement.layers if placement else 0
         self.depth = 0  # so many tokens of the context are kept between runs
         self.backend = f"gwq-{isa() if device == 'cpu' else 'cuda'}"
-        self.batch = (BATCH, BATCH)
+        self.batch = (self.session.batch, self.session.batch)
         self.cache_type = self.session.weights.cache_type.name
 
     def run(self, prompt: list[int], gen: int, depth: int = 0) -> tuple[int, int]:

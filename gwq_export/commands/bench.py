@@ -23,6 +23,7 @@ def parser() -> Parser:
             "gwq-bench model.gguf --ops-profile -p 100 -t 1",
             "gwq-bench model.gguf --suite edge --out pi5.json",
             "gwq-bench --compare pi4.json pi5.json",
+            "gwq-bench model.gguf --record model.pass",
             "gwq-bench --kernels --ops gemv --types gwq4,f16",
         ],
         memory="use smaller -p and -n",
@@ -86,6 +87,15 @@ def parser() -> Parser:
         metavar="FILE.json",
         help="compare such results: ratios with their spread; of one with several engines, these",
     )
+    group.add_argument(
+        "--page", metavar="FILE.json", help="write the page of such a result, FILE.html"
+    )
+    group.add_argument(
+        "--record",
+        metavar="FILE.pass",
+        help="write what gwq-bench-native needs beside FILE.gguf on a device without Python; -p, -n"
+        " and --depth say what it can measure (default: as --suite edge)",
+    )
     group = p.add_argument_group("Kernels")
     group.add_argument(
         "--kernels",
@@ -130,6 +140,10 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     _check(args)
     if args.compare:
         return bench_suite.compare_results(args)
+    if args.page:
+        return bench_suite.write_page(args)
+    if args.record:
+        return bench_suite.record_pass(args)
     if args.suite or args.minutes is not None:
         threads = None if args.threads in ([None], SWEEP) else args.threads
         return bench_suite.measure(args, threads, progress)
@@ -139,14 +153,21 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 def _check(args: argparse.Namespace) -> None:
     """Raise GwqError where arguments do not go together."""
     suite = args.suite or args.minutes is not None
-    if args.compare and (args.file or args.kernels or suite or args.against):
-        raise GwqError("--compare measures nothing: give it results, and no GGUF file beside them")
+    for flag in ("compare", "page"):
+        if getattr(args, flag) and (args.file or args.kernels or suite or args.against):
+            raise GwqError(
+                f"--{flag} measures nothing: give it results, and no GGUF file beside them"
+            )
     if args.compare and args.o not in ("md", "json"):
         raise GwqError(f"-o {args.o}: --compare prints md or json")
-    if args.compare:
+    if args.compare or args.page:
         return
     if bool(args.file) == args.kernels:
         raise GwqError("give either a GGUF file or --kernels")
+    if args.record and (suite or args.ops_profile or args.against or args.kernels):
+        raise GwqError("--record measures nothing: give it a GGUF file, and -p, -n and --depth")
+    if args.record and args.device != "cpu":
+        raise GwqError("--record writes a forward pass for the CPU: leave out --device")
     if args.r < 1:
         raise GwqError("-r: give at least 1")
     if args.ops_profile and (
@@ -225,7 +246,7 @@ def _file_rows(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from gwq_export.bench import models, tables
     from gwq_export.sensors.watch import Watch
 
-    with Watch(gpu=models.gpu_number(args.device)) as watch:
+    with Watch(gpu=models.gpu_of(args.device)) as watch:
         printer = tables.Printer(args.o, bool(args.against), _print, bool(watch.meters))
 
         def emit(row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""gwq-bench --suite, --minutes and --compare: results as files, and ratios of them."""
+"""gwq-bench --suite, --minutes, --compare, --page and --record: what is done with files."""
 
 import argparse
 import json
@@ -108,3 +108,32 @@ def compare_results(args: argparse.Namespace) -> dict[str, Any]:
     else:
         print(tables.comparison(rows))
     return {"rows": rows}
+
+
+def write_page(args: argparse.Namespace) -> dict[str, Any]:
+    """Write what --page asks for. Raises GwqError."""
+    from gwq_export.bench import document
+    from gwq_export.report.benchmark import page
+
+    html = Path(args.page).with_suffix(".html")
+    if html == Path(args.page):
+        raise GwqError(f"--page {args.page}: give the JSON file; the page gets .html")
+    save(html, page(document.read(args.page)), "--page")
+    print(f"{html} shows it.", flush=True)
+    return {"page": str(html)}
+
+
+def record_pass(args: argparse.Namespace) -> dict[str, Any]:
+    """Write what --record asks for. Raises GwqError."""
+    from gwq_export.bench.record import record
+
+    prompts = None if args.p == [None] else args.p
+    depths = None if args.depth == [0] else args.depth
+    found = record(args.file, args.record, prompts, args.n, depths)
+    lengths = ", ".join(map(str, found["prompts"]))
+    print(
+        f"{found['record']}: {found['bytes']} bytes, for a context of {found['ctx']} tokens and "
+        + (f"prompts of {lengths}." if lengths else "no prompts (-p)."),
+        flush=True,
+    )
+    return found

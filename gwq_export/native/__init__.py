@@ -10,6 +10,7 @@ Modules import only those listed above them:
     recorder
     joining
     program
+    image
 """
 
 from gwq_export.machine import default_threads  # noqa: F401, those of a Pool

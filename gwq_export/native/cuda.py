@@ -14,7 +14,8 @@ import numpy as np
 
 from gwq_export.errors import GwqError, NoMemory
 from gwq_export.format.types import ffi
-from gwq_export.machine import size
+from gwq_export.machine import free_memory, size
+from gwq_export.native import library
 from gwq_export.native.library import F32, NULL, Pointer, Pool, check, open_library, pointer
 from gwq_export.native.matrix import Matrix
 from gwq_export.native.ops import Best
@@ -115,6 +116,12 @@ class Cuda(Pool):
         status = self.lib.gwq_cuda_open(device)
         if status == self.lib.GWQ_E_ARGUMENT:
             raise GwqError("another CUDA device is in use: a process uses one of them")
+        if status == self.lib.GWQ_E_ISA:
+            raise GwqError(
+                f"--device cuda: {this['name']} (compute capability {this['capability']}) is none"
+                f" of those that the library was built for ({_said(self.lib)}): build it again"
+                f" with `{BUILD_CUDA}`, {_WITHOUT}"
+            )
         if status:
             raise GwqError(f"--device cuda: {this['name']}: {_said(self.lib)}; {_WITHOUT}")
         self.name = this["name"]
@@ -207,10 +214,16 @@ def upload_bytes(matrix: Matrix) -> int:
 
 
 def room_of(device: int) -> int:
-    """Bytes of a device's memory that are free. Raises GwqError."""
-    out = ffi.new("uint64_t *")
+    """Bytes of a device's memory that are free. Raises GwqError.
+
+    Where it is the system's memory, what that would give: CUDA does not count the page cache, in
+    which the file itself lies.
+    """
+    out, this = ffi.new("uint64_t *"), ffi.new("gwq_cuda_device *")
     check(cuda_lib().gwq_cuda_room(device, out), f"CUDA device {device}")
-    return int(out[0])
+    check(cuda_lib().gwq_cuda_describe(device, this), f"CUDA device {device}")
+    room = int(out[0])
+    return max(room, free_memory() or 0) if this.integrated else room
 
 
 def _check_upload(status: int, matrix: Matrix) -> None:
@@ -242,11 +255,13 @@ def cuda_lib() -> Any:
             f"--device cuda: {path} is missing: build it with `{BUILD_CUDA}` (see docs/cuda.md),"
             f" {_WITHOUT}"
         )
-    return open_library(path, BUILD_CUDA)
+    found = open_library(path, BUILD_CUDA)
+    library.device_words = functools.partial(_said, found)
+    return found
 
 
 def devices() -> list[dict[str, Any]]:
-    """[{name, capability, processors, bytes, usable}] of this machine's CUDA devices.
+    """[{name, capability, processors, bytes, bus, usable}] of this machine's CUDA devices.
 
     Raises GwqError without library or driver.
     """
@@ -266,6 +281,7 @@ def devices() -> list[dict[str, Any]]:
                 "capability": f"{d.major}.{d.minor}",
                 "processors": d.processors,
                 "bytes": d.bytes,
+                "bus": ffi.string(d.bus).decode(errors="replace"),
                 "usable": bool(d.usable),
             }
         )

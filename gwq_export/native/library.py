@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,6 +46,7 @@ _SENTENCES = {
     "GWQ_E_MEMORY": "out of memory, or no more threads can be started",
     "GWQ_E_DEVICE": "the GPU or its driver failed: see the system's log, or use --device cpu",
 }
+device_words: Callable[[], str] | None = None  # what a GPU's driver said last, once it is in use
 
 
 def lib() -> Any:
@@ -111,6 +113,8 @@ def check(status: int, what: str = "native call") -> None:
     """
     if status:
         name = ffi.typeof("enum gwq_status").elements.get(status, str(status))
+        if name == "GWQ_E_DEVICE" and device_words:
+            what = f"{what}: {device_words()}"
         if name in _SENTENCES:
             raise GwqError(f"{what}: {_SENTENCES[name]}")
         raise RuntimeError(f"{what}: {name}")

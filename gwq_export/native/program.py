@@ -1,14 +1,17 @@
 """A forward pass as a list of native operations, recorded once and run by one call."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from gwq_export.format.types import ffi
 from gwq_export.native.joining import joined
-from gwq_export.native.library import check, pointer
-from gwq_export.native.recorder import Recorder
+from gwq_export.native.library import check, lib, pointer
+from gwq_export.native.recorder import Op, Recorder
 
 MAX_TOKENS: int = ffi.typeof("enum gwq_program_limits").relements["GWQ_PROGRAM_TOKENS"]
-_STRUCTS = {  # kinds whose struct has another name
+STRUCTS = {  # kinds whose struct has another name
     "rmsnorm": "norm",
     "layernorm": "norm",
     "activate": "each",
@@ -16,6 +19,16 @@ _STRUCTS = {  # kinds whose struct has another name
     "scale": "each",
     "fill": "each",
 }
+
+
+def packed(ops: Sequence[Op]) -> Any:
+    """The operations as gwq_op structs, which point to what the operations do."""
+    structs = ffi.new("gwq_op[]", len(ops))
+    for struct, op in zip(structs, ops, strict=True):
+        struct.kind = getattr(lib(), f"GWQ_OP_{op.kind.upper()}")
+        struct.n = op.n
+        setattr(struct, STRUCTS.get(op.kind, op.kind), op.fields)
+    return structs
 
 
 class Program:
@@ -30,11 +43,7 @@ class Program:
         self.ops = joined(recorder.ops)
         self._recorder = recorder  # which has work buffers
         self._lib = self.pool.lib
-        self._ops = ffi.new("gwq_op[]", len(self.ops))
-        for struct, op in zip(self._ops, self.ops, strict=True):
-            struct.kind = getattr(self._lib, f"GWQ_OP_{op.kind.upper()}")
-            struct.n = op.n
-            setattr(struct, _STRUCTS.get(op.kind, op.kind), op.fields)
+        self._ops = packed(self.ops)
         self._ids = np.zeros(self.n, np.int32)
         self._ids_ptr = pointer(self._ids, "int32_t *")
         self._bytes = self._lib.gwq_program_bytes(self._ops, len(self.ops), self.pool.threads)

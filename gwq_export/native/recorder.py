@@ -38,6 +38,11 @@ def floats(at: Pointer, count: int) -> Span:
     return Span(int(ffi.cast(_ADDRESS, at)), 4 * count)
 
 
+def span(array: np.ndarray) -> Span:
+    """The memory of a C-contiguous array."""
+    return Span(array.ctypes.data, array.nbytes)
+
+
 @dataclass
 class Op:
     """One recorded operation.
@@ -56,20 +61,32 @@ class Op:
 
 
 class Recorder(Ops):
-    """Writes down the operations of a forward pass for `n` tokens at position 0."""
+    """Writes down the operations of a forward pass for `n` tokens at position 0.
 
-    def __init__(self, n: int, pool: Pool) -> None:
+    apart: whether `work` gives other memory each time, so that operations can be joined; else the
+    next call may overwrite it, as that of Ops.
+    """
+
+    def __init__(self, n: int, pool: Pool, apart: bool = True) -> None:
         super().__init__(pool)
         self.n = n
+        self.apart = apart
         self.ops: list[Op] = []
         self._buffers: list[F32] = []
 
     def _add(self, kind: str, n: int, reads: list[Span], writes: list[Span], **fields: Any) -> None:
         self.ops.append(Op(kind, n, fields, reads, writes, (kind,)))
 
+    @property
+    def own(self) -> list[Span]:
+        """Memory that `work` has given."""
+        return [floats(b.ptr, b.size) for b in self._buffers]
+
     def work(self, count: int) -> Pointer:
         """Pointer to `count` floats of the program's own."""
-        self._buffers.append(self.pool.floats(count))
+        last = self._buffers[-1].size if self._buffers else 0
+        if self.apart or last < count:
+            self._buffers.append(self.pool.floats(count))
         return self._buffers[-1].ptr
 
     def embed(self, matrix: Pointer, cols: int, ids: np.ndarray, out: Pointer) -> None:

@@ -96,7 +96,7 @@ def _device(found: Data) -> str:
         "Model": f"{model['file']}: {model['type']}, {model['params'] / 1e6:.1f} M parameters, "
         f"{html.size(model['bytes'])}",
         "Software": f"gwq-export {software['gwq_export']} ({software['isa']}), "
-        f"Python {software['python']}",
+        + ("without Python" if software["python"] == "none" else f"Python {software['python']}"),
     }
     return html.section("Device and model", "", html.facts("What ran where", rows))
 

@@ -11,6 +11,7 @@ Modules import only those listed above them:
     table
     weights
     logits
+    forward
     session
     pace
     lookup

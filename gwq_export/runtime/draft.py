@@ -16,7 +16,6 @@ from typing import Any
 from gwq_export.arch.config import read_config
 from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
-from gwq_export.runtime.buffers import BATCH
 from gwq_export.runtime.logits import Scores, best
 from gwq_export.runtime.pace import COUNTS, Pace, smoothed
 from gwq_export.runtime.session import Session
@@ -112,7 +111,7 @@ class Drafter:
         if len(ids) + MOST > self.session.ctx:
             self._start_afresh()
         while self._held < len(ids) and not halt():
-            if self._read(BATCH) is None:
+            if self._read(self.session.batch) is None:
                 break
 
     def append(self, token: int) -> None:

@@ -5,11 +5,10 @@ import numpy as np
 from gwq_export.native.library import F32, Pointer
 from gwq_export.native.ops import Ops
 from gwq_export.native.program import MAX_TOKENS, Program
-from gwq_export.native.recorder import Recorder
-from gwq_export.runtime.buffers import BATCH, widths
+from gwq_export.native.recorder import Recorder, Span, floats, span
+from gwq_export.runtime.buffers import widths
 from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
 from gwq_export.runtime.logits import Wanted
-from gwq_export.runtime.moe import Experts
 from gwq_export.runtime.weights import Weights
 
 
@@ -45,13 +44,6 @@ class Forward:
         """Bytes of this machine's memory that the KV cache takes once the context is full."""
         return 0 if self._pool.on_device else self.cache.nbytes(self._ctx)
 
-    def batch(self) -> int:
-        """How many tokens of a prompt go together."""
-        ffns = [layer.ffn for layer in self.part.layers]
-        shared = any(isinstance(ffn, Experts) and ffn.shared for ffn in ffns)
-        # on a device programs alone know of shared experts, and these of one token
-        return 1 if shared and self._pool.on_device else BATCH
-
     def run(self, ids: np.ndarray, x: np.ndarray | None, wanted: Wanted) -> None:
         """Run a batch, ids (n,) int32, through the layers; the cache does not count it yet.
 
@@ -81,14 +73,31 @@ class Forward:
         Without a head: and x (n, dim).
         """
         if (n, rows) not in self._programs:
-            self._grow(n)
-            recorder = Recorder(n, self._pool)
-            logits = self._buffers["x"]
-            if self.part.head:
-                logits = self._pool.floats((rows, self.config.vocab))
-            self._compute(recorder, np.zeros(n, np.int32), 0, logits.ptr, rows)
+            recorder, logits = self.recorded(n, rows, self.cache.pos + n)
             self._programs[n, rows] = Program(recorder), logits
         return self._programs[n, rows]
+
+    def recorded(self, n: int, rows: int, positions: int) -> tuple[Recorder, F32]:
+        """The operations of a forward pass of n tokens, and what they write as in `program`.
+
+        Of more tokens than a program may have, they are those that `run` calls. They can run until
+        the cache or the work buffers grow. positions: that there is room for then.
+        """
+        self.reserve(positions)
+        self._grow(n)
+        recorder = Recorder(n, self._pool, apart=n <= MAX_TOKENS)
+        logits = self._buffers["x"]
+        if self.part.head:
+            logits = self._pool.floats((rows, self.config.vocab))
+        self._compute(recorder, np.zeros(n, np.int32), 0, logits.ptr, rows)
+        return recorder, logits
+
+    @property
+    def touched(self) -> tuple[list[Span], list[Span]]:
+        """Memory that recorded operations write, beside their own; and tables that they read."""
+        tables = [floats(t.ptr, t.size) for pair in self._ropes.values() for t in pair]
+        caches = [span(half) for layer in self.cache.layers for half in layer[2]]
+        return [*(floats(b.ptr, b.size) for b in self._buffers.values()), *caches], tables
 
     def _compute(self, ops: Ops, ids: np.ndarray, start: int, logits: Pointer, rows: int) -> None:
         """The forward pass of ids (n,) at positions from `start` on, through this part's layers.

@@ -15,7 +15,6 @@ from gwq_export.errors import GwqError, about
 from gwq_export.format.reader import Reader
 from gwq_export.native.cuda import pool_of
 from gwq_export.native.library import Pool
-from gwq_export.runtime.buffers import BATCH
 from gwq_export.runtime.decoding import Decoder, Guesser
 from gwq_export.runtime.draft import Drafter, open_draft
 from gwq_export.runtime.lookup import Lookup
@@ -157,13 +156,14 @@ class Model:
         prefilled = start
         decoder: Decoder | None = None
         try:
-            for first in range(0, len(ids) if limit else 0, BATCH):
+            batch = session.batch
+            for first in range(0, len(ids) if limit else 0, batch):
                 if halt():
                     stop, limit = "halt", 0
                     break
-                last = first + BATCH >= len(ids)
+                last = first + batch >= len(ids)
                 enough = sampling.enough(len(seen))
-                rows = session.scores(ids[first : first + BATCH], int(last), enough)
+                rows = session.scores(ids[first : first + batch], int(last), enough)
                 if last:
                     logits = rows[0]
             guessers: dict[str, Guesser] = {"lookup": Lookup(seen)} if self.lookup else {}

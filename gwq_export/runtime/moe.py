@@ -5,6 +5,7 @@ depend neither on the number of threads nor on which tokens are computed togethe
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,9 +17,38 @@ from gwq_export.native.ops import Ops
 from gwq_export.native.recorder import Recorder
 
 
-def work_floats(n: int, experts: int, used: int, dim: int) -> int:
-    """Floats that n tokens take on a device: inputs by expert, scores, weights, an index."""
-    return n * (experts + used * (2 + dim))
+@dataclass(frozen=True)
+class _Room:
+    """Work space of n tokens on a device: where each part begins, in floats.
+
+    part: (slots, dim) inputs by expert, then results, a slot for each expert of a token; those of
+    a shared expert come last. scores; weights (n, used), and behind them the shares (n, 2) of the
+    shared expert; in_order (n, used + 1): both, as they are added up. index: (slots,) int32.
+    """
+
+    slots: int
+    scores: int
+    weights: int
+    in_order: int
+    index: int
+    end: int
+
+
+def _room(n: int, experts: int, used: int, dim: int, shared: bool) -> _Room:
+    slots = n * (used + shared)
+    scores = slots * dim
+    weights = scores + n * max(experts, 2)  # a shared expert has two scores
+    in_order = weights + n * (used + 2 * shared)
+    index = in_order + slots * shared
+    return _Room(slots, scores, weights, in_order, index, index + slots)
+
+
+def work_floats(n: int, experts: int, used: int, dim: int, shared: bool) -> int:
+    """Floats that n tokens take on a device beside the layer's inputs and outputs.
+
+    shared: whether there is a shared expert.
+    """
+    return _room(n, experts, used, dim, shared).end
 
 
 class SharedExpert:
@@ -46,6 +76,29 @@ class SharedExpert:
         self.router(ops, x, n, scores.ptr)
         ops.route(scores.ptr, n, 2, 2, False, pointer(both, "int32_t *"), shares.ptr)
         return shares.array[:, 0]
+
+    def on_device(
+        self,
+        ops: Ops,
+        x: Pointer,
+        n: int,
+        gate: Pointer,
+        up: Pointer,
+        out: Pointer,
+        activation: int,
+        scores: Pointer,
+        both: Pointer,
+        shares: Pointer,
+    ) -> None:
+        """out (n, dim) of x (n, dim), and shares (n, 2), the first of which is its weight.
+
+        scores: 2n floats of work space, both: 2n int32.
+        """
+        self.gate_up(ops, x, n, gate, up)
+        ops.activate(gate, up, n, self.down.cols, activation)
+        self.down(ops, gate, n, out)
+        self.router(ops, x, n, scores)
+        ops.route(scores, n, 2, 2, False, both, shares)
 
     def record(
         self, ops: Recorder, x: Pointer, gate: Pointer, up: Pointer, out: Pointer, activation: int
@@ -138,12 +191,11 @@ class Experts:
     ) -> None:
         """The same where `x` lies in a device's memory: all that crosses is who goes where."""
         experts, pairs = len(self.down), n * self.used
-        part = ops.work(work_floats(n, experts, self.used, self.dim))
-        scores = part + pairs * self.dim
-        weights = scores + n * experts
-        index = weights + pairs  # work space, and before that the choice
+        room = _room(n, experts, self.used, self.dim, self.shared is not None)
+        part = ops.work(room.end)
+        scores, weights, index = part + room.scores, part + room.weights, part + room.index
         self.router(ops, x, n, scores)
-        chosen = ffi.cast("int32_t *", index)
+        chosen = ffi.cast("int32_t *", index)  # until it is work space
         ops.route(scores, n, experts, self.used, self.normed, chosen, weights)
         of_pair = device.ids(chosen, pairs)  # the expert of token i // used
         order = np.argsort(of_pair, kind="stable")
@@ -158,7 +210,20 @@ class Experts:
         place = np.empty(pairs, np.int32)
         place[order] = np.arange(pairs)
         rows_of = place.reshape(n, self.used)
-        device.combine(part, pairs, rows_of, weights, self.dim, index, out)
+        if self.shared:
+            last = part + pairs * self.dim
+            shares = weights + pairs
+            self.shared.on_device(
+                ops, x, n, gate, up, last, self.activation, scores, chosen, shares
+            )
+            of_shared = np.arange(n, dtype=np.int32)[:, None]
+            rows_of = np.hstack([rows_of, pairs + of_shared])
+            of_slot = np.arange(pairs, dtype=np.int32).reshape(n, self.used)
+            of_slot = np.hstack([of_slot, pairs + 2 * of_shared])
+            in_order = part + room.in_order
+            device.gather(weights, pairs + 2 * n, of_slot.ravel(), 1, index, in_order)
+            weights = in_order
+        device.combine(part, room.slots, rows_of, weights, self.dim, index, out)
 
     def _record(self, ops: Recorder, x: Pointer, gate: Pointer, up: Pointer, out: Pointer) -> None:
         """The same for one token, whose experts are chosen when the program runs."""

@@ -15,7 +15,7 @@ from gwq_export.machine import size
 from gwq_export.native.cuda import cuda_lib, upload_bytes
 from gwq_export.native.matrix import Matrix
 from gwq_export.native.program import MAX_TOKENS
-from gwq_export.runtime.buffers import BATCH, widths
+from gwq_export.runtime.buffers import BATCH, DEVICE_BATCH, has_shared_expert, widths
 from gwq_export.runtime.moe import work_floats
 
 MARGIN = 256 << 20  # bytes of a device left to graphs, to the seams of its memory, to others
@@ -105,15 +105,18 @@ class _Sizes:
         c = self.config
         ropes = {rope for rope in (c.rope, c.rope_swa) if rope}
         programs = MAX_TOKENS * (MAX_TOKENS + 1) // 2
+        # tokens of a prompt (Session.batch), and how many of their logits may be wanted
+        batch = min(BATCH if first else DEVICE_BATCH, self.positions)
+        logits = min(BATCH, self.positions)
         floats = (
-            BATCH * (sum(widths(c).values()) + max(c.dims["qkv"], c.dims["gate_up"]))
-            + (BATCH + programs) * c.vocab
+            batch * (sum(widths(c).values()) + max(c.dims["qkv"], c.dims["gate_up"]))
+            + (logits + programs) * c.vocab
             + programs * sum(widths(c).values())
             + ROWS * self.columns * MAX_TOKENS
             + self.positions * sum(rope.rotated for rope in ropes)
-            + work_floats(BATCH, c.experts, c.experts_used, c.dim)
+            + work_floats(batch, c.experts, c.experts_used, c.dim, has_shared_expert(c))
         )
-        scratch = 2 * cuda_lib().gwq_scratch_bytes(BATCH, self.columns)
+        scratch = 2 * cuda_lib().gwq_scratch_bytes(batch, self.columns)
         return FLOAT * floats + scratch + self.kv * (c.layers - first)
 
 

@@ -8,6 +8,7 @@ from gwq_export.errors import GwqError
 from gwq_export.native.cuda import Cuda
 from gwq_export.native.ops import ATTENTION_CUT, Best
 from gwq_export.native.program import MAX_TOKENS, Program
+from gwq_export.runtime.buffers import BATCH, DEVICE_BATCH
 from gwq_export.runtime.forward import Forward
 from gwq_export.runtime.logits import Firsts, Scores, Wanted, Whole
 from gwq_export.runtime.weights import Weights
@@ -63,6 +64,12 @@ class Session:
             cut *= 2
         return min(MAX_TOKENS, cut - self.pos)
 
+    @property
+    def batch(self) -> int:
+        """How many tokens of a prompt go together, as long as few of their logits are wanted."""
+        on_cpu = any(part.layers and not part.pool.on_device for part in self.weights.parts)
+        return BATCH if on_cpu else DEVICE_BATCH
+
     def forward(self, tokens: Sequence[int] | np.ndarray, keep: int = 1) -> np.ndarray:
         """Run token ids (n,) after what the cache holds.
 
@@ -117,7 +124,7 @@ class Session:
         self.weights.guard.check()
         self._reserve(self.pos + n)
         skipped = n - keep  # tokens at the start whose logits nobody wants
-        batch = min(part.batch() for part in self.parts)
+        batch = self.batch if keep <= BATCH else BATCH
         for first in range(0, n, batch):
             last = min(n, first + batch)
             of_kept = max(first, skipped) - skipped, max(0, last - skipped)

@@ -19,16 +19,21 @@ SLOWED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
 
 class Nvml:
-    """One GPU. number: as NVML counts, by the places on the PCI bus.
+    """One GPU. which: its number as NVML counts, or its place on the PCI bus as CUDA says it.
 
-    Raises OSError where library, driver or GPU is missing.
+    CUDA numbers GPUs in another order, and CUDA_VISIBLE_DEVICES hides some from it alone. Raises
+    OSError where library, driver or GPU is missing.
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, which: int | str = 0) -> None:
         self._lib = ctypes.CDLL(os.environ.get("GWQ_NVML_LIBRARY", LIBRARY))
         self._device = ctypes.c_void_p()
         self._call("nvmlInit_v2")
-        self._call("nvmlDeviceGetHandleByIndex_v2", number, ctypes.byref(self._device))
+        device = ctypes.byref(self._device)
+        if isinstance(which, str):
+            self._call("nvmlDeviceGetHandleByPciBusId_v2", which.encode(), device)
+        else:
+            self._call("nvmlDeviceGetHandleByIndex_v2", which, device)
 
     def _call(self, name: str, *arguments: Any) -> None:
         try:

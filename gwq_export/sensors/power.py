@@ -237,10 +237,10 @@ def termux(system: System) -> Found:
     return [Meter("Termux", "the whole device", method, False, 2.0, 60.0, read)]
 
 
-def nvml(number: int) -> Found:
-    """A GPU. number: of the GPU."""
+def nvml(which: int | str) -> Found:
+    """A GPU. which: as for Nvml."""
     try:
-        gpu = Nvml(number)
+        gpu = Nvml(which)
     except OSError as e:
         return f"no {e}"
     covers = "the GPU's board"
@@ -263,10 +263,12 @@ SENSORS: dict[str, Callable[[System], Found]] = {
 }
 
 
-def meters(system: System, gpu: int | None = None) -> tuple[list[Meter], list[dict[str, str]]]:
+def meters(
+    system: System, gpu: int | str | None = None
+) -> tuple[list[Meter], list[dict[str, str]]]:
     """(meters that this system has, [{"sensor", "why"}] of those that it lacks).
 
-    gpu: number of the NVIDIA GPU that computes; None: the processors do.
+    gpu: the NVIDIA GPU that computes, as for Nvml; None: the processors do.
     """
     there: list[Meter] = []
     missing = []

@@ -24,12 +24,12 @@ Window: TypeAlias = list[tuple[float, float]]  # first and last moment, of each 
 class Watch:
     """Reads the sensors of a system, and its meters by threads, until it is left.
 
-    gpu: number of the NVIDIA GPU that computes; None: the processors do. patient: whether runs are
-    long enough for slow meters. meters: those there are; missing: [{"sensor", "why"}].
+    gpu: the NVIDIA GPU that computes, as for Nvml; None: the processors do. patient: whether runs
+    are long enough for slow meters. meters: those there are; missing: [{"sensor", "why"}].
     """
 
     def __init__(
-        self, system: System | None = None, gpu: int | None = None, patient: bool = False
+        self, system: System | None = None, gpu: int | str | None = None, patient: bool = False
     ) -> None:
         self.system = system or System()
         self._gpu = gpu

@@ -160,6 +160,8 @@ int gwq_copy(const float *x, int64_t stride, int64_t n, int64_t dim, float *out)
     END;
 }
 
+enum { MOST_SORTED = 1 << 30 }; /* numbers: a block's are counted by int beyond them */
+
 /* *keys = those of the k largest of x (n), in memory that the next call uses again */
 static int keys_of(const float *x, int64_t n, int64_t k, uint64_t **keys) {
     static uint64_t *room;
@@ -178,7 +180,7 @@ static int keys_of(const float *x, int64_t n, int64_t k, uint64_t **keys) {
 }
 
 int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids) {
-    if (!x || !ids || k < 1 || k > n || n > INT32_MAX) return GWQ_E_ARGUMENT;
+    if (!x || !ids || k < 1 || k > n || n > MOST_SORTED) return GWQ_E_ARGUMENT;
     BEGIN;
     uint64_t *keys;
     TRY(keys_of(x, n, k, &keys));
@@ -187,7 +189,7 @@ int gwq_top(const float *x, int64_t n, int64_t k, int32_t *ids) {
 }
 
 int gwq_cuda_best(const float *x, int64_t n, int64_t k, int32_t *ids, float *values) {
-    if (!x || !ids || !values || k < 1 || k > n || n > INT32_MAX) return GWQ_E_ARGUMENT;
+    if (!x || !ids || !values || k < 1 || k > n || n > MOST_SORTED) return GWQ_E_ARGUMENT;
     BEGIN;
     uint64_t *keys;
     TRY(keys_of(x, n, k, &keys));
@@ -220,9 +222,9 @@ int gwq_route(const float *scores, int64_t n, int64_t experts, int64_t used, int
 static int put_rows(const int32_t *rows, int64_t count, int64_t most, int32_t *work) {
     for (int64_t i = 0; i < count; i++)
         if (rows[i] < 0 || rows[i] >= most) return GWQ_E_INDEX;
-    /* of memory that is not pinned: the caller's is read before this returns */
-    return status_of(cudaMemcpyAsync(work, rows, (size_t)count * sizeof *rows,
-                                     cudaMemcpyHostToDevice, gwq_context.stream));
+    TRY_CUDA(cudaMemcpyAsync(work, rows, (size_t)count * sizeof *rows, cudaMemcpyHostToDevice,
+                             gwq_context.stream));
+    return status_of(cudaStreamSynchronize(gwq_context.stream)); /* the caller may change them */
 }
 
 int gwq_cuda_gather(const float *x, int64_t most, const int32_t *rows, int64_t n, int64_t dim,

@@ -5,8 +5,7 @@
  *     m = largest score,   total = sum of exp(score - m),   sum = sum of exp(score - m) * v
  *
  * and merge_kernel adds them up in the order of the chunks. */
-#include "functions.h"
-#include "kernels.h"
+#include "attention.h"
 
 enum {
     RUN = 128, /* keys at a time: one of each thread; and threads of a block */
@@ -14,16 +13,6 @@ enum {
     CHUNK = 128, /* keys, at least */
     MOST_CHUNKS = GWQ_ATTENTION_CUT / CHUNK
 };
-
-struct range {
-    int64_t from, end;
-};
-
-/* The positions that a query sees */
-DEVICE range seen_by(int64_t position, int64_t window) {
-    const int64_t end = position + 1;
-    return {window && end > window ? end - window : 0, end};
-}
 
 struct chunks {
     int64_t from, keys;
@@ -224,6 +213,7 @@ static void attend_type(cudaStream_t stream, dim3 grid, const gwq_op_attention &
 void attend(cudaStream_t stream, const gwq_op_attention &o, int64_t n, int64_t start,
             const int *base, float *parts) {
     static_assert(GWQ_CUDA_HEAD == 4 * RUN, "as many numbers as threads add up");
+    if (!parts && !base && attend_many(stream, o, n, start)) return;
     const int64_t rows = n * (o.heads / o.kv_heads); /* of a key head */
     const dim3 grid((unsigned)ceil_div(rows, QUERIES), (unsigned)o.kv_heads,
                     parts ? MOST_CHUNKS : 1);

@@ -1,5 +1,6 @@
 /* Devices, and their memory. */
 #include "context.h"
+#include <stdio.h>
 #include <string.h>
 
 #ifndef GWQ_ABI_HASH
@@ -14,20 +15,38 @@ static char last_error[256];
 
 const char *gwq_abi(void) { return GWQ_ABI_HASH; }
 
+/* What CUDA says of a driver that is missing or too old is the same */
+static void say_driver(void) {
+    int driver = 0, wanted = 0;
+    cudaDriverGetVersion(&driver); /* 0: none */
+    cudaRuntimeGetVersion(&wanted);
+    if (driver)
+        snprintf(last_error, sizeof last_error,
+                 "the NVIDIA driver is of CUDA %d.%d, but the library of %d.%d", driver / 1000,
+                 driver % 1000 / 10, wanted / 1000, wanted % 1000 / 10);
+    else
+        snprintf(last_error, sizeof last_error, "there is no NVIDIA driver");
+}
+
 int status_of(cudaError_t error) {
     if (error == cudaSuccess) return GWQ_OK;
-    const char *text = cudaGetErrorString(error);
-    size_t length = strlen(text);
-    if (length >= sizeof last_error) length = sizeof last_error - 1;
-    memcpy(last_error, text, length);
-    last_error[length] = 0;
+    if (error == cudaErrorInsufficientDriver) say_driver();
+    else snprintf(last_error, sizeof last_error, "%s", cudaGetErrorString(error));
     cudaGetLastError(); /* what can be forgotten is */
     return error == cudaErrorMemoryAllocation ? GWQ_E_MEMORY : GWQ_E_DEVICE;
 }
 
+static int count_devices(int *count) {
+    *count = 0;
+    const cudaError_t error = cudaGetDeviceCount(count);
+    if (error != cudaErrorNoDevice) return status_of(error);
+    cudaGetLastError();
+    return GWQ_OK;
+}
+
 static int describe(int device, gwq_cuda_device *out) {
-    int count = 0;
-    TRY_CUDA(cudaGetDeviceCount(&count));
+    int count;
+    TRY(count_devices(&count));
     if (device < 0 || device >= count) return GWQ_E_INDEX;
     cudaDeviceProp p;
     TRY_CUDA(cudaGetDeviceProperties(&p, device));
@@ -38,8 +57,9 @@ static int describe(int device, gwq_cuda_device *out) {
     out->minor = p.minor;
     out->processors = p.multiProcessorCount;
     out->usable = 10 * p.major + p.minor >= OLDEST;
+    out->integrated = p.integrated;
     out->bytes = p.totalGlobalMem;
-    return GWQ_OK;
+    return status_of(cudaDeviceGetPCIBusId(out->bus, sizeof out->bus, device));
 }
 
 static int open(int device) {
@@ -49,6 +69,13 @@ static int open(int device) {
     if (gwq_context.device == device) return GWQ_OK;
     if (gwq_context.device >= 0) return GWQ_E_ARGUMENT; /* matrices lie on the other one */
     TRY_CUDA(cudaSetDevice(device));
+    const cudaError_t error = has_code();
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+        error == cudaErrorUnsupportedPtxVersion) {
+        status_of(error);
+        return GWQ_E_ISA;
+    }
+    TRY_CUDA(error);
     TRY_CUDA(cudaStreamCreate(&gwq_context.stream));
     void *memory;
     TRY_CUDA(cudaMalloc(&memory, sizeof(step)));
@@ -81,8 +108,8 @@ const char *gwq_cuda_error(void) { return last_error; }
 
 int gwq_cuda_devices(void) {
     std::lock_guard<std::mutex> hold(gwq_lock);
-    int count = 0;
-    return status_of(cudaGetDeviceCount(&count)) == GWQ_OK ? count : -1;
+    int count;
+    return count_devices(&count) == GWQ_OK ? count : -1;
 }
 
 int gwq_cuda_describe(int device, gwq_cuda_device *out) {
@@ -123,14 +150,14 @@ void gwq_cuda_free(void *p) {
 int gwq_cuda_zero(void *p, uint64_t bytes) {
     std::lock_guard<std::mutex> hold(gwq_lock);
     TRY(ready());
-    return status_of(cudaMemsetAsync(p, 0, bytes, gwq_context.stream));
+    return bytes ? status_of(cudaMemsetAsync(p, 0, bytes, gwq_context.stream)) : GWQ_OK;
 }
 
 static int copy(void *to, const void *from, uint64_t bytes, cudaMemcpyKind kind) {
     if (bytes && (!to || !from)) return GWQ_E_ARGUMENT;
     std::lock_guard<std::mutex> hold(gwq_lock);
     TRY(ready());
-    TRY_CUDA(cudaMemcpyAsync(to, from, bytes, kind, gwq_context.stream));
+    if (bytes) TRY_CUDA(cudaMemcpyAsync(to, from, bytes, kind, gwq_context.stream));
     return kind == cudaMemcpyDeviceToDevice ? GWQ_OK
                                             : status_of(cudaStreamSynchronize(gwq_context.stream));
 }

@@ -20,6 +20,8 @@ extern context gwq_context;
 int ready(void);
 /* The status of an error, whose text gwq_cuda_error then has */
 int status_of(cudaError_t error);
+/* Whether the library has code that the open device runs; its driver may compile it meanwhile */
+cudaError_t has_code(void);
 /* Waits until the device is done. GWQ_E_DEVICE; GWQ_E_FINITE, if kernels saw such a number. */
 int finished(void);
 

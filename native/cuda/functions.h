@@ -13,5 +13,14 @@ DEVICE float activated(float x, int activation) {
     return x / (1 + expf(-1.59576912f * (x + 0.044715f * x * x * x)));
 }
 
+/* 2^k, k so that |x| / 2^k lies between 2^14 and 2^15 for the largest x, as FP16 numbers go to
+ * 65504; NaN beside an infinity */
+DEVICE float power_below(float most) {
+    if (!(most <= FLT_MAX)) return NAN;
+    const int exponent = (__float_as_int(most) >> 23) - 127; /* of 0: -127 */
+    const int k = (exponent > -100 ? exponent : -100) - 14;
+    return __int_as_float((k + 127) << 23);
+}
+
 DEVICE float capped(float x, float cap) { return cap * tanhf(x / cap); }
 #endif

@@ -3,48 +3,37 @@
  * but the activations, to 11 bits. Sums have the order of the columns, then of the outliers. */
 #include "gemm.h"
 
+/* Two rows of each of a warp's row groups */
+template <int bits> struct tile_rows {
+    table entries;
+    const uint8_t *data; /* of the first row group */
+    uint32_t apart;      /* row groups */
+    two_rows<bits> rows[GEMM_GROUPS];
+
+    DEVICE tile_rows(const device_matrix &m, int group)
+        : entries(table_of(m)), apart((uint32_t)(m.strips * strip_bytes(bits))) {
+        data = m.data + group * (int64_t)apart;
+#pragma unroll
+        for (int i = 0; i < GEMM_GROUPS; i++) load_rows<bits>(data + i * apart, &rows[i]);
+    }
+
+    DEVICE void fragments(int pair, int, int then, uint32_t (*a)[2][4]) {
+        const uint8_t *of_next = data + (uint32_t)(then * strip_bytes(bits));
+#pragma unroll
+        for (int i = 0; i < GEMM_GROUPS; i++) {
+            fragments_of<bits>(entries, rows[i], pair, a[i]);
+            load_rows_of<bits>(of_next + i * apart, pair, &rows[i]);
+        }
+    }
+};
+
 template <int bits> __global__ void __launch_bounds__(GEMM_THREADS, 2) gemm_kernel(product p) {
     __shared__ uint4 x[2 * STRIP_UNITS];
     const gemm_place at = place_of_warp(p);
     const device_matrix m = matrix_of(p, at.which);
-    const table entries = table_of(m);
-    const gemm_tokens tokens = tokens_of(p, m.strips);
-    const int strips = m.strips;
-    const uint32_t apart = (uint32_t)(strips * strip_bytes(bits)); /* row groups */
-    const uint8_t *data = m.data + at.group * (int64_t)apart;
-    two_rows<bits> w[GEMM_GROUPS];
-#pragma unroll
-    for (int i = 0; i < GEMM_GROUPS; i++) load_rows<bits>(data + i * apart, &w[i]);
-    const int even = unit_of_thread(0), odd = unit_of_thread(1) - 4; /* pairs, and less 4 * pair */
-    int now = 0; /* where strip s lies */
-    send_strip(tokens.x, x + threadIdx.x);
-    end_copies();
+    tile_rows<bits> w(m, at.group);
     gemm_sums sum = {};
-
-#pragma unroll 1
-    for (int s = 0, next; s < 2 * strips; s = next) {
-        await_copies<0>();
-        __syncthreads(); /* strip s has come, and nobody reads the one before any more */
-        next = strip_after(tokens.massive, strips, s);
-        if (next < 2 * strips)
-            send_strip(tokens.x + (int64_t)next * STRIP_UNITS,
-                       x + (now ^ STRIP_UNITS) + threadIdx.x);
-        end_copies();
-        const int then = next < strips ? next : next < 2 * strips ? next - strips : 0;
-        const uint8_t *of_next = data + (uint32_t)(then * strip_bytes(bits));
-#pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++) {
-            uint32_t a[GEMM_GROUPS][2][4];
-#pragma unroll
-            for (int i = 0; i < GEMM_GROUPS; i++) {
-                fragments_of<bits>(entries, w[i], pair, a[i]);
-                load_rows_of<bits>(of_next + i * apart, pair, &w[i]);
-            }
-            multiply_pair(x + now + (pair % 2 ? odd : even) + 4 * pair, a, sum);
-        }
-        now ^= STRIP_UNITS;
-    }
-    await_copies<0>();
+    multiply_strips(p, m.strips, x, w, sum);
 
     float unit[GEMM_GROUPS][2];
     for (int i = 0; i < GEMM_GROUPS; i++)

@@ -93,6 +93,41 @@ DEVICE void multiply_pair(const uint4 *x, const uint32_t (*a)[2][4], gemm_sums &
     }
 }
 
+/* sum = a warp's products over all strips and, where tokens have one, their second set. x: shared
+ * memory for two strips; the next one's numbers are on their way while one is multiplied.
+ *
+ * weights: those of the warp's rows, which it reads itself: weights.fragments(pair, strip, then, a)
+ * makes a (GEMM_GROUPS, 2, 4) of a pair of units of `strip`, and sends for what comes next, of
+ * `then` once this strip is done. */
+template <class weights>
+DEVICE void multiply_strips(const product &p, int strips, uint4 *x, weights &w, gemm_sums &sum) {
+    const gemm_tokens tokens = tokens_of(p, strips);
+    const int even = unit_of_thread(0), odd = unit_of_thread(1) - 4; /* pairs, and less 4 * pair */
+    int now = 0; /* where strip s lies */
+    send_strip(tokens.x, x + threadIdx.x);
+    end_copies();
+#pragma unroll 1
+    for (int s = 0, next; s < 2 * strips; s = next) {
+        await_copies<0>();
+        __syncthreads(); /* strip s has come, and nobody reads the one before any more */
+        next = strip_after(tokens.massive, strips, s);
+        if (next < 2 * strips)
+            send_strip(tokens.x + (int64_t)next * STRIP_UNITS,
+                       x + (now ^ STRIP_UNITS) + threadIdx.x);
+        end_copies();
+        const int strip = s < strips ? s : s - strips;
+        const int then = next < strips ? next : next < 2 * strips ? next - strips : 0;
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) {
+            uint32_t a[GEMM_GROUPS][2][4];
+            w.fragments(pair, strip, then, a);
+            multiply_pair(x + now + (pair % 2 ? odd : even) + 4 * pair, a, sum);
+        }
+        now ^= STRIP_UNITS;
+    }
+    await_copies<0>();
+}
+
 DEVICE uint32_t word_of(const uint4 &v, int i) {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }

@@ -16,19 +16,20 @@ enum { MAGIC_BITS = 0x4b400000 };
 
 DEVICE int byte_of(uint32_t word, int i) { return (int8_t)(word >> 8 * i); }
 
-/* The activations that a thread needs at a time: 32 of a block of 64 */
+/* The activations that a thread needs at a time */
 struct piece_codes {
     uint32_t q[8];
     int start[2];
+    float scale, second;
 };
 
-DEVICE void load_codes(const code_block *b, int half, piece_codes *c) {
-    const uint4 *q = (const uint4 *)b->q + 2 * half;
-    const uint4 first = q[0], second = q[1];
-    const int2 start = ((const int2 *)b->start)[half];
+DEVICE void load_codes(const code_half *h, piece_codes *c) {
+    const uint4 *words = (const uint4 *)h;
+    const uint4 first = words[0], others = words[1], rest = words[2];
     c->q[0] = first.x, c->q[1] = first.y, c->q[2] = first.z, c->q[3] = first.w;
-    c->q[4] = second.x, c->q[5] = second.y, c->q[6] = second.z, c->q[7] = second.w;
-    c->start[0] = start.x, c->start[1] = start.y;
+    c->q[4] = others.x, c->q[5] = others.y, c->q[6] = others.z, c->q[7] = others.w;
+    c->start[0] = (int)rest.x, c->start[1] = (int)rest.y;
+    c->scale = __int_as_float((int)rest.z), c->second = __int_as_float((int)rest.w);
 }
 
 template <int bits> struct piece {
@@ -50,15 +51,21 @@ template <int bits> DEVICE void load_piece(const uint8_t *strip, int at, piece<b
     }
 }
 
+/* A row's scales in a piece, one of each sub */
+template <int bits> DEVICE void scales_of(const piece<bits> &w, int r, int *scale) {
+#pragma unroll
+    for (int i = 0; i < strip_subs(bits); i++) scale[i] = byte_of(w.scale[i], r);
+}
+
 /* sum + factor * (the integer sums of a row of a piece, times its scales) */
 template <int bits>
-DEVICE float scaled(int dot, int other, const uint32_t *scale, int r, float factor, float sum) {
+DEVICE float scaled(int dot, int other, const int *scale, float factor, float sum) {
     int total = MAGIC_BITS;
     if (strip_subs(bits) == 2) {
-        total += dot * byte_of(scale[0], r);
-        total += other * byte_of(scale[1], r);
+        total += dot * scale[0];
+        total += other * scale[1];
     } else {
-        total += (dot + other) * byte_of(scale[0], r);
+        total += (dot + other) * scale[0];
     }
     return fmaf(factor, __int_as_float(total) - MAGIC, sum);
 }
@@ -72,12 +79,11 @@ template <int bits> DEVICE void words_of(const piece<bits> &w, int r, uint32_t *
 
 /* sum (4) += the piece times one token's activations, row by row */
 template <int bits>
-DEVICE void add_alone(const table &t, const piece<bits> &w, const piece_codes &c, float factor,
-                      float *sum) {
+DEVICE void add_alone(const table &t, const piece<bits> &w, const piece_codes &c, float *sum) {
 #pragma unroll
     for (int r = 0; r < PIECE_ROWS; r++) {
         uint32_t word[bits], quads[8];
-        int dot = c.start[0], other = c.start[1];
+        int scale[2], dot = c.start[0], other = c.start[1];
         words_of<bits>(w, r, word);
         if (bits <= 4) {
             nibbles_of<bits>(word, quads);
@@ -94,56 +100,64 @@ DEVICE void add_alone(const table &t, const piece<bits> &w, const piece_codes &c
                 other = dot4(quads[4 + k], c.q[4 + k], other);
             }
         }
-        sum[r] = scaled<bits>(dot, other, w.scale, r, factor, sum[r]);
+        scales_of<bits>(w, r, scale);
+        sum[r] = scaled<bits>(dot, other, scale, c.scale, sum[r]);
     }
 }
 
-/* The same with entries (4, 8) that were decoded for several tokens */
-template <int bits>
-DEVICE void add_decoded(const uint32_t (*quads)[8], const uint32_t *scale, const piece_codes &c,
-                        float factor, float *sum) {
+/* A piece's entries and scales, decoded for several tokens */
+struct decoded {
+    uint32_t quads[PIECE_ROWS][8];
+    int scale[PIECE_ROWS][2];
+};
+
+template <int bits> DEVICE void decode_piece(const table &t, const piece<bits> &w, decoded *d) {
+#pragma unroll
+    for (int r = 0; r < PIECE_ROWS; r++) {
+        uint32_t word[bits];
+        words_of<bits>(w, r, word);
+        decode<bits>(t, word, d->quads[r]);
+        scales_of<bits>(w, r, d->scale[r]);
+#pragma unroll
+        for (int i = 0; i < strip_subs(bits); i++) /* or every token would take them out anew */
+            d->scale[r][i] = (int)here((uint32_t)d->scale[r][i]);
+    }
+}
+
+template <int bits> DEVICE void add_decoded(const decoded &d, const piece_codes &c, float *sum) {
 #pragma unroll
     for (int r = 0; r < PIECE_ROWS; r++) {
         int dot = c.start[0], other = c.start[1];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            dot = dot4(quads[r][k], c.q[k], dot);
-            other = dot4(quads[r][4 + k], c.q[4 + k], other);
+            dot = dot4(d.quads[r][k], c.q[k], dot);
+            other = dot4(d.quads[r][4 + k], c.q[4 + k], other);
         }
-        sum[r] = scaled<bits>(dot, other, scale, r, factor, sum[r]);
+        sum[r] = scaled<bits>(dot, other, d.scale[r], c.scale, sum[r]);
     }
 }
 
-/* sum (tokens, 4) += the piece times activations. block: of the first token, the others' are
- * `blocks_each` apart, the second set `second` blocks on; half: of the block's columns */
+/* sum (tokens, 4) += the piece times activations. codes: of the first token, the others' are `each`
+ * apart, the second set `second` on */
 template <int bits, int tokens>
-DEVICE void add_piece(const table &t, const piece<bits> &w, const code_block *block,
-                      int blocks_each, int64_t second, int half, float (*sum)[PIECE_ROWS]) {
-    uint32_t quads[PIECE_ROWS][8];
-    if (tokens > 1) {
-#pragma unroll
-        for (int r = 0; r < PIECE_ROWS; r++) {
-            uint32_t word[bits];
-            words_of<bits>(w, r, word);
-            decode<bits>(t, word, quads[r]);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < tokens; i++) {
-        const code_block *b = block + (int64_t)i * blocks_each;
-        const float2 scales = *(const float2 *)&b->scale;
-        float factor = scales.x;
+DEVICE void add_piece(const table &t, const piece<bits> &w, const code_half *codes, int each,
+                      int64_t second, float (*sum)[PIECE_ROWS]) {
+    decoded d;
+    if (tokens > 1) decode_piece<bits>(t, w, &d);
+    bool more;
 #pragma unroll 1
-        for (int set = 0; set < 2; set++) { /* once more for what a massive channel leaves over */
+    do { /* once more if a token has a massive channel here: the others' second codes are zeros */
+        more = false;
+#pragma unroll
+        for (int i = 0; i < tokens; i++) {
             piece_codes c;
-            load_codes(b, half, &c);
-            if (tokens > 1) add_decoded<bits>(quads, w.scale, c, factor, sum[i]);
-            else add_alone<bits>(t, w, c, factor, sum[i]);
-            if (scales.y == 0) break;
-            factor = scales.y;
-            b += second;
+            load_codes(codes + (int64_t)i * each, &c);
+            if (tokens > 1) add_decoded<bits>(d, c, sum[i]);
+            else add_alone<bits>(t, w, c, sum[i]);
+            more = more || c.second != 0;
         }
-    }
+        codes += second;
+    } while (more);
 }
 
 /* Blocks of 256 threads that a multiprocessor should have room for. With room for three, 80
@@ -168,9 +182,9 @@ __global__ void __launch_bounds__(256, blocks_wanted(bits, tokens))
     table entries; /* from another lane, or ptxas would keep it where PRMT cannot read it */
     for (int i = 0; i < 4; i++)
         entries.entry[i] = __shfl_xor_sync(ALL_LANES, m.entries.entry[i], 1);
-    const int blocks_each = p.stride / GWQ_BLOCK;
-    const int64_t second = (int64_t)p.n * blocks_each;
-    const code_block *block = p.blocks + (int64_t)first * blocks_each + column / 2;
+    const int each = p.stride / PIECE; /* of a token */
+    const int64_t second = (int64_t)p.n * each;
+    const code_half *codes = p.blocks->of + (int64_t)first * each + column;
     const uint8_t *data = m.data + (int64_t)group * m.strips * strip_bytes(bits);
     float sum[tokens][PIECE_ROWS] = {};
 
@@ -178,7 +192,7 @@ __global__ void __launch_bounds__(256, blocks_wanted(bits, tokens))
     for (int s = 2 * warp + lane / PIECES; s < m.strips; s += 2 * warps) {
         piece<bits> w;
         load_piece<bits>(data + (int64_t)s * strip_bytes(bits), at, &w);
-        add_piece<bits, tokens>(entries, w, block + 2 * s, blocks_each, second, column % 2, sum);
+        add_piece<bits, tokens>(entries, w, codes + 4 * s, each, second, sum);
     }
 #pragma unroll
     for (int t = 0; t < tokens; t++)

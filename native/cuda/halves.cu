@@ -6,14 +6,6 @@
 
 enum { HALF_THREADS = 256, TURN = 64, TURN_THREADS = 256 };
 
-/* 2^k, k so that |x| / 2^k lies between 2^14 and 2^15 for the largest x; NaN beside an infinity */
-DEVICE float factor_of(float most) {
-    if (!(most <= FLT_MAX)) return NAN;
-    const int exponent = (__float_as_int(most) >> 23) - 127; /* of 0: -127 */
-    const int k = (exponent > -100 ? exponent : -100) - 14;
-    return __int_as_float((k + 127) << 23);
-}
-
 /* seen (2): a lane's two numbers of a block of 64 as codes say them. Returns whether the block has
  * a massive one. */
 DEVICE bool as_codes(const float *v, float *seen) {
@@ -61,7 +53,7 @@ __global__ void halves_kernel(activations a, half_activations h) {
     if (thread % WARP == 0) of_warp[thread / WARP] = most;
     __syncthreads();
     for (int w = 0; w < HALF_THREADS / WARP; w++) most = fmaxf(most, of_warp[w]);
-    const float factor = factor_of(most);
+    const float factor = power_below(most);
     const float inverse = 1 / factor; /* a power of two too, and not subnormal */
     if (thread == 0) h.factors[token] = factor;
     for (int b = thread / WARP; b < a.stride / GWQ_BLOCK; b += HALF_THREADS / WARP) {

@@ -71,13 +71,16 @@ struct device_matrix {
     const int *outlier_starts; /* (rows + 1): where those of a row begin */
 };
 
-/* Activations of a block of 64 columns: x ~ scale * q, and of what that leaves over ~ second * q of
- * a block of the second set, which is there unless second is 0. */
-struct alignas(16) code_block {
-    int8_t q[GWQ_BLOCK]; /* in the order above */
-    int start[4];        /* -BIAS * the sum of q, of each 16 columns */
+/* Activations of half a block of 64 columns: x ~ scale * q, and of what that leaves over ~ second *
+ * q of a half of the second set, which is zeros where second is 0. Both halves of a block have the
+ * same scale and second: a thread reads all it needs of 32 columns, 48 bytes, from one place. */
+struct alignas(16) code_half {
+    int8_t q[PIECE]; /* in the order above */
+    int start[2];    /* -BIAS * the sum of q, of each 16 columns */
     float scale, second;
-    int pad[2];
+};
+struct code_block {
+    code_half of[2];
 };
 
 /* Where column c of 16 stands in the order above */

@@ -1,5 +1,6 @@
-/* Programs: a list of ops is checked once, captured as a CUDA graph, and replayed. What differs
- * from run to run, ids and position, kernels read from the device's memory. */
+/* Programs: a list of ops is checked once, run once, captured as a CUDA graph when it runs again,
+ * and replayed from then on. What differs from run to run, ids and position, kernels read from the
+ * device's memory. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -16,6 +17,7 @@ struct known {
     device_matrix **experts; /* (count), of the device; NULL where there is no choice */
     cudaGraphExec_t graph;
     bool captured;
+    bool has_run; /* so that the driver has loaded its kernels, which it must not in a capture */
 };
 
 enum { MOST_KNOWN = 16 };
@@ -284,9 +286,12 @@ int gwq_program_run(gwq_pool *, const gwq_op *ops, int count, const int32_t *ids
                              gwq_context.stream));
     if (nanoseconds) {
         TRY(run_timed(k, nanoseconds));
+    } else if (!k->has_run) {
+        run_ops(k);
     } else {
         if (!k->captured) TRY(capture(k));
         TRY_CUDA(cudaGraphLaunch(k->graph, gwq_context.stream));
     }
+    k->has_run = true;
     return finished();
 }

@@ -55,61 +55,56 @@ DEVICE void halves_from(const eight<kind> &w, float power, uint32_t *halves) {
     }
 }
 
+/* Two rows of each of a warp's row groups, of each the eight columns that are multiplied next. A
+ * unit here is 32 columns of a row, eight for each of the four threads t. */
+template <int kind> struct plain_rows {
+    const uint8_t *data; /* of the first row */
+    int64_t pitch;
+    const uint16_t *scales;
+    int units; /* of a row */
+    float power;
+    eight<kind> rows[GEMM_GROUPS][2];
+
+    DEVICE plain_rows(const device_matrix &m, int group)
+        : pitch(m.pitch), units(ceil_div(m.cols, PIECE)), power(m.half_power) {
+        const int64_t row = group * ROWS + (int)threadIdx.x % WARP / 4 * 2;
+        data = m.data + row * pitch;
+        scales = kind == ROW_CODES ? m.scale + row * units : nullptr;
+#pragma unroll
+        for (int i = 0; i < GEMM_GROUPS; i++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) load(i, r, 0);
+    }
+
+    DEVICE void load(int i, int r, int unit) {
+        load_eight<kind>(data + (i * ROWS + r) * pitch, scales + (i * ROWS + r) * units, unit,
+                         &rows[i][r]);
+    }
+
+    DEVICE void fragments(int pair, int strip, int then, uint32_t (*a)[2][4]) {
+        const int unit = pair + 1 < PAIRS ? PAIRS * strip + pair + 1 : PAIRS * then;
+        const int loaded = unit < units ? unit : units - 1; /* beyond the last one x is 0 */
+#pragma unroll
+        for (int i = 0; i < GEMM_GROUPS; i++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                uint32_t halves[4];
+                halves_from<kind>(rows[i][r], power, halves);
+                load(i, r, loaded);
+#pragma unroll
+                for (int k = 0; k < 4; k++) a[i][k / 2][k % 2 * 2 + r] = halves[k];
+            }
+    }
+};
+
 template <int kind>
 __global__ void __launch_bounds__(GEMM_THREADS, 2) rows_gemm_kernel(product p) {
     __shared__ uint4 x[2 * STRIP_UNITS];
     const gemm_place at = place_of_warp(p);
     const device_matrix m = matrix_of(p, at.which);
-    const int units = ceil_div(m.cols, PIECE);
-    const int64_t row = at.group * ROWS + (int)threadIdx.x % WARP / 4 * 2;
-    const uint8_t *data = m.data + row * m.pitch;
-    const uint16_t *scales = kind == ROW_CODES ? m.scale + row * units : nullptr;
-    const int strips = m.strips;
-    const gemm_tokens tokens = tokens_of(p, strips);
-    eight<kind> w[GEMM_GROUPS][2];
-#pragma unroll
-    for (int i = 0; i < GEMM_GROUPS; i++)
-        for (int r = 0; r < 2; r++)
-            load_eight<kind>(data + (i * ROWS + r) * m.pitch, scales + (i * ROWS + r) * units, 0,
-                             &w[i][r]);
-    const int even = unit_of_thread(0), odd = unit_of_thread(1) - 4; /* pairs, and less 4 * pair */
-    int now = 0; /* where strip s lies */
-    send_strip(tokens.x, x + threadIdx.x);
-    end_copies();
+    plain_rows<kind> w(m, at.group);
     gemm_sums sum = {};
-
-#pragma unroll 1
-    for (int s = 0, next; s < 2 * strips; s = next) {
-        await_copies<0>();
-        __syncthreads(); /* strip s has come, and nobody reads the one before any more */
-        next = strip_after(tokens.massive, strips, s);
-        if (next < 2 * strips)
-            send_strip(tokens.x + (int64_t)next * STRIP_UNITS,
-                       x + (now ^ STRIP_UNITS) + threadIdx.x);
-        end_copies();
-        const int then = next < strips ? next : next < 2 * strips ? next - strips : 0;
-#pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++) {
-            const int this_strip = PAIRS * (s < strips ? s : s - strips);
-            const int unit = pair + 1 < PAIRS ? this_strip + pair + 1 : PAIRS * then;
-            const int loaded = unit < units ? unit : units - 1; /* beyond the last one x is 0 */
-            uint32_t a[GEMM_GROUPS][2][4];
-#pragma unroll
-            for (int i = 0; i < GEMM_GROUPS; i++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    uint32_t halves[4];
-                    halves_from<kind>(w[i][r], m.half_power, halves);
-                    load_eight<kind>(data + (i * ROWS + r) * m.pitch,
-                                     scales + (i * ROWS + r) * units, loaded, &w[i][r]);
-#pragma unroll
-                    for (int k = 0; k < 4; k++) a[i][k / 2][k % 2 * 2 + r] = halves[k];
-                }
-            multiply_pair(x + now + (pair % 2 ? odd : even) + 4 * pair, a, sum);
-        }
-        now ^= STRIP_UNITS;
-    }
-    await_copies<0>();
+    multiply_strips(p, m.strips, x, w, sum);
 
     const float back = 1 / m.half_power;
     const float unit[GEMM_GROUPS][2] = {{back, back}, {back, back}};

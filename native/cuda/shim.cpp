@@ -2,7 +2,6 @@
  * other at barriers and in shuffles, and hand the CPU on while they do. */
 #include "shim.h"
 #include <stdio.h>
-#include <sys/mman.h>
 #include <ucontext.h>
 #include <mutex>
 
@@ -15,12 +14,9 @@
 
 namespace shim {
 place thread, block, threads, blocks;
-size_t memory = (size_t)4 << 30;
-int devices = 1, capability = 90;
-graph *captured;
 
 namespace {
-enum { MOST = 1024, LANES = 32, STACK = 64 << 10 };
+enum { MOST = MOST_THREADS, LANES = 32, STACK = 64 << 10 };
 
 /* What TSan is told of goes by turns: who has left a barrier may come to the next one before others
  * have left, and is not ordered before these. */
@@ -53,11 +49,6 @@ unsigned parity[MOST];
 std::vector<copy> copies[MOST];
 body kernel;
 void *arguments;
-
-[[noreturn]] void stop(const char *why) {
-    fprintf(stderr, "shim: %s\n", why);
-    abort();
-}
 
 /* --- switching -------------------------------------------------------------------------------- */
 
@@ -184,6 +175,11 @@ void run_block() {
 }
 } // namespace
 
+[[noreturn]] void stop(const char *why) {
+    fprintf(stderr, "shim: %s\n", why);
+    abort();
+}
+
 void reverse(bool on) { backward = on; }
 
 void run(dim3 grid, dim3 size, body fn, void *args) {
@@ -238,61 +234,3 @@ void multiply_fragments(const float *a, const float *b, float *sum) {
 
 std::vector<copy> &sent() { return copies[current]; }
 } // namespace shim
-
-/* For tests, which open the library */
-#pragma GCC visibility push(default)
-extern "C" void gwq_shim_reverse(int on) { shim::reverse(on); }
-extern "C" void gwq_shim_memory(size_t bytes) { shim::memory = bytes; }
-extern "C" size_t gwq_shim_room(void) { return shim::memory; }
-extern "C" void gwq_shim_machine(int devices, int capability) {
-    shim::devices = devices;
-    shim::capability = capability;
-}
-#pragma GCC visibility pop
-
-/* --- runtime ---------------------------------------------------------------------------------- */
-
-/* Memory that ends where an inaccessible page begins, up to 16 bytes: what reads or writes beyond
- * it crashes. Before it lies what cudaFree has to know. */
-struct region {
-    void *start;
-    size_t length, bytes;
-};
-
-cudaError_t cudaMalloc(void **p, size_t bytes) {
-    const size_t page = 4096, used = (bytes + 15) / 16 * 16;
-    const size_t length = (sizeof(region) + used + page - 1) / page * page + page;
-    if (bytes > shim::memory) return cudaErrorMemoryAllocation;
-    void *start = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (start == MAP_FAILED) return cudaErrorMemoryAllocation;
-    mprotect((char *)start + length - page, page, PROT_NONE);
-    *p = (char *)start + length - page - used;
-    ((region *)*p)[-1] = {start, length, bytes};
-    memset(*p, 0xa5, bytes);
-    shim::memory -= bytes;
-    return cudaSuccess;
-}
-
-cudaError_t cudaFree(void *p) {
-    if (!p) return cudaSuccess;
-    const region r = ((region *)p)[-1];
-    shim::memory += r.bytes;
-    munmap(r.start, r.length);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
-    *free = shim::memory;
-    *total = (size_t)4 << 30;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int) {
-    memset(out, 0, sizeof *out);
-    snprintf(out->name, sizeof out->name, "host shim");
-    out->major = shim::capability / 10;
-    out->minor = shim::capability % 10;
-    out->multiProcessorCount = 2;
-    out->totalGlobalMem = (size_t)4 << 30;
-    return cudaSuccess;
-}

@@ -4,7 +4,9 @@
  * A kernel that waits where not all of its threads come ends the process, with a message. Under
  * ThreadSanitizer only barriers and shuffles order memory, so that a race of two CUDA threads is
  * found whatever the order in which they ran. Memory that is not aligned as a device wants it ends
- * the process too, as native/build_cuda.py compiles it, and so does reading beyond a cudaMalloc. */
+ * the process too, as native/build_cuda.py compiles it, and so does reading beyond a cudaMalloc,
+ * and what a stream that is captured must not be asked for. A grid beyond CUDA's limits is an
+ * error. */
 #ifndef GWQ_CUDA_SHIM_H
 #define GWQ_CUDA_SHIM_H
 #include <math.h>
@@ -77,7 +79,15 @@ std::vector<copy> &sent(); /* by the thread that runs */
 typedef std::vector<std::function<void()>> graph;
 extern graph *captured;
 
-template <class call> void launch(dim3 grid, dim3 block, call kernel) {
+enum { MOST_THREADS = 1024 }; /* of a block */
+[[noreturn]] void stop(const char *why);
+/* Whether a kernel can be started like this; what cannot be is the next cudaGetLastError. A kernel
+ * is loaded where it is first started: not while a stream is captured, which ends the process. */
+bool can_start(const void *kernel, dim3 grid, dim3 block);
+
+template <class call>
+void launch(const void *name, dim3 grid, dim3 block, call kernel) {
+    if (!can_start(name, grid, block)) return;
     auto start = [=]() mutable {
         run(grid, block, [](void *p) { (*static_cast<call *>(p))(); }, &kernel);
     };
@@ -91,7 +101,8 @@ template <class call> void launch(dim3 grid, dim3 block, call kernel) {
 #define blockDim (shim::threads)
 #define gridDim (shim::blocks)
 #define LAUNCH(kernel, grid, block, stream, ...) \
-    ((void)(stream), shim::launch(dim3(grid), dim3(block), [=] { kernel(__VA_ARGS__); }))
+    ((void)(stream), shim::launch((const void *)(kernel), dim3(grid), dim3(block), \
+                                  [=] { kernel(__VA_ARGS__); }))
 
 inline void __syncthreads() { shim::wait_block(); }
 
@@ -205,71 +216,5 @@ template <int still_away> void await_copies() {
     all.erase(all.begin(), all.begin() + (long)landed);
 }
 
-/* --- runtime ---------------------------------------------------------------------------------- */
-
-typedef int cudaStream_t;
-enum cudaError_t {
-    cudaSuccess = 0,
-    cudaErrorMemoryAllocation = 2,
-    cudaErrorInsufficientDriver = 35
-};
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-struct cudaDeviceProp {
-    char name[256];
-    int major, minor, multiProcessorCount;
-    size_t totalGlobalMem;
-};
-
-namespace shim {
-extern size_t memory; /* bytes that cudaMalloc still gives */
-/* What the machine seems to have: `devices` below 0, no driver */
-extern int devices, capability;
-}
-cudaError_t cudaMalloc(void **p, size_t bytes);
-cudaError_t cudaFree(void *p);
-cudaError_t cudaMemGetInfo(size_t *free, size_t *total);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device);
-DEVICE cudaError_t cudaGetDeviceCount(int *count) {
-    *count = shim::devices;
-    return shim::devices < 0 ? cudaErrorInsufficientDriver : cudaSuccess;
-}
-DEVICE cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-DEVICE cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = 0, cudaSuccess; }
-DEVICE cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-DEVICE cudaError_t cudaGetLastError() { return cudaSuccess; }
-DEVICE const char *cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorInsufficientDriver ? "the driver of the shim is too old"
-                                                : "the shim is out of memory";
-}
-DEVICE cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t) {
-    if (bytes) memmove(to, from, bytes);
-    return cudaSuccess;
-}
-DEVICE cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
-    if (bytes) memset(to, value, bytes);
-    return cudaSuccess;
-}
-
-typedef shim::graph *cudaGraph_t, *cudaGraphExec_t;
-enum { cudaStreamCaptureModeThreadLocal };
-DEVICE cudaError_t cudaStreamBeginCapture(cudaStream_t, int) {
-    shim::captured = new shim::graph;
-    return cudaSuccess;
-}
-DEVICE cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *out) {
-    *out = shim::captured;
-    shim::captured = nullptr;
-    return cudaSuccess;
-}
-DEVICE cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, int) {
-    *out = new shim::graph(*graph);
-    return cudaSuccess;
-}
-DEVICE cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
-    for (auto &start : *graph) start();
-    return cudaSuccess;
-}
-DEVICE cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-DEVICE cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete graph, cudaSuccess; }
+#include "shim_runtime.h"
 #endif

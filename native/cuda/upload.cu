@@ -162,6 +162,11 @@ static int put_outliers(const gwq_matrix *host, handle *h, size_t *bytes) {
 
 /* --- the ABI ---------------------------------------------------------------------------------- */
 
+static int check_host(const gwq_matrix *host) {
+    TRY(gwq_matrix_check(host));
+    return host->cols <= GWQ_CUDA_WIDEST ? GWQ_OK : GWQ_E_SHAPE;
+}
+
 static void drop(handle *h) {
     cudaFree(h->memory);
     cudaFree(h->outliers);
@@ -171,7 +176,7 @@ static void drop(handle *h) {
 
 int gwq_cuda_upload_bytes(const gwq_matrix *host, uint64_t *bytes) {
     if (!bytes) return GWQ_E_ARGUMENT;
-    TRY(gwq_matrix_check(host));
+    TRY(check_host(host));
     device_matrix m = {};
     size_t data, scales, starts, outliers;
     measure(host, &m, &data, &scales);
@@ -182,7 +187,7 @@ int gwq_cuda_upload_bytes(const gwq_matrix *host, uint64_t *bytes) {
 
 int gwq_cuda_upload(const gwq_matrix *host, gwq_matrix *out, uint64_t *bytes) {
     if (!out) return GWQ_E_ARGUMENT;
-    TRY(gwq_matrix_check(host));
+    TRY(check_host(host));
     std::lock_guard<std::mutex> hold(gwq_lock);
     TRY(ready());
     handle *h = (handle *)calloc(1, sizeof *h);

@@ -10,7 +10,7 @@
  * Everything happens in the order of the calls. A function may return before the device is done;
  * gwq_cuda_read and gwq_program_run return afterwards. GWQ_E_DEVICE from any function: the driver
  * or the device failed, then or earlier (gwq_cuda_error says how).
- *  */
+ */
 #ifndef GWQ_CUDA_H
 #define GWQ_CUDA_H
 #include "gwq_program.h"
@@ -20,8 +20,9 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 enum gwq_cuda_limits {
-    GWQ_CUDA_HEAD = 512,     /* numbers of an attention head */
-    GWQ_CUDA_COLUMNS = 65536 /* columns of a matrix that has outliers */
+    GWQ_CUDA_HEAD = 512,      /* numbers of an attention head */
+    GWQ_CUDA_COLUMNS = 65536, /* columns of a matrix that has outliers */
+    GWQ_CUDA_WIDEST = 1 << 24 /* columns of any: kernels count a row's bytes by int */
 };
 
 typedef struct gwq_cuda_device {
@@ -29,18 +30,21 @@ typedef struct gwq_cuda_device {
     int32_t major, minor;         /* compute capability */
     int32_t processors;           /* multiprocessors */
     int32_t usable;               /* 1: the library has code for it */
+    int32_t integrated;           /* 1: its memory is the system's (Jetson) */
     uint64_t bytes;               /* of memory */
+    char bus[32];                 /* where it is, such as 0000:3b:00.0 */
 } gwq_cuda_device;
 
-/* Devices of this machine; -1: no driver, or one that is too old (gwq_cuda_error). */
+/* Devices of this machine, 0 where a driver finds none; -1: no driver, or one that is too old
+ * (gwq_cuda_error). */
 int gwq_cuda_devices(void);
 /* GWQ_E_INDEX, _DEVICE */
 int gwq_cuda_describe(int device, gwq_cuda_device *out);
 /* *bytes = what a device has free. It has to be woken for that, which takes some of its memory.
  * GWQ_E_INDEX, _DEVICE */
 int gwq_cuda_room(int device, uint64_t *bytes);
-/* Use a device from now on, before anything else. GWQ_E_INDEX, GWQ_E_ISA (an older architecture
- * than the library has code for), _DEVICE, _MEMORY. */
+/* Use a device from now on, before anything else. GWQ_E_INDEX, GWQ_E_ISA (the library has no code
+ * for it: it is older, or the library was built for others), _DEVICE, _MEMORY. */
 int gwq_cuda_open(int device);
 /* What the driver said last, in its words; "" if nothing. */
 const char *gwq_cuda_error(void);
@@ -55,7 +59,8 @@ int gwq_cuda_read(void *to_host, const void *from, uint64_t bytes);
 int gwq_cuda_copy(void *to, const void *from, uint64_t bytes);
 
 /* *out = a copy of a matrix in the device's memory, in an order of its own: what gwq_matrix_check
- * says, GWQ_E_COLUMN for more columns than outliers can have there, GWQ_E_MEMORY. *bytes (or NULL)
+ * says, GWQ_E_SHAPE for more than GWQ_CUDA_WIDEST columns, GWQ_E_COLUMN for more than outliers can
+ * have there, GWQ_E_MEMORY. *bytes (or NULL)
  * gets what it takes. */
 int gwq_cuda_upload(const gwq_matrix *host, gwq_matrix *out, uint64_t *bytes);
 void gwq_cuda_forget(gwq_matrix *m);

@@ -132,6 +132,15 @@ static void attention() {
                           DIM,      0,         0.125f, 30, out.data()};
     attend(0, o, TOKENS, KEYS - TOKENS, nullptr, parts.data());
     attend(0, o, TOKENS, KEYS - TOKENS, nullptr, nullptr); /* several runs of keys in a block */
+    enum { MANY = 40 }; /* queries, for tensor cores */
+    std::vector<float> queries = numbers(MANY * HEADS * DIM), many_out(queries.size());
+    std::vector<uint4> cache(KEYS * KV_HEADS * DIM / 8 + 1);
+    store(0, kv.data(), KEYS * KV_HEADS * DIM, GWQ_TYPE_F16, cache.data(), 0, nullptr, 0);
+    o.q = queries.data();
+    o.k = o.v = cache.data();
+    o.type = GWQ_TYPE_F16;
+    o.out = many_out.data();
+    attend(0, o, MANY, KEYS - MANY, nullptr, nullptr);
 }
 
 static void others() {

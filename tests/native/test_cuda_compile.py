@@ -12,6 +12,7 @@ import pytest
 
 from native.build_cuda import ARCHS, find_nvcc, offered
 from studies import cuda_kernels
+from studies.cuda_loops import PIECE
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -45,6 +46,11 @@ def test_every_architecture_has_every_kernel(kernels):
     assert {(k.name, k.arch) for k in kernels} == {(name, a) for name in names for a in archs}
 
 
+def test_the_page_has_every_kernel(kernels):
+    page = (ROOT / "docs" / "results" / "cuda.md").read_text()
+    assert {k.name for k in kernels} == set(re.findall(r"^\| `(\w+(?:<.*?>)?)` \| \d", page, re.M))
+
+
 def test_nothing_spills(kernels):
     assert [k for k in kernels if k.spills] == []
     # arrays in local memory: only where a byte is looked up that no product waits for
@@ -54,7 +60,8 @@ def test_nothing_spills(kernels):
 def test_registers_and_shared_memory(kernels):
     for k in kernels:
         long_heads = k.name.startswith("attend_kernel") and k.name.endswith(", 4>")
-        tiles = k.name in TENSOR  # sums of 32 rows and 64 tokens in a warp's registers
+        # sums of 32 rows and 64 tokens in a warp's registers, or of 16 queries
+        tiles = k.name in TENSOR or k.name.startswith("attend_many_kernel")
         assert k.registers <= (232 if tiles else 168 if long_heads else FULL), k
         # so that of the least that a device has, 64 KB, two blocks get enough, else three or more
         assert k.shared <= (32 if tiles else 20) << 10, k
@@ -64,15 +71,15 @@ def test_registers_and_shared_memory(kernels):
 
 @needs_disassembler
 def test_inner_loops_read_16_bytes_at_a_time(kernels):
-    # of one token: the bits that the issue slots of a multiprocessor must give for a weight
-    most = {2: 2.2, 3: 2.8, 4: 2.2, 5: 3.0, 6: 2.0}
-    for arch in ("80", "90"):
+    # what the issue slots of a multiprocessor must give for a weight, of 1 and of 4 tokens
+    most = {2: (2.1, 3.4), 3: (2.8, 4.0), 4: (2.1, 3.4), 5: (2.9, 4.2), 6: (1.9, 3.2)}
+    for arch in sorted({k.arch for k in kernels}):
         for loop in cuda_kernels.loops(arch):
             bits, tokens = map(int, re.findall(r"\d+", loop.kernel))
             assert loop.local == 0, loop
-            assert loop.wide >= bits + 2 * tokens, loop
-            if tokens == 1:
-                assert loop.instructions <= most[bits] * cuda_kernels.PIECE, loop
+            assert loop.wide == bits + 3 * tokens, loop
+            if tokens != 2:
+                assert loop.instructions <= most[bits][tokens == 4] * PIECE, loop
 
 
 @needs_disassembler
@@ -88,6 +95,10 @@ def test_tensor_cores_get_most_of_the_time(kernels):
             assert loop.instructions <= 5.2 * loop.products, loop
             assert 2 * loop.integer <= 0.8 * 8 * loop.products, loop
             assert loop.wide >= 32, loop
+        for dim in (64, 128):  # a turn of 16 queries and 32 keys
+            loop = found[f"attend_many_kernel<1, {dim}, 0>"]
+            assert loop.products == dim // 2 and loop.local == 0, loop
+            assert loop.instructions <= 750, loop
 
 
 @needs_disassembler

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
+from gwq_export.sensors.nvml import LIBRARY
 from native import build_cuda
 from tests.support import device_peers
 from tests.support.device_check import Budget, Wrong, check_matrix
-from tests.support.device_peers import Cublas, Missing, Power
+from tests.support.device_peers import Cublas, Energy, Missing
 from tests.support.device_times import check_cublas
 from tests.support.kernel_cases import none
 from tests.support.paths import NATIVE
@@ -30,8 +31,8 @@ def peers(tmp_path_factory):
         if flags not in made:
             cc = shutil.which("cc") or pytest.skip("no C compiler")
             made[flags] = tmp_path_factory.mktemp("peers")
-            for names in (device_peers.CUBLAS, device_peers.NVML):
-                out = made[flags] / names[0]
+            for name in (device_peers.CUBLAS[0], LIBRARY):
+                out = made[flags] / name
                 command = [cc, "-O2", "-shared", "-fPIC", *flags, STUBS, "-o", out, "-lm"]
                 subprocess.run(command, check=True)
         return made[flags]
@@ -74,7 +75,7 @@ def test_without_peers_it_says_so(cuda_library, peers):
     done = run_check(cuda_library, peers("-DSTATUS=1"))
     assert not done.returncode, done.stdout + done.stderr
     assert "left out: cuBLAS: cuBLAS: cublasCreate says 1" in done.stdout
-    assert "energy: NVML: nvmlInit says 1" in done.stdout and "J per token" not in done.stdout
+    assert "energy: NVML: nvmlInit_v2 answers 1" in done.stdout and "J per token" not in done.stdout
 
 
 def test_without_time_it_says_what_is_skipped(cuda_library, peers):
@@ -123,15 +124,17 @@ def test_peers(cuda_device, peers, monkeypatch):
         else:
             check_cublas(device, Cublas(device))
         monkeypatch.undo()
-    monkeypatch.setattr(device_peers, "NVML", [str(peers() / device_peers.NVML[0])])
-    with Power(0) as power:
-        time.sleep(0.1)
-    assert 24 < power.joules < 250
-    with pytest.raises(Missing, match="nvmlDeviceGetHandleByIndex says 2"):
-        Power(1)
-    monkeypatch.setattr(device_peers, "NVML", ["libnothing.so.1"])
+    bus = "0000:3b:00.0"
+    for flags in ((), ("-DNO_COUNTER=1",)):
+        monkeypatch.setenv("GWQ_NVML_LIBRARY", str(peers(*flags) / LIBRARY))
+        with Energy(bus) as energy:
+            time.sleep(0.1)
+        assert 24 < energy.joules < 250
+        with pytest.raises(Missing, match="nvmlDeviceGetHandleByPciBusId_v2 answers 6"):
+            Energy("0000:00:00.0")
+    monkeypatch.setenv("GWQ_NVML_LIBRARY", "libnothing.so.1")
     with pytest.raises(Missing, match=r"libnothing\.so\.1: "):
-        Power(0)
+        Energy(bus)
 
 
 @pytest.mark.parametrize(

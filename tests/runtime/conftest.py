@@ -1,4 +1,4 @@
-"""Files of the tests of draft models."""
+"""Files of the tests of draft models and of devices."""
 
 import pytest
 
@@ -6,6 +6,12 @@ import pytest
 @pytest.fixture(scope="module")
 def path(exported):
     return exported(type="gwq4")[0]
+
+
+@pytest.fixture(scope="module")
+def bundled(path):
+    """Path of the bundled model at 4 bits, with the default outliers."""
+    return path
 
 
 @pytest.fixture(scope="module")

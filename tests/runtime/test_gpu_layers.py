@@ -11,7 +11,7 @@ from gwq_export.errors import GwqError, NoMemory
 from gwq_export.native.cuda import DeviceF32
 from gwq_export.native.program import MAX_TOKENS
 from gwq_export.runtime import placement
-from gwq_export.runtime.buffers import BATCH
+from gwq_export.runtime.buffers import BATCH, DEVICE_BATCH
 from tests.support.cli import assert_one_line, call
 from tests.support.models import TINY_MODELS
 from tests.support.nearness import assert_near
@@ -24,11 +24,6 @@ BLOCKS = 4  # of the bundled model
 MIB = 1 << 20
 
 pytestmark = pytest.mark.usefixtures("cuda_device")
-
-
-@pytest.fixture(scope="module")
-def bundled(exported):
-    return exported(type="gwq4")[0]
 
 
 @pytest.fixture
@@ -67,9 +62,10 @@ def test_any_number_of_layers(bundled, layers):
 def test_every_architecture(tiny, exported, name):
     """In float32 only the order of sums differs."""
     path, _ = exported(tiny(name), type="f32")
-    whole = steps(gwq_export.load(path, threads=1))
+    whole = steps(gwq_export.load(path, threads=1, cache="f32"))
     for layers in (1, 2):
-        split = steps(gwq_export.load(path, device="cuda", gpu_layers=layers))
+        model = gwq_export.load(path, device="cuda", cache="f32", gpu_layers=layers)
+        split = steps(model)
         for a, b in zip(whole, split, strict=True):
             if a.size:
                 assert np.abs(a - b).max() <= 2e-4 * np.abs(a).max()
@@ -171,8 +167,10 @@ def test_a_session_takes_what_was_planned(tiny, exported, room, cache):
         found = model.weights.placement
         assert found.room - room() == found.weights
         session = model.session()
-        n = min(BATCH, model.ctx - 21)
-        session.forward(np.arange(3, 3 + n), keep=n)
+        for most, logits in ((DEVICE_BATCH, False), (BATCH, True)):
+            n = min(most, model.ctx - 21)
+            session.rewind()
+            session.forward(np.arange(n) % 90 + 3, keep=n if logits else 1)
         for k in range(1, MAX_TOKENS + 1):
             session.forward(IDS[:k], keep=k)
         session._reserve(model.ctx)

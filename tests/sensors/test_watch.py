@@ -110,6 +110,10 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **out) {
     *out = (void *)(long)(i + 1);
     return i > 1 ? 2 : 0;
 }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **out) {
+    *out = (void *)1;
+    return bus[5] == '3' ? 0 : 6; /* 0000:3b:00.0 */
+}
 int nvmlDeviceGetTotalEnergyConsumption(void *d, unsigned long long *out) {
     static unsigned long long joules = 7;
     *out = 1000 * joules++;
@@ -150,6 +154,9 @@ def test_a_gpu(nvml_library, tmp_path):
     assert state["throttling"] == {"NVML": {"heat or power limit now": 1}}
     with pytest.raises(OSError, match="nvmlDeviceGetHandleByIndex_v2 answers 2"):
         Nvml(5)
+    assert Nvml("0000:3b:00.0").watts() == 70.5
+    with pytest.raises(OSError, match="nvmlDeviceGetHandleByPciBusId_v2 answers 6"):
+        Nvml("0000:01:00.0")
     assert "answers 2" in {m["sensor"]: m["why"] for m in meters(s, 5)[1]}["NVML"]
 
 

@@ -182,7 +182,7 @@ def steps(device, index, folder, small, budget):
     shapes = SHAPES[3:4] if small else SHAPES
     large, huge = ((64, 256),) * 2 if small else (LARGE, HUGE)
     few, many = (1, 4), ((8,) if small else (8, 16, 64, 512))
-    set_bytes, gen = (1 << 20, 3) if small else (256 << 20, 600)
+    set_bytes, gen, least = (1 << 20, 3, 0.3) if small else (256 << 20, 600, 4)
     copies = (1 << 22, 2) if small else (1 << 30, 10)
     first = TINY if small else LLAMA_7B
     second = TINY if small else LLAMA_1B
@@ -199,7 +199,7 @@ def steps(device, index, folder, small, budget):
         return lambda: times.products(kinds, shape, tokens, copy[0], set_bytes, index)
 
     def whole(name, shape, layers):
-        return lambda: times.model(folder, name, shape, layers, gen, copy[0], index)
+        return lambda: times.model(folder, name, shape, layers, gen, least, copy[0], index)
 
     main_kinds = [("gwq4", 0.0), ("gwq4", times.OUTLIERS)]
     low_kinds = [("gwq3", times.OUTLIERS), ("gwq2", times.OUTLIERS)]

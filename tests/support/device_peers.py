@@ -1,6 +1,6 @@
 """What a machine with a GPU may have beside it, opened where it is there: cuBLAS, and NVML.
 
-Declarations are those of NVIDIA's documentation of both libraries.
+Declarations are those of NVIDIA's documentation of cuBLAS.
 """
 
 import glob
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from cffi import FFI
 
+from gwq_export.sensors.nvml import Nvml
+
 CUBLAS = ("libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so")
-NVML = ("libnvidia-ml.so.1",)
 WHEELS = Path(np.__file__).parents[1] / "nvidia/*/lib/libcublas.so.1?"  # PyPI's
 TOOLKITS = "/usr/local/cuda*/lib64/libcublas.so.1?"
 OP_N, OP_T = 0, 1
@@ -28,10 +29,6 @@ ffi.cdef("""
     int cublasGemmEx(void *handle, int transa, int transb, int m, int n, int k, const void *alpha,
                      const void *a, int atype, int lda, const void *b, int btype, int ldb,
                      const void *beta, void *c, int ctype, int ldc, int compute, int algo);
-    int nvmlInit_v2(void);
-    int nvmlShutdown(void);
-    int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device);
-    int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts);
 """)
 
 
@@ -74,44 +71,43 @@ class Cublas:
             raise Missing(f"cuBLAS: cublasGemmEx says {status}")
 
 
-class Power:
-    """Energy that a GPU takes in a block, from its power, read every PERIOD. Raises Missing.
+class Energy:
+    """Energy that a GPU takes in a block: by its counter, else from its power, read every PERIOD.
 
-    joules: after the block; from the mean of the readings.
+    bus: where the GPU is on the PCI bus, as CUDA says it: NVML numbers GPUs otherwise. joules:
+    after the block. Raises Missing.
     """
 
-    def __init__(self, index):
-        self.lib = opened(NVML)
-        if status := self.lib.nvmlInit_v2():
-            raise Missing(f"NVML: nvmlInit says {status}")
-        device = ffi.new("void **")
-        if status := self.lib.nvmlDeviceGetHandleByIndex_v2(index, device):
-            raise Missing(f"NVML: nvmlDeviceGetHandleByIndex says {status}")
-        self._device = device[0]
+    def __init__(self, bus):
+        try:
+            self.nvml = Nvml(bus)
+        except OSError as e:
+            raise Missing(f"NVML: {e}") from None
+        if self.nvml.joules() is None and self.nvml.watts() is None:
+            raise Missing("NVML: this GPU tells neither its energy nor its power")
         self.joules = 0.0
-        self.watts()
-
-    def watts(self):
-        """The power at this moment."""
-        out = ffi.new("unsigned int *")
-        if status := self.lib.nvmlDeviceGetPowerUsage(self._device, out):
-            raise Missing(f"NVML: nvmlDeviceGetPowerUsage says {status}")
-        return out[0] / 1000
 
     def __enter__(self):
-        self._readings = [self.watts()]
+        self._readings = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
+        self._counted = self.nvml.joules()
         self._start = time.perf_counter()
-        self._thread.start()
+        if self._counted is None:
+            self._thread.start()
         return self
 
     def _read(self):
-        while not self._end.wait(PERIOD):
-            self._readings.append(self.watts())
+        while True:
+            self._readings.append(self.nvml.watts())
+            if self._end.wait(PERIOD):
+                return
 
     def __exit__(self, *_):
         seconds = time.perf_counter() - self._start
+        if self._counted is not None:
+            self.joules = self.nvml.joules() - self._counted
+            return
         self._end.set()
         self._thread.join()
         self.joules = float(np.mean(self._readings)) * seconds

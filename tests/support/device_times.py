@@ -7,11 +7,12 @@ import numpy as np
 from gwq_export.bench.cases import Case
 from gwq_export.bench.files import decode_bytes
 from gwq_export.bench.kernels import kernel_rows
+from gwq_export.errors import GwqError
 from gwq_export.format.types import ffi
-from gwq_export.native.cuda import DeviceBytes
+from gwq_export.native.cuda import DeviceBytes, devices
 from gwq_export.native.library import check
 from gwq_export.runtime.model import Model
-from tests.support.device_peers import Cublas, Missing, Power
+from tests.support.device_peers import Cublas, Energy, Missing
 from tests.support.random_llama import write_llama
 
 HEADING = ("what", "tokens", "time", "tokens/s", "GB/s", "of copy rate", "also")
@@ -122,10 +123,17 @@ def seconds_of(mark, run, seconds=0.2):
     return (time.perf_counter() - start) / count
 
 
-def model(folder, name, shape, layers, gen, copy, index):
-    """Rows of a whole file of random weights: loading, a prompt, decoding, energy."""
+def model(folder, name, shape, layers, gen, least, copy, index):
+    """Rows of a whole file of random weights: loading, a prompt, decoding, energy.
+
+    Decoded are `gen` tokens after the prompt, again and again for `least` seconds. Raises Missing
+    where the folder has no room for the file.
+    """
     path = folder / f"{name}.gguf"
-    write_llama(path, shape, layers, "gwq4", OUTLIERS)
+    try:
+        write_llama(path, shape, layers, "gwq4", OUTLIERS)
+    except GwqError as e:
+        raise Missing(f"{e}") from None
     start = time.perf_counter()
     loaded = Model(path, device=f"cuda:{index}")
     load = time.perf_counter() - start
@@ -143,28 +151,32 @@ def model(folder, name, shape, layers, gen, copy, index):
     line(f"{name}, prompt to first token", len(ids), read, f"{len(ids) / read:.0f}", also=where)
     for _ in range(3):
         session.scores([5], best=1)
-    joules, seconds = metered(index, decode, session, gen)
-    each = seconds / gen
+    joules, (seconds, made) = metered(index, decode, session, gen, least)
+    each = seconds / made
     gbps = decode_bytes(loaded.weights.reader) / each / 1e9
-    also = joules if isinstance(joules, str) else f"{joules / gen:.3f} J per token"
+    also = joules if isinstance(joules, str) else f"{joules / made:.3f} J per token"
     share = f"{gbps / copy:.0%}"
-    line(f"{name}, decoding", gen, each, f"{1 / each:.1f}", f"{gbps:.0f}", share, also)
+    line(f"{name}, decoding", made, each, f"{1 / each:.1f}", f"{gbps:.0f}", share, also)
     path.unlink()
 
 
-def decode(session, gen):
-    """Seconds of `gen` tokens, one after another."""
-    start = time.perf_counter()
-    for _ in range(gen):
-        session.scores([5], best=1)
-    return time.perf_counter() - start
+def decode(session, gen, least):
+    """(seconds, tokens) of `gen` tokens, one after another, and again until `least` have passed."""
+    start, made, pos = time.perf_counter(), 0, session.pos
+    while True:
+        for _ in range(gen):
+            session.scores([5], best=1)
+        made += gen
+        if (seconds := time.perf_counter() - start) >= least:
+            return seconds, made
+        session.rewind(pos)
 
 
 def metered(index, run, *args):
     """(joules, or why there are none; what `run` returns)"""
     try:
-        with Power(index) as power:
+        with Energy(devices()[index]["bus"]) as energy:
             value = run(*args)
     except Missing as e:
         return f"energy: {e}", run(*args)
-    return power.joules, value
+    return energy.joules, value

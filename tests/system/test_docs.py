@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 from gwq_export.cli import COMMANDS
+from native import build
 from tests.support.paths import NATIVE, ROOT
 
 PACKAGE = ROOT / "gwq_export"
@@ -90,12 +91,14 @@ def command_lines(text):
                 part = []
 
 
-def parser_of(name):
-    """The argument parser of `gwq-NAME` or `studies/NAME`."""
+def flags_of(name):
+    """The flags of `gwq-NAME` or `studies/NAME`."""
+    if name == build.PROGRAM:
+        text = (NATIVE / build.PROGRAM_FOLDER / "options.c").read_text()
+        return set(re.findall(r'"(--?\w+)"', text))
     kind, _, name = name.replace("gwq-", "gwq/").partition("/")
-    if kind == "gwq":
-        return import_module(f"gwq_export.commands.{COMMANDS[name]}").parser()
-    return import_module(f"studies.{name}").parser()
+    folder = f"gwq_export.commands.{COMMANDS[name]}" if kind == "gwq" else f"studies.{name}"
+    return import_module(folder).parser()._option_string_actions
 
 
 def mistakes(words):
@@ -109,9 +112,10 @@ def mistakes(words):
         return [f"{name} is no program"]
     if not name.startswith(("gwq-", "studies/")):
         return []
-    if name.startswith("gwq-") and name.removeprefix("gwq-") not in COMMANDS:
+    ours = [build.PROGRAM, *(f"gwq-{command}" for command in COMMANDS)]
+    if name.startswith("gwq-") and name not in ours:
         return [f"{name} is no command"]
-    known = parser_of(name)._option_string_actions
+    known = flags_of(name)
     flags = [a.split("=")[0] for a in arguments if re.match(r"--?[a-zA-Z]", a)]
     return [f"{name} has no {flag}" for flag in flags if flag not in known]
 

@@ -15,6 +15,7 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "x86": {"include", "cpu", "x86"},
     "arm": {"include", "cpu", "arm"},
     "cuda": {"include", "cuda"},  # a library of its own (native/build_cuda.py)
+    "bench": {"include", "bench"},  # a program, which calls what others may call
 }
 CALLS = [  # a file calls only files of earlier lines
     {"check", "maps"},
@@ -57,6 +58,15 @@ CALLS = [  # a file calls only files of earlier lines
     {"matrix", "massive", "ops", "kv_cache", "prompt_attention", "encode", "gemm"},
     {"attention", "matmul"},
     {"program"},
+    {"say", "sha256", "json", "files"},
+    {"stats", "sensors", "limits", "options", "save", "data"},
+    {"device", "pages", "record", "cases"},
+    {"roof", "link_ops"},
+    {"link", "document"},
+    {"pass"},
+    {"plan", "engine"},
+    {"suite", "kernels"},
+    {"main"},
 ]
 
 
@@ -77,11 +87,13 @@ def test_no_include_goes_upward(folder):
 
 
 def test_every_file_is_compiled_and_has_a_place():
-    rows = build_module().FOLDERS
+    module = build_module()
+    rows = module.FOLDERS
     built = {f"{folder}/{name}" for folder, (files, _) in rows.items() for name in files}
+    built |= set(module.program_sources())
     assert built == {str(p.relative_to(NATIVE)) for p in NATIVE.glob("*/*.c")}
     assert {Path(name).stem for name in built} == set.union(*CALLS)
-    assert {*rows, "include", "cuda"} == set(MAY_INCLUDE)
+    assert {*rows, "include", "cuda", module.PROGRAM_FOLDER} == set(MAY_INCLUDE)
 
 
 def symbols(path, kind):
@@ -93,9 +105,11 @@ def symbols(path, kind):
 def test_no_call_goes_upward(tmp_path):
     module = build_module()
     module.build(tmp_path)
+    module.build_program(tmp_path)
     target = module.machine(shutil.which("cc"))
     folder = NATIVE / "build" / target
-    objects = [folder / Path(s).with_suffix(".o") for s in module.sources(target)]
+    sources = [*module.sources(target), *module.program_sources()]
+    objects = [folder / Path(s).with_suffix(".o") for s in sources]
     level = {name: i for i, names in enumerate(CALLS) for name in names}
     owner = {symbol: path.stem for path in objects for symbol in symbols(path, "defined")}
     for path in objects:
