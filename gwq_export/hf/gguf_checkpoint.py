@@ -16,6 +16,7 @@ from gwq_export.arch.spec import Arch, gguf_name
 from gwq_export.errors import AGAIN, GwqError, about
 from gwq_export.format.foreign import as_float32
 from gwq_export.format.reader import Reader
+from gwq_export.format.tensor import Tensor
 from gwq_export.format.types import TYPES
 
 # the config has these numbers
@@ -35,6 +36,22 @@ class Place:
     def checkpoint_shape(self) -> tuple[int, ...]:
         """Shape in the checkpoint."""
         return self.arrange.checkpoint_shape(self.shape)
+
+
+def bytes_of(tensor: Tensor, first: int, count: int) -> np.ndarray:
+    """uint8 (count,), a tensor's bytes from `first` on. Raises GwqError where they are not there.
+
+    They are read from the file, not through the map: mapped pages would stay, and count as memory.
+    """
+    try:
+        data = np.fromfile(tensor.path, np.uint8, count, offset=tensor.offset + first)
+    except OSError as e:
+        raise GwqError(
+            f"tensor {tensor.name} cannot be read ({e.strerror or e}): {AGAIN}"
+        ) from None
+    if len(data) < count:
+        raise GwqError(f"the file has become shorter while it was read: {AGAIN}")
+    return data
 
 
 class Checkpoint:
@@ -89,23 +106,11 @@ class Checkpoint:
         return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
 
     def read(self, name: str) -> np.ndarray:
-        """A float32 copy of a tensor, in the checkpoint's layout. Raises GwqError for damage.
-
-        It is read from the file, not through the map: mapped pages would stay, and count as memory.
-        """
+        """A float32 copy of a tensor, in the checkpoint's layout. Raises GwqError for damage."""
         place = self.places[name]
         tensor = self.reader.tensors[place.gguf].matrices()[place.matrix]
-        path = tensor.path
-        with about(path):
-            try:
-                data = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.offset)
-            except OSError as e:
-                raise GwqError(
-                    f"tensor {place.gguf} cannot be read ({e.strerror or e}): {AGAIN}"
-                ) from None
-            if len(data) < tensor.nbytes:
-                raise GwqError(f"the file has become shorter while it was read: {AGAIN}")
-            tensor = replace(tensor, data=data)
+        with about(tensor.path):
+            tensor = replace(tensor, data=bytes_of(tensor, 0, tensor.nbytes))
             if tensor.type.name not in TYPES:
                 tensor = as_float32(tensor)
             return place.arrange.inverse(tensor.dequantize().reshape(place.shape))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gwq_export.arch.config import read_config
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, about
 from gwq_export.format.foreign import foreign_type
 from gwq_export.format.reader import Reader
 from gwq_export.hf.config_from_gguf import config_json
-from gwq_export.hf.gguf_checkpoint import ROPE_TENSORS, Checkpoint
+from gwq_export.hf.gguf_checkpoint import ROPE_TENSORS, Checkpoint, bytes_of
 from gwq_export.hf.source import Source
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _OF_THE_FILE = (
     "split.",
 )
 PRE = "tokenizer.ggml.pre"
+AT_ONCE = 1 << 24  # bytes of two tensors that are compared
 
 
 class GGUFModel(Source):
@@ -67,7 +68,14 @@ class GGUFModel(Source):
         head, embed = (
             self._reader.tensors[name] for name in ("output.weight", "token_embd.weight")
         )
-        return head.type == embed.type and np.array_equal(head.data, embed.data)
+        if (head.type, head.shape) != (embed.type, embed.shape):
+            return False
+        with about(self.folder):
+            for at in range(0, head.nbytes, AT_ONCE):
+                a, b = (bytes_of(t, at, min(AT_ONCE, t.nbytes - at)) for t in (head, embed))
+                if not np.array_equal(a, b):
+                    return False
+        return True
 
     @property
     def embedding_scale(self) -> float:

@@ -12,6 +12,7 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.config import read_config
 from gwq_export.calibration.block_model import BlockModel
+from gwq_export.hf.gguf_checkpoint import bytes_of
 from gwq_export.hf.gguf_model import GGUFModel
 from gwq_export.hf.opened import open_model
 from gwq_export.hf.source import Source
@@ -150,6 +151,27 @@ def test_a_head_that_is_a_copy_of_the_embedding_is_not_stored_twice(tiny, export
         assert ("output.weight" in reader(tmp_path / "m.gguf").tensors) == bool(change)
         expected, found = (gwq_export.load(p, threads=1) for p in (out, tmp_path / "m.gguf"))
         assert np.array_equal(found.logits([1, 2]), expected.logits([1, 2]))
+
+
+@pytest.mark.parametrize("changed_byte", [None, 0, -1])
+def test_a_head_is_compared_piece_by_piece(tiny, exported, tmp_path, monkeypatch, changed_byte):
+    """The last piece, too, and without the map."""
+    read = []
+    monkeypatch.setattr("gwq_export.hf.gguf_model.AT_ONCE", 1000)
+    monkeypatch.setattr(
+        "gwq_export.hf.gguf_model.bytes_of", lambda *a: (read.append(a[1]), bytes_of(*a))[1]
+    )
+    path = shutil.copy(exported(tiny("llama"), type="f16")[0], tmp_path / "m.gguf")
+    head, embed = (reader(path).tensors[f"{n}.weight"] for n in ("output", "token_embd"))
+    data = bytearray(path.read_bytes())
+    copy = data[embed.offset : embed.offset + embed.nbytes]
+    if changed_byte is not None:
+        copy[changed_byte] ^= 1
+    data[head.offset : head.offset + head.nbytes] = copy
+    path.write_bytes(data)
+    assert GGUFModel(path).tied == (changed_byte is None)
+    pieces = 1 if changed_byte == 0 else -(-head.nbytes // 1000)
+    assert read == [1000 * i for i in range(pieces) for _ in "ab"]
 
 
 @pytest.mark.parametrize("kind", ["gwq3", "bridge"])
