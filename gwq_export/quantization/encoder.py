@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,12 @@ from gwq_export.compute.linalg import add_plain_product, pieces, plain_product
 from gwq_export.compute.threads import each
 from gwq_export.format.types import BLOCK, MAX_EXPONENT, TensorType, ffi, padded_rows
 from gwq_export.quantization.curvature import Curvature
-from gwq_export.quantization.feedback import column_gains, row_parts
+from gwq_export.quantization.feedback import (
+    ColumnGains,
+    column_gains,
+    keep_column_gains,
+    row_parts,
+)
 from gwq_export.quantization.ggml_codes import GgmlCodes
 from gwq_export.quantization.lanes import LANES, lane_slices, rows_to_lanes, to_lanes
 from gwq_export.quantization.matrix_codes import Encoded, MatrixCodes
@@ -36,6 +42,7 @@ from gwq_export.quantization.tile_codes import TileCodes
 
 LARGEST_POWER = 11  # of two: the largest weight is below it, see `exponent_of`
 AT_ONCE = 1 << 23  # weights that are worked on at once: rows do not depend on each other
+BLOCKS_AT_ONCE = 8  # blocks of columns that threads go through before they meet
 ROW_FLOOR = 0.1  # times the mean row weight is added to every one, as the estimate is noisy
 
 
@@ -105,7 +112,7 @@ def encode(
         step = max(1, AT_ONCE // (cols * LANES)) * LANES
         encoded = _joined([run(part, scaled(part)) for part in pieces(rows, step)])
     else:
-        column_gains(curvature, type, type.unit if type.levels else BLOCK)  # not in every thread
+        keep_column_gains(curvature, type, type.unit if type.levels else BLOCK)
         groups = pieces(*outputs.shape)
         of_groups = each(group, groups, 4 * outputs.shape[1] * cols)
         encoded = _put_together(rows, [run for runs in of_groups for run in runs])
@@ -206,9 +213,8 @@ def _encode_with_feedback(codes: MatrixCodes, curvature: Curvature) -> None:
     """Step 1 of the module's docstring. Rows are divided among the threads."""
     target = codes.w.copy()
     step = codes.step
-    gains = column_gains(curvature, codes.type, step)
 
-    def encode_lanes(lanes: slice) -> None:
+    def encode_lanes(gains: Sequence[ColumnGains], lanes: slice) -> None:
         for part, gain, cost in gains:
             error = codes.run(
                 part.start,
@@ -221,4 +227,7 @@ def _encode_with_feedback(codes: MatrixCodes, curvature: Curvature) -> None:
             if part.stop < len(target):
                 add_plain_product(target[part.stop :, lanes], gain[:, step:].T, error)
 
-    each(encode_lanes, lane_slices(target))
+    blocks = pieces(len(target), step)
+    for run in pieces(len(blocks), BLOCKS_AT_ONCE):
+        gains = column_gains(curvature, codes.type, step, blocks[run])
+        each(partial(encode_lanes, gains), lane_slices(target))

@@ -16,7 +16,7 @@ shows that a Kronecker-factored curvature is served best by both at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,25 +46,35 @@ class ColumnGains(NamedTuple):
     cost: np.ndarray
 
 
-def column_gains(curvature: Curvature, type: TensorType, step: int) -> list[ColumnGains]:
-    """The gains of all blocks of `step` columns.
+def column_gains(
+    curvature: Curvature, type: TensorType, step: int, blocks: Sequence[slice]
+) -> list[ColumnGains]:
+    """The gains of blocks of `step` columns. Raises GwqError where there is no factorization."""
+    kept: dict[int, ColumnGains] = curvature.gains.get((type.history, step), {})
+    factor = curvature.factor
 
-    They are computed once for a curvature and an order of coding. Raises GwqError where the
-    curvature cannot be factorized.
+    def gains(part: slice) -> ColumnGains:
+        if part.start in kept:
+            return kept[part.start]
+        rows = _in_coding_order(type, step, factor[part, part.start :])
+        diagonal = np.diag(rows)
+        real = curvature.column_weight[part] > 0
+        cost = np.where(real, 1 / np.square(diagonal), 0)
+        return ColumnGains(part, rows / diagonal[:, None], cost / max(cost.mean(), 1e-30))
+
+    return each(gains, blocks)
+
+
+def keep_column_gains(curvature: Curvature, type: TensorType, step: int) -> None:
+    """Have `column_gains` compute them once for this curvature and order of coding.
+
+    For matrices of which few rows are coded at a time; they are half as large as the Hessian.
     """
     key = type.history, step
     if key not in curvature.gains:
-        factor = curvature.factor
-
-        def gains(part: slice) -> ColumnGains:
-            rows = _in_coding_order(type, step, factor[part, part.start :])
-            diagonal = np.diag(rows)
-            real = curvature.column_weight[part] > 0
-            cost = np.where(real, 1 / np.square(diagonal), 0)
-            return ColumnGains(part, rows / diagonal[:, None], cost / max(cost.mean(), 1e-30))
-
-        curvature.gains[key] = each(gains, pieces(len(factor), step))
-    return curvature.gains[key]
+        blocks = pieces(len(curvature.factor), step)
+        found = column_gains(curvature, type, step, blocks)
+        curvature.gains[key] = {gains.part.start: gains for gains in found}
 
 
 def _in_coding_order(type: TensorType, step: int, rows: np.ndarray) -> np.ndarray:

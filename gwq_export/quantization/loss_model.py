@@ -147,6 +147,7 @@ class Sample:
     @cached_property
     def _left(self) -> np.ndarray:
         """What rows leave of the cost of each sampled row's errors, (sampled rows,)."""
+        assert self._outputs is not None
         return row_costs(self._outputs)[self.rows]
 
     def loss(self, recipe: Recipe) -> float:
