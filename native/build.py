@@ -41,9 +41,9 @@ AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
 VBMI = f"-mavx512vbmi {AVX512}"
-# GCC would load all lines of a block before the first product, and store most of them to the stack;
-# Clang does not, nor knows the flag.
-NEON = "-fno-schedule-insns -Wno-ignored-optimization-argument"
+# GCC would load all lines of a block before the first product, and store most of them to the stack,
+# and copy sums from register to register; Clang does neither, nor knows the flags.
+NEON = "-fno-schedule-insns -fno-tree-ter -fweb -Wno-ignored-optimization-argument"
 DOTPROD = f"-march=armv8.2-a+dotprod {NEON}"
 I8MM = f"-march=armv8.2-a+dotprod+i8mm {NEON}"
 EMULATED = "-DGWQ_SIMDE -O1"  # -O3 compiles them for minutes, for the same numbers
