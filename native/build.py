@@ -2,10 +2,12 @@
 
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
     python native/build.py --program [--static] [--out FOLDER] [--cc COMPILER]
+    python native/build.py --fuzz matrix|product|record [--asan] [--out FOLDER] [--cc COMPILER]
 
 The wheel calls `build` too (backend.py). A cross compiler is recognised by its own macros, so
 `--cc aarch64-linux-gnu-gcc` builds the aarch64 library. --program builds gwq-bench-native instead,
-the benchmark for machines without Python, of the same objects.
+the benchmark for machines without Python, of the same objects. --fuzz builds a fuzz target with
+Clang's libFuzzer, or with --asan a program that any compiler can build and that runs its inputs.
 """
 
 import argparse
@@ -24,6 +26,7 @@ NATIVE = Path(__file__).resolve().parent
 PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for both
 PROGRAM = "gwq-bench-native"
 PROGRAM_FOLDER = "bench"  # its sources, beside those of the library
+FUZZ_TARGETS = ("matrix", "product", "record")  # of native/fuzz; the last one is of the program
 INCLUDE = NATIVE / "include"
 HEADERS = (
     "gwq_format.h",
@@ -36,6 +39,8 @@ INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of c
 WARNINGS = "-Wall -Wextra -Werror=implicit"
 CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {WARNINGS}"
 SANITIZERS = "-fsanitize=address,undefined"
+STOPS = "-fno-sanitize-recover=all -O1"  # a report ends the program; -O3 compiles for minutes
+COVERAGE = "-fsanitize=fuzzer-no-link"
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
@@ -146,6 +151,16 @@ def program_sources() -> Sources:
     """What the program is made of beside the library."""
     names = sorted(path.name for path in (NATIVE / PROGRAM_FOLDER).glob("*.c"))
     return {f"{PROGRAM_FOLDER}/{name}": "" for name in names}
+
+
+def fuzz_sources(target: str, replay: bool) -> Sources:
+    """What a fuzz target is made of beside the library. replay: it runs inputs, with no fuzzer."""
+    names = [target, "input", *(["replay"] if replay else [])]
+    files = {f"fuzz/{name}.c": "" for name in names}
+    if target == "record":  # which has the functions of say.c in it
+        without = ("main.c", "say.c")
+        files |= {n: f for n, f in program_sources().items() if not n.endswith(without)}
+    return files
 
 
 def version() -> str:
@@ -283,6 +298,26 @@ def build_program(
     return _made(out, PROGRAM, program_sources(), link, cc, asan, False, verbose)
 
 
+def build_fuzzer(
+    target: str,
+    out: str | Path | None = None,
+    cc: str | None = None,
+    replay: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Compile one of FUZZ_TARGETS into a folder, by default that of the objects; returns its path.
+
+    With AddressSanitizer and UBSan. cc: None for Clang, whose libFuzzer it takes. replay: a program
+    instead that runs the inputs it is given, with any compiler. Raises SystemExit.
+    """
+    files = fuzz_sources(target, replay)
+    if replay:
+        return _made(out, f"replay-{target}", files, "", cc, True, False, verbose, STOPS)
+    flags = f"{STOPS} {COVERAGE}"
+    link = "-fsanitize=fuzzer"
+    return _made(out, f"fuzz-{target}", files, link, cc or "clang", True, False, verbose, flags)
+
+
 def _made(
     out: str | Path | None,
     name: str,
@@ -292,10 +327,11 @@ def _made(
     asan: bool,
     simde: bool,
     verbose: bool,
+    last: str = "",
 ) -> Path:
     """Compile the library's sources and some more, and link them to `name` in `out`.
 
-    out: None for the folder of the objects. Raises SystemExit.
+    out: None for the folder of the objects. last: flags after all others. Raises SystemExit.
     """
     try:
         import ninja
@@ -314,9 +350,10 @@ def _made(
     variant = target if compiler in ("cc", "gcc") else f"{target}-{compiler}"
     if asan:
         flags += f" {SANITIZERS} -g"
-        variant += "-asan"
+        variant += "-fuzz" if COVERAGE in last else "-replay" if last else "-asan"
     if simde:
         variant += "-simde"
+    flags = f"{flags} {last}".rstrip()
     for source in more:
         files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
 
@@ -357,11 +394,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="with --program: so that it needs nothing else (also with --cc musl-gcc)",
     )
+    parser.add_argument(
+        "--fuzz",
+        metavar="TARGET",
+        choices=FUZZ_TARGETS,
+        help="build a fuzz target instead: matrix, product or record; with --asan a program that"
+        " only runs the inputs it is given",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every command")
     args = parser.parse_args(argv)
     if (args.static and not args.program) or (args.simde and args.program):
         parser.error("--static goes with --program, and --simde without it")
-    if args.program:
+    if args.fuzz:
+        built = build_fuzzer(args.fuzz, args.out, args.cc, args.asan, args.verbose)
+    elif args.program:
         built = build_program(args.out, args.cc, args.static, args.asan, args.verbose)
     else:
         built = build(args.out or PACKAGE, args.cc, args.asan, args.simde, args.verbose)
