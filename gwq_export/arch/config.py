@@ -160,7 +160,8 @@ def read_config(reader: File) -> Config:
 
 def _config(reader: File) -> Config:
     name = reader.metadata.get("general.architecture")
-    mixture = isinstance(name, str) and bool(reader.metadata.get(f"{name}.expert_count"))
+    experts = reader.metadata.get(f"{name}.expert_count") if isinstance(name, str) else 0
+    mixture = isinstance(experts, (int, float)) and bool(experts)
     arch = ARCH_BY_GGUF.get((name, mixture)) if isinstance(name, str) else None
     if arch is None:
         known = ", ".join(_label(*key) for key in ARCH_BY_GGUF)
