@@ -166,7 +166,7 @@ def _config(reader: File) -> Config:
     if arch is None:
         known = ", ".join(_label(*key) for key in ARCH_BY_GGUF)
         raise GwqError(
-            f"architecture {_label(repr(name), mixture)} is not supported; supported: {known}"
+            f"architecture {_label(repr(name)[:60], mixture)} is not supported; supported: {known}"
         )
     embed = reader.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:

@@ -42,10 +42,8 @@ def check_tokenizer(reader: Reader) -> None:
     """
     metadata = reader.metadata
     known = {arch.gguf for arch in ARCHS.values()}
-    if (
-        text(metadata, "general.architecture") not in known
-        or "tokenizer.ggml.model" not in metadata
-    ):
+    runs = text(metadata, "general.architecture") in known
+    if not runs or "tokenizer.ggml.model" not in metadata:
         return
     from gwq_export.tokenizer.chat_template import check_template
     from gwq_export.tokenizer.tokenizer import Tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -54,9 +55,7 @@ def write_random(folder: Path) -> None:
             keys = to_metadata(source, SHAPE["vocab"]) | {"tokenizer.chat_template": TEMPLATE}
             if as_json:
                 keys |= {JSON_KEY: native.to_str()}
-            for path in source.iterdir():
-                path.unlink()
-            source.rmdir()
+            shutil.rmtree(source)
         shape = SHAPE | ({"experts": experts} if experts else {})
         write_llama(folder / f"{name}.gguf", shape, 1, type, outliers, keys)
 
@@ -71,6 +70,7 @@ def write_exported(folder: Path) -> None:
         out = folder / f"{name}.gguf"
         outliers = {"outliers": 0.02} if type.startswith("gwq") else {}
         gwq_export.export(source, out, type=type, samples=1, ctx=64, **outliers)
+        shutil.rmtree(source)
 
 
 def write_records(folder: Path) -> None:
