@@ -41,6 +41,9 @@ CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {
 SANITIZERS = "-fsanitize=address,undefined"
 STOPS = "-fno-sanitize-recover=all -O1"  # a report ends the program; -O3 compiles for minutes
 COVERAGE = "-fsanitize=fuzzer-no-link"
+# Code of an instruction set: which way it goes follows from the shape alone, which the rest tells,
+# and with everything in it it compiles for minutes. Its memory is looked after all the same.
+IN_KERNELS = "-fno-sanitize=undefined -fno-sanitize=fuzzer-no-link -g0"
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
@@ -55,6 +58,8 @@ EMULATED = "-DGWQ_SIMDE -O1"  # -O3 compiles them for minutes, for the same numb
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
+
+PLAIN = ("cpu/", "bench/", "fuzz/")  # folders of code that every machine runs
 
 Sources = dict[str, str]  # source file -> its own compiler flags
 
@@ -354,6 +359,8 @@ def _made(
     if simde:
         variant += "-simde"
     flags = f"{flags} {last}".rstrip()
+    if COVERAGE in last:
+        files = {n: f if n.startswith(PLAIN) else f"{f} {IN_KERNELS}" for n, f in files.items()}
     for source in more:
         files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
 

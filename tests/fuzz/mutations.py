@@ -249,10 +249,9 @@ def damage(t: Info, rng: random.Random, within: int) -> None:
 
 def change_deltas(file: File, rng: random.Random) -> None:
     """The second GGUF of a bridge file, which keeps its checksum."""
-    if file.deltas is not None:
-        rng.choice([change_key, change_number, drop_tensor, reshape_tensor, retype_tensor])(
-            file.deltas, rng
-        )
+    if file.deltas is not None and file.deltas.tensors:
+        changes = [change_number, drop_tensor, copy_tensor, reshape_tensor, retype_tensor]
+        rng.choice(changes)(file.deltas, rng)
 
 
 # mutation -> how often, beside the others
@@ -281,6 +280,7 @@ MUTATIONS: dict[Mutation, int] = {
 }
 CHOICES = list(MUTATIONS)
 WEIGHTS = list(MUTATIONS.values())
+MOST = 1 << 20  # bytes of a file
 RAW = 0.12  # share of files whose bytes are changed when all else is done
 
 
@@ -292,6 +292,7 @@ def mutated(file: File, rng: random.Random) -> bytes:
         if file.keys and file.tensors:
             mutation(file, rng)
     data = bytearray(pack(file))
+    del data[MOST:]
     if rng.random() < RAW:
         raw(data, file.spots, rng)
     return bytes(data)

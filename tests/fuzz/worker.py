@@ -116,6 +116,8 @@ def main() -> None:
     """The command line."""
     folder, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     lines = os.fdopen(os.dup(1), "w", buffering=1)
+    errors = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.excepthook = lambda *e: traceback.print_exception(*e, file=errors)  # a fault of this one
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # what the commands print, and panics of a library
     os.dup2(null, 2)
