@@ -27,6 +27,7 @@ PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for both
 PROGRAM = "gwq-bench-native"
 PROGRAM_FOLDER = "bench"  # its sources, beside those of the library
 FUZZ_TARGETS = ("matrix", "product", "record")  # of native/fuzz; the last one is of the program
+RECORD = ("record", "link", "link_ops", "pass", "sha256")  # what it takes of that
 INCLUDE = NATIVE / "include"
 HEADERS = (
     "gwq_format.h",
@@ -162,9 +163,8 @@ def fuzz_sources(target: str, replay: bool) -> Sources:
     """What a fuzz target is made of beside the library. replay: it runs inputs, with no fuzzer."""
     names = [target, "input", *(["replay"] if replay else [])]
     files = {f"fuzz/{name}.c": "" for name in names}
-    if target == "record":  # which has the functions of say.c in it
-        without = ("main.c", "say.c")
-        files |= {n: f for n, f in program_sources().items() if not n.endswith(without)}
+    if target == "record":
+        files |= {f"{PROGRAM_FOLDER}/{name}.c": "" for name in RECORD}
     return files
 
 

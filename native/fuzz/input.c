@@ -4,8 +4,8 @@
 #include <stdlib.h>
 
 enum {
-    MOST_ROWS = 96,
-    MOST_COLS = 1024,
+    MOST_ROWS = 40,
+    MOST_COLS = 600,
     MOST_COUNT = 12, /* outliers of a row of a tile, where the bytes do not say otherwise */
     PATCHES = 4
 };
@@ -54,6 +54,14 @@ float *take_floats(struct input *in, int64_t count) {
     }
     free(bytes);
     return out;
+}
+
+void take_isa(struct input *in) {
+    int names = 0;
+    while (gwq_isa_name(names)) names++;
+    const int first = take(in) % names;
+    for (int i = 0; i < names; i++) /* scalar is one that there is */
+        if (!gwq_isa_select(gwq_isa_name((first + i) % names))) return;
 }
 
 /* One record of a sound side-table, at `out`; returns its bytes. width: columns of the tile. */
@@ -147,7 +155,7 @@ void take_matrix(struct input *in, struct given *g) {
     m->offsets = g->offsets;
 }
 
-void free_matrix_given(struct given *g) {
+void free_given(struct given *g) {
     free(g->of_data);
     free(g->outliers);
     free(g->offsets);

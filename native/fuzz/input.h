@@ -22,7 +22,10 @@ void expect(int holds, const char *promise);
 /* A block of exactly so many bytes that starts at a multiple of 64 */
 void *block(size_t bytes);
 
-/* The matrix that the bytes describe, 96 x 1024 at most, and room for it:
+/* The instruction set that the next byte names, of those that this machine has */
+void take_isa(struct input *in);
+
+/* The matrix that the bytes describe, 40 x 600 at most, and room for it:
  *
  *     type, rows, columns (2 bytes), flags, damage
  *     `damage` % 4 times: array, position (2 bytes), value
@@ -34,7 +37,7 @@ struct given {
     uint8_t *outliers, *offsets;
 };
 void take_matrix(struct input *in, struct given *g);
-void free_matrix_given(struct given *g);
+void free_given(struct given *g);
 /* Bytes of `count` numbers, those that are left and then pseudo-random ones */
 void take_bytes(struct input *in, uint8_t *out, size_t count);
 /* Numbers as hidden states are, now and then infinite or NaN */

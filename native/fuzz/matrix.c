@@ -1,5 +1,5 @@
-/* A matrix of a file: checked, and where the check lets it through, its rows as floats by every
- * instruction set, which have to agree to the bit. */
+/* A matrix of a file: checked, and where the check lets it through, its rows as floats by one of the
+ * instruction sets, which has to agree with plain C to the bit. */
 #include <math.h>
 #include <stdlib.h>
 #include "input.h"
@@ -30,23 +30,21 @@ static void look_up(struct input *in, const gwq_matrix *m, const float *all) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct input in = {data, size};
     struct given g;
+    take_isa(&in);
     take_matrix(&in, &g);
     const gwq_matrix *m = &g.m;
     if (!gwq_matrix_check(m)) {
         const int64_t count = m->rows * m->cols;
         float *plain = block((size_t)count * sizeof *plain);
         float *out = block((size_t)count * sizeof *out);
+        expect(!gwq_dequantize(NULL, m, 0, m->rows, out), "what is checked can be decoded");
+        look_up(&in, m, out);
         gwq_isa_select("scalar");
         expect(!gwq_dequantize(NULL, m, 0, m->rows, plain), "what is checked can be decoded");
-        for (int i = 0; gwq_isa_name(i); i++) {
-            if (gwq_isa_select(gwq_isa_name(i))) continue;
-            expect(!gwq_dequantize(NULL, m, 0, m->rows, out), "what is checked can be decoded");
-            expect(same(out, plain, count), "every instruction set decodes to the same bits");
-            look_up(&in, m, plain);
-        }
+        expect(same(out, plain, count), "every instruction set decodes to the same bits");
         free(out);
         free(plain);
     }
-    free_matrix_given(&g);
+    free_given(&g);
     return 0;
 }
