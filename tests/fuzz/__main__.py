@@ -12,6 +12,7 @@ from tests.fuzz import native
 from tests.fuzz.campaign import Campaign
 from tests.fuzz.files import Files, replay
 from tests.fuzz.seeds import seeds
+from tests.fuzz.worker import FINE
 
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gwq-export" / "fuzz"
 SECONDS = 60.0
@@ -30,6 +31,9 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--target", action="append", choices=NAMES, help="default: all of them")
     p.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER}")
     p.add_argument("--jobs", type=int, default=1, help="workers of the target `files`")
+    p.add_argument(
+        "--random", action="store_true", help="begin with random models alone, which need no torch"
+    )
     p.add_argument(
         "--replay", nargs="+", type=Path, metavar="FILE.gguf", help="only these files, as findings"
     )
@@ -56,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcomes = [replay(path) for path in args.replay]
         for path, (outcome, words) in zip(args.replay, outcomes, strict=True):
             print(f"{path}: {outcome} {words}")
-        return int(any(outcome not in ("runs", "refused") for outcome, _ in outcomes))
+        return int(any(outcome not in FINE for outcome, _ in outcomes))
     campaign = Campaign(args.folder)
     targets = args.target or NAMES
     why_not = native.why_not() if set(targets) - {"files"} else None
     if why_not:
         print(f"native targets are left out: {why_not}", file=sys.stderr)
         targets = [name for name in targets if name == "files"]
-    seeds(campaign.seeds, exported=True)
+    seeds(campaign.seeds, exported=not args.random)
     if args.keep:
         keep(campaign, targets)
         return 0

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz.campaign import Campaign
-from tests.fuzz.worker import bases, file_of
+from tests.fuzz.worker import FINE, bases, file_of
 
 AT_ONCE = 1000  # files of a worker, so that what it leaks does not count as a file's
 STUCK = 120.0  # seconds without a line, of a process that takes no processor time either
@@ -136,7 +136,7 @@ class Files:
         with self._lock:
             self.counts.runs += 1
             self.counts.refused += outcome == "refused"
-            if outcome in ("runs", "refused"):
+            if outcome in FINE:
                 return
             path = self.campaign.findings / f"{outcome}-{number}.gguf"
             path.write_bytes(file_of(number, bases(self.campaign.seeds)))

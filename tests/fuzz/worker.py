@@ -26,6 +26,7 @@ from tests.fuzz.gguf import File, parse
 SECONDS = 5.0  # of processor time that a file may take
 MEMORY = 2 << 30  # bytes beside those that the process has at first
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\n 1 é"}]
+FINE = ("runs", "refused")  # outcomes that are no findings
 SHORT = "not enough memory"  # in what a command says
 
 
@@ -91,18 +92,14 @@ def run(number: int, path: str) -> tuple[str, str]:
 
 
 def outcome_of(number: int, path: str) -> tuple[str, str]:
-    """What becomes of a file: the worst of `check` and `run`."""
+    """What becomes of a file: of `check` if that is a finding, or of `run`."""
     try:
         checked = check(number, path)
-        ran = run(number, path)
-    except (KeyboardInterrupt, SystemExit):
+        return run(number, path) if checked[0] in FINE else checked
+    except KeyboardInterrupt:
         raise
     except BaseException:
         return "exception", traceback.format_exc()
-    for outcome in (checked, ran):
-        if outcome[0] not in ("runs", "refused"):
-            return outcome
-    return ran if ran[0] == "runs" else max(checked, ran, key=lambda o: o[0] == "refused")
 
 
 def limit_memory() -> None:
@@ -134,7 +131,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process
         outcome, words = outcome_of(number, path)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        lines.write(json.dumps([number, outcome, words if outcome not in ("runs",) else ""]) + "\n")
+        lines.write(json.dumps([number, outcome, words]) + "\n")
     os.unlink(path)
 
 
