@@ -44,7 +44,9 @@ STOPS = "-fno-sanitize-recover=all -O1"  # a report ends the program; -O3 compil
 COVERAGE = "-fsanitize=fuzzer-no-link"
 # Code of an instruction set: which way it goes follows from the shape alone, which the rest tells,
 # and with everything in it it compiles for minutes. Its memory is looked after all the same.
-IN_KERNELS = "-fno-sanitize=undefined -fno-sanitize=fuzzer-no-link -g0"
+IN_KERNELS = "-fno-sanitize=undefined -g0"
+UNCOUNTED = "-fno-sanitize=fuzzer-no-link"
+UNREACHED = ("encode", "gemm")  # sources that no byte of a file reaches: they are only linked
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
@@ -303,6 +305,14 @@ def build_program(
     return _made(out, PROGRAM, program_sources(), link, cc, asan, False, verbose)
 
 
+def _of_fuzzing(name: str, counted: bool) -> str:
+    """Flags of a source beside those of a fuzz target. counted: its coverage is."""
+    uncounted = UNCOUNTED if counted else ""
+    if Path(name).name.startswith(UNREACHED):
+        return f"-fno-sanitize=all -O0 {uncounted}"
+    return "" if name.startswith(PLAIN) else f"{IN_KERNELS} {uncounted}"
+
+
 def build_fuzzer(
     target: str,
     out: str | Path | None = None,
@@ -359,8 +369,8 @@ def _made(
     if simde:
         variant += "-simde"
     flags = f"{flags} {last}".rstrip()
-    if COVERAGE in last:
-        files = {n: f if n.startswith(PLAIN) else f"{f} {IN_KERNELS}" for n, f in files.items()}
+    if last:
+        files = {n: f"{f} {_of_fuzzing(n, COVERAGE in last)}" for n, f in files.items()}
     for source in more:
         files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
 

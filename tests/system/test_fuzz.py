@@ -128,12 +128,13 @@ def test_native_targets(campaign, target):
     assert c.runs >= EXECUTIONS
 
 
-def test_the_corpus_without_a_fuzzer(tmp_path):
-    """What the fuzzer has found, by a compiler that has none."""
-    for target in FUZZ_TARGETS:
-        program = build_fuzzer(target, replay=True)
-        folder = tmp_path / target
-        count = native.unpack(target, folder)
-        assert count > 20
-        done = subprocess.run([program, *folder.iterdir()], capture_output=True, text=True)
-        assert done.returncode == 0 and f"{count} inputs" in done.stderr, done.stderr[-3000:]
+@pytest.mark.parametrize("target", FUZZ_TARGETS)
+def test_the_corpus_without_a_fuzzer(tmp_path, target):
+    """What the fuzzer has found, by a compiler that has none: that takes a minute to build."""
+    if native.why_not() is None:
+        pytest.skip("the fuzzer runs it")
+    program = build_fuzzer(target, replay=True)
+    count = native.unpack(target, tmp_path)
+    assert count > 20
+    done = subprocess.run([program, *tmp_path.iterdir()], capture_output=True, text=True)
+    assert done.returncode == 0 and f"{count} inputs" in done.stderr, done.stderr[-3000:]
