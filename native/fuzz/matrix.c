@@ -1,5 +1,5 @@
-/* A matrix of a file: checked, and where the check lets it through, its rows as floats by one of the
- * instruction sets, which has to agree with plain C to the bit. */
+/* A matrix of a file: checked, and where the check lets it through, its rows as floats by one of
+ * the instruction sets, which has to agree with plain C to the bit. */
 #include <math.h>
 #include <stdlib.h>
 #include "input.h"

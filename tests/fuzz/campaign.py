@@ -30,9 +30,10 @@ class Campaign:
         self.findings = folder / "findings"
         for path in (self.seeds, self.findings):
             path.mkdir(parents=True, exist_ok=True)
-        self._state = folder / "counts.json"
-        found = json.loads(self._state.read_text()) if self._state.exists() else {}
-        self.counts = {name: Counts(**values) for name, values in found.items()}
+        self.counts = {
+            path.stem: Counts(**json.loads(path.read_text()))
+            for path in sorted(folder.glob("*.json"))
+        }
 
     def of(self, target: str) -> Counts:
         """The counts of a target."""
@@ -44,11 +45,11 @@ class Campaign:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def save(self) -> None:
-        """Write the counts down, whole."""
-        part = self._state.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({name: asdict(c) for name, c in self.counts.items()}, indent=1))
-        part.replace(self._state)
+    def save(self, target: str) -> None:
+        """Write the counts of a target down, whole."""
+        part = self.folder / f"{target}.{os.getpid()}.part"
+        part.write_text(json.dumps(asdict(self.of(target)), indent=1))
+        part.replace(self.folder / f"{target}.json")
 
     def table(self) -> str:
         """All that was counted so far."""

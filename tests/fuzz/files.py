@@ -51,7 +51,7 @@ class Files:
             for thread in threads:
                 thread.join(30)
             self.counts.seconds += time.monotonic() - start
-            self.campaign.save()
+            self.campaign.save("files")
 
     @property
     def _over(self) -> bool:
@@ -70,7 +70,7 @@ class Files:
             while first < last and not self._over:
                 first = self._worker(first, last)
             with self._lock:
-                self.campaign.save()
+                self.campaign.save("files")
                 if self.say:
                     c = self.counts
                     found = f"{len(c.findings)} findings"

@@ -90,7 +90,7 @@ class Native:
             left = None if left is None else left - max(runs, 1)
             if not found:
                 break
-        self.campaign.save()
+        self.campaign.save(self.target)
 
     def _once(self, program: Path, seconds: float | None, count: int | None) -> tuple[int, bool]:
         """(executions, whether it ended with a finding)."""
@@ -136,7 +136,7 @@ class Native:
                 units = UNITS.findall(text) or AT.findall(text) or ["0"]
                 self.counts.runs += int(units[-1])
                 self.counts.seconds += time.monotonic() - start
-                self.campaign.save()
+                self.campaign.save(self.target)
         if process.returncode == 0:
             return int(units[-1]), False
         files = WRITTEN.findall(text)
@@ -146,7 +146,7 @@ class Native:
         if self.say:
             summary = re.findall(r"SUMMARY.*|broken promise.*", text) or ["?"]
             print(f"{self.target}: finding {name}: {summary[-1]}", flush=True)
-        self.campaign.save()
+        self.campaign.save(self.target)
         return int(units[-1]), True
 
     def minimise(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -42,7 +44,16 @@ EXPORTED = {
 }
 SIZES = {"vocab_size": 480, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-RECORDS = ("bpe", "sentencepiece", "unigram", "qwen2moe", "gpt2")  # those that are recorded
+# models that are recorded: (shape, type of the matrices, outliers), and exported ones
+TOY = {"dim": 64, "ffn": 64, "heads": 2, "kv_heads": 1, "vocab": 32}
+RECORDED = {
+    "gwq2": (TOY, "gwq2", 0.02),
+    "gwq4": (TOY, "gwq4", 0.02),
+    "gwq5": (TOY, "gwq5", 0.02),
+    "q8_0": (TOY, "q8_0", 0),
+    "experts": (TOY | {"experts": 2}, "gwq3", 0),
+}
+RECORDED_EXPORTS = ("gpt2", "qwen2moe", "gemma2")
 
 
 def write_random(folder: Path) -> None:
@@ -62,8 +73,11 @@ def write_random(folder: Path) -> None:
 
 def write_exported(folder: Path) -> None:
     """Exports of small models of several architectures: half a minute."""
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_OFFLINE"):
+        os.environ.setdefault(name, "error" if name.endswith("VERBOSITY") else "1")
     import gwq_export
 
+    logging.getLogger("gwq_export").setLevel(logging.ERROR)  # of matrices so small
     for name, (model, type) in EXPORTED.items():
         config, settings = TINY_MODELS[model]
         source = save_tiny(folder / f"{name}.model", config, sizes=SIZES, **settings)
@@ -77,14 +91,20 @@ def write_records(folder: Path) -> None:
     """What the fuzz target `record` takes, of the models that are there."""
     out = folder / "record"
     out.mkdir(exist_ok=True)
-    for name in RECORDS:
-        model = folder / f"{name}.gguf"
+    models = {name: folder / f"{name}.gguf" for name in RECORDED_EXPORTS}
+    for name, (shape, type, outliers) in RECORDED.items():
+        models[name] = out / f"{name}.gguf"
+        write_llama(models[name], shape, 1, type, outliers)
+    for name, model in models.items():
         if model.exists():
-            path = folder / f"{name}.pass"
+            path = out / f"{name}.pass"
             record.record(model, path, prompts=(9,), gen=2, depths=())
             data = path.read_bytes()
             bytes = struct.pack("<IB", len(data), 0) + data + model.read_bytes()
             (out / name).write_bytes(bytes)
+            path.unlink()
+    for name in RECORDED:
+        models[name].unlink()
 
 
 def seeds(folder: Path, exported: bool) -> list[Path]:
