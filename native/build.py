@@ -2,10 +2,12 @@
 
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
     python native/build.py --program [--static] [--out FOLDER] [--cc COMPILER]
+    python native/build.py --fuzz matrix|product|record [--asan] [--out FOLDER] [--cc COMPILER]
 
 The wheel calls `build` too (backend.py). A cross compiler is recognised by its own macros, so
 `--cc aarch64-linux-gnu-gcc` builds the aarch64 library. --program builds gwq-bench-native instead,
-the benchmark for machines without Python, of the same objects.
+the benchmark for machines without Python, of the same objects. --fuzz builds a fuzz target with
+Clang's libFuzzer, or with --asan a program that any compiler can build and that runs its inputs.
 """
 
 import argparse
@@ -24,6 +26,8 @@ NATIVE = Path(__file__).resolve().parent
 PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for both
 PROGRAM = "gwq-bench-native"
 PROGRAM_FOLDER = "bench"  # its sources, beside those of the library
+FUZZ_TARGETS = ("matrix", "product", "record")  # of native/fuzz; the last one is of the program
+RECORD = ("record", "link", "link_ops", "pass", "sha256")  # what it takes of that
 INCLUDE = NATIVE / "include"
 HEADERS = (
     "gwq_format.h",
@@ -36,20 +40,29 @@ INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of c
 WARNINGS = "-Wall -Wextra -Werror=implicit"
 CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {WARNINGS}"
 SANITIZERS = "-fsanitize=address,undefined"
+STOPS = "-fno-sanitize-recover=all -O1"  # a report ends the program; -O3 compiles for minutes
+COVERAGE = "-fsanitize=fuzzer-no-link"
+# Code of an instruction set: which way it goes follows from the shape alone, which the rest tells,
+# and with everything in it it compiles for minutes. Its memory is looked after all the same.
+IN_KERNELS = "-fno-sanitize=undefined -g0"
+UNCOUNTED = "-fno-sanitize=fuzzer-no-link"
+UNREACHED = ("encode", "gemm")  # sources that no byte of a file reaches: they are only linked
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
 AVX512 = f"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni {AVX2}"
 VBMI = f"-mavx512vbmi {AVX512}"
-# GCC would load all lines of a block before the first product, and store most of them to the stack;
-# Clang does not, nor knows the flag.
-NEON = "-fno-schedule-insns -Wno-ignored-optimization-argument"
+# GCC would load all lines of a block before the first product, and store most of them to the stack,
+# and copy sums from register to register; Clang does neither, nor knows the flags.
+NEON = "-fno-schedule-insns -fno-tree-ter -fweb -Wno-ignored-optimization-argument"
 DOTPROD = f"-march=armv8.2-a+dotprod {NEON}"
 I8MM = f"-march=armv8.2-a+dotprod+i8mm {NEON}"
 EMULATED = "-DGWQ_SIMDE -O1"  # -O3 compiles them for minutes, for the same numbers
 VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but are never passed
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
+
+PLAIN = ("cpu/", "bench/", "fuzz/")  # folders of code that every machine runs
 
 Sources = dict[str, str]  # source file -> its own compiler flags
 
@@ -146,6 +159,15 @@ def program_sources() -> Sources:
     """What the program is made of beside the library."""
     names = sorted(path.name for path in (NATIVE / PROGRAM_FOLDER).glob("*.c"))
     return {f"{PROGRAM_FOLDER}/{name}": "" for name in names}
+
+
+def fuzz_sources(target: str, replay: bool) -> Sources:
+    """What a fuzz target is made of beside the library. replay: it runs inputs, with no fuzzer."""
+    names = [target, "input", *(["replay"] if replay else [])]
+    files = {f"fuzz/{name}.c": "" for name in names}
+    if target == "record":
+        files |= {f"{PROGRAM_FOLDER}/{name}.c": "" for name in RECORD}
+    return files
 
 
 def version() -> str:
@@ -283,6 +305,34 @@ def build_program(
     return _made(out, PROGRAM, program_sources(), link, cc, asan, False, verbose)
 
 
+def _of_fuzzing(name: str, counted: bool) -> str:
+    """Flags of a source beside those of a fuzz target. counted: its coverage is."""
+    uncounted = UNCOUNTED if counted else ""
+    if Path(name).name.startswith(UNREACHED):
+        return f"-fno-sanitize=all -O0 {uncounted}"
+    return "" if name.startswith(PLAIN) else f"{IN_KERNELS} {uncounted}"
+
+
+def build_fuzzer(
+    target: str,
+    out: str | Path | None = None,
+    cc: str | None = None,
+    replay: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Compile one of FUZZ_TARGETS into a folder, by default that of the objects; returns its path.
+
+    With AddressSanitizer and UBSan. cc: None for Clang, whose libFuzzer it takes. replay: a program
+    instead that runs the inputs it is given, with any compiler. Raises SystemExit.
+    """
+    files = fuzz_sources(target, replay)
+    if replay:
+        return _made(out, f"replay-{target}", files, "", cc, True, False, verbose, STOPS)
+    flags = f"{STOPS} {COVERAGE}"
+    link = "-fsanitize=fuzzer"
+    return _made(out, f"fuzz-{target}", files, link, cc or "clang", True, False, verbose, flags)
+
+
 def _made(
     out: str | Path | None,
     name: str,
@@ -292,10 +342,11 @@ def _made(
     asan: bool,
     simde: bool,
     verbose: bool,
+    last: str = "",
 ) -> Path:
     """Compile the library's sources and some more, and link them to `name` in `out`.
 
-    out: None for the folder of the objects. Raises SystemExit.
+    out: None for the folder of the objects. last: flags after all others. Raises SystemExit.
     """
     try:
         import ninja
@@ -314,9 +365,12 @@ def _made(
     variant = target if compiler in ("cc", "gcc") else f"{target}-{compiler}"
     if asan:
         flags += f" {SANITIZERS} -g"
-        variant += "-asan"
+        variant += "-fuzz" if COVERAGE in last else "-replay" if last else "-asan"
     if simde:
         variant += "-simde"
+    flags = f"{flags} {last}".rstrip()
+    if last:
+        files = {n: f"{f} {_of_fuzzing(n, COVERAGE in last)}" for n, f in files.items()}
     for source in more:
         files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
 
@@ -357,11 +411,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="with --program: so that it needs nothing else (also with --cc musl-gcc)",
     )
+    parser.add_argument(
+        "--fuzz",
+        metavar="TARGET",
+        choices=FUZZ_TARGETS,
+        help="build a fuzz target instead: matrix, product or record; with --asan a program that"
+        " only runs the inputs it is given",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every command")
     args = parser.parse_args(argv)
     if (args.static and not args.program) or (args.simde and args.program):
         parser.error("--static goes with --program, and --simde without it")
-    if args.program:
+    if args.fuzz:
+        built = build_fuzzer(args.fuzz, args.out, args.cc, args.asan, args.verbose)
+    elif args.program:
         built = build_program(args.out, args.cc, args.static, args.asan, args.verbose)
     else:
         built = build(args.out or PACKAGE, args.cc, args.asan, args.simde, args.verbose)

@@ -11,7 +11,7 @@ import numpy as np
 from gwq_export.arch.registry import ARCH_BY_GGUF
 from gwq_export.arch.rope import Rope, yarn_amplitude
 from gwq_export.arch.spec import Arch
-from gwq_export.errors import GwqError
+from gwq_export.errors import GwqError, about
 
 MAX_SIZE = 1 << 24  # of a model's dimensions, unless said otherwise
 MAX_COUNT = 65536  # of heads, blocks and experts, and the size of a head
@@ -107,7 +107,7 @@ class _Keys:
 
     def refuse(self, key: str, value: object) -> NoReturn:
         raise GwqError(
-            f"{self.file.path}: metadata key {self.prefix}.{key} is {value!r}, which cannot be; "
+            f"metadata key {self.prefix}.{key} is {value!r}, which cannot be; "
             "export the model again"
         )
 
@@ -154,20 +154,23 @@ def read_config(reader: File) -> Config:
 
     Raises GwqError for what is missing, out of range or not computed by this runtime.
     """
+    with about(reader.path):  # which keeps a value, an array perhaps, to one line
+        return _config(reader)
+
+
+def _config(reader: File) -> Config:
     name = reader.metadata.get("general.architecture")
-    mixture = isinstance(name, str) and bool(reader.metadata.get(f"{name}.expert_count"))
+    experts = reader.metadata.get(f"{name}.expert_count") if isinstance(name, str) else 0
+    mixture = isinstance(experts, (int, float)) and bool(experts)
     arch = ARCH_BY_GGUF.get((name, mixture)) if isinstance(name, str) else None
     if arch is None:
         known = ", ".join(_label(*key) for key in ARCH_BY_GGUF)
         raise GwqError(
-            f"{reader.path}: architecture {_label(repr(name), mixture)} is not supported; "
-            f"supported: {known}"
+            f"architecture {_label(repr(name)[:60], mixture)} is not supported; supported: {known}"
         )
     embed = reader.tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
-        raise GwqError(
-            f"{reader.path}: no matrix token_embd.weight; this is not a language model file"
-        )
+        raise GwqError("no matrix token_embd.weight; this is not a language model file")
 
     keys = _Keys(reader, arch.gguf)
     heads = keys.integer("attention.head_count", high=MAX_COUNT)
@@ -179,8 +182,7 @@ def read_config(reader: File) -> Config:
     value_dim = keys.integer("attention.value_length", head_dim, high=MAX_COUNT)
     if heads % kv_heads or value_dim != head_dim:
         raise GwqError(
-            f"{reader.path}: head counts or sizes that this runtime does not compute; "
-            "export the model again"
+            "head counts or sizes that this runtime does not compute; export the model again"
         )
     windows = _windows(keys, arch, layers)
     experts = keys.integer("expert_count", 0, 0, MAX_COUNT)
@@ -240,16 +242,13 @@ def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope
 
     The latter scale nothing where the architecture gives them a base frequency of their own.
     """
-    path = keys.file.path
     scaling = keys.file.metadata.get(f"{arch.gguf}.rope.scaling.type", "none")
     if not isinstance(scaling, str) or scaling not in ("none", "linear", "yarn", "longrope"):
-        raise GwqError(f"{path}: rope scaling {scaling!r} is not supported by this version")
+        raise GwqError(f"rope scaling {scaling!r} is not supported by this version")
     rotated = keys.integer("rope.dimension_count", head_dim, 2, head_dim)
     base = keys.number("rope.freq_base", 10000.0, 1.1, 1e12)
     if rotated % 2:
-        raise GwqError(
-            f"{path}: {rotated} rotated values of a head cannot be; export the model again"
-        )
+        raise GwqError(f"{rotated} rotated values of a head cannot be; export the model again")
     usual_swa_base = arch.defaults.get(arch.swa_base, base)
     swa = Rope(rotated, keys.number("rope.freq_base_swa", usual_swa_base, 1.1, 1e12))
     original = keys.integer("rope.scaling.original_context_length", ctx, high=MAX_CONTEXT)

@@ -2,6 +2,7 @@
 
 import math
 
+from gwq_export.format.header import whole
 from gwq_export.format.reader import Reader, Tensor
 
 FLOATS = ("F32", "F16", "BF16")
@@ -45,7 +46,7 @@ def model_type(reader: Reader) -> str:
     nine tenths of their bytes, the largest first.
     """
     arch = reader.metadata.get("general.architecture")
-    mixture = FILE_TYPES.get(reader.metadata.get("general.file_type", -1), "")
+    mixture = FILE_TYPES.get(whole(reader.metadata, "general.file_type", -1), "")
     nbytes: dict[str, int] = {}
     for t in reader.tensors.values():
         if t.name.startswith("blk.") and len(t.shape) > 1 and not t.companion:

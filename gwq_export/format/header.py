@@ -70,6 +70,18 @@ def _not_read(id: int) -> str:
     )
 
 
+def text(metadata: Mapping[str, Any], key: str) -> str | None:
+    """A value that is a string; None where there is none, or something else."""
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def whole(metadata: Mapping[str, Any], key: str, default: int) -> int:
+    """A value that is a whole number; `default` where there is none, or something else."""
+    value = metadata.get(key)
+    return value if type(value) is int else default
+
+
 class Metadata(Mapping[str, Any]):
     """Key -> str, bool, int, float, numpy array (n,) or list of str.
 

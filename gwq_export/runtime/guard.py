@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from gwq_export.arch.registry import ARCHS
 from gwq_export.errors import GwqError, about
+from gwq_export.format.header import text
 from gwq_export.format.mapped import MappedFile
 from gwq_export.format.reader import Reader
 from gwq_export.native.maps import WatchedMap
@@ -41,7 +42,8 @@ def check_tokenizer(reader: Reader) -> None:
     """
     metadata = reader.metadata
     known = {arch.gguf for arch in ARCHS.values()}
-    if metadata.get("general.architecture") not in known or "tokenizer.ggml.model" not in metadata:
+    runs = text(metadata, "general.architecture") in known
+    if not runs or "tokenizer.ggml.model" not in metadata:
         return
     from gwq_export.tokenizer.chat_template import check_template
     from gwq_export.tokenizer.tokenizer import Tokenizer

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.files import as_json
-from gwq_export.tokenizer.build import JSON_KEY, KEY_NAMES, build
+from gwq_export.format.header import whole
+from gwq_export.tokenizer.build import JSON_KEY, KEY_NAMES, build, optional
 
 if TYPE_CHECKING:
     from tokenizers.processors import TemplateProcessing
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def special_ids(metadata: Mapping[str, Any], *names: str) -> dict[str, int | None]:
     """{name: id or None} of special tokens, by Hugging Face's names: bos, eos, unk, pad."""
     ids = {}
-    tokens = metadata.get("tokenizer.ggml.tokens") or ()
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
     for name in names:
         id = metadata.get(f"tokenizer.ggml.{KEY_NAMES.get(name, name)}_token_id")
         exists = type(id) is int and id < len(tokens)
@@ -33,7 +34,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     special = special_ids(metadata, "bos", "eos", "unk", "pad")
     ids = {name: id for name, id in special.items() if id is not None}
     added = {  # whether a text gets them
-        name: bool(metadata.get(f"tokenizer.ggml.add_{name}_token")) and name in ids
+        name: optional(metadata, f"add_{name}_token", bool, False) and name in ids
         for name in ("bos", "eos")
     }
     if JSON_KEY not in metadata and any(added.values()):
@@ -44,14 +45,15 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {f"{name}_token": tokens[id] for name, id in ids.items()}
     config |= {f"add_{name}_token": on for name, on in added.items()}
-    if limit := metadata.get(f"{metadata['general.architecture']}.context_length"):
+    if limit := whole(metadata, f"{metadata['general.architecture']}.context_length", 0):
         config["model_max_length"] = limit
-    if template := metadata.get("tokenizer.chat_template"):
+    if template := optional(metadata, "tokenizer.chat_template", str):
         config["chat_template"] = template
 
     stops = [ids["eos"]] if "eos" in ids else []
-    if "tokenizer.ggml.eot_token_id" in metadata:
-        stops.append(metadata["tokenizer.ggml.eot_token_id"])
+    eot = optional(metadata, "eot_token_id", int)
+    if eot is not None:
+        stops.append(eot)
     generation: dict[str, Any] = {}
     if stops:
         generation["eos_token_id"] = stops if len(stops) > 1 else stops[0]

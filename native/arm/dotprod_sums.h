@@ -10,6 +10,7 @@
 #define GWQ_DOTPROD_SUMS_H
 #include "neon.h"
 
+enum { TELESCOPE = 1 };
 typedef int32x4_t running; /* of 4 rows */
 
 GWQ_INLINE void begin(running *r) { *r = vdupq_n_s32(0); }
@@ -29,11 +30,5 @@ GWQ_INLINE int32x4_t sum_of(running *r, const int sub, const int biased, const i
     (void)sub;
     if (biased) *r = vaddq_s32(*r, vdupq_n_s32(bias[0] + bias[1]));
     return *r;
-}
-
-/* factor[k]: what the sums up to the k-th sub-block are multiplied by */
-GWQ_INLINE void factors(const int8x16_t *s, const int count, int8x16_t *factor) {
-    for (int k = 0; k + 1 < count; k++) factor[k] = vsubq_s8(s[k], s[k + 1]);
-    factor[count - 1] = vsubq_s8(s[count - 1], vdupq_n_s8(SCALE_BIAS));
 }
 #endif

@@ -27,16 +27,15 @@ GWQ_INLINE void decode(const int bits, const int unit, quads_fn quads, const uin
 /* scales[k]: factors of the k-th sub-block, 16 bits, each row's twice */
 GWQ_INLINE void decode_scales(const int sub, scales_fn f, const uint8_t *scale, gwq_scales scales) {
     const int count = GWQ_BLOCK / 4 / sub;
-    int8x16_t s[4], factor[4];
+    uint8x16_t s[4];
     f(scale, s);
-    factors(s, count, factor);
     for (int k = 0; k < count; k++) {
-        const int8x16_t twice[2] = {vzip1q_s8(factor[k], factor[k]),
-                                    vzip2q_s8(factor[k], factor[k])};
         int16_t *to = (int16_t *)scales[k];
+        int16x8_t factor[2];
+        factors(s, k, count, factor);
         for (int i = 0; i < 2; i++) {
-            vst1q_s16(to + 16 * i, vmovl_s8(vget_low_s8(twice[i])));
-            vst1q_s16(to + 16 * i + 8, vmovl_high_s8(twice[i]));
+            vst1q_s16(to + 16 * i, vzip1q_s16(factor[i], factor[i]));
+            vst1q_s16(to + 16 * i + 8, vzip2q_s16(factor[i], factor[i]));
         }
     }
 }

@@ -47,12 +47,12 @@ GWQ_INLINE void tile_dequantize(const tile_ops *ops, const int sub, scales_fn sc
         const uint8_t *whole = gwq_whole_tile(m, ops->bits, tile, b, copy);
         for (int64_t k = 0; k < nb; k++) {
             const int64_t first = (b + k) * GWQ_BLOCK, width = min64(GWQ_BLOCK, m->cols - first);
-            int8x16_t s[4];
+            uint8x16_t s[4];
             int8_t scale[4][GWQ_ROWS];
             ops->decode(table, whole + nb * bytes + k * lines, entries);
             scales(whole + k * bytes, s);
             for (int i = 0; i < GWQ_BLOCK / 4 / sub; i++)
-                vst1q_s8(scale[i], vsubq_s8(s[i], vdupq_n_s8(SCALE_BIAS)));
+                vst1q_s8(scale[i], vsubq_s8(vreinterpretq_s8_u8(s[i]), vdupq_n_s8(SCALE_BIAS)));
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < width; c += 4)
                     store_quad(ops->bits, &entries[c / 4][4 * r], d[r] * scale[c / 4 / sub][r],

@@ -4,6 +4,8 @@
 #define GWQ_NEON_SUMS_H
 #include "neon.h"
 
+enum { TELESCOPE = 0 };
+
 /* Sums of 4 rows: of the rows 0 and 1, of the rows 2 and 3; of each row its four columns apart */
 typedef struct {
     int16x8_t half[2];
@@ -43,10 +45,5 @@ GWQ_INLINE int32x4_t sum_of(running *r, const int sub, const int biased, const i
         pairs = vaddq_s16(pairs, vreinterpretq_s16_s32(vdupq_n_s32(two)));
     }
     return vpaddlq_s16(pairs);
-}
-
-/* factor[k]: what the sums of the k-th sub-block are multiplied by */
-GWQ_INLINE void factors(const int8x16_t *s, const int count, int8x16_t *factor) {
-    for (int k = 0; k < count; k++) factor[k] = vsubq_s8(s[k], vdupq_n_s8(SCALE_BIAS));
 }
 #endif

@@ -19,11 +19,13 @@ GWQ_INLINE void decode(const int bits, const int unit, quads_fn quads, const uin
 
 /* scales[k]: factors of the k-th sub-block, 32 bits for each row */
 GWQ_INLINE void decode_scales(const int sub, scales_fn f, const uint8_t *scale, gwq_scales scales) {
-    int32x4_t factor[4][4];
-    wide_factors(sub, f, scale, factor);
-    for (int k = 0; k < GWQ_BLOCK / 4 / sub; k++)
-        for (int h = 0; h < 4; h++)
-            vst1q_s32((int32_t *)&scales[k][16 * h], factor[k][h]);
+    uint8x16_t s[4];
+    f(scale, s);
+    for (int k = 0; k < GWQ_BLOCK / 4 / sub; k++) {
+        int32x4_t factor[4];
+        wide_factors(s, k, GWQ_BLOCK / 4 / sub, factor);
+        for (int h = 0; h < 4; h++) vst1q_s32((int32_t *)&scales[k][16 * h], factor[h]);
+    }
 }
 
 /* `count` (constant, at most AT_ONCE) tokens against the rows 4h .. 4h+7 of nb decoded blocks */

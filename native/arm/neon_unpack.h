@@ -6,29 +6,34 @@
 #include "neon.h"
 
 /* v[p]: 4 rows x columns 4p .. 4p+3, one byte each, of the lines that hold them together: 4 quads
- * are two lines at 4 bits, one at 2 bits and three at 6 bits, 8 quads are three lines at 3 bits
- * and five at 5 bits. a: what these lines have of the 4 rows. */
+ * are one line at 2 bits and three at 6 bits, 2 quads are one at 4 bits, 8 quads are three lines at
+ * 3 bits and five at 5 bits. a: what these lines have of the 4 rows. */
 typedef void (*quads_fn)(int8x16_t table, const uint8x16_t *a, int8x16_t *v);
-enum { QUADS6 = 4, QUADS5 = 8, QUADS4 = 4, QUADS3 = 8, QUADS2 = 4 };
+enum { QUADS6 = 4, QUADS5 = 8, QUADS4 = 2, QUADS3 = 8, QUADS2 = 4 };
 enum { LINES = 5 }; /* of `a`, at most */
 
 /* Lines that hold `unit` quads of codes of so many bits */
 GWQ_INLINE int lines_of(const int bits, const int unit) { return bits * unit / 8; }
 
-/* The rows 4h .. 4h+3 of these lines, and the four rows below, which are read together */
-GWQ_INLINE void load_lines(const int count, const uint8_t *line, int h, uint8x16_t a[2][LINES]) {
-    for (int l = 0; l < count; l++)
-        for (int g = 0; g < 2; g++) a[g][l] = vld1q_u8(line + 64 * l + 16 * (h + g));
+/* a[h]: 4 rows of these lines, h < rows: 2 or 4 */
+GWQ_INLINE void load_lines(const int count, const int rows, const uint8_t *line,
+                           uint8x16_t a[4][LINES]) {
+    for (int l = 0; l < count; l++, line += 64) {
+        if (rows == 4) {
+            const uint8x16x4_t all = load64(line);
+            for (int h = 0; h < 4; h++) a[h][l] = all.val[h];
+        } else {
+            for (int h = 0; h < 2; h++) a[h][l] = vld1q_u8(line + 16 * h);
+        }
+    }
 }
 
 GWQ_INLINE uint8x16_t nibble(uint8x16_t v) { return vandq_u8(v, vdupq_n_u8(15)); }
 
 /* The matrix's table, as `signed_table` of neon_tiles.h lays it out */
 GWQ_INLINE void quads4(int8x16_t table, const uint8x16_t *a, int8x16_t *v) {
-    for (int k = 0; k < 2; k++) {
-        v[2 * k] = vqtbl1q_s8(table, nibble(a[k]));
-        v[2 * k + 1] = vqtbl1q_s8(table, vshrq_n_u8(a[k], 4));
-    }
+    v[0] = vqtbl1q_s8(table, nibble(a[0]));
+    v[1] = vqtbl1q_s8(table, vshrq_n_u8(a[0], 4));
 }
 
 /* Windows that begin at bit `shift` of a byte of a and end in the byte of next */
@@ -87,26 +92,22 @@ GWQ_INLINE void quads6(int8x16_t table, const uint8x16_t *a, int8x16_t *v) {
 /* s[k]: scale of every row for the k-th sub-block of a block, with SCALE_BIAS, 0 .. 63. An
  * insertion (sri) keeps the upper bits of its first operand, so the top bits of three bytes, one
  * after the other, make up the last scale. */
-typedef void (*scales_fn)(const uint8_t *scale, int8x16_t s[4]);
+typedef void (*scales_fn)(const uint8_t *scale, uint8x16_t s[4]);
 enum { SUB6 = 4, SUB5 = 4, SUB4 = 4, SUB3 = 8, SUB2 = 8 }; /* quads of a sub-block */
 
-GWQ_INLINE void scales4(const uint8_t *scale, int8x16_t s[4]) {
-    uint8x16_t part[3];
-    for (int k = 0; k < 3; k++) {
-        part[k] = vld1q_u8(scale + 16 * k);
-        s[k] = vreinterpretq_s8_u8(vandq_u8(part[k], vdupq_n_u8(63)));
-    }
-    uint8x16_t top = vsriq_n_u8(part[2], part[1], 2);
-    top = vshrq_n_u8(vsriq_n_u8(top, part[0], 4), 2);
-    s[3] = vreinterpretq_s8_u8(top);
+GWQ_INLINE void scales4(const uint8_t *scale, uint8x16_t s[4]) {
+    const uint8x16x3_t part = load48(scale);
+    for (int k = 0; k < 3; k++) s[k] = vandq_u8(part.val[k], vdupq_n_u8(63));
+    const uint8x16_t top = vsriq_n_u8(part.val[2], part.val[1], 2);
+    s[3] = vshrq_n_u8(vsriq_n_u8(top, part.val[0], 4), 2);
 }
 
-GWQ_INLINE void scales2(const uint8_t *scale, int8x16_t s[4]) {
+GWQ_INLINE void scales2(const uint8_t *scale, uint8x16_t s[4]) {
     const uint8x16_t low = vld1q_u8(scale);
     const uint8x8_t nibbles = vld1_u8(scale + 16); /* of the rows 0 .. 7 and, above them, 8 .. 15 */
     const uint8x16_t high = vcombine_u8(vshl_n_u8(nibbles, 4), nibbles); /* in the upper half */
-    s[0] = vreinterpretq_s8_u8(vandq_u8(low, vdupq_n_u8(63)));
-    s[1] = vreinterpretq_s8_u8(vshrq_n_u8(vsriq_n_u8(high, low, 4), 2));
+    s[0] = vandq_u8(low, vdupq_n_u8(63));
+    s[1] = vshrq_n_u8(vsriq_n_u8(high, low, 4), 2);
 }
 #define scales3 scales2
 #define scales5 scales4

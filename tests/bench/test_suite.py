@@ -154,7 +154,9 @@ def test_ctrl_c_keeps_what_was_measured(exported, tmp_path):
     path = exported(type="gwq4")[0]
     out = tmp_path / "r.json"
     code = (
-        "from gwq_export.bench import suite, roof; from gwq_export import cli; import sys\n"
+        "from gwq_export.bench import suite, roof; from gwq_export import cli; import signal, sys\n"
+        # a background job hands on that Ctrl-C is to be ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"for name, value in {QUICK!r}.items(): setattr(suite, name, value)\n"
         "roof.WORKING_SET, roof.ROUNDS = 4 << 20, 1\n"
         f"sys.exit(cli.main('bench', [{str(path)!r}, '--suite', 'edge', '--minutes', '5',"

@@ -4,8 +4,11 @@ from itertools import pairwise
 
 import pytest
 
+from gwq_export.bench.files import model_type
+from gwq_export.format.header import ARRAY
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import HEAD
+from tests.fuzz.gguf import Key, pack, parse
 from tests.support.cli import assert_one_line, call
 from tests.support.paths import DATA
 
@@ -99,3 +102,41 @@ def test_files_cut_in_every_section(small, capsys, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(data[:cut])
         status, _, err = call(capsys, "info", tmp_path / "cut.gguf")
         assert_one_line("info", status, err, "cut.gguf")
+
+
+KEYS = [
+    "general.architecture",
+    "general.file_type",
+    "llama.context_length",
+    "llama.expert_count",
+    "llama.rope.scaling.type",
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.model",
+    "tokenizer.ggml.tokens",
+    "tokenizer.chat_template",
+]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_arrays_in_the_place_of_values(small, capsys, tmp_path, name):
+    """Of many numbers, which neither compare nor hash; the message stays one line."""
+    file = parse(small[0].read_bytes())
+    file.keys = [key for key in file.keys if key.name != name.encode()]
+    file.keys.append(Key(name.encode(), ARRAY, list(range(300)), 4))
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(pack(file))
+    harmless = name == "general.file_type"  # only tables show it
+    for command_name, args in [
+        ("info", ["--check"]),
+        ("run", ["-p", "x", "-n", "1"]),
+        ("info", ["--to-safetensors", tmp_path / "out"]),
+    ]:
+        status, _, err = call(capsys, command_name, path, *args)
+        if not harmless and (command_name != "info" or name.startswith("tokenizer")):
+            assert_one_line(command_name, status, err, "")
+        else:
+            assert status in (0, 2), err
+    assert model_type(Reader(path)) == model_type(Reader(small[0])).replace(
+        "llama", str(Reader(path).metadata["general.architecture"])
+    )

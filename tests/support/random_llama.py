@@ -46,16 +46,18 @@ def random_weights(type, dims, outliers, rng):
         scales = data[HEAD : HEAD + 2 * -(-dims[0] // 16) * 16].view(np.float16)
         scales[: dims[0]] = SIZE / 300 * rng.choice([-1, 1], dims[0])
         scales[dims[0] :] = 0
+        data[HEAD + 2 * len(scales) : type.head_bytes(dims[0])] = 0
     if table is not None:
         count = (len(table[0]) - 16 * (len(table[1]) - 1) * -(-dims[1] // 256)) // 3
         assert count > 0
     return data, table
 
 
-def write_llama(path, shape, layers, type, outliers):
+def write_llama(path, shape, layers, type, outliers, keys=()):
     """A GGUF file; matrices of one shape have the same bytes, a copy each.
 
     shape: as TINY; "experts" makes the feed-forward layers mixtures of so many, two for a token.
+    keys: {name: value} of more keys, such as a tokenizer's.
     """
     rng = np.random.default_rng(0)
     kind = TYPES[type]
@@ -99,6 +101,6 @@ def write_llama(path, shape, layers, type, outliers):
             "llama.expert_count": np.uint32(experts),
             "llama.expert_used_count": np.uint32(2),
         }
-    with Writer(path, metadata, tensors) as writer:
+    with Writer(path, metadata | dict(keys), tensors) as writer:
         for name, _, _ in tensors:
             writer.write(name, data[name])
