@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.files import as_json
-from gwq_export.format.header import whole
 from gwq_export.tokenizer.build import JSON_KEY, KEY_NAMES, build, optional
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {f"{name}_token": tokens[id] for name, id in ids.items()}
     config |= {f"add_{name}_token": on for name, on in added.items()}
-    if limit := whole(metadata, f"{metadata['general.architecture']}.context_length", 0):
+    if limit := optional(metadata, f"{metadata['general.architecture']}.context_length", int):
         config["model_max_length"] = limit
     if template := optional(metadata, "tokenizer.chat_template", str):
         config["chat_template"] = template

@@ -16,6 +16,7 @@ MAY_INCLUDE = {  # folder -> folders whose headers its files may include
     "arm": {"include", "cpu", "arm"},
     "cuda": {"include", "cuda"},  # a library of its own (native/build_cuda.py)
     "bench": {"include", "bench"},  # a program, which calls what others may call
+    "fuzz": {"include", "cpu", "bench", "fuzz"},  # targets, which call what they test
 }
 CALLS = [  # a file calls only files of earlier lines
     {"check", "maps"},
@@ -91,9 +92,11 @@ def test_every_file_is_compiled_and_has_a_place():
     rows = module.FOLDERS
     built = {f"{folder}/{name}" for folder, (files, _) in rows.items() for name in files}
     built |= set(module.program_sources())
-    assert built == {str(p.relative_to(NATIVE)) for p in NATIVE.glob("*/*.c")}
     assert {Path(name).stem for name in built} == set.union(*CALLS)
-    assert {*rows, "include", "cuda", module.PROGRAM_FOLDER} == set(MAY_INCLUDE)
+    for target in module.FUZZ_TARGETS:
+        built |= {*module.fuzz_sources(target, replay=True)}
+    assert built == {str(p.relative_to(NATIVE)) for p in NATIVE.glob("*/*.c")}
+    assert {*rows, "include", "cuda", module.PROGRAM_FOLDER, "fuzz"} == set(MAY_INCLUDE)
 
 
 def symbols(path, kind):
