@@ -51,11 +51,11 @@ def column_gains(
 ) -> list[ColumnGains]:
     """The gains of blocks of `step` columns. Raises GwqError where there is no factorization."""
     kept: dict[int, ColumnGains] = curvature.gains.get((type.history, step), {})
+    if kept:
+        return [kept[part.start] for part in blocks]  # without `each`: threads of it may ask
     factor = curvature.factor
 
     def gains(part: slice) -> ColumnGains:
-        if part.start in kept:
-            return kept[part.start]
         rows = _in_coding_order(type, step, factor[part, part.start :])
         diagonal = np.diag(rows)
         real = curvature.column_weight[part] > 0
