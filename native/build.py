@@ -2,12 +2,10 @@
 
     python native/build.py [--out FOLDER] [--cc COMPILER] [--asan] [--simde]
     python native/build.py --program [--static] [--out FOLDER] [--cc COMPILER]
-    python native/build.py --fuzz matrix|product|record [--asan] [--out FOLDER] [--cc COMPILER]
 
 The wheel calls `build` too (backend.py). A cross compiler is recognised by its own macros, so
 `--cc aarch64-linux-gnu-gcc` builds the aarch64 library. --program builds gwq-bench-native instead,
-the benchmark for machines without Python, of the same objects. --fuzz builds a fuzz target with
-Clang's libFuzzer, or with --asan a program that any compiler can build and that runs its inputs.
+the benchmark for machines without Python, of the same objects.
 """
 
 import argparse
@@ -26,8 +24,6 @@ NATIVE = Path(__file__).resolve().parent
 PACKAGE = NATIVE.parent / "gwq_export" / "native"  # where Python looks for both
 PROGRAM = "gwq-bench-native"
 PROGRAM_FOLDER = "bench"  # its sources, beside those of the library
-FUZZ_TARGETS = ("matrix", "product", "record")  # of native/fuzz; the last one is of the program
-RECORD = ("record", "link", "link_ops", "pass", "sha256")  # what it takes of that
 INCLUDE = NATIVE / "include"
 HEADERS = (
     "gwq_format.h",
@@ -40,13 +36,7 @@ INCLUDE_FLAGS = f"-I{INCLUDE} -I{NATIVE}"  # x86/ and the like name headers of c
 WARNINGS = "-Wall -Wextra -Werror=implicit"
 CFLAGS = f"-std=gnu11 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -pthread {WARNINGS}"
 SANITIZERS = "-fsanitize=address,undefined"
-STOPS = "-fno-sanitize-recover=all -O1"  # a report ends the program; -O3 compiles for minutes
-COVERAGE = "-fsanitize=fuzzer-no-link"
-# Code of an instruction set: which way it goes follows from the shape alone, which the rest tells,
-# and with everything in it it compiles for minutes. Its memory is looked after all the same.
-IN_KERNELS = "-fno-sanitize=undefined -g0"
-UNCOUNTED = "-fno-sanitize=fuzzer-no-link"
-UNREACHED = ("encode", "gemm")  # sources that no byte of a file reaches: they are only linked
+SANITIZED = f"{SANITIZERS} -g"
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVXVNNI = f"-mavxvnni -mgfni {AVX2}"
@@ -62,7 +52,12 @@ VECTORS = "-Wno-psabi"  # the encoder's vectors may be wider than registers, but
 # Without vectors of eight it is so much code that these passes of GCC take two thirds of a minute.
 PLAIN_VECTORS = f"{VECTORS} -fno-tree-pre -fno-gcse -fno-gcse-after-reload"
 
-PLAIN = ("cpu/", "bench/", "fuzz/")  # folders of code that every machine runs
+# what --simde compiles with the headers of that name
+SIMDE = (
+    "avxvnni.c",
+    *("avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c"),
+    *("attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"),
+)
 
 Sources = dict[str, str]  # source file -> its own compiler flags
 
@@ -158,16 +153,7 @@ def sources(target: str) -> Sources:
 def program_sources() -> Sources:
     """What the program is made of beside the library."""
     names = sorted(path.name for path in (NATIVE / PROGRAM_FOLDER).glob("*.c"))
-    return {f"{PROGRAM_FOLDER}/{name}": "" for name in names}
-
-
-def fuzz_sources(target: str, replay: bool) -> Sources:
-    """What a fuzz target is made of beside the library. replay: it runs inputs, with no fuzzer."""
-    names = [target, "input", *(["replay"] if replay else [])]
-    files = {f"fuzz/{name}.c": "" for name in names}
-    if target == "record":
-        files |= {f"{PROGRAM_FOLDER}/{name}.c": "" for name in RECORD}
-    return files
+    return {f"{PROGRAM_FOLDER}/{name}": f'-DGWQ_VERSION=\\"{version()}\\"' for name in names}
 
 
 def version() -> str:
@@ -209,7 +195,7 @@ def machine(cc: str) -> str:
     return done.stdout.split("-")[0]
 
 
-def _compiler(cc: str | None) -> str:
+def compiler(cc: str | None) -> str:
     """The compiler's command: the one asked for, $CC, or what the system has."""
     found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
     cc = cc or os.environ.get("CC") or next(filter(None, found), None)
@@ -240,6 +226,14 @@ def fitted(files: Sources, cc: str) -> Sources:
     """The sources with flags that the compiler knows."""
     unknown = [flags for flags in IN_PLACE if not _accepts(cc, flags)]
     return {name: IN_PLACE[flags] if flags in unknown else flags for name, flags in files.items()}
+
+
+def library_sources(cc: str, simde: bool = False) -> Sources:
+    """Those of the library for what a compiler compiles for. simde: as `build` has it."""
+    files = fitted(sources(machine(cc)), cc)
+    if simde:
+        files |= {f"x86/{name}": f"{AVX2} {VECTORS} {EMULATED}" for name in SIMDE}
+    return files
 
 
 def _write_ninja(folder: Path, cc: str, flags: str, files: Sources, built: Path, link: str) -> None:
@@ -285,7 +279,17 @@ def build(
     asan: with AddressSanitizer and UBSan. simde: AVX-512 code as plain C of the SIMDe headers, so
     that any x86 CPU can test it (slowly). Raises SystemExit, with a sentence.
     """
-    library = _made(out, "libgwq.so", {}, "-shared", cc, asan, simde, verbose)
+    cc = compiler(cc)
+    library = make(
+        "libgwq.so",
+        library_sources(cc, simde),
+        cc=cc,
+        link="-shared",
+        out=out,
+        flags=SANITIZED if asan else "",
+        variant=("-asan" if asan else "") + ("-simde" if simde else ""),
+        verbose=verbose,
+    )
     write_declarations(library.parent)
     return library
 
@@ -301,83 +305,49 @@ def build_program(
 
     static: it needs no library of the system, not even the C library. Raises SystemExit.
     """
-    link = "-static" if static else ""
-    return _made(out, PROGRAM, program_sources(), link, cc, asan, False, verbose)
+    cc = compiler(cc)
+    return make(
+        PROGRAM,
+        library_sources(cc) | program_sources(),
+        cc=cc,
+        link="-static" if static else "",
+        out=out,
+        flags=SANITIZED if asan else "",
+        variant="-asan" if asan else "",
+        verbose=verbose,
+    )
 
 
-def _of_fuzzing(name: str, counted: bool) -> str:
-    """Flags of a source beside those of a fuzz target. counted: its coverage is."""
-    uncounted = UNCOUNTED if counted else ""
-    if Path(name).name.startswith(UNREACHED):
-        return f"-fno-sanitize=all -O0 {uncounted}"
-    return "" if name.startswith(PLAIN) else f"{IN_KERNELS} {uncounted}"
-
-
-def build_fuzzer(
-    target: str,
-    out: str | Path | None = None,
-    cc: str | None = None,
-    replay: bool = False,
-    verbose: bool = False,
-) -> Path:
-    """Compile one of FUZZ_TARGETS into a folder, by default that of the objects; returns its path.
-
-    With AddressSanitizer and UBSan. cc: None for Clang, whose libFuzzer it takes. replay: a program
-    instead that runs the inputs it is given, with any compiler. Raises SystemExit.
-    """
-    files = fuzz_sources(target, replay)
-    if replay:
-        return _made(out, f"replay-{target}", files, "", cc, True, False, verbose, STOPS)
-    flags = f"{STOPS} {COVERAGE}"
-    link = "-fsanitize=fuzzer"
-    return _made(out, f"fuzz-{target}", files, link, cc or "clang", True, False, verbose, flags)
-
-
-def _made(
-    out: str | Path | None,
+def make(
     name: str,
-    more: Sources,
+    files: Sources,
+    *,
+    cc: str,
     link: str,
-    cc: str | None,
-    asan: bool,
-    simde: bool,
+    out: str | Path | None,
+    flags: str,
+    variant: str,
     verbose: bool,
-    last: str = "",
 ) -> Path:
-    """Compile the library's sources and some more, and link them to `name` in `out`.
+    """Compile sources and link them to `name` in `out`; returns its path.
 
-    out: None for the folder of the objects. last: flags after all others. Raises SystemExit.
+    cc: as `compiler` has it. link: how, of the linker's flags. out: None for the folder of the
+    objects. flags: of all sources, before their own. variant: what the flags are called, as
+    "-asan": objects of each lie in a folder of their own. Raises SystemExit.
     """
     try:
         import ninja
     except ImportError:
         raise SystemExit("native/build.py: ninja is missing: pip install ninja") from None
 
-    cc = _compiler(cc)
     target = machine(cc)
-    files = fitted(sources(target), cc) | more
-    if simde:
-        emulated = ("avxvnni.c", "avx512.c", "avx512_ggml.c", "avx512_ops.c", "avx512vbmi.c")
-        for source in (*emulated, "attend_avx512.c", "encode_avx512.c", "gemm_avx512.c"):
-            files[f"x86/{source}"] = f"{AVX2} {VECTORS} {EMULATED}"
-    flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\"'
-    compiler = Path(cc.split()[0]).name.removeprefix(f"{target}-linux-gnu-")
-    variant = target if compiler in ("cc", "gcc") else f"{target}-{compiler}"
-    if asan:
-        flags += f" {SANITIZERS} -g"
-        variant += "-fuzz" if COVERAGE in last else "-replay" if last else "-asan"
-    if simde:
-        variant += "-simde"
-    flags = f"{flags} {last}".rstrip()
-    if last:
-        files = {n: f"{f} {_of_fuzzing(n, COVERAGE in last)}" for n, f in files.items()}
-    for source in more:
-        files[source] += f' -DGWQ_VERSION=\\"{version()}\\"'
-
-    folder = NATIVE / "build" / variant
+    command = Path(cc.split()[0]).name.removeprefix(f"{target}-linux-gnu-")
+    of_compiler = "" if command in ("cc", "gcc") else f"-{command}"
+    folder = NATIVE / "build" / f"{target}{of_compiler}{variant}"
     built = Path(out or folder).resolve() / name
     for path in (built.parent, folder):
         path.mkdir(parents=True, exist_ok=True)
+    flags = f'{CFLAGS} -DGWQ_ABI_HASH=\\"{abi_hash()}\\" {flags}'.rstrip()
     noise = "-v" if verbose else "--quiet"
     with _alone(folder):
         _write_ninja(folder, cc, flags, files, built, link)
@@ -411,20 +381,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="with --program: so that it needs nothing else (also with --cc musl-gcc)",
     )
-    parser.add_argument(
-        "--fuzz",
-        metavar="TARGET",
-        choices=FUZZ_TARGETS,
-        help="build a fuzz target instead: matrix, product or record; with --asan a program that"
-        " only runs the inputs it is given",
-    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every command")
     args = parser.parse_args(argv)
     if (args.static and not args.program) or (args.simde and args.program):
         parser.error("--static goes with --program, and --simde without it")
-    if args.fuzz:
-        built = build_fuzzer(args.fuzz, args.out, args.cc, args.asan, args.verbose)
-    elif args.program:
+    if args.program:
         built = build_program(args.out, args.cc, args.static, args.asan, args.verbose)
     else:
         built = build(args.out or PACKAGE, args.cc, args.asan, args.simde, args.verbose)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from native.build_fuzz import TARGETS
 from tests.fuzz import native
 from tests.fuzz.campaign import Campaign
 from tests.fuzz.files import Files, replay
@@ -16,7 +17,7 @@ from tests.fuzz.worker import FINE
 
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gwq-export" / "fuzz"
 SECONDS = 60.0
-NAMES = ("files", *native.TARGETS)
+NAMES = ("files", *TARGETS)
 KEPT = 48 << 10  # bytes of a target's corpus in tests/data
 
 

@@ -13,7 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from native.build import FUZZ_TARGETS, build_fuzzer
+from native.build_fuzz import build_fuzzer
 from tests.fuzz.campaign import Campaign
 from tests.support.paths import DATA
 
@@ -165,6 +165,3 @@ class Native:
                 path.unlink()
             for path in Path(folder).iterdir():
                 shutil.move(path, self.corpus / path.name)
-
-
-TARGETS = FUZZ_TARGETS

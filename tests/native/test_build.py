@@ -1,5 +1,7 @@
 """The native build: exported names, stale libraries, other CPUs, sanitizers."""
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -177,6 +179,18 @@ def test_sanitizers_find_nothing(tmp_path):
         run_case(tmp_path / "check", [], tmp_path, case)
 
 
+def test_one_build_in_a_folder_at_a_time(tmp_path):
+    def is_free():
+        with open(tmp_path / "lock") as f, contextlib.suppress(BlockingIOError):
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    with native_build._alone(tmp_path):
+        assert not is_free()
+    assert is_free()
+
+
 @pytest.mark.skipif(not shutil.which("clang"), reason="needs clang")
 def test_clang_compiles_the_same(tmp_path):
     linked = compiled_check("clang", ["-Wno-everything"], tmp_path)
@@ -187,7 +201,7 @@ def test_clang_compiles_the_same(tmp_path):
 
 def test_a_compiler_that_does_not_know_avx_vnni(tmp_path, monkeypatch):
     """It builds the library, in which no CPU has that row."""
-    cc = native_build._compiler(None)
+    cc = native_build.compiler(None)
     assert native_build._accepts(cc, "-O2") and not native_build._accepts(cc, "-mno-such-thing")
     files = native_build.sources(native_build.machine(cc))
     if "x86/avxvnni.c" not in files:

@@ -1,15 +1,20 @@
 """Feedback from rows to rows: that of the formula, and worth its while."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gwq_export.arch.layout import Arrangement
 from gwq_export.compute.threads import cpus
+from gwq_export.format.decoding import dequantize
 from gwq_export.format.types import LEVELS, TYPES
 from gwq_export.quantization import feedback
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.encoder import encode
-from gwq_export.quantization.recipe import TABLES
+from gwq_export.quantization.loss_model import Sample
+from gwq_export.quantization.quantize import quantize
+from gwq_export.quantization.recipe import TABLES, Recipe
 from tests.support.layer import layer, outputs
 
 TYPES_WITH_CODES = [t for t in TYPES.values() if t.bits or t.levels]
@@ -85,6 +90,20 @@ def test_costs_are_what_compensated_errors_cost(width):
         cost = np.einsum("ki,kl,li->i", answers, believed, answers)
         assert np.allclose(left[here] * np.diag(own), cost, rtol=1e-3, atol=1e-6)
     assert left.mean() < 0.9
+
+
+@pytest.mark.parametrize("name", ["gwq3", "gwq4"])
+def test_predictions_know_of_it(name):
+    weight, h, _ = layer(300, 192)
+    g = outputs(300, np.random.default_rng(1))
+    statistics = {"hessian": h, "rows": np.diag(g).copy(), "outputs": g}
+    recipe = Recipe(TYPES[name], sweeps=0, outputs=True)
+    predicted = Sample(weight, statistics).loss(recipe)
+    stored = quantize(weight, statistics, recipe)
+    error = (dequantize(recipe.type, stored[0], weight.shape) - weight).astype(np.float64)
+    believed = 0.65 * g + 0.35 * np.diag(np.diag(g))
+    assert predicted == pytest.approx(cost(believed, error, h) / 2, rel=0.1)
+    assert predicted < 0.9 * Sample(weight, statistics).loss(replace(recipe, outputs=False))
 
 
 def test_one_group_of_uncorrelated_rows_is_coded_as_without():

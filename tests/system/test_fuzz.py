@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gwq_export.format.reader import Reader
-from native.build import FUZZ_TARGETS, build_fuzzer
+from native.build_fuzz import TARGETS, build_fuzzer
 from tests.fuzz import native
 from tests.fuzz.campaign import Campaign
 from tests.fuzz.files import Files
@@ -117,7 +117,7 @@ def test_the_command(campaign):
     assert done.stdout.splitlines()[-1].split()[:2] == ["files", f"{before + 5:,}"]
 
 
-@pytest.mark.parametrize("target", FUZZ_TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_native_targets(campaign, target):
     if why_not := native.why_not():
         pytest.skip(why_not)
@@ -128,7 +128,7 @@ def test_native_targets(campaign, target):
     assert c.runs >= EXECUTIONS
 
 
-@pytest.mark.parametrize("target", FUZZ_TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_corpus_without_a_fuzzer(tmp_path, target):
     """What the fuzzer has found, by a compiler that has none: that takes a minute to build."""
     if native.why_not() is None:
