@@ -65,19 +65,31 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], floats: int = 1)
 
     floats: how many floats one item needs while it is worked on. As many items run at a time as
     fit into MAX_FLOATS floats, but at least one. An exception of `work` is passed on. `work` must
-    not call `each` itself: the threads of the pool would wait for each other.
+    not call `each` itself: the threads of the pool would wait for each other. Torch's own functions
+    use as many threads in each of them as they do in the caller.
     """
     threads = min(default_threads(), len(items))
     fit_in_memory = max(1, MAX_FLOATS // floats)
     if min(threads, fit_in_memory) < 2:
         return [work(item) for item in items]
     pool = _pool(default_threads())
+    as_here = functools.partial(_with_torch_threads, torch.get_num_threads(), work)
     step = fit_in_memory if fit_in_memory < threads else len(items)
     return [
         result
         for first in range(0, len(items), step)
-        for result in pool.map(work, items[first : first + step])
+        for result in pool.map(as_here, items[first : first + step])
     ]
+
+
+def _with_torch_threads(count: int, work: Callable[[Item], Result], item: Item) -> Result:
+    """work(item), where torch's functions use `count` threads.
+
+    Torch keeps the count for each thread: one of the pool would keep what it first saw.
+    """
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+    return work(item)
 
 
 def batches(count: int) -> list[range]:

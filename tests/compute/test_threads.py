@@ -102,6 +102,20 @@ def test_cholesky_inverse(threads, n):
         linalg.cholesky_inverse(a)
 
 
+def test_torch_uses_as_many_threads_in_the_pool_as_outside(threads):
+    """Whatever it used when the pool began."""
+
+    def count(_):
+        time.sleep(0.02)  # long enough for every thread of the pool to take an item
+        return torch.get_num_threads()
+
+    threads(3)
+    assert set(cpu.each(count, range(9))) == {3}
+    with cpu.one_thread_each():
+        assert set(cpu.each(count, range(9))) == {1}
+    assert set(cpu.each(count, range(9))) == {3}
+
+
 def test_each_keeps_the_order_and_hands_on_errors(threads):
     threads(3)
     assert cpu.each(lambda i: i * i, range(20)) == [i * i for i in range(20)]
