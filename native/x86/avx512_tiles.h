@@ -175,9 +175,11 @@ TOKENS(8)
 
 /* On Zen 5 one row group at a time and two pages ahead, as the processor's own prefetches stop
  * where a page of 4 KB ends: faster than no prefetches, than 1 to 4 KB ahead, and than two or four
- * row groups. Sapphire Rapids reads memory 1.22 to 1.25 times as fast with three row groups, 1 KB
- * ahead, and loses 2 to 8 % by touching pages (gwq-bench --kernels). */
-#define READ_AS_ON_ZEN .streams = 1, .ahead = 8192, .pages = 32768,
+ * row groups. Zen 4 (family 19h) loses 15 to 50 % by touching pages, and from 4 bits on also by any
+ * prefetch. Sapphire Rapids reads memory 1.22 to 1.25 times as fast with three row groups, 1 KB
+ * ahead, and loses 2 to 8 % by touching pages. */
+#define READ_AS_ON_ZEN5 .streams = 1, .ahead = 8192, .pages = 32768,
+#define READ_AS_ON_ZEN4(N) .streams = 1, .ahead = N < 4 ? 4096 : 0,
 #define READ_AS_ON_INTEL .streams = 3, .ahead = 1024,
 
 /* N: bits of a code */
@@ -197,10 +199,11 @@ TOKENS(8)
     static const tile_ops ops##N = {TILE_OPS_512(N) READ_AS_ON_INTEL}; \
     TILE_MATMUL(N)
 #else
-#define TILE_READS(N)                                                     \
-    static const tile_ops ops##N = {TILE_OPS_512(N) READ_AS_ON_ZEN};     \
-    static const tile_ops intel##N = {TILE_OPS_512(N) READ_AS_ON_INTEL}; \
-    TILE_MATMUL_BY_VENDOR(N)
+#define TILE_READS(N)                                                           \
+    static const tile_ops ops##N = {TILE_OPS_512(N) READ_AS_ON_ZEN5};          \
+    static const tile_ops amdfam19h##N = {TILE_OPS_512(N) READ_AS_ON_ZEN4(N)}; \
+    static const tile_ops intel##N = {TILE_OPS_512(N) READ_AS_ON_INTEL};       \
+    TILE_MATMUL_BY_CPU(N, ONE_TOKEN_ON(intel, N) ONE_TOKEN_ON(amdfam19h, N))
 #endif
 #define TILE_TYPE(N)                                                                            \
     GWQ_INLINE void block##N(const uint8_t *table, const uint8_t *scale, const uint8_t *line,   \
