@@ -38,6 +38,7 @@ def export(
     exclude: str | Sequence[str] = (),
     stock: str | None = None,
     tune: int | None = None,
+    fast: bool = False,
     norms: bool = True,
     base: str | Path | None = None,
     revision: str | None = None,
@@ -75,6 +76,7 @@ def export(
     stock: in place of `type`, "q4_0" or "iq4_nl" with scales and codes chosen by the calibration
     tune: steps that tune scales, tables, outliers and norms in the end; 0: none; None: where that
         is worthwhile (below 4 bits), one for every 7168 calibration tokens. norms=False: tune=0
+    fast: find codes in less time, further from the model
 
     Model and calibration:
     base: a GGUF file of the same model, in any type, from which the weights are taken
@@ -126,6 +128,7 @@ def export(
         exclude=exclude,
         stock=stock,
         tune=tune,
+        fast=fast,
         norms=norms,
         base=base,
         revision=revision,

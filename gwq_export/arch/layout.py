@@ -66,9 +66,10 @@ class Arrangement:
     def statistics(self, statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calibration statistics of the weight, {name: array}, as the file has it.
 
-        The Hessian, (columns, columns), does not depend on the order of rows.
+        What is (columns, columns) does not depend on the order of rows.
         """
-        moved = {"hessian": lambda array: array, "outputs": self._products}
+        as_it_is = dict.fromkeys(("hessian", "drift"), lambda array: array)
+        moved = as_it_is | {"outputs": self._products}
         return {name: moved.get(name, self._place)(array) for name, array in statistics.items()}
 
     def _products(self, array: np.ndarray) -> np.ndarray:

@@ -9,4 +9,5 @@ Modules import only those listed above them:
     labels
     statistics
     gradients
+    drift
 """

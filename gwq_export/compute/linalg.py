@@ -47,6 +47,11 @@ def add_plain_product(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     multiply(torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(out), add=True)
 
 
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a^T b to total (m, n), in place, for a (tokens, m) and b (tokens, n) of one dtype."""
+    each(lambda part: multiply(a[:, part].T, b, total[part], add=True), pieces(len(total)))
+
+
 def add_gram(total: torch.Tensor, x: torch.Tensor) -> None:
     """Add x^T x to total (n, n), in place, for x (tokens, n); both are tensors of one dtype.
 

@@ -9,6 +9,7 @@ Modules import only those listed above them:
     budget
     tuning_steps
     provenance
+    coding
     statistics_store
     job
     estimate
@@ -16,6 +17,7 @@ Modules import only those listed above them:
     tuned_parts
     tuned_blocks
     tuning
+    calibrated
     tensors
     imatrix
     verify

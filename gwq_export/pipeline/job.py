@@ -4,10 +4,11 @@ Nothing here takes long, so what the user can mend is found here.
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ log = logging.getLogger("gwq_export")
 
 CTX = 512  # tokens of a calibration sample, unless asked for
 # Of what lies in a work folder. A folder of another layout is refused like another export's.
-WORK_LAYOUT = 4
+WORK_LAYOUT = 5
+DRIFT_WINDOWS = 0.5  # share of the calibration's; more take longer than they are worth
 
 
 @dataclass
@@ -92,6 +94,35 @@ class Job:
         return file_size(self.header, self.layout(plans))
 
     @property
+    def drifting(self) -> set[str]:
+        """Hugging Face names of the matrices that are coded for the inputs they have in the file.
+
+        Those of an expert are not: its tokens are others there.
+        """
+        names = {hf for p in self.coded if p.linear and p.recipe.drift for hf in p.sources}
+        experts = {
+            hf
+            for i in range(self.source.layers if names else 0)
+            for row, hf in self.source.block(i).items()
+            if row.expert is not None
+        }
+        return names - experts if self.calibration else set()
+
+    def give_drift_up(self) -> None:
+        """Code every matrix for the inputs that it has in the model."""
+        self.plans = [replace(p, recipe=replace(p.recipe, drift=False)) for p in self.plans]
+        self.recipe = replace(self.recipe, drift=False)
+        self.header |= _made_how(self)
+
+    @property
+    def drift_tokens(self) -> torch.Tensor | None:
+        """The calibration's windows on which drift is measured."""
+        if self.calibration is None:
+            return None
+        tokens = self.calibration.tokens
+        return tokens[: math.ceil(DRIFT_WINDOWS * len(tokens))]
+
+    @property
     def states_bytes(self) -> int:
         """Bytes of the hidden states before, between and after the blocks, and their gradient."""
         if self.calibration is None:
@@ -126,7 +157,8 @@ class Job:
         if self.options.work_dir:
             return Workdir(self.options.work_dir, self._identity())
         place = Path(self.out or "").absolute().parent
-        statistics = store_bytes(self.plans) if self.options.budgeted else 0
+        kept = self.options.budgeted or self.drifting
+        statistics = store_bytes(self.plans) if kept else 0
         needed = (self.budget or self.file_bytes()) + self.states_bytes + statistics
         return Scratch(place) if needed < shutil.disk_usage(place).free else Memory()
 

@@ -141,6 +141,15 @@ class ExportOptions:
             kind=int,
         ),
     )
+    fast: bool = field(
+        default=False,
+        metadata=_row(
+            _SIZE,
+            "a faster export of a file that is further from the model: matrices do not make up for"
+            " errors of their other rows and of matrices before them",
+            kind="switch",
+        ),
+    )
     norms: bool = field(
         default=True,
         metadata=_row(_SIZE, "former name of --tune 0", kind="off"),

@@ -38,8 +38,12 @@ PRESETS = {
             "sweeps": 0,
         },
     ),
-    "default": Preset(samples=32, recipe={"saliency": "loss", "outliers": 0.0025}),
+    "default": Preset(
+        samples=32,
+        recipe={"saliency": "loss", "outliers": 0.0025, "outputs": True, "drift": True},
+    ),
 }
+FAST = {"outputs": False, "drift": False}  # with --fast, whatever the preset has
 
 
 class Override(NamedTuple):
@@ -85,6 +89,8 @@ def recipe_of(options: ExportOptions) -> tuple[Recipe, int]:
     samples = preset.samples if options.samples is None else options.samples
     given = {"saliency": options.saliency, "outliers": options.outliers}
     chosen = preset.recipe | {k: v for k, v in given.items() if v is not None}
+    if options.fast:
+        chosen |= FAST
     type = options.type and options.type.lower()
     if options.stock is not None or type == BRIDGE:
         if type != BRIDGE:

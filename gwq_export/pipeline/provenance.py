@@ -37,6 +37,8 @@ def provenance_keys(
         "saliency": None if is_ggml else recipe.saliency,
         "table": None if is_ggml else recipe.table,
         "error_feedback": recipe.feedback,
+        "row_feedback": recipe.feedback and recipe.outputs,
+        "drift_correction": recipe.drift,
     }
     if calibration:
         samples, ctx = calibration.tokens.shape

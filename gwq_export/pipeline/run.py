@@ -33,6 +33,7 @@ from gwq_export.compute.threads import cpus, one_thread_each
 from gwq_export.machine import peak_rss, release_memory
 from gwq_export.native.library import Pool
 from gwq_export.pipeline.artifacts import finish, write_sensitivities
+from gwq_export.pipeline.coding import encode, read
 from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.imatrix import write_imatrix
 from gwq_export.pipeline.job import Job, prepare
@@ -40,7 +41,7 @@ from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import sizes
 from gwq_export.pipeline.sensitivity import Offers, fit, predictions, sensitivities
 from gwq_export.pipeline.statistics_store import StatisticsStore, opened_beside, store_bytes
-from gwq_export.pipeline.tensors import encode, read, write
+from gwq_export.pipeline.tensors import write
 from gwq_export.pipeline.tuning_steps import share, worthwhile
 
 log = logging.getLogger("gwq_export")
@@ -147,8 +148,8 @@ def _statistics_store(job: Job, work: Memory, stack: ExitStack) -> StatisticsSto
     leaves them in its work folder.
     """
     options = job.options
-    wanted = options.writes_model or (options.dry_run and options.work_dir)
-    if not (options.budgeted and wanted and job.calibration):
+    wanted = options.writes_model or (options.dry_run and options.work_dir and options.budgeted)
+    if not ((options.budgeted or job.drifting) and wanted and job.calibration):
         return None
     assert job.out is not None  # check_options has seen to it
     out = Path(job.out).absolute()
@@ -156,16 +157,22 @@ def _statistics_store(job: Job, work: Memory, stack: ExitStack) -> StatisticsSto
     needed = store_bytes(job.plans)
     free = shutil.disk_usage(folder).free - (job.budget or 0)
     if needed > free:
+        outcomes = {
+            "calibration runs twice": options.budgeted,
+            "no matrix makes up for errors of those before it": bool(job.drifting),
+        }
         log.warning(
-            "the statistics take %.1f GB and %.1f GB are free in %s: calibration runs twice",
+            "the statistics take %.1f GB and %.1f GB are free in %s: %s",
             needed / 1e9,
             free / 1e9,
             folder,
+            " and ".join(outcome for outcome, is_so in outcomes.items() if is_so),
         )
+        job.give_drift_up()
         return None
     if work.folder is not None:
-        return StatisticsStore(work.section("statistics"))
-    return StatisticsStore(stack.enter_context(opened_beside(out)))
+        return StatisticsStore(work.section("statistics"), job.drifting)
+    return StatisticsStore(stack.enter_context(opened_beside(out)), job.drifting)
 
 
 def _measure(

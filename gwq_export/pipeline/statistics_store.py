@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ class StatisticsStore:
     the same inputs share it.
     """
 
-    def __init__(self, results: Memory) -> None:
+    def __init__(self, results: Memory, drifting: Collection[str] = ()) -> None:
+        """drifting: matrices whose Hessian is not kept, as another one takes its place."""
         self._results = results
+        self._drifting = drifting
         self._hessian: tuple[str, np.ndarray] | None = None  # the last one that was kept or read
 
     def __contains__(self, name: str) -> bool:
@@ -38,6 +40,8 @@ class StatisticsStore:
 
     def put(self, name: str, statistics: dict[str, Any]) -> None:
         """Keep the statistics of a matrix: float32 arrays by name."""
+        if name in self._drifting:
+            statistics = {key: array for key, array in statistics.items() if key != "hessian"}
         keys = sorted(set(statistics) - {"hessian"})
         owner = ""
         if "hessian" in statistics:

@@ -1,25 +1,23 @@
 """Every tensor of a file: calibrated, quantized, written."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from gwq_export.calibration.gradients import Item, gradients
 from gwq_export.compute.results import Memory
-from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from gwq_export.format.writer import Writer
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
+from gwq_export.pipeline.calibrated import Calibrated
+from gwq_export.pipeline.coding import encode, read
 from gwq_export.pipeline.job import Job
 from gwq_export.pipeline.plan import TensorPlan
 from gwq_export.pipeline.statistics_store import StatisticsStore
 from gwq_export.pipeline.tuned_blocks import TunedSource
 from gwq_export.pipeline.tuning import Tuning
 from gwq_export.pipeline.tuning_steps import can_be_tuned, is_norm
-from gwq_export.quantization.curvature import Curvatures
 from gwq_export.quantization.quantize import quantize
 
 Progress = Callable[[str, int, int], None]
@@ -50,7 +48,7 @@ def write(
             writer.write(name, array)
         files = _Tensors(writer, work, tuned)
         finished = _write_finished(files, job.plans)
-        _write_calibrated(files, job, pool, finished, progress, kept)
+        Calibrated(job, pool, files.store, finished, work, kept, progress).write()
         _write_others(files, job.source, others, pool, finished, progress)
         tuned_kld = _write_tuned(files, job, norms, finished, progress) if tuned else None
         job.check_source()
@@ -92,52 +90,6 @@ def _write_finished(tensors: _Tensors, plans: Sequence[TensorPlan]) -> set[str]:
                 tensors.put(plan, j, parts)
                 finished.add(hf)
     return finished
-
-
-def _write_calibrated(
-    tensors: _Tensors,
-    job: Job,
-    pool: Pool,
-    finished: set[str],
-    progress: Progress,
-    kept: StatisticsStore | None,
-) -> None:
-    """Quantize and write the matrices that need gradients; adds them to `finished`."""
-    calibrated = {
-        hf: (p, j) for p in job.plans if p.recipe.statistics for j, hf in enumerate(p.sources)
-    }
-    if not calibrated or job.calibration is None:
-        return
-    curvatures = Curvatures(job.calibration.tokens.numel())
-    if kept is not None:
-        names = [hf for hf in calibrated if hf not in finished]
-        items = _kept_items(job.source, kept, names, progress)
-    else:
-        items = gradients(
-            job.source,
-            job.calibration,
-            sorted({s for p, _ in calibrated.values() for s in p.recipe.statistics}),
-            [hf for hf, (p, _) in calibrated.items() if not p.linear],
-            job.options.device,
-            progress,
-            tensors.work,
-            lambda name: name in finished or name not in calibrated,
-        )
-    for name, weight, statistics in items:
-        plan, j = calibrated[name]
-        statistics = curvatures.put(statistics, job.calibration.reached.get(name))
-        tensors.store(plan, j, encode(pool, plan, weight, statistics))
-        finished.add(name)
-
-
-def _kept_items(
-    source: Source, kept: StatisticsStore, names: Sequence[str], progress: Progress
-) -> Iterator[Item]:
-    """Matrices and their kept statistics, as `calibration.gradients` yields them."""
-    for i, name in enumerate(names):
-        progress("quantize", i, len(names))
-        yield name, read(source, name), kept.get(name)
-    progress("quantize", len(names), len(names))
 
 
 def _write_others(
@@ -199,26 +151,3 @@ def _write_tuned(
             weight = plan.arrange.weight(read(source, hf)) * factors.get(hf, np.float32(1))
             tensors.store(plan, 0, quantize(weight, {}, plan.recipe))
     return before, after
-
-
-def read(source: Source, hf: str) -> np.ndarray:
-    """A tensor of the checkpoint, float32."""
-    return source.tensor(hf).numpy()
-
-
-def encode(
-    pool: Pool, plan: TensorPlan, weight: np.ndarray, statistics: dict[str, Any]
-) -> list[np.ndarray]:
-    """The bytes of a plan's tensors, or of an expert's part of them, from its matrix.
-
-    weight and statistics: in the checkpoint's layout. Raises GwqError, naming the tensor.
-    """
-    try:
-        return quantize(
-            plan.arrange.weight(weight),
-            plan.arrange.statistics(statistics),
-            plan.recipe,
-            pool.ptr,
-        )
-    except GwqError as e:
-        raise GwqError(f"{plan.name}: {e}") from None

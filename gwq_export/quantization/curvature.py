@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.compute.linalg import cholesky_inverse, reversed_as
+from gwq_export.compute.linalg import cholesky_inverse, product, reversed_as
 from gwq_export.format.types import BLOCK
 
 DAMPING = 0.01  # times the mean of the Hessian's diagonal is added to its diagonal
@@ -71,6 +71,11 @@ class Curvature:
         """
         inverse = cholesky_inverse(reversed_as(np.float64, self.matrix))
         return reversed_as(np.float32, inverse)
+
+    def divide(self, x: np.ndarray) -> np.ndarray:
+        """x matrix^-1 for x float32 (n, cols), float32 (n, cols), as x U^T U."""
+        factor = self.factor[: self.cols, : self.cols]
+        return product(product(x, factor.T), factor)
 
 
 def curvature_of(statistics: Mapping[str, Any]) -> Curvature:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gwq_export.compute.linalg import product
 from gwq_export.errors import GwqError
 from gwq_export.format.decoding import levels, windows_at
 from gwq_export.format.ggml_types import encode_ggml, pack_codes
@@ -25,6 +26,9 @@ from gwq_export.quantization.saliency import SALIENCY, select
 
 LARGEST_WEIGHT = 2.0**40  # of a tile type: squares and their sums are far from overflow
 FP16_MAX = 65504  # bounds the weights of a ggml type with FP16 scales
+# Of what makes up for drift: D is known from few tokens, and what a matrix does for errors in front
+# of it, those behind it do, too.
+TAKEN = 0.7
 CHUNK = 1 << 16  # weights of a ggml type that are rounded at once
 
 
@@ -34,16 +38,18 @@ def quantize(
     """Encode a weight (rows, cols), or (n,) of an unquantized type, float32.
 
     statistics: what `recipe.statistics` names: arrays of the weight's shape, "rows" (rows,),
-    "hessian" (cols, cols) or a Curvature made from it, "outputs" (rows, width), which may be
-    missing. pool: a `gwq_pool *`, or NULL for one
-    thread. Returns the bytes (uint8 arrays) of the tensors in the order of `recipe.tensors`. Raises
-    GwqError for a weight that the type's FP16 numbers cannot hold.
+    "hessian" (cols, cols) or a Curvature made from it; and, if there are any, "outputs" (rows,
+    width) and "drift" (cols, cols), D of `calibration.drift`, whose H' is "hessian" then. pool: a
+    `gwq_pool *`, or NULL for one thread. Returns the bytes (uint8 arrays) of the tensors in the
+    order of `recipe.tensors`. Raises GwqError for a weight that the type's FP16 numbers cannot
+    hold.
     """
     if not recipe.encoded:
         return [_encode_ggml(recipe.type, weight)]
-    check_range(weight, recipe)
     options: dict[str, Any] = {"pool": pool}
     if recipe.curvature:
+        if recipe.drift:
+            weight = _for_drifted_inputs(weight, statistics)
         options |= {
             "curvature": curvature_of(statistics),
             "outputs": statistics.get("outputs") if recipe.outputs else None,
@@ -51,9 +57,22 @@ def quantize(
             "feedback": recipe.feedback,
             "sweeps": recipe.sweeps,
         }
+    check_range(weight, recipe)
     if recipe.type.levels:
         return _quantize_ggml(weight, recipe, options)
     return _quantize_tiles(weight, statistics, recipe, options)
+
+
+def _for_drifted_inputs(weight: np.ndarray, statistics: Mapping[str, Any]) -> np.ndarray:
+    """The weight as `calibration.drift` would have it, W + TAKEN W D H'^-1; W where it knows none.
+
+    Raises GwqError where H' cannot be factorized.
+    """
+    drift = statistics.get("drift")
+    if drift is None:
+        return weight
+    moved = curvature_of(statistics).divide(product(weight, drift))
+    return weight + np.float32(TAKEN) * moved
 
 
 def _quantize_ggml(weight: np.ndarray, recipe: Recipe, options: dict[str, Any]) -> list[np.ndarray]:

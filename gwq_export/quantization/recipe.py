@@ -52,8 +52,8 @@ class Recipe:
     SALIENCY that chooses outliers. table: a row of TABLES. curvature: find codes and scales under
     the Fisher factors, else by plain least squares (ggml types with levels are then rounded as ggml
     does). feedback, sweeps: see `encoder.encode`; they need curvature. outputs: rows have feedback
-    from rows, too, of which `loss_model` does not know yet; no preset asks for it. seed: of rules
-    that draw at random.
+    from rows, too. drift: codes are found for the inputs that the matrix has in the file, where
+    those are known (`calibration.drift`). seed: of rules that draw at random.
     """
 
     type: TensorType
@@ -63,6 +63,7 @@ class Recipe:
     curvature: bool = True
     feedback: bool = True
     outputs: bool = False
+    drift: bool = False
     sweeps: int = 1
     seed: int = 0
 
