@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -19,6 +20,7 @@ Result = TypeVar("Result")
 
 MAX_FLOATS = 2**27  # floats that the items in progress may need together: 512 MiB
 BATCH = 8  # items of a batch at most
+_here = threading.local()  # working: this is a thread of the pool
 
 
 @contextlib.contextmanager
@@ -64,16 +66,16 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], floats: int = 1)
     """Return `[work(item) for item in items]`, computed on several CPUs at a time.
 
     floats: how many floats one item needs while it is worked on. As many items run at a time as
-    fit into MAX_FLOATS floats, but at least one. An exception of `work` is passed on. `work` must
-    not call `each` itself: the threads of the pool would wait for each other. Torch's own functions
-    use as many threads in each of them as they do in the caller.
+    fit into MAX_FLOATS floats, but at least one. An exception of `work` is passed on. Where `work`
+    calls `each`, its items come one after another. Torch's own functions use as many threads in
+    each thread as they do in the caller.
     """
     threads = min(default_threads(), len(items))
     fit_in_memory = max(1, MAX_FLOATS // floats)
-    if min(threads, fit_in_memory) < 2:
+    if min(threads, fit_in_memory) < 2 or getattr(_here, "working", False):
         return [work(item) for item in items]
     pool = _pool(default_threads())
-    as_here = functools.partial(_with_torch_threads, torch.get_num_threads(), work)
+    as_here = functools.partial(_in_pool, torch.get_num_threads(), work)
     step = fit_in_memory if fit_in_memory < threads else len(items)
     return [
         result
@@ -82,14 +84,19 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], floats: int = 1)
     ]
 
 
-def _with_torch_threads(count: int, work: Callable[[Item], Result], item: Item) -> Result:
-    """work(item), where torch's functions use `count` threads.
+def _in_pool(torch_threads: int, work: Callable[[Item], Result], item: Item) -> Result:
+    """work(item), where torch's functions use so many threads.
 
-    Torch keeps the count for each thread: one of the pool would keep what it first saw.
+    Torch keeps the count for each thread: one of the pool would keep what it first saw. The pool's
+    threads must not wait for others of the pool, so `each` is told where it is.
     """
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
-    return work(item)
+    if torch.get_num_threads() != torch_threads:
+        torch.set_num_threads(torch_threads)
+    _here.working = True
+    try:
+        return work(item)
+    finally:
+        _here.working = False
 
 
 def batches(count: int) -> list[range]:

@@ -18,7 +18,7 @@ columns of a row, restrict each other and are chosen together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -97,26 +97,42 @@ def encode(
     def scaled(part: slice) -> np.ndarray:
         return np.asarray(weight[part], np.float32) * np.float32(2.0**-exponent)
 
-    def group(part: slice) -> list[tuple[np.ndarray, Encoded]]:
-        """Encode rows that know of each other, some at a time."""
-        assert outputs is not None
-        target = scaled(part)
-        runs = []
-        for here, later, gain, _ in row_parts(outputs[part]):
-            e = run(part.start + here, target[here])
-            runs.append((part.start + here, e))
-            target[later] += plain_product(gain.T, e.values - target[here])
-        return runs
-
     if outputs is None or curvature is None or not feedback:
         step = max(1, AT_ONCE // (cols * LANES)) * LANES
         encoded = _joined([run(part, scaled(part)) for part in pieces(rows, step)])
     else:
         keep_column_gains(curvature, type, type.unit if type.levels else BLOCK)
-        groups = pieces(*outputs.shape)
-        of_groups = each(group, groups, 4 * outputs.shape[1] * cols)
-        encoded = _put_together(rows, [run for runs in of_groups for run in runs])
+        encoded = _put_together(rows, _with_row_feedback(scaled(slice(None)), outputs, run))
     return replace(encoded, values=encoded.values * np.float32(2.0**exponent), exponent=exponent)
+
+
+def _with_row_feedback(
+    target: np.ndarray, outputs: np.ndarray, run: Callable[[np.ndarray, np.ndarray], Encoded]
+) -> list[tuple[np.ndarray, Encoded]]:
+    """[(indices of rows, their codes)] where rows of a group answer to errors of those before them.
+
+    target: (rows, cols), changed. run(rows, target of them): codes some rows. Groups know nothing
+    of each other, so that the k-th parts of all are coded at the same time.
+    """
+    groups = pieces(*outputs.shape)
+    of_groups = each(lambda group: list(row_parts(outputs[group])), groups)
+    runs = []
+    for k in range(max(map(len, of_groups))):
+        parts = [
+            (g.start, parts[k]) for g, parts in zip(groups, of_groups, strict=True) if parts[k:]
+        ]
+        here = np.concatenate([start + part.rows for start, part in parts])
+        e = run(here, target[here])
+        runs.append((here, e))
+        errors = np.split(e.values - target[here], np.cumsum([len(p.rows) for _, p in parts])[:-1])
+
+        def answer(at: int) -> None:
+            start, part = parts[at]  # noqa: B023 it runs before the next round
+            moved = plain_product(part.gain.T, errors[at])  # noqa: B023
+            target[start + part.later] += moved
+
+        each(answer, range(len(parts)))
+    return runs
 
 
 def _joined(runs: Sequence[Encoded]) -> Encoded:

@@ -116,6 +116,13 @@ def test_torch_uses_as_many_threads_in_the_pool_as_outside(threads):
     assert set(cpu.each(count, range(9))) == {3}
 
 
+def test_each_within_each(threads):
+    """As many items as threads, each of which has more: none waits for a thread of the pool."""
+    threads(2)
+    found = cpu.each(lambda i: cpu.each(lambda j: (i, j), range(3)), range(4))
+    assert found == [[(i, j) for j in range(3)] for i in range(4)]
+
+
 def test_each_keeps_the_order_and_hands_on_errors(threads):
     threads(3)
     assert cpu.each(lambda i: i * i, range(20)) == [i * i for i in range(20)]
