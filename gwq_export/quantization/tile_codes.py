@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gwq_export.compute.linalg import pieces, plain_product
+from gwq_export.compute.linalg import pieces, tall_product
 from gwq_export.compute.threads import each
 from gwq_export.format.decoding import levels
 from gwq_export.format.types import SCALE_BIAS, TensorType
@@ -73,7 +73,7 @@ class TileCodes(MatrixCodes):
                 coded = np.ascontiguousarray(values[:, part])
             else:
                 coded = np.where(outlier[:, part], 0, values[:, part])
-            image = plain_product(h, coded)
+            image = tall_product(h, coded)
             wanted = w[:, part] - values[:, part] + coded  # w - o
             return (image * wanted).sum(0), (image * coded).sum(0)
 

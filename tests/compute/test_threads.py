@@ -77,11 +77,17 @@ def test_products(threads, n):
             linalg.add_gram(total, torch.from_numpy(b))
             linalg.mirror(total)
             found.append(
-                [linalg.product(a, b), linalg.product(a, b[:, 0].copy()), out, total.numpy()]
+                [
+                    linalg.product(a, b),
+                    linalg.tall_product(a, b),
+                    linalg.product(a, b[:, 0].copy()),
+                    out,
+                    total.numpy(),
+                ]
             )
     exact = a.astype(float) @ b
     for got, again, wanted in zip(
-        *found, [exact, exact[:, 0], 1 + exact, b.T.astype(float) @ b], strict=True
+        *found, [exact, exact, exact[:, 0], 1 + exact, b.T.astype(float) @ b], strict=True
     ):
         assert np.array_equal(got, again) and np.allclose(got, wanted, atol=1e-4)
 
