@@ -3,8 +3,8 @@
 Modules import only those listed above them:
     hub
     text_part
-    shards
     model_class
+    shards
     model_config
     strangers
     source

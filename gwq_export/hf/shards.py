@@ -1,7 +1,7 @@
 """The safetensors files of a Hugging Face folder, read one tensor at a time.
 
 Weights are read through short-lived maps, so a model of any size costs the memory of what is in
-use.
+use. Matrices that come quantized are decoded when they are read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.arch.spec import Arch
-from gwq_export.errors import GwqError, NoMemory, one_line, short_of_memory
+from gwq_export.errors import GwqError, NoMemory, about, one_line, short_of_memory
 from gwq_export.files import read_json
+from gwq_export.hf.model_class import QUANTIZED
 from gwq_export.hf.text_part import left_out, text_names
+from gwq_export.prequantized.coded import Coded, find
+from gwq_export.prequantized.methods import schemes
+from gwq_export.prequantized.scheme import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +40,42 @@ class Shards:
 
     shapes: dict[str, Shape]  # full tensor name -> shape
     coded: list[str]  # names in the file of tensors that are not plain floats
+    decoded: dict[str, Coded]  # name -> the quantized matrix that it is decoded from
 
     def __init__(self, folder: Path, arch: Arch, config: Mapping[str, Any], whole: str = ""):
+        self._folder = folder
         self._arch = arch
+        self._files: dict[str, Path] = {}  # name of a stored tensor -> where it lies
+        stored = self._stored(_files(folder, config))
+        self.coded = [name for name, piece in stored.items() if piece.dtype not in _PLAIN]
+        self.decoded = {}
+        if self.coded and config.get(QUANTIZED):
+            with about(f"{folder}: the model is quantized ({QUANTIZED} in config.json)"):
+                self.decoded, used = find(stored, schemes(config[QUANTIZED]))
+            stored = {name: piece for name, piece in stored.items() if name not in used}
+            self.coded = [name for name in self.coded if name in stored]
         self.shapes = {}
-        self.coded = []
-        self._places: dict[str, tuple[Path, str, Part]] = {}  # -> (file, name there, part of it)
-        for path in _files(folder, config):
-            self._add(path)
+        self._places: dict[str, tuple[str, Part]] = {}  # -> (name of the whole, part of it)
+        shapes = {name: piece.shape for name, piece in stored.items()}
+        for whole_name, shape in (shapes | {n: c.shape for n, c in self.decoded.items()}).items():
+            for name, size, part in matrices(arch, whole_name, shape):
+                self._places[name] = (whole_name, part)
+                self.shapes[name] = size
         if whole:
             self._take_text(folder, whole, int(config["num_hidden_layers"]))
         else:
             self._add_prefix()
+
+    def _stored(self, files: list[Path]) -> dict[str, Piece]:
+        """Every tensor of the files by its name there."""
+        stored = {}
+        for path in files:
+            with _open(path) as f:
+                for name in f.keys():  # noqa: SIM118 (not a dict)
+                    tensor = f.get_slice(name)
+                    stored[name] = Piece(name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                    self._files[name] = path
+        return stored
 
     def _take_text(self, folder: Path, whole: str, blocks: int) -> None:
         """Forget all tensors but those of the text model's `blocks`, which get its own names."""
@@ -63,16 +91,6 @@ class Shards:
         self._places = {new: self._places[old] for old, new in kept.items()}
         self.coded = [name for name in self.coded if name in kept]
 
-    def _add(self, path: Path) -> None:
-        with _open(path) as f:
-            for stored in f.keys():  # noqa: SIM118 (not a dict)
-                tensor = f.get_slice(stored)
-                if tensor.get_dtype() not in _PLAIN:
-                    self.coded.append(stored)
-                for name, shape, part in matrices(self._arch, stored, tuple(tensor.get_shape())):
-                    self._places[name] = (path, stored, part)
-                    self.shapes[name] = shape
-
     def _add_prefix(self) -> None:
         """Complete the names of what was saved from the bare decoder, as GPT-2's checkpoint."""
         arch = self._arch
@@ -84,16 +102,25 @@ class Shards:
             self.shapes[prefix + name] = self.shapes.pop(name)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in its stored type."""
+        """A tensor in its stored type; one that comes quantized is decoded, float32."""
+        whole, part = self._places[name]
+        if whole not in self.decoded:
+            return self._read_stored(whole, part)
+        with about(self._folder):
+            value = self.decoded[whole].read(self._read_stored)
+        return value[part].clone() if part else value
+
+    def _read_stored(self, stored: str, part: Part = ()) -> torch.Tensor:
+        """A tensor of a file, or a part of it."""
         from safetensors import SafetensorError
 
-        path, stored, part = self._places[name]
+        path = self._files[stored]
         try:
             file = _open(path)
             return file.get_slice(stored)[part] if part else file.get_tensor(stored)
         except SafetensorError as e:
             raise GwqError(
-                f"{path}: tensor {name} cannot be read ({e}); download the model again"
+                f"{path}: tensor {stored} cannot be read ({e}); download the model again"
             ) from None
 
 

@@ -58,8 +58,9 @@ class Source(ModelConfig):
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the weights come from, if not from the folder: {name: value} of gwq.* keys."""
-        return {}
+        """{name: value} of gwq.* keys: where weights come from, if not plain from the folder."""
+        kinds = sorted({coded.scheme.name for coded in self._shards.decoded.values()})
+        return {"source_quantized": ", ".join(kinds)} if kinds else {}
 
     @property
     def files(self) -> list[tuple[str, int, int]]:
@@ -89,7 +90,12 @@ class Source(ModelConfig):
         return self._shards.shapes
 
     def _check_plain(self, coded: list[str]) -> None:
-        """Raise GwqError when `quantization_config` is not just left over from a training."""
+        """Raise GwqError when weights are quantized in a way that is not known.
+
+        A `quantization_config` that is left over from a training gives a warning.
+        """
+        if self._shards.decoded and not coded:
+            return
         missing = next(
             (name for name in sorted(self._needed) if name not in self._shards.shapes), None
         )

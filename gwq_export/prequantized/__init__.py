@@ -1,0 +1,8 @@
+"""Checkpoints whose weights come quantized: which tensors make a matrix, and what it stands for.
+
+torch is imported inside functions only. Modules import only those listed above them:
+    scheme
+    fp8
+    methods
+    coded
+"""
