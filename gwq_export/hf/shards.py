@@ -51,7 +51,7 @@ class Shards:
         self.decoded = {}
         if self.coded and config.get(QUANTIZED):
             with about(f"{folder}: the model is quantized ({QUANTIZED} in config.json)"):
-                self.decoded, used = find(stored, schemes(config[QUANTIZED]))
+                self.decoded, used = find(stored, schemes(config[QUANTIZED]), self._read_stored)
             stored = {name: piece for name, piece in stored.items() if name not in used}
             self.coded = [name for name in self.coded if name in stored]
         self.shapes = {}
@@ -109,6 +109,10 @@ class Shards:
         with about(self._folder):
             value = self.decoded[whole].read(self._read_stored)
         return value[part].clone() if part else value
+
+    def is_decoded(self, name: str) -> bool:
+        """Whether there is a tensor of this name, and it comes quantized."""
+        return name in self._places and self._places[name][0] in self.decoded
 
     def _read_stored(self, stored: str, part: Part = ()) -> torch.Tensor:
         """A tensor of a file, or a part of it."""

@@ -87,7 +87,16 @@ class Source(ModelConfig):
         self._shards = Shards(self.folder, self.arch, self.config, self._class.whole)
         if self.config.get(QUANTIZED):
             self._check_plain(self._shards.coded)
-        return self._shards.shapes
+        return {name: n for name, n in self._shards.shapes.items() if not self._empty_bias(name)}
+
+    def _empty_bias(self, name: str) -> bool:
+        """Whether a tensor is a bias of zeros that some quantizers add and the class lacks."""
+        return (
+            name.endswith(".bias")
+            and self._shards.is_decoded(f"{name.removesuffix('.bias')}.weight")
+            and name not in self._needed
+            and not self._read(name).any()
+        )
 
     def _check_plain(self, coded: list[str]) -> None:
         """Raise GwqError when weights are quantized in a way that is not known.

@@ -2,7 +2,11 @@
 
 torch is imported inside functions only. Modules import only those listed above them:
     scheme
+    scales
+    bits
     fp8
+    gptq
+    awq
     methods
     coded
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gwq_export.errors import GwqError, about
-from gwq_export.prequantized.scheme import Piece, Scheme, Shape, wrong
+from gwq_export.prequantized.scheme import Piece, Read, Scheme, Shape, wrong
 
 if TYPE_CHECKING:
     import torch
@@ -22,19 +22,20 @@ class Coded:
     pieces: Mapping[str, Piece]  # by what they are to the matrix
     shape: Shape
 
-    def read(self, tensor: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The matrix, float32. tensor: reads one by its name. Raises GwqError."""
+    def read(self, tensor: Read) -> torch.Tensor:
+        """The matrix, float32. Raises GwqError."""
         tensors = {part: tensor(piece.name) for part, piece in self.pieces.items()}
         with about(f"tensor {self.name} ({self.scheme.name})"):
             return self.scheme.decode(tensors)
 
 
 def find(
-    stored: Mapping[str, Piece], schemes: Sequence[Scheme]
+    stored: Mapping[str, Piece], schemes: Sequence[Scheme], read: Read
 ) -> tuple[dict[str, Coded], set[str]]:
     """({name of a matrix: it}, names of tensors that are pieces of them or not of the model).
 
-    stored: every tensor of the checkpoint. The shapes of all pieces are checked. Raises GwqError.
+    stored: every tensor of the checkpoint. The shapes of all pieces are checked, and what small
+    ones hold. Raises GwqError.
     """
     found: dict[str, Coded] = {}
     used: set[str] = set()
@@ -44,10 +45,9 @@ def find(
             module = name.removesuffix(f".{ending}")
             if module == name or piece.dtype not in scheme.codes or name in used:
                 continue
-            coded = _matrix(module, scheme, stored)
-            if coded is not None:
-                found[coded.name] = coded
-                used |= {part.name for part in coded.pieces.values()}
+            coded = _matrix(module, scheme, stored, read)
+            found[coded.name] = coded
+            used |= {part.name for part in coded.pieces.values()}
     for scheme in schemes:
         for name, piece in stored.items():
             last = name.rpartition(".")[2]
@@ -58,7 +58,7 @@ def find(
     return found, used
 
 
-def _matrix(module: str, scheme: Scheme, stored: Mapping[str, Piece]) -> Coded:
+def _matrix(module: str, scheme: Scheme, stored: Mapping[str, Piece], read: Read) -> Coded:
     """The matrix of a module that has codes of this scheme."""
     pieces: dict[str, Piece] = {}
     for ending, part in scheme.parts.items():
@@ -68,4 +68,4 @@ def _matrix(module: str, scheme: Scheme, stored: Mapping[str, Piece]) -> Coded:
     for part in sorted(scheme.needed - set(pieces)):
         names = " or ".join(f"{module}.{end}" for end, p in scheme.parts.items() if p == part)
         raise GwqError(f"tensor {names} ({scheme.name}) is missing; download the model again")
-    return Coded(f"{module}.weight", scheme, pieces, scheme.shape(pieces))
+    return Coded(f"{module}.weight", scheme, pieces, scheme.shape(pieces, read))

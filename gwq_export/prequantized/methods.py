@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from gwq_export.errors import GwqError
-from gwq_export.prequantized import fp8
-from gwq_export.prequantized.scheme import ORIGINAL, Scheme, settings_of
+from gwq_export.prequantized import awq, fp8, gptq
+from gwq_export.prequantized.scheme import ORIGINAL, Scheme, Settings, settings_of
 
-Settings = Mapping[str, Any]  # quantization_config
 BLOCK = (128, 128)  # transformers' own where a config of FP8 has no weight_block_size
 
 
 def _fp8(config: Settings) -> list[Scheme]:
-    return [fp8.scheme("FP8", fp8.block_size(config, BLOCK))]
+    return [fp8.scheme("FP8", fp8.block_sizes(config, BLOCK))]
 
 
 def _mxfp8(config: Settings) -> list[Scheme]:
-    return [fp8.scheme("MXFP8", fp8.block_size(config, (1, 32)))]
+    return [fp8.scheme("MXFP8", fp8.block_sizes(config, (1, 32)))]
 
 
 def _fbgemm_fp8(config: Settings) -> list[Scheme]:
-    return [fp8.scheme("FP8 (fbgemm)", None)]
+    return [fp8.scheme("FP8 (fbgemm)")]
 
 
 def _modelopt(config: Settings) -> list[Scheme]:
     kind = config.get("quant_algo")
     if kind != "FP8":
         raise GwqError(f"ModelOpt's {kind} is not read (its FP8 is): {ORIGINAL}")
-    return [fp8.scheme("FP8 (ModelOpt)", None)]
+    return [fp8.scheme("FP8 (ModelOpt)")]
 
 
 METHODS: dict[str, Callable[[Settings], list[Scheme]]] = {
@@ -37,6 +36,8 @@ METHODS: dict[str, Callable[[Settings], list[Scheme]]] = {
     "mxfp8": _mxfp8,
     "fbgemm_fp8": _fbgemm_fp8,
     "modelopt": _modelopt,
+    "gptq": gptq.schemes,
+    "awq": awq.schemes,
 }
 
 

@@ -23,8 +23,10 @@ class Piece(NamedTuple):
     shape: Shape
 
 
+Settings = Mapping[str, Any]  # quantization_config
 Pieces = Mapping[str, Piece]  # by what they are to the matrix, "codes" among them
 Tensors = Mapping[str, "torch.Tensor"]  # the same, read
+Read = Callable[[str], "torch.Tensor"]  # a tensor by its name in the files
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Scheme:
     parts: Mapping[str, str]  # ending of a tensor's name -> what it is to the matrix
     codes: frozenset[str]  # types of the tensor of codes
     needed: frozenset[str]  # what a matrix cannot be without, beside its codes
-    shape: Callable[[Pieces], Shape]  # of the matrix
+    shape: Callable[[Pieces, Read], Shape]  # of the matrix; may read what is small
     decode: Callable[[Tensors], torch.Tensor]  # the matrix, float32, new memory
     unused: frozenset[str] = frozenset()  # endings of tensors that say nothing about a matrix
 
 
-def settings_of(config: Any) -> Mapping[str, Any]:
+def settings_of(config: Any) -> Settings:
     """`quantization_config` as a mapping. Raises GwqError."""
     if not isinstance(config, dict):
         raise GwqError(f"it is {config!r}, expected an object; download the model again")
