@@ -7,6 +7,7 @@ torch is imported inside functions only. Modules import only those listed above 
     fp8
     gptq
     awq
+    compressed
     methods
     coded
 """

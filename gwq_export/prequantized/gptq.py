@@ -35,7 +35,8 @@ def schemes(config: Settings) -> list[Scheme]:
     kind = config.get("checkpoint_format") or config.get("format") or "gptq"
     if kind not in _FORMATS:
         raise GwqError(f"GPTQ's layout {kind!r} is not read (read are: gptq, gptq_v2): {ORIGINAL}")
-    if any((config.get("dynamic") or {}).values()):
+    single = config.get("dynamic")
+    if single and (not isinstance(single, dict) or any(single.values())):
         raise GwqError(
             f"settings of their own for some matrices (GPTQ's `dynamic`) are not read: {ORIGINAL}"
         )

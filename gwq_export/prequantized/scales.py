@@ -46,15 +46,26 @@ def as_scale(scale: torch.Tensor) -> torch.Tensor:
 
 def scaled(value: torch.Tensor, scale: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
     """value (rows, cols) float32, multiplied in place by the scales that belong to its parts."""
+    return _spread(value, as_scale(scale), blocks, "mul_")
+
+
+def shifted(value: torch.Tensor, zero: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
+    """value (rows, cols) float32, less in place the zero points that belong to its parts."""
+    return _spread(value, zero.float(), blocks, "sub_")
+
+
+def _spread(
+    value: torch.Tensor, numbers: torch.Tensor, blocks: Sequence[Block], change: str
+) -> torch.Tensor:
     rows, cols = value.shape
-    height, width = grid((rows, cols), tuple(scale.shape), blocks) or (rows, cols)
-    scale = as_scale(scale).reshape(divided(rows, height), divided(cols, width))
+    height, width = grid((rows, cols), tuple(numbers.shape), blocks) or (rows, cols)
+    numbers = numbers.reshape(divided(rows, height), divided(cols, width))
     whole = cols // width
-    by_row = scale.repeat_interleave(height, 0)[:rows]  # (rows, blocks in a row)
+    by_row = numbers.repeat_interleave(height, 0)[:rows]  # (rows, blocks in a row)
     inside = value[:, : whole * width].unflatten(1, (whole, width))
-    inside.mul_(by_row[:, :whole, None])
+    getattr(inside, change)(by_row[:, :whole, None])
     if cols % width:
-        value[:, whole * width :].mul_(by_row[:, whole:])
+        getattr(value[:, whole * width :], change)(by_row[:, whole:])
     return value
 
 

@@ -10,50 +10,17 @@ from gwq_export import GwqError
 from gwq_export.hf.source import Source
 from gwq_export.prequantized.bits import unpack
 from tests.support.folders import expected_logits
-from tests.support.models import save_tiny
 from tests.support.prequantized import (
     change_config,
     change_tensors,
+    in_groups,
     logits_agree,
+    packed,
     quantized,
     stands_for,
 )
 
 MATRIX = "model.layers.1.mlp.up_proj"
-
-
-def packed(numbers, bits):
-    """(n, count) integers -> int32 (n, words): number i lies at bit i x bits of its row."""
-    n, count = numbers.shape
-    places = torch.zeros(n, -(-count * bits // 32) * 32, dtype=torch.long)
-    places[:, : count * bits] = (numbers[:, :, None] >> torch.arange(bits) & 1).flatten(1)
-    words = (places.unflatten(1, (-1, 32)) << torch.arange(32)).sum(2)
-    return words.to(torch.uint32).view(torch.int32)
-
-
-def in_groups(weight, bits, size, order=None, symmetric=False):
-    """(codes (rows, cols), zero points and scales (rows, groups), group of each column)."""
-    rows, cols = weight.shape
-    size = cols if size == -1 else size
-    group = torch.arange(cols) // size
-    if order is not None:
-        group = group[order]
-    groups = int(group.max()) + 1
-    top = (1 << bits) - 1
-    zero = torch.zeros(rows, groups)
-    scale = torch.zeros(rows, groups)
-    for g in range(groups):
-        part = weight[:, group == g]
-        if symmetric:
-            scale[:, g] = 2 * part.abs().amax(1) / top
-            zero[:, g] = 1 << (bits - 1)
-        else:
-            low, high = part.amin(1).clamp(max=-1e-4), part.amax(1).clamp(min=1e-4)
-            scale[:, g] = (high - low) / top
-            zero[:, g] = (-low / scale[:, g]).round().clamp(1, top)
-    scale = scale.half().float()
-    codes = (weight / scale[:, group] + zero[:, group]).round().clamp(0, top)
-    return codes, zero, scale, group
 
 
 def gptq(bits, size=32, ordered=False, symmetric=False, first_format=True, index=True):
@@ -124,13 +91,6 @@ def test_kinds(tmp_path, tiny, kind):
 def test_numbers_in_words(bits, count):
     numbers = torch.randint(0, 1 << bits, (3, count), generator=torch.manual_seed(bits))
     assert torch.equal(unpack(packed(numbers, bits), bits, count).long(), numbers)
-
-
-@pytest.fixture(scope="module")
-def round_model(tmp_path_factory):
-    """A model whose widths 32 divides, as the libraries want them."""
-    folder = tmp_path_factory.mktemp("round")
-    return save_tiny(folder, "Qwen2Config", intermediate_size=192, hidden_size=128, head_dim=32)
 
 
 # gptqmodel computes on a CPU with groups of some sizes only, and compiles for every kind

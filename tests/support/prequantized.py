@@ -69,3 +69,37 @@ def logits_agree(folder, expected, tolerance):
 
     error = np.abs(exported_logits(folder) - expected).max() / np.abs(expected).max()
     assert error < tolerance
+
+
+def packed(numbers, bits):
+    """(n, count) integers -> int32 (n, words): number i lies at bit i x bits of its row."""
+    n, count = numbers.shape
+    places = torch.zeros(n, -(-count * bits // 32) * 32, dtype=torch.long)
+    places[:, : count * bits] = (numbers[:, :, None] >> torch.arange(bits) & 1).flatten(1)
+    words = (places.unflatten(1, (-1, 32)) << torch.arange(32)).sum(2)
+    return words.to(torch.uint32).view(torch.int32)
+
+
+def in_groups(weight, bits, size, order=None, symmetric=False):
+    """(codes (rows, cols), zero points and scales (rows, groups), group of each column)."""
+    rows, cols = weight.shape
+    size = cols if size == -1 else size
+    group = torch.arange(cols) // size
+    if order is not None:
+        group = group[order]
+    groups = int(group.max()) + 1
+    top = (1 << bits) - 1
+    zero = torch.zeros(rows, groups)
+    scale = torch.zeros(rows, groups)
+    for g in range(groups):
+        part = weight[:, group == g]
+        if symmetric:
+            scale[:, g] = 2 * part.abs().amax(1) / top
+            zero[:, g] = 1 << (bits - 1)
+        else:
+            low, high = part.amin(1).clamp(max=-1e-4), part.amax(1).clamp(min=1e-4)
+            scale[:, g] = (high - low) / top
+            zero[:, g] = (-low / scale[:, g]).round().clamp(1, top)
+    scale = scale.half().float()
+    codes = (weight / scale[:, group] + zero[:, group]).round().clamp(0, top)
+    return codes, zero, scale, group
