@@ -8,6 +8,7 @@ torch is imported inside functions only. Modules import only those listed above 
     gptq
     awq
     compressed
+    bitsandbytes
     methods
     coded
 """

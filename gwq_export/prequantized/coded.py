@@ -49,11 +49,11 @@ def find(
             found[coded.name] = coded
             used |= {part.name for part in coded.pieces.values()}
     for scheme in schemes:
+        beside = tuple(f".{ending}" for ending, part in scheme.parts.items() if part != "codes")
         for name, piece in stored.items():
-            last = name.rpartition(".")[2]
-            if last in scheme.unused:
+            if name.rpartition(".")[2] in scheme.unused:
                 used.add(name)
-            elif name not in used and scheme.parts.get(last, "codes") != "codes":
+            elif name not in used and name.endswith(beside):
                 raise wrong(piece, f"belongs to no matrix that is stored as {scheme.name}")
     return found, used
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gwq_export.errors import GwqError
-from gwq_export.prequantized import awq, compressed, fp8, gptq
+from gwq_export.prequantized import awq, bitsandbytes, compressed, fp8, gptq
 from gwq_export.prequantized.scheme import ORIGINAL, Scheme, Settings, settings_of
 
 BLOCK = (128, 128)  # transformers' own where a config of FP8 has no weight_block_size
@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[Settings], list[Scheme]]] = {
     "gptq": gptq.schemes,
     "awq": awq.schemes,
     "compressed-tensors": compressed.schemes,
+    "bitsandbytes": bitsandbytes.schemes,
 }
 
 

@@ -108,7 +108,10 @@ KINDS = {
     "3 bits": (pack(3), config(PACKED, **INT4 | {"num_bits": 3})),
     "8 bits": (in_bytes(), config(NAIVE, **INT8)),
     "8 bits, zero points": (in_bytes(symmetric=False), config("int-quantized", **INT8 | SKEW)),
-    "8 bits, groups": (in_bytes(8, False), config("int-quantized", **INT4 | SKEW | {"num_bits": 8})),
+    "8 bits, groups": (
+        in_bytes(8, False),
+        config("int-quantized", **INT4 | SKEW | {"num_bits": 8}),
+    ),
     "FP8, rows": (in_fp8(1, None), config(FP8, **FLOAT | {"strategy": "channel"})),
     "FP8, matrices": (in_fp8(None, None), config(FP8, **FLOAT | {"strategy": "tensor"})),
     "FP8, blocks": (in_fp8(32, 48), config(FP8, **BLOCKS)),
