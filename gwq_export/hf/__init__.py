@@ -5,6 +5,7 @@ Modules import only those listed above them:
     text_part
     model_class
     shards
+    lora
     model_config
     strangers
     source

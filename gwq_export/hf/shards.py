@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Part = tuple[Any, ...]  # index of a part of a stored tensor, () for all of it
 Shape = tuple[int, ...]
 WEIGHTS = "model.safetensors"
-_PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of types that need no decoding
+PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of types that need no decoding
 log = logging.getLogger("gwq_export")
 
 
@@ -47,7 +47,7 @@ class Shards:
         self._arch = arch
         self._files: dict[str, Path] = {}  # name of a stored tensor -> where it lies
         stored = self._stored(_files(folder, config))
-        self.coded = [name for name, piece in stored.items() if piece.dtype not in _PLAIN]
+        self.coded = [name for name, piece in stored.items() if piece.dtype not in PLAIN]
         self.decoded = {}
         if self.coded and config.get(QUANTIZED):
             with about(f"{folder}: the model is quantized ({QUANTIZED} in config.json)"):
@@ -70,7 +70,7 @@ class Shards:
         """Every tensor of the files by its name there."""
         stored = {}
         for path in files:
-            with _open(path) as f:
+            with open_file(path) as f:
                 for name in f.keys():  # noqa: SIM118 (not a dict)
                     tensor = f.get_slice(name)
                     stored[name] = Piece(name, tensor.get_dtype(), tuple(tensor.get_shape()))
@@ -116,16 +116,20 @@ class Shards:
 
     def _read_stored(self, stored: str, part: Part = ()) -> torch.Tensor:
         """A tensor of a file, or a part of it."""
-        from safetensors import SafetensorError
+        return read_tensor(self._files[stored], stored, part)
 
-        path = self._files[stored]
-        try:
-            file = _open(path)
-            return file.get_slice(stored)[part] if part else file.get_tensor(stored)
-        except SafetensorError as e:
-            raise GwqError(
-                f"{path}: tensor {stored} cannot be read ({e}); download the model again"
-            ) from None
+
+def read_tensor(path: Path, stored: str, part: Part = ()) -> torch.Tensor:
+    """A tensor of a safetensors file, or a part of it. Raises GwqError."""
+    from safetensors import SafetensorError
+
+    try:
+        file = open_file(path)
+        return file.get_slice(stored)[part] if part else file.get_tensor(stored)
+    except SafetensorError as e:
+        raise GwqError(
+            f"{path}: tensor {stored} cannot be read ({e}); download the model again"
+        ) from None
 
 
 def matrices(arch: Arch, stored: str, shape: Shape) -> list[tuple[str, Shape, Part]]:
@@ -178,7 +182,7 @@ def _files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     if (folder / "adapter_config.json").exists():
         log.warning(
             "%s: adapter_config.json says that an adapter (LoRA) lies there too: it is left out; "
-            "merge it into the model first if it belongs to it",
+            "give the folder of the adapter as --lora if it belongs to the model",
             folder,
         )
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -194,7 +198,8 @@ def _files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     return sorted({folder / str(file) for file in weight_map.values()})
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """A safetensors file, open for torch. Raises GwqError."""
     from safetensors import SafetensorError, safe_open
 
     try:

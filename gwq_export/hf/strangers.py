@@ -67,6 +67,6 @@ def _adapter(folder: Path) -> GwqError:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         base = json.loads((folder / _ADAPTER).read_text())["base_model_name_or_path"] or base
     return GwqError(
-        f"{folder} is an adapter (LoRA) of {base}, no model: merge it with peft's"
-        " merge_and_unload(), save the result with save_pretrained, and export that folder"
+        f"{folder} is an adapter (LoRA) of {base}, no model: give that model as MODEL, and this"
+        " folder as --lora"
     )

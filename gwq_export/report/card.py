@@ -22,6 +22,7 @@ _KEPT = ("license", "license_name", "license_link", "language")  # of the source
 _CALIBRATION = {
     "gwq.source_base": "weights taken from",
     "gwq.source_quantized": "weights decoded from",
+    "gwq.source_lora": "with the LoRA adapter",
     "gwq.calibration_samples": "samples",
     "gwq.calibration_ctx": "tokens each",
     "gwq.calibration_sha256": "SHA-256 of the token ids",
