@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 BITS = 4
-ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place in a word of each of the eight rows in it
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the rows in a word, lowest bits first
 
 
 def schemes(config: Settings) -> list[Scheme]:
@@ -72,5 +72,4 @@ def _decode(size: int, tensors: Tensors) -> torch.Tensor:
 
 def _rows(packed: torch.Tensor) -> torch.Tensor:
     """(n, words) int32 -> the numbers in it in the order of rows, uint8 (rows, n)."""
-    numbers = unpack(packed, BITS, packed.shape[1] * 8).unflatten(1, (-1, 8))
-    return numbers[:, :, list(ORDER)].flatten(1).T
+    return unpack(packed, BITS, packed.shape[1] * 8, ORDER).T.contiguous()

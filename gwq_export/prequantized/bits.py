@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gwq_export.prequantized.scheme import divided
@@ -15,8 +16,13 @@ def words(count: int, bits: int) -> int:
     return divided(count * bits, 32)
 
 
-def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """The numbers in packed (n, words) int32, lowest bits first: uint8 (n, count)."""
+def unpack(
+    packed: torch.Tensor, bits: int, count: int, order: Sequence[int] = range(8)
+) -> torch.Tensor:
+    """The numbers in packed (n, words) int32, lowest bits first: uint8 (n, count).
+
+    order: where each of eight numbers belongs among them.
+    """
     import torch
 
     n = len(packed)
@@ -32,5 +38,5 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         value = octets[:, :, byte] >> shift
         if shift + bits > 8:  # the rest lies in the next byte
             value |= octets[:, :, byte + 1] << (8 - shift)
-        torch.bitwise_and(value, (1 << bits) - 1, out=out[:, :, k])
+        torch.bitwise_and(value, (1 << bits) - 1, out=out[:, :, order[k]])
     return out.view(n, runs * 8)[:, :count]

@@ -78,9 +78,14 @@ def affine(
     """
     import torch
 
+    scale, zero = scale.float().contiguous(), zero.float().contiguous()
+    size = int((group == 0).sum()) or 1
+    in_order = torch.arange(len(group)) // size
+    if torch.equal(group, in_order) and scale.shape[1] == int(in_order[-1]) + 1:
+        return scaled(shifted(codes.float(), zero, [(1, size)]), scale, [(1, size)])
     value = torch.empty(codes.shape, dtype=torch.float32)
     for first in range(0, len(codes), _ROWS):
-        part = slice(first, first + _ROWS)
-        torch.sub(codes[part].float(), zero[part].float()[:, group], out=value[part])
-        value[part].mul_(as_scale(scale[part])[:, group])
+        rows = slice(first, first + _ROWS)
+        torch.sub(codes[rows].float(), zero[rows].index_select(1, group), out=value[rows])
+        value[rows].mul_(scale[rows].index_select(1, group))
     return value
