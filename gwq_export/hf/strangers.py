@@ -57,8 +57,9 @@ def refuse_tensors(folder: Path, place: str | Path, names: Iterable[str]) -> Non
         for name in names:
             if name.endswith(ending):
                 raise GwqError(
-                    f"{place}: the model is quantized already, by {kind} (tensor {name}): export"
-                    " the unquantized model that it was made from"
+                    f"{place}: the model is quantized already, by {kind} (tensor {name}), and"
+                    " config.json has no quantization_config that says how: take config.json from"
+                    " where the model was published, or export the unquantized model"
                 )
 
 

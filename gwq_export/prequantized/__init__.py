@@ -5,6 +5,7 @@ torch is imported inside functions only. Modules import only those listed above 
     scales
     bits
     fp8
+    fp4
     gptq
     awq
     compressed

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.errors import GwqError
-from gwq_export.prequantized import fp8
+from gwq_export.prequantized import fp4, fp8
 from gwq_export.prequantized.bits import unpack, words
 from gwq_export.prequantized.gptq import check_index
 from gwq_export.prequantized.scales import Block, affine, check_scale, grid, scaled, shifted
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMATS = (
     *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
-    *("dense", "mixed-precision"),
+    *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "dense", "mixed-precision"),
 )
 NAME = "compressed-tensors"
 UNUSED = fp8.ACTIVATIONS | {"input_zero_point", "output_zero_point", "input_global_scale"}
@@ -72,6 +72,7 @@ def schemes(config: Settings) -> list[Scheme]:
             decode=partial(_decode_plain, blocks),
             unused=frozenset(UNUSED),
         ),
+        fp4.scheme(f"{NAME} (FP4)", "weight_packed", "weight_global_scale", divides=True),
     ]
 
 

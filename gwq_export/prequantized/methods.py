@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gwq_export.errors import GwqError
-from gwq_export.prequantized import awq, bitsandbytes, compressed, fp8, gptq
+from gwq_export.prequantized import awq, bitsandbytes, compressed, fp4, fp8, gptq
 from gwq_export.prequantized.scheme import ORIGINAL, Scheme, Settings, settings_of
 
 BLOCK = (128, 128)  # transformers' own where a config of FP8 has no weight_block_size
@@ -25,10 +25,14 @@ def _fbgemm_fp8(config: Settings) -> list[Scheme]:
 
 
 def _modelopt(config: Settings) -> list[Scheme]:
+    kinds = {
+        "FP8": fp8.scheme("FP8 (ModelOpt)"),
+        "NVFP4": fp4.scheme("NVFP4 (ModelOpt)", "weight", "weight_scale_2", divides=False),
+    }
     kind = config.get("quant_algo")
-    if kind != "FP8":
-        raise GwqError(f"ModelOpt's {kind} is not read (its FP8 is): {ORIGINAL}")
-    return [fp8.scheme("FP8 (ModelOpt)")]
+    if kind not in tuple(kinds):
+        raise GwqError(f"ModelOpt's {kind!r} is not read (read are: FP8, NVFP4): {ORIGINAL}")
+    return [kinds[kind]]
 
 
 METHODS: dict[str, Callable[[Settings], list[Scheme]]] = {

@@ -7,6 +7,7 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.hf.source import Source
 from tests.support.folders import expected_logits
+from tests.support.models import TINY, TINY_MODELS, save_tokenizer
 from tests.support.prequantized import (
     change_config,
     change_tensors,
@@ -103,6 +104,31 @@ def test_some_matrices_stay_plain(tmp_path, tiny):
     stands_for(folder, meant)
 
 
+def test_the_text_model_of_a_larger_one(tmp_path, tiny):
+    """As Ministral 3 comes: a scale for every matrix of the text model, a plain vision part."""
+    import transformers
+
+    name, settings = TINY_MODELS["ministral3"]
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    text = getattr(transformers, name)(**TINY | settings).to_dict()
+    config = transformers.Mistral3Config(
+        text_config=text,
+        vision_config=vision | {"num_attention_heads": 2},
+        tie_word_embeddings=False,
+    )
+    plain = tmp_path / "plain"
+    transformers.AutoModelForMultimodalLM.from_config(config).save_pretrained(plain)
+    save_tokenizer(plain, TINY["vocab_size"])
+    settings = BLOCKS | {"weight_block_size": None, "activation_scheme": "static"}
+    folder, meant = quantized(plain, tmp_path / "m", whole, settings)
+    source = Source(folder)
+    assert source.provenance == {"source_quantized": "FP8"}
+    for i in range(source.layers):
+        for own in source.block(i).values():
+            (name,) = (n for n in meant if n.endswith(own.removeprefix("model.")) and "lang" in n)
+            torch.testing.assert_close(source.tensor(own), meant[name])
+
+
 def test_it_is_calibrated_and_quantized_again(tmp_path, tiny, calib):
     folder, meant = quantized(tiny("llama"), tmp_path / "m", in_blocks(32, 48), BLOCKS)
     out = tmp_path / "out.gguf"
@@ -173,7 +199,8 @@ def test_numbers_that_are_none(tmp_path, tiny, change):
         (BLOCKS | {"weight_block_size": [32]}, "expected two positive numbers"),
         (BLOCKS | {"weight_block_size": [0, 48]}, "expected two positive numbers"),
         (BLOCKS | {"weight_block_size": "x"}, "expected two positive numbers"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt's NVFP4 is not read"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "ModelOpt's 'W4A8_AWQ' is not"),
+        ({"quant_method": "modelopt", "quant_algo": ["FP8"]}, "ModelOpt's .'FP8'. is not read"),
         ("fp8", "it is 'fp8', expected an object"),
     ],
 )
