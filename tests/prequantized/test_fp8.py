@@ -140,6 +140,16 @@ def test_it_is_calibrated_and_quantized_again(tmp_path, tiny, calib):
     assert ((up - plain) ** 2).mean() < 0.02 * (plain**2).mean()
 
 
+def test_a_folder_that_is_made_of_it_is_plain(tmp_path, tiny):
+    """Its config is the quantized model's, but for how that is quantized."""
+    from gwq_export.hf.restore import restore
+
+    folder, _ = quantized(tiny("llama"), tmp_path / "m", in_blocks(32, 48), BLOCKS)
+    gwq_export.export(folder, tmp_path / "m.gguf", type="f32")
+    restore(gwq_export.open_gguf(tmp_path / "m.gguf"), tmp_path / "hf", config_from=folder)
+    logits_agree(folder, expected_logits(tmp_path / "hf"), 2e-4)
+
+
 SCALE = f"{MATRIX}.weight_scale_inv"
 DAMAGE = {  # what is wrong -> (change of the tensors, words of the sentence)
     "no scale": (lambda t: t.pop(SCALE), f"{SCALE} or .* is missing; download"),
