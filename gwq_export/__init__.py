@@ -41,6 +41,7 @@ def export(
     fast: bool = False,
     norms: bool = True,
     base: str | Path | None = None,
+    lora: str | Path | None = None,
     revision: str | None = None,
     tokenizer_pre: str | None = None,
     calib: str | Path | None = None,
@@ -80,6 +81,7 @@ def export(
 
     Model and calibration:
     base: a GGUF file of the same model, in any type, from which the weights are taken
+    lora: folder of a LoRA adapter (PEFT) that is added to the weights
     revision: of the hub's model
     tokenizer_pre: name of the pre-tokenizer to write where it is not recognised
     calib: UTF-8 text file; None: the bundled text. samples x ctx tokens of it are used
@@ -131,6 +133,7 @@ def export(
         fast=fast,
         norms=norms,
         base=base,
+        lora=lora,
         revision=revision,
         tokenizer_pre=tokenizer_pre,
         calib=calib,

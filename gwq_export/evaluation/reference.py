@@ -111,6 +111,12 @@ def _of_folder(folder: str | PathLike[str], threads: int | None) -> tuple[Predic
             folder, config=config, dtype=torch.float32, output_loading_info=True
         )
     missing = sorted(found["missing_keys"])
+    scales = sorted(n for n in found["unexpected_keys"] if "inv_freq" not in n and quantizer)
+    if scales:
+        raise GwqError(
+            f"--against {folder}: its weights are quantized ({_method(quantizer)}, tensor"
+            f" {scales[0]}): make a file of it with gwq-export --type f32, and give that"
+        )
     if missing:
         said = (
             f"; config.json has a quantization_config ({_method(quantizer)})" if quantizer else ""

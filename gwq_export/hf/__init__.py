@@ -3,8 +3,9 @@
 Modules import only those listed above them:
     hub
     text_part
-    shards
     model_class
+    shards
+    lora
     model_config
     strangers
     source

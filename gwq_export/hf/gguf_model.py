@@ -122,12 +122,15 @@ class GGUFModel(Source):
         return config_json(self._reader, self._numbers, "float32", remedy, any_factors=True)
 
     @property
-    def provenance(self) -> dict[str, str]:
+    def _whole(self) -> bool:
+        """It is all there is."""
+        return False
+
+    def _origin(self) -> dict[str, str]:
         """Which file, and the types of its matrices."""
         return self._checkpoint.provenance
 
-    @property
-    def files(self) -> list[tuple[str, int, int]]:
+    def _own_files(self) -> list[tuple[str, int, int]]:
         """[(path, bytes, time of last change in ns)] of the file, or of its parts."""
         return self._checkpoint.files
 

@@ -93,12 +93,10 @@ class GGUFSource(Source):
                 self.folder,
             )
 
-    @property
-    def provenance(self) -> dict[str, str]:
+    def _origin(self) -> dict[str, str]:
         """Which file, and the types of its matrices."""
         return self._checkpoint.provenance
 
-    @property
-    def files(self) -> list[tuple[str, int, int]]:
+    def _own_files(self) -> list[tuple[str, int, int]]:
         """The folder's, and the GGUF file or its parts, of which the whole path counts."""
-        return [*super().files, *self._checkpoint.files]
+        return [*super()._own_files(), *self._checkpoint.files]

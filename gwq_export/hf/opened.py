@@ -17,6 +17,7 @@ from gwq_export.hf.config_to_gguf import config_keys, rope_factors
 from gwq_export.hf.gguf_model import GGUFModel
 from gwq_export.hf.gguf_source import GGUFSource
 from gwq_export.hf.hub import resolve
+from gwq_export.hf.lora import Adapter
 from gwq_export.hf.source import Source
 from gwq_export.tokenizer.from_hf import to_metadata
 
@@ -36,14 +37,30 @@ def open_model(
     base: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     tokenizer_pre: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> Opened:
     """Open MODEL: a folder, a hub id, or the path of a GGUF file.
 
     base: a GGUF file with the weights for a folder; revision: of the hub's model; tokenizer_pre:
-    name of the pre-tokenizer. Raises GwqError.
+    name of the pre-tokenizer; lora: folder of an adapter that is added to the weights. Raises
+    GwqError.
     """
+    adapter = Adapter(lora) if lora else None
     if os.path.isfile(model):
-        return _open_file(Path(model), base, revision, tokenizer_pre)
+        opened = _open_file(Path(model), base, revision, tokenizer_pre)
+    else:
+        opened = _open_folder(model, base, revision, tokenizer_pre)
+    if adapter:
+        opened.source.adapt(adapter)
+    return opened
+
+
+def _open_folder(
+    model: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None,
+    revision: str | None,
+    tokenizer_pre: str | None,
+) -> Opened:
     folder = resolve(model, revision, weights=base is None)
     source = Source(folder) if base is None else GGUFSource(folder, base)
     tokens = to_metadata(folder, source.vocab, tokenizer_pre)

@@ -25,6 +25,7 @@ from gwq_export.format.reader import Reader
 from gwq_export.format.types import TensorType, tensor_type
 from gwq_export.hf.config_from_gguf import config_json
 from gwq_export.hf.gguf_checkpoint import Checkpoint
+from gwq_export.hf.model_class import QUANTIZED
 from gwq_export.tokenizer.to_hf import tokenizer_files
 
 # torch's name of a type -> safetensors', ours
@@ -131,6 +132,7 @@ def _copied_files(source: Path, dtype: str) -> dict[str, bytes]:
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config.pop("dtype", None)
+        config.pop(QUANTIZED, None)  # the weights that are written are plain
         if isinstance(config.get("text_config"), dict):
             raise GwqError(
                 f"--config-from {source}: that model has more parts than text, the file has not:"

@@ -1,7 +1,7 @@
 """The safetensors files of a Hugging Face folder, read one tensor at a time.
 
 Weights are read through short-lived maps, so a model of any size costs the memory of what is in
-use.
+use. Matrices that come quantized are decoded when they are read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwq_export.arch.spec import Arch
-from gwq_export.errors import GwqError, NoMemory, one_line, short_of_memory
+from gwq_export.errors import GwqError, NoMemory, about, one_line, short_of_memory
 from gwq_export.files import read_json
+from gwq_export.hf.model_class import QUANTIZED
 from gwq_export.hf.text_part import left_out, text_names
+from gwq_export.prequantized.coded import Coded, find
+from gwq_export.prequantized.methods import schemes
+from gwq_export.prequantized.scheme import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 Part = tuple[Any, ...]  # index of a part of a stored tensor, () for all of it
 Shape = tuple[int, ...]
 WEIGHTS = "model.safetensors"
-_PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of types that need no decoding
+PLAIN = {"F64", "F32", "F16", "BF16"}  # safetensors' names of types that need no decoding
 log = logging.getLogger("gwq_export")
 
 
@@ -36,18 +40,42 @@ class Shards:
 
     shapes: dict[str, Shape]  # full tensor name -> shape
     coded: list[str]  # names in the file of tensors that are not plain floats
+    decoded: dict[str, Coded]  # name -> the quantized matrix that it is decoded from
 
     def __init__(self, folder: Path, arch: Arch, config: Mapping[str, Any], whole: str = ""):
+        self._folder = folder
         self._arch = arch
+        self._files: dict[str, Path] = {}  # name of a stored tensor -> where it lies
+        stored = self._stored(_files(folder, config))
+        self.coded = [name for name, piece in stored.items() if piece.dtype not in PLAIN]
+        self.decoded = {}
+        if self.coded and config.get(QUANTIZED):
+            with about(f"{folder}: the model is quantized ({QUANTIZED} in config.json)"):
+                self.decoded, used = find(stored, schemes(config[QUANTIZED]), self._read_stored)
+            stored = {name: piece for name, piece in stored.items() if name not in used}
+            self.coded = [name for name in self.coded if name in stored]
         self.shapes = {}
-        self.coded = []
-        self._places: dict[str, tuple[Path, str, Part]] = {}  # -> (file, name there, part of it)
-        for path in _files(folder, config):
-            self._add(path)
+        self._places: dict[str, tuple[str, Part]] = {}  # -> (name of the whole, part of it)
+        shapes = {name: piece.shape for name, piece in stored.items()}
+        for whole_name, shape in (shapes | {n: c.shape for n, c in self.decoded.items()}).items():
+            for name, size, part in matrices(arch, whole_name, shape):
+                self._places[name] = (whole_name, part)
+                self.shapes[name] = size
         if whole:
             self._take_text(folder, whole, int(config["num_hidden_layers"]))
         else:
             self._add_prefix()
+
+    def _stored(self, files: list[Path]) -> dict[str, Piece]:
+        """Every tensor of the files by its name there."""
+        stored = {}
+        for path in files:
+            with open_file(path) as f:
+                for name in f.keys():  # noqa: SIM118 (not a dict)
+                    tensor = f.get_slice(name)
+                    stored[name] = Piece(name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                    self._files[name] = path
+        return stored
 
     def _take_text(self, folder: Path, whole: str, blocks: int) -> None:
         """Forget all tensors but those of the text model's `blocks`, which get its own names."""
@@ -63,16 +91,6 @@ class Shards:
         self._places = {new: self._places[old] for old, new in kept.items()}
         self.coded = [name for name in self.coded if name in kept]
 
-    def _add(self, path: Path) -> None:
-        with _open(path) as f:
-            for stored in f.keys():  # noqa: SIM118 (not a dict)
-                tensor = f.get_slice(stored)
-                if tensor.get_dtype() not in _PLAIN:
-                    self.coded.append(stored)
-                for name, shape, part in matrices(self._arch, stored, tuple(tensor.get_shape())):
-                    self._places[name] = (path, stored, part)
-                    self.shapes[name] = shape
-
     def _add_prefix(self) -> None:
         """Complete the names of what was saved from the bare decoder, as GPT-2's checkpoint."""
         arch = self._arch
@@ -84,17 +102,34 @@ class Shards:
             self.shapes[prefix + name] = self.shapes.pop(name)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in its stored type."""
-        from safetensors import SafetensorError
+        """A tensor in its stored type; one that comes quantized is decoded, float32."""
+        whole, part = self._places[name]
+        if whole not in self.decoded:
+            return self._read_stored(whole, part)
+        with about(self._folder):
+            value = self.decoded[whole].read(self._read_stored)
+        return value[part].clone() if part else value
 
-        path, stored, part = self._places[name]
-        try:
-            file = _open(path)
-            return file.get_slice(stored)[part] if part else file.get_tensor(stored)
-        except SafetensorError as e:
-            raise GwqError(
-                f"{path}: tensor {name} cannot be read ({e}); download the model again"
-            ) from None
+    def is_decoded(self, name: str) -> bool:
+        """Whether there is a tensor of this name, and it comes quantized."""
+        return name in self._places and self._places[name][0] in self.decoded
+
+    def _read_stored(self, stored: str, part: Part = ()) -> torch.Tensor:
+        """A tensor of a file, or a part of it."""
+        return read_tensor(self._files[stored], stored, part)
+
+
+def read_tensor(path: Path, stored: str, part: Part = ()) -> torch.Tensor:
+    """A tensor of a safetensors file, or a part of it. Raises GwqError."""
+    from safetensors import SafetensorError
+
+    try:
+        file = open_file(path)
+        return file.get_slice(stored)[part] if part else file.get_tensor(stored)
+    except SafetensorError as e:
+        raise GwqError(
+            f"{path}: tensor {stored} cannot be read ({e}); download the model again"
+        ) from None
 
 
 def matrices(arch: Arch, stored: str, shape: Shape) -> list[tuple[str, Shape, Part]]:
@@ -147,7 +182,7 @@ def _files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     if (folder / "adapter_config.json").exists():
         log.warning(
             "%s: adapter_config.json says that an adapter (LoRA) lies there too: it is left out; "
-            "merge it into the model first if it belongs to it",
+            "give the folder of the adapter as --lora if it belongs to the model",
             folder,
         )
     path = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -163,7 +198,8 @@ def _files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     return sorted({folder / str(file) for file in weight_map.values()})
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """A safetensors file, open for torch. Raises GwqError."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gwq_export.arch.layout import arrangement
 from gwq_export.arch.parts import TensorRow
 from gwq_export.errors import GwqError
+from gwq_export.hf.lora import Adapter
 from gwq_export.hf.model_class import QUANTIZED, tensors_of
 from gwq_export.hf.model_config import ModelConfig
 from gwq_export.hf.shards import Shards, matrices
@@ -39,6 +40,7 @@ class Source(ModelConfig):
     again = "download the model again"  # what to do about weights that are not as they should be
 
     tied: bool  # the head is the embedding
+    _adapter: Adapter | None = None
     _elsewhere: Mapping[str, str] = MappingProxyType({})  # tensor -> the one that stands for it
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -58,11 +60,31 @@ class Source(ModelConfig):
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the weights come from, if not from the folder: {name: value} of gwq.* keys."""
-        return {}
+        """{name: value} of gwq.* keys: where weights come from, if not plain from the folder."""
+        return self._origin() | (self._adapter.provenance if self._adapter else {})
 
     @property
     def files(self) -> list[tuple[str, int, int]]:
+        """[(name, bytes, time of last change in ns)] of all files that decide the weights."""
+        return [*self._own_files(), *(self._adapter.files if self._adapter else [])]
+
+    def adapt(self, adapter: Adapter) -> None:
+        """Add an adapter to every tensor that is read. Raises GwqError if it is another model's."""
+        transposed = {name for name, row in self._table() if row.transposed}
+        adapter.fit(self.arch, self._shapes, transposed, self.tied, self._whole, self._read)
+        self._adapter = adapter
+
+    def _origin(self) -> dict[str, str]:
+        """The provenance of the model itself."""
+        kinds = sorted({coded.scheme.name for coded in self._shards.decoded.values()})
+        return {"source_quantized": ", ".join(kinds)} if kinds else {}
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the model is part of a larger one."""
+        return bool(self._class.whole)
+
+    def _own_files(self) -> list[tuple[str, int, int]]:
         """[(name, bytes, time of last change in ns)] of the model and tokenizer files."""
         paths = sorted(p for p in self.folder.iterdir() if p.suffix in _MODEL_FILES)
         return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
@@ -86,10 +108,24 @@ class Source(ModelConfig):
         self._shards = Shards(self.folder, self.arch, self.config, self._class.whole)
         if self.config.get(QUANTIZED):
             self._check_plain(self._shards.coded)
-        return self._shards.shapes
+        return {name: n for name, n in self._shards.shapes.items() if not self._empty_bias(name)}
+
+    def _empty_bias(self, name: str) -> bool:
+        """Whether a tensor is a bias of zeros that some quantizers add and the class lacks."""
+        return (
+            name.endswith(".bias")
+            and self._shards.is_decoded(f"{name.removesuffix('.bias')}.weight")
+            and name not in self._needed
+            and not self._read(name).any()
+        )
 
     def _check_plain(self, coded: list[str]) -> None:
-        """Raise GwqError when `quantization_config` is not just left over from a training."""
+        """Raise GwqError when weights are quantized in a way that is not known.
+
+        A `quantization_config` that is left over from a training gives a warning.
+        """
+        if self._shards.decoded and not coded:
+            return
         missing = next(
             (name for name in sorted(self._needed) if name not in self._shards.shapes), None
         )
@@ -135,6 +171,8 @@ class Source(ModelConfig):
                 "export the original model"
             )
         value = value.to(torch.float32, copy=True)
+        if self._adapter:
+            self._adapter.add(name, value)
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # sums are quick
             raise GwqError(
                 f"{self.place}: tensor {name} holds NaN or infinity; the model is damaged"

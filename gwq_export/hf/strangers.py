@@ -57,8 +57,9 @@ def refuse_tensors(folder: Path, place: str | Path, names: Iterable[str]) -> Non
         for name in names:
             if name.endswith(ending):
                 raise GwqError(
-                    f"{place}: the model is quantized already, by {kind} (tensor {name}): export"
-                    " the unquantized model that it was made from"
+                    f"{place}: the model is quantized already, by {kind} (tensor {name}), and"
+                    " config.json has no quantization_config that says how: take config.json from"
+                    " where the model was published, or export the unquantized model"
                 )
 
 
@@ -67,6 +68,6 @@ def _adapter(folder: Path) -> GwqError:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         base = json.loads((folder / _ADAPTER).read_text())["base_model_name_or_path"] or base
     return GwqError(
-        f"{folder} is an adapter (LoRA) of {base}, no model: merge it with peft's"
-        " merge_and_unload(), save the result with save_pretrained, and export that folder"
+        f"{folder} is an adapter (LoRA) of {base}, no model: give that model as MODEL, and this"
+        " folder as --lora"
     )

@@ -199,7 +199,7 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     recipe, samples = recipe_of(options)
     overrides = overrides_of(options)
     _check_device(options.device)
-    opened = open_model(model, options.base, options.revision, options.tokenizer_pre)
+    opened = open_model(model, options.base, options.revision, options.tokenizer_pre, options.lora)
     source = opened.source
     files = source.files
     ctx = _context(options.ctx, source)

@@ -163,6 +163,14 @@ class ExportOptions:
             metavar="FILE.gguf",
         ),
     )
+    lora: StrPath | None = field(
+        default=None,
+        metadata=_row(
+            _CALIBRATION,
+            "folder of a LoRA adapter (PEFT) that is added to the weights when they are read",
+            metavar="DIR",
+        ),
+    )
     revision: str | None = field(
         default=None, metadata=_row(_CALIBRATION, "hub revision of the model")
     )

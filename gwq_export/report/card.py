@@ -21,6 +21,8 @@ _FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---\s*(\r?\n|$)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language")  # of the source's front matter
 _CALIBRATION = {
     "gwq.source_base": "weights taken from",
+    "gwq.source_quantized": "weights decoded from",
+    "gwq.source_lora": "with the LoRA adapter",
     "gwq.calibration_samples": "samples",
     "gwq.calibration_ctx": "tokens each",
     "gwq.calibration_sha256": "SHA-256 of the token ids",

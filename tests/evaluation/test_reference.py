@@ -45,6 +45,18 @@ def gptq(folder):
     edit(folder, "config.json", lambda c: c.update(quantization_config=GPTQ))
 
 
+def fp8(folder):
+    """Without their scales the codes would be taken for weights."""
+    import torch
+
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    weights[f"{name}_scale_inv"] = torch.ones(2, 1)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    edit(folder, "config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"}))
+
+
 def swap_tokens(folder):
     def swap(spec):
         vocab = spec["model"]["vocab"]
@@ -57,7 +69,8 @@ def swap_tokens(folder):
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 BAD = {  # change of the original's folder -> words of the refusal
     "no head": (drop_head, "lm_head.weight"),
-    "gptq": (gptq, "quantization_config"),
+    "gptq": (gptq, "its weights are quantized (gptq, tensor model.layers.0.mlp.up_proj.qweight)"),
+    "fp8": (fp8, "gwq-export --type f32, and give that"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot load"),
     "another vocabulary": (swap_tokens, "vocabulary"),
     "another task": (

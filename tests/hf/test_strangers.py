@@ -52,14 +52,14 @@ def test_adapters(tiny, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    with pytest.raises(GwqError, match=r"adapter \(LoRA\) of org/base.*merge_and_unload"):
+    with pytest.raises(GwqError, match=r"adapter \(LoRA\) of org/base.*as --lora"):
         Source(folder)
     (folder / "adapter_config.json").write_text("[")
     with pytest.raises(GwqError, match="of its base model"):
         Source(folder)
     name = f"base_model.model.{MATRIX}.lora_A.weight"
     folder = with_tensors(tiny, tmp_path / "m", f"{MATRIX}.weight", name)
-    with pytest.raises(GwqError, match="merge_and_unload"):
+    with pytest.raises(GwqError, match="this folder as --lora"):
         Source(folder)
 
 
