@@ -10,6 +10,7 @@ Modules import only those listed above them:
     gpt
     cohere
     glm
+    lfm
     registry
     layout
     rope

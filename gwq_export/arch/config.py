@@ -16,6 +16,7 @@ from gwq_export.errors import GwqError, about
 MAX_SIZE = 1 << 24  # of a model's dimensions, unless said otherwise
 MAX_COUNT = 65536  # of heads, blocks and experts, and the size of a head
 MAX_CONTEXT = 1 << 31
+MAX_TAPS = 32  # of a short convolution: GWQ_MAX_TAPS of gwq.h
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class Config:
     # of the expert of all tokens, where there is one
     shared_ffn: int
     heads: int
+    # of blocks with attention
     kv_heads: int
     head_dim: int
+    # of each block, "attention" or another of Arch.kinds
+    kinds: tuple[str, ...]
+    # positions that a short convolution sees, 0: there is none
+    taps: int
     vocab: int
     ctx: int
     # of the norms
@@ -84,6 +90,8 @@ class Config:
             "experts": self.experts,
             "expert_ffn": self.expert_ffn,
             "shared_ffn": self.shared_ffn,
+            "conv_in": 3 * self.dim,
+            "taps": self.taps,
         }
 
 
@@ -134,6 +142,18 @@ class _Keys:
             self.refuse(key, value)
         return value
 
+    def integers(self, key: str, count: int, high: int) -> list[int] | None:
+        """A list of `count` integers from 0 to `high`, None where the file has no list there."""
+        value = self.file.metadata.get(f"{self.prefix}.{key}")
+        if not isinstance(value, (np.ndarray, list)):
+            return None
+        values = np.asarray(value)
+        if values.shape != (count,) or values.dtype.kind not in "iu":
+            self.refuse(key, value)
+        if values.min() < 0 or values.max() > high:
+            self.refuse(key, value)
+        return [int(v) for v in values]
+
     def flags(self, key: str, count: int) -> list[bool] | None:
         """A list of `count` truth values, None where the file has no list there."""
         value = self.file.metadata.get(f"{self.prefix}.{key}")
@@ -176,7 +196,7 @@ def _config(reader: File) -> Config:
     heads = keys.integer("attention.head_count", high=MAX_COUNT)
     dim = keys.integer("embedding_length")
     layers = keys.integer("block_count", high=MAX_COUNT)
-    kv_heads = keys.integer("attention.head_count_kv", heads, high=MAX_COUNT)
+    kv_heads, kinds = _kinds(keys, arch, layers, heads)
     head_dim = keys.integer("attention.key_length", dim // heads, high=MAX_COUNT)
     ctx = keys.integer("context_length", high=MAX_CONTEXT)
     value_dim = keys.integer("attention.value_length", head_dim, high=MAX_COUNT)
@@ -206,6 +226,8 @@ def _config(reader: File) -> Config:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        kinds=kinds,
+        taps=keys.integer("shortconv.l_cache", high=MAX_TAPS) if "conv" in kinds else 0,
         vocab=embed.shape[0],
         ctx=ctx,
         eps=keys.number(f"attention.layer_norm_{norm_kind}epsilon", None, 0, 1),
@@ -221,6 +243,19 @@ def _config(reader: File) -> Config:
         residual_scale=keys.number("residual_scale", 1),
         embedding_scale=keys.number("embedding_scale", dim**0.5 if arch.scaled_embedding else 1),
     )
+
+
+def _kinds(keys: _Keys, arch: Arch, layers: int, heads: int) -> tuple[int, tuple[str, ...]]:
+    """(key-value heads of the blocks that have attention, the kind of each block)."""
+    key = "attention.head_count_kv"
+    listed = keys.integers(key, layers, MAX_COUNT) if arch.kinds else None
+    if listed is None:
+        return keys.integer(key, heads, high=MAX_COUNT), ("attention",) * layers
+    counts = {count for count in listed if count} or {heads}
+    if len(counts) > 1:
+        keys.refuse(key, listed)
+    (other,) = {*arch.kinds.values()} - {"attention"}
+    return counts.pop(), tuple("attention" if count else other for count in listed)
 
 
 def _windows(keys: _Keys, arch: Arch, layers: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from gwq_export.hf.config_to_gguf import GROWTH, ORIGINAL
-from gwq_export.hf.model_config import SHARED_FFN
+from gwq_export.hf.model_config import ADJUSTED_FFN, SHARED_FFN
 from gwq_export.tokenizer.to_hf import special_ids
 
 
@@ -58,6 +58,10 @@ def config_json(
         config["layer_types"] = [
             "sliding_attention" if window else "full_attention" for window in c.windows
         ]
+    if arch.kinds:
+        names = {kind: name for name, kind in arch.kinds.items()}
+        config["layer_types"] = [names[kind] for kind in c.kinds]
+        config |= {"conv_L_cache": c.taps, ADJUSTED_FFN: False}
     if arch.unturned_every:
         config["no_rope_layer_interval"] = arch.unturned_every
     if arch.experts:

@@ -212,7 +212,7 @@ def _attention_keys(source: Source) -> dict[str, Any]:
         "sliding_attention" if windowed and arch.sliding(i, full_every) else "full_attention"
         for i in range(source.layers)
     ]
-    layer_types = config.get("layer_types") or expected
+    layer_types = expected if arch.kinds else config.get("layer_types") or expected
     listed = layer_types != expected
     if listed and not (windowed and arch.windows_listed and set(layer_types) <= LAYER_TYPES):
         raise GwqError(
@@ -298,6 +298,10 @@ def config_keys(source: Source) -> dict[str, Any]:
         "attention.value_length": dims["head"],
         f"attention.layer_norm_{norm_kind}epsilon": eps,
     }
+    if arch.kinds:
+        attention = np.array([kind == "attention" for kind in source.kinds])
+        keys["attention.head_count_kv"] = (attention * source.heads["kv_heads"]).astype(np.int32)
+        keys["shortconv.l_cache"] = dims["taps"]
     if arch.experts:
         keys |= _expert_keys(source)
     rope = _rope_keys(source) if arch.rope else {}

@@ -48,6 +48,7 @@ class GGUFModel(Source):
         self._numbers = c = read_config(reader)
         self.arch = c.arch
         self.layers = c.layers
+        self.kinds = c.kinds
         self.vocab = c.vocab
         self.heads = {"heads": c.heads, "kv_heads": c.kv_heads}
         self.dims = c.dims

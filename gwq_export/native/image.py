@@ -141,6 +141,8 @@ class Image:
             return dict.fromkeys(("weight", "bias"), 4 * f["dim"])
         if op.kind == "add":
             return {"y": 4 * f["dim"]}
+        if op.kind == "shortconv":
+            return {"weight": 4 * f["taps"] * f["dim"]}
         if op.kind == "matmul":
             norm = dict.fromkeys(("weight", "shift"), 4 * int(f["m"][0].cols))
             return norm | {"bias": [4 * int(m.rows) for m in f["m"]]}

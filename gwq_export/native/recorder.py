@@ -189,6 +189,23 @@ class Recorder(Ops):
             "attention", n, [floats(q, span)], [floats(out, span)], out=out, **shape, **fields
         )
 
+    def shortconv(
+        self,
+        x: Pointer,
+        weight: Pointer,
+        state: Pointer,
+        rows: int,
+        taps: int,
+        n: int,
+        start: int,
+        dim: int,
+        out: Pointer,
+    ) -> None:
+        """As Ops.shortconv."""
+        wide = floats(x, 3 * n * dim)
+        fields = {"x": x, "weight": weight, "state": state, "rows": rows, "taps": taps, "dim": dim}
+        self._add("shortconv", n, [wide], [wide, floats(out, n * dim)], out=out, **fields)
+
     def activate(self, x: Pointer, up: Pointer, n: int, dim: int, activation: int) -> None:
         """As Ops.activate."""
         reads = [floats(x, n * dim)]

@@ -63,13 +63,14 @@ class Table:
         """The one of a tensor that has no experts."""
         return self.matrices(name, self.shape(name))[0]
 
-    def values(self, name: str, size: int) -> np.ndarray:
-        """All values of a tensor, float32 (size,)."""
-        return self._required(name, (size,)).dequantize()
+    def values(self, name: str) -> np.ndarray:
+        """All values of a tensor, float32, of a matrix (rows, columns)."""
+        shape = self.shape(name)
+        return self._required(name, shape).dequantize().reshape(shape)
 
     def vector(self, name: str, size: int) -> F32:
-        """The same, in the pool."""
-        return self.pool.floats(self.values(name, size))
+        """All values of a tensor (size,)."""
+        return self.pool.floats(self._required(name, (size,)).dequantize())
 
     def optional_vector(self, name: str, size: int) -> F32 | None:
         """All values of a tensor (size,), or None if the file lacks it."""

@@ -232,6 +232,25 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
         {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.25},
     ),
     "glm4": ("Glm4Config", {"pad_token_id": None, "num_hidden_layers": 4}),
+    "lfm2": (
+        "Lfm2Config",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 8,
+            "pad_token_id": None,
+        },
+    ),
+    "lfm2-untied": (
+        "Lfm2Config",
+        {
+            "layer_types": ["full_attention", "conv", "full_attention"],
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+            "pad_token_id": None,
+        },
+    ),
     "gpt2": ("GPT2Config", {"n_inner": 200}),
     "gptneox": ("GPTNeoXConfig", {}),
     "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),
