@@ -34,8 +34,8 @@ class Forward:
         states = None
         if attention < len(mixers):
             states = States(len(mixers) - attention, c.taps, c.dim, pool)
-        shape = attention, ctx, self._kv_width, weights.cache_type
-        self.cache = DeviceKVCache(*shape, pool) if pool.on_device else KVCache(*shape, states)
+        shape = attention, ctx, self._kv_width, weights.cache_type, states
+        self.cache = DeviceKVCache(*shape, pool) if pool.on_device else KVCache(*shape)
         self._turned = 0  # positions that there are cosines and sines of
         self._ropes = {
             rope: (pool.floats(0), pool.floats(0))

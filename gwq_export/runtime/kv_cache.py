@@ -163,8 +163,16 @@ class DeviceKVCache(KVCache):
     pool: the device.
     """
 
-    def __init__(self, layers: int, ctx: int, width: int, type: TensorType, pool: Pool) -> None:
-        super().__init__(layers, ctx, width, type)
+    def __init__(
+        self,
+        layers: int,
+        ctx: int,
+        width: int,
+        type: TensorType,
+        states: States | None,
+        pool: Pool,
+    ) -> None:
+        super().__init__(layers, ctx, width, type, states)
         self.pool = pool
 
     def _free(self) -> None:

@@ -80,7 +80,9 @@ class States:
     def _restore(self, pos: int) -> None:
         copy = self._copies[pos]
         self._low = pos + self._before  # nothing, should this be cut short
+        at = [p % self.rows for p in self._needed(pos)]
         for memory, inputs in zip(self.memory, copy, strict=True):
-            for p, row in zip(self._needed(pos), inputs, strict=True):
-                memory.array[p % self.rows] = row
+            values = memory.array
+            values[at] = inputs
+            memory.put(values)
         self._low = self._needed(pos).start

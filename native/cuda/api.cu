@@ -248,6 +248,19 @@ int gwq_cuda_combine(const float *x, int64_t most, const int32_t *rows, const fl
     END;
 }
 
+/* --- layers with a state ---------------------------------------------------------------------- */
+
+int gwq_shortconv(gwq_pool *, float *x, const float *weight, float *state, int64_t rows,
+                  int64_t taps, int64_t n, int64_t start, int64_t dim, float *out) {
+    gwq_op_shortconv o = {x, weight, state, rows, taps, dim, out};
+    if (start < 0 || start > INT32_MAX) return GWQ_E_ARGUMENT;
+    TRY(check_shortconv(&o, n));
+    if (!countable(n, 3 * dim)) return GWQ_E_ARGUMENT;
+    BEGIN;
+    if (n) convolve(stream, o, start, nullptr, n);
+    END;
+}
+
 /* --- attention -------------------------------------------------------------------------------- */
 
 int gwq_cache(const float *x, int64_t count, int type, void *cache, int64_t first) {

@@ -118,6 +118,9 @@ void combine(cudaStream_t stream, const float *x, const int *rows, const float *
 /* count numbers from first + *base * width on (base may be NULL) */
 void store(cudaStream_t stream, const float *x, int64_t count, int type, void *cache,
            int64_t first, const int *base, int64_t width);
+/* As gwq_shortconv at positions from start + *base on (base may be NULL) */
+void convolve(cudaStream_t stream, const gwq_op_shortconv &o, int64_t start, const int *base,
+              int64_t n);
 
 /* --- best.cu ---------------------------------------------------------------------------------- */
 

@@ -38,7 +38,12 @@ SIZES = {
     "pad_token_id",
 }
 # without which another class of blocks is meant
-KINDS = {"granite4": {"layer_types", "position_embedding_type"}}
+LFM2 = {"layer_types", "conv_L_cache", "block_multiple_of", "block_auto_adjust_ff_dim"}
+KINDS = {
+    "granite4": {"layer_types", "position_embedding_type"},
+    "lfm2": LFM2,
+    "lfm2-untied": LFM2,
+}
 
 
 @pytest.mark.parametrize("name", sorted(TINY_MODELS))

@@ -232,11 +232,13 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
         {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.25},
     ),
     "glm4": ("Glm4Config", {"pad_token_id": None, "num_hidden_layers": 4}),
+    # less sharp: gates multiply activations, and what rounds them
     "lfm2": (
         "Lfm2Config",
         {
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "initializer_range": 0.08,
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "conv", "full_attention", "conv", "conv"],
             "block_multiple_of": 8,
             "pad_token_id": None,
         },
