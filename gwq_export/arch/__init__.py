@@ -14,5 +14,6 @@ Modules import only those listed above them:
     registry
     layout
     rope
+    keys
     config
 """

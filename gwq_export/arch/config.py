@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
 
-import numpy as np
-
+from gwq_export.arch.keys import File, Keys
 from gwq_export.arch.registry import ARCH_BY_GGUF
 from gwq_export.arch.rope import Rope, yarn_amplitude
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, about
 
-MAX_SIZE = 1 << 24  # of a model's dimensions, unless said otherwise
 MAX_COUNT = 65536  # of heads, blocks and experts, and the size of a head
 MAX_CONTEXT = 1 << 31
 MAX_TAPS = 32  # of a short convolution: GWQ_MAX_TAPS of gwq.h
@@ -95,76 +91,6 @@ class Config:
         }
 
 
-class File(Protocol):
-    """What `read_config` needs of a format.reader.Reader."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
-    @property
-    def tensors(self) -> Mapping[str, Any]: ...
-
-
-class _Keys:
-    """The keys "<prefix>.*" of a file, checked as they are read."""
-
-    def __init__(self, file: File, prefix: str):
-        self.file = file
-        self.prefix = prefix
-
-    def refuse(self, key: str, value: object) -> NoReturn:
-        raise GwqError(
-            f"metadata key {self.prefix}.{key} is {value!r}, which cannot be; "
-            "export the model again"
-        )
-
-    def _checked(self, key: str, default: Any, low: float, high: float) -> Any:
-        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
-        is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            self.refuse(key, value)
-        return value
-
-    def integer(
-        self, key: str, default: int | None = None, low: int = 1, high: int = MAX_SIZE
-    ) -> int:
-        return int(self._checked(key, default, low, high))
-
-    def number(
-        self, key: str, default: float | None = None, low: float = 1e-6, high: float = 1e6
-    ) -> float:
-        return float(self._checked(key, default, low, high))
-
-    def flag(self, key: str, default: bool = True) -> bool:
-        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
-        if not isinstance(value, bool):
-            self.refuse(key, value)
-        return value
-
-    def integers(self, key: str, count: int, high: int) -> list[int] | None:
-        """A list of `count` integers from 0 to `high`, None where the file has no list there."""
-        value = self.file.metadata.get(f"{self.prefix}.{key}")
-        if not isinstance(value, (np.ndarray, list)):
-            return None
-        values = np.asarray(value)
-        if values.shape != (count,) or values.dtype.kind not in "iu":
-            self.refuse(key, value)
-        if values.min() < 0 or values.max() > high:
-            self.refuse(key, value)
-        return [int(v) for v in values]
-
-    def flags(self, key: str, count: int) -> list[bool] | None:
-        """A list of `count` truth values, None where the file has no list there."""
-        value = self.file.metadata.get(f"{self.prefix}.{key}")
-        if not isinstance(value, (np.ndarray, list)):
-            return None
-        values = np.asarray(value)
-        if values.shape != (count,) or values.dtype.kind not in "biu":
-            self.refuse(key, value)
-        return values.astype(bool).tolist()
-
-
 def _label(name: object, mixture: bool) -> str:
     return f"{name} with experts" if mixture else f"{name}"
 
@@ -192,7 +118,7 @@ def _config(reader: File) -> Config:
     if embed is None or len(embed.shape) != 2:
         raise GwqError("no matrix token_embd.weight; this is not a language model file")
 
-    keys = _Keys(reader, arch.gguf)
+    keys = Keys(reader, arch.gguf)
     heads = keys.integer("attention.head_count", high=MAX_COUNT)
     dim = keys.integer("embedding_length")
     layers = keys.integer("block_count", high=MAX_COUNT)
@@ -245,7 +171,7 @@ def _config(reader: File) -> Config:
     )
 
 
-def _kinds(keys: _Keys, arch: Arch, layers: int, heads: int) -> tuple[int, tuple[str, ...]]:
+def _kinds(keys: Keys, arch: Arch, layers: int, heads: int) -> tuple[int, tuple[str, ...]]:
     """(key-value heads of the blocks that have attention, the kind of each block)."""
     key = "attention.head_count_kv"
     listed = keys.integers(key, layers, MAX_COUNT) if arch.kinds else None
@@ -258,7 +184,7 @@ def _kinds(keys: _Keys, arch: Arch, layers: int, heads: int) -> tuple[int, tuple
     return counts.pop(), tuple("attention" if count else other for count in listed)
 
 
-def _windows(keys: _Keys, arch: Arch, layers: int) -> tuple[int, ...]:
+def _windows(keys: Keys, arch: Arch, layers: int) -> tuple[int, ...]:
     """The window of each block, 0 for none.
 
     The file has a period, as Arch.full_every is one, or says of each block whether it has a window.
@@ -272,7 +198,7 @@ def _windows(keys: _Keys, arch: Arch, layers: int) -> tuple[int, ...]:
     return tuple(window if sliding else 0 for sliding in listed)
 
 
-def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]:
+def _ropes(keys: Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]:
     """Rope of blocks without a window, and of blocks with one.
 
     The latter scale nothing where the architecture gives them a base frequency of their own.

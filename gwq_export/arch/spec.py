@@ -136,7 +136,9 @@ class Arch:
         weight = TensorRow(f"{self.norm_gguf}.weight", self.norm, ("dim",), plus=self.norm_plus)
         if not (self.layer_norm and self.norm_biased):
             return (weight,)
-        bias = TensorRow(f"{self.norm_gguf}.bias", f"{self.norm.removesuffix('weight')}bias", ("dim",))
+        bias = TensorRow(
+            f"{self.norm_gguf}.bias", f"{self.norm.removesuffix('weight')}bias", ("dim",)
+        )
         return (weight, bias)
 
     def rows(self, kind: str) -> Rows:

@@ -5,14 +5,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gwq_export.arch.config import Config
+from gwq_export.arch.config import Config, read_config
 from gwq_export.errors import GwqError, NoMemory
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES, TensorType, ffi
 from gwq_export.machine import free_memory, size
 from gwq_export.native.library import NULL, Pointer, Pool, check, pointer
 from gwq_export.native.ops import CACHE
-from gwq_export.runtime.states import States
+from gwq_export.runtime.states import States, state_bytes
 
 Layer: TypeAlias = tuple[Pointer, Pointer, Any]
 FIRST = 256  # positions that there is room for at first
@@ -34,6 +34,24 @@ def cache_type(reader: Reader, config: Config, name: str | None = None) -> Tenso
             f"not {config.head_dim}: choose f16"
         )
     return type
+
+
+def text_bytes(reader: Reader) -> dict[str, int]:
+    """{"state_bytes", "cache_bytes"}: memory that a text takes, and each of its tokens beside that.
+
+    Empty for a file that the runtime does not run.
+    """
+    try:
+        config = read_config(reader)
+        type = cache_type(reader, config)
+    except GwqError:
+        return {}
+    convolutions = config.kinds.count("conv")
+    rows = 2 * type.nbytes(1, config.dims["kv"])
+    return {
+        "state_bytes": state_bytes(convolutions, config.taps, config.dim) if convolutions else 0,
+        "cache_bytes": (config.layers - convolutions) * rows,
+    }
 
 
 class KVCache:

@@ -150,7 +150,7 @@ typedef struct gwq_op_matmul {
 
 typedef struct gwq_op {
     int32_t kind; /* enum gwq_op_kind, which of the following it is */
-    int64_t n;    /* rows; of EMBED, ROPE, CACHE, ATTENTION, SHORTCONV as many as the run has tokens */
+    int64_t n;    /* rows; of EMBED, ROPE, CACHE, ATTENTION, SHORTCONV: the run's tokens */
     union {
         gwq_op_embed embed;
         gwq_op_norm norm;

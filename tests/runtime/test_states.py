@@ -1,11 +1,15 @@
 """Layers with a state: batches of any size, going back, passes that are cut short."""
 
+import json
+
 import numpy as np
 import pytest
 
 import gwq_export
-from gwq_export.native.library import Pool
+from gwq_export.arch.config import MAX_TAPS
+from gwq_export.native.library import Pool, lib
 from gwq_export.runtime.states import COPIES, HISTORY, States, state_bytes
+from tests.support.cli import call
 
 IDS = np.random.default_rng(5).integers(3, 1000, 200)
 NAMES = ["lfm2", "lfm2-untied"]
@@ -22,7 +26,10 @@ def near(a, b, bound=1e-4):
 
 def forward(session, ids, step):
     return np.concatenate(
-        [session.forward(ids[i : i + step], len(ids[i : i + step])) for i in range(0, len(ids), step)]
+        [
+            session.forward(ids[i : i + step], len(ids[i : i + step]))
+            for i in range(0, len(ids), step)
+        ]
     )
 
 
@@ -104,9 +111,29 @@ def test_copies_are_few():
     kept = [p for p in range(4001) if states.nearest(p) == p and p < 4000 - HISTORY]
     assert kept == [0, *range(4000 - 100 * (COPIES - 1), 4000, 100)]
     copies = sum(copy.nbytes for copy in states._copies.values())
-    assert states.nbytes == state_bytes(2, 3, 8) == copies + sum(m.array.nbytes for m in states.memory)
+    assert (
+        states.nbytes == state_bytes(2, 3, 8) == copies + sum(m.array.nbytes for m in states.memory)
+    )
     states.begin(kept[3], 5)
-    assert all((m.array[[p % states.rows for p in (kept[3] - 2, kept[3] - 1)], 0] == (98, 99)).all() for m in states.memory)
+    assert all(
+        (m.array[[p % states.rows for p in (kept[3] - 2, kept[3] - 1)], 0] == (98, 99)).all()
+        for m in states.memory
+    )
+
+
+def test_the_most_taps():
+    assert lib().GWQ_MAX_TAPS == MAX_TAPS
+
+
+def test_gwq_info_says_what_a_text_takes(tiny, exported, capsys):
+    path = exported(tiny("lfm2"), type="f32")[0]
+    cache = gwq_export.load(path).session(64)._cache
+    status, out, _ = call(capsys, "info", path, "--json")
+    facts = json.loads(out.splitlines()[-1])
+    assert status == 0 and facts["state_bytes"] == cache.states.nbytes
+    assert 64 * facts["cache_bytes"] == cache.nbytes(64)
+    _, out, _ = call(capsys, "info", path)
+    assert f"of states, whatever its length, and {facts['cache_bytes']} bytes of KV cache" in out
 
 
 def test_what_a_session_says_it_takes(model):
