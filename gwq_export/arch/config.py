@@ -12,6 +12,8 @@ from gwq_export.errors import GwqError, about
 
 MAX_COUNT = 65536  # of heads, blocks and experts, and the size of a head
 MAX_CONTEXT = 1 << 31
+# divisors of the rope frequencies
+ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 MAX_TAPS = 32  # of a short convolution: GWQ_MAX_TAPS of gwq.h
 
 
@@ -81,6 +83,7 @@ class Config:
             "ffn": self.ffn,
             "gate_up": 2 * self.ffn,
             "head": self.head_dim,
+            "heads": self.heads,
             "vocab": self.vocab,
             "ctx": self.ctx,
             "experts": self.experts,
@@ -229,6 +232,7 @@ def _ropes(keys: Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
         amplitude=amplitude,
+        divided=bool(ROPE_TENSORS & {*keys.file.tensors}),
         growth=keys.number("attention.temperature_scale", 0, 0) if arch.queries_grow else 0,
     )
     return rope, swa if arch.swa_rope else rope

@@ -118,6 +118,8 @@ class Arch:
     defaults: dict[str, Any] = field(default_factory=dict)
     # GGUF key -> config key of a positive number
     numbers: dict[str, str] = field(default_factory=dict)
+    # config key of a flag -> tensor of a block that is there where it is set
+    present: dict[str, str] = field(default_factory=dict)
     # config key -> values that this runtime computes with; any other is refused by name, a missing
     # key is fine
     only: dict[str, tuple] = field(default_factory=lambda: SILU)

@@ -10,6 +10,7 @@ Modules import only those listed above them:
     source
     gguf_checkpoint
     gguf_source
+    rope_to_gguf
     config_to_gguf
     config_from_gguf
     gguf_model

@@ -122,6 +122,7 @@ class ModelConfig:
             "ffn": ffn,
             "gate_up": 2 * ffn,
             "head": head,
+            "heads": heads,
             "vocab": self.vocab,
             "ctx": self.integer("max_position_embeddings"),
         }

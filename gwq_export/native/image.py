@@ -11,7 +11,8 @@ from gwq_export.errors import GwqError
 from gwq_export.format.types import ffi
 from gwq_export.native.library import CACHE_LINE, NULL, Pointer
 from gwq_export.native.program import STRUCTS, packed
-from gwq_export.native.recorder import Op, Span
+from gwq_export.native.recorder import Op
+from gwq_export.native.spans import Span
 
 # bytes of the model's file, of the constants, of the memory that is written; number of a matrix, of
 # the first of some experts' matrices

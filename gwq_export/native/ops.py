@@ -188,6 +188,11 @@ class Ops:
         if s := self.lib.gwq_softcap(self.pool.ptr, x, n, dim, cap):
             check(s, "softcap")
 
+    def gate(self, x: Pointer, gate: Pointer, n: int, count: int, each: int) -> None:
+        """x (n, count, each) *= sigmoid(gate (n, count))."""
+        if s := self.lib.gwq_gate(self.pool.ptr, x, gate, n, count, each):
+            check(s, "gate")
+
     def scale(self, x: Pointer, n: int, dim: int, scale: float) -> None:
         """x (n, dim) *= scale."""
         if s := self.lib.gwq_scale(x, n, dim, scale):

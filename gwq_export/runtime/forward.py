@@ -5,7 +5,8 @@ import numpy as np
 from gwq_export.native.library import F32, Pointer
 from gwq_export.native.ops import Ops
 from gwq_export.native.program import MAX_TOKENS, Program
-from gwq_export.native.recorder import Recorder, Span, floats, span
+from gwq_export.native.recorder import Recorder
+from gwq_export.native.spans import Span, floats, span
 from gwq_export.runtime.buffers import widths
 from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
 from gwq_export.runtime.layers import Attention, ShortConv
@@ -152,6 +153,9 @@ class Forward:
                 start, n = start + others, rows
             if isinstance(mixer, Attention):
                 self._attend(ops, mixer, q, n, start, keys, values, h)
+                if mixer.gated:  # of the last n tokens
+                    gates = self._buffers["gates"].ptr + (len(ids) - n) * c.heads
+                    ops.gate(h, gates, n, c.heads, c.head_dim)
             # q (n, dim) = output of what mixes; the queries are not needed any more
             mixer.output(ops, h, n, q)
             layer.attn_post_norm(ops, q, n, q)
@@ -190,7 +194,7 @@ class Forward:
         """
         c = self.config
         q, k, v = (self._buffers[name].ptr for name in ("q", "k", "v"))
-        mixer.qkv(ops, x, n, q, k, v)
+        mixer.qkv(ops, x, n, q, k, v, *([self._buffers["gates"].ptr] if mixer.gated else []))
         if not c.arch.norms_turned:
             mixer.q_norm(ops, q, n, q)
             mixer.k_norm(ops, k, n, k)

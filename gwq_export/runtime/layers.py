@@ -82,9 +82,13 @@ class FeedForward:
 
 @dataclass
 class Attention:
-    """What a block with a KV cache mixes tokens by."""
+    """What a block with a KV cache mixes tokens by.
+
+    gated: qkv has a fourth result, (n, heads): what a head gives is multiplied by its sigmoid.
+    """
 
     qkv: Linear | Split
+    gated: bool
     q_norm: Normalize
     k_norm: Normalize
     output: Linear

@@ -51,6 +51,10 @@ class Table:
         """What the config says that the tensor's shape is."""
         return tuple(self.dims[d] for d in self.rows[name].shape)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a row, and the file has its tensor."""
+        return name in self.rows and self.prefix + name in self.reader.tensors
+
     def matrices(self, name: str, shape: tuple[int, ...]) -> list[Matrix]:
         """Those of a tensor: one, or one for each expert."""
         tensor = self._required(name, shape)

@@ -115,13 +115,12 @@ class Weights:
         They begin at position `first`. ctx: of the whole context; how long it is may decide on the
         frequencies.
         """
-        c = self.config
         tables = {}
         mixers = [layer.mixer for layer in layers if isinstance(layer.mixer, Attention)]
         ropes = {rope for mixer in mixers for rope in (mixer.rope, mixer.key_rope) if rope}
         for rope in ropes:
             divisors = None
-            if c.rope and rope.of_keys == c.rope.of_keys:
+            if rope.divided:
                 longer = ctx > rope.original
                 divisors = self._long_divisors if longer else self._short_divisors
             tables[rope] = rope.table(positions, divisors.array if divisors else None, first)
@@ -184,12 +183,14 @@ class Weights:
         if "attn_qkv.weight" in table.rows:
             qkv = table.split("attn_qkv", q, kv, kv)
         else:
-            qkv = table.linear("attn_q", "attn_k", "attn_v")
+            gate = ["attn_gate"] if table.has("attn_gate.weight") else []
+            qkv = table.linear("attn_q", "attn_k", "attn_v", *gate)
         rope = None
         if c.turned[i]:
             rope = c.rope_swa if c.windows[i] else c.rope
         return Attention(
             qkv=qkv,
+            gated=table.has("attn_gate.weight"),
             q_norm=table.norm("attn_q_norm", q),
             k_norm=table.norm("attn_k_norm", kv),
             output=table.linear("attn_output"),

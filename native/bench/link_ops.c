@@ -132,6 +132,12 @@ static void shortconv(const struct linked *l, gwq_op_shortconv *o) {
     WRITE(o->out, all);
 }
 
+static void gate(const struct linked *l, gwq_op_gate *o) {
+    const uint64_t count = times(l, l->op->n, dimension(l, o->count));
+    WRITE(o->x, times(l, (int64_t)count, dimension(l, o->each)));
+    READ(o->gate, count);
+}
+
 static int within(const void *p, const void *start, uint64_t bytes) {
     const uintptr_t at = (uintptr_t)p, from = (uintptr_t)start;
     return at + sizeof(int32_t) > from && at < from + bytes;
@@ -219,6 +225,8 @@ void record_link_op(struct record *r, const struct record_pass *pass, gwq_op *op
         return route(l, &op->route);
     case GWQ_OP_ATTENTION:
         return attention(l, &op->attention);
+    case GWQ_OP_GATE:
+        return gate(l, &op->gate);
     case GWQ_OP_SHORTCONV:
         return shortconv(l, &op->shortconv);
     case GWQ_OP_MATMUL:

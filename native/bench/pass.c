@@ -116,6 +116,8 @@ static int call(const struct model *m, const gwq_op *op, const int32_t *ids, int
         return route(&op->route, op->n);
     case GWQ_OP_ATTENTION:
         return attention(m, op, n);
+    case GWQ_OP_GATE:
+        return gwq_gate(m->pool, op->gate.x, op->gate.gate, op->n, op->gate.count, op->gate.each);
     case GWQ_OP_SHORTCONV:
         return shortconv(m, op);
     default:

@@ -85,6 +85,8 @@ static int alone(const struct walk *w, const gwq_op *op) {
     case GWQ_OP_ROUTE:
         return gwq_route(op->route.scores, op->n, op->route.experts, op->route.used,
                          op->route.normed, op->route.chosen, op->route.weights);
+    case GWQ_OP_GATE:
+        return gwq_gate(NULL, op->gate.x, op->gate.gate, op->n, op->gate.count, op->gate.each);
     case GWQ_OP_SHORTCONV:
         return op->n == w->n ? shortconv(w, &op->shortconv) : GWQ_E_ARGUMENT;
     default:

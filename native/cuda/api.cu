@@ -139,6 +139,14 @@ int gwq_softcap(gwq_pool *, float *x, int64_t n, int64_t dim, float most) {
     END;
 }
 
+int gwq_gate(gwq_pool *, float *x, const float *gate, int64_t n, int64_t count, int64_t each) {
+    if (count < 1 || count > INT32_MAX || each < 1 || each > INT32_MAX) return GWQ_E_ARGUMENT;
+    if (!countable(n, count * each) || (n && (!x || !gate))) return GWQ_E_ARGUMENT;
+    BEGIN;
+    if (n) open_gates(stream, x, gate, n * count, each);
+    END;
+}
+
 int gwq_scale(float *x, int64_t n, int64_t dim, float factor) {
     if (!countable(n, dim) || (n && dim && !x)) return GWQ_E_ARGUMENT;
     BEGIN;

@@ -65,6 +65,15 @@ void cap(cudaStream_t stream, float *x, int64_t count, float most) {
     LAUNCH(cap_kernel, blocks_of(count), THREADS, stream, x, count, most);
 }
 
+__global__ void gate_kernel(float *x, const float *gate, int64_t count, int64_t each) {
+    const int64_t i = thread_index();
+    if (i < count) x[i] *= 1 / (1 + expf(-gate[i / each]));
+}
+
+void open_gates(cudaStream_t stream, float *x, const float *gate, int64_t count, int64_t each) {
+    LAUNCH(gate_kernel, blocks_of(count * each), THREADS, stream, x, gate, count * each, each);
+}
+
 __global__ void scale_kernel(float *x, int64_t count, float factor) {
     const int64_t i = thread_index();
     if (i < count) x[i] *= factor;

@@ -121,6 +121,8 @@ int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64
 int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim, int activation);
 /* x (n, dim) = cap * tanh(x / cap), cap positive. */
 int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap);
+/* x (n, count, each) *= sigmoid(gate (n, count)) = 1 / (1 + exp(-gate)). */
+int gwq_gate(gwq_pool *pool, float *x, const float *gate, int64_t n, int64_t count, int64_t each);
 /* x (n, dim) *= scale. */
 int gwq_scale(float *x, int64_t n, int64_t dim, float scale);
 /* x (n, dim) += scale * y (n, dim), or scale * y (dim) for every row when `broadcast`. */

@@ -30,6 +30,7 @@ enum gwq_op_kind {
     GWQ_OP_ROUTE,
     GWQ_OP_ATTENTION,
     GWQ_OP_SHORTCONV,
+    GWQ_OP_GATE,
     GWQ_OP_MATMUL
 };
 
@@ -118,6 +119,13 @@ typedef struct gwq_op_shortconv {
     float *out;
 } gwq_op_shortconv;
 
+/* x (n, count, each) *= sigmoid(gate (n, count)) */
+typedef struct gwq_op_gate {
+    float *x;
+    const float *gate;
+    int64_t count, each;
+} gwq_op_gate;
+
 /* What comes before a product, of x (n, cols) */
 enum gwq_op_before { GWQ_BEFORE_NOTHING = 0, GWQ_BEFORE_NORM, GWQ_BEFORE_ACTIVATION };
 
@@ -162,6 +170,7 @@ typedef struct gwq_op {
         gwq_op_route route;
         gwq_op_attention attention;
         gwq_op_shortconv shortconv;
+        gwq_op_gate gate;
         gwq_op_matmul matmul;
     };
 } gwq_op;

@@ -169,6 +169,10 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+PROPORTIONAL = {
+    "full_attention": {"rope_type": "proportional", "rope_theta": 1e4, "factor": 2.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}
 
 
@@ -214,6 +218,8 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [
         ("lfm2", {"conv_bias": True}, "conv_bias = True"),
         ("lfm2", {"conv_L_cache": 33}, "conv_L_cache = 33"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 5}, "attention, conv$"),
+        ("lfm3", {"sliding_window": None}, "layer_types"),
+        ("lfm3", {"rope_parameters": PROPORTIONAL}, "'proportional' with .* and factor 2"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),

@@ -43,6 +43,8 @@ KINDS = {
     "granite4": {"layer_types", "position_embedding_type"},
     "lfm2": LFM2,
     "lfm2-untied": LFM2,
+    "lfm3": LFM2 | {"sliding_window"},
+    "lfm3-plain": LFM2 | {"use_sandwich_norm", "use_attention_gate", "rope_parameters"},
 }
 
 

@@ -152,6 +152,15 @@ def test_shortconv(lib, pool, dim, taps, rows):
         same_bits(left, state)
 
 
+@pytest.mark.parametrize("n,count,each", [(1, 1, 1), (3, 5, 7), (2, 9, 1), (40, 6, 96)])
+def test_gate(lib, pool, n, count, each):
+    x = guarded(activations(n * count, each).reshape(n, count, each))
+    gate = guarded(6 * activations(n, count, 1))
+    want = x / (1 + np.exp(-gate.astype(float)))[..., None]
+    assert lib.gwq_gate(pool(2), pointer(x), pointer(gate), n, count, each) == 0
+    assert_allclose(x, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("broadcast", [0, 1])
 def test_add(lib, broadcast):
     x, y = guarded(activations(3, 37)), guarded(activations(1 if broadcast else 3, 37, 1))
@@ -242,6 +251,7 @@ BAD = {  # op -> arguments after the pool, where it takes one; X and Y are array
         "X Y Y 2 2 1 -1 2 Y",
         "X Y Y 2 2 1 0 0 Y",
     ],
+    "gate": ["0 Y 2 4 2", "X 0 2 4 2", "X Y -1 4 2", "X Y 2 0 2", "X Y 2 4 0"],
     "scale": ["0 2 8 1.0", "X -2 8 1.0"],
     "add": ["X 0 2 8 1.0 0"],
     "copy": ["X 7 2 8 Y", "0 8 2 8 Y"],

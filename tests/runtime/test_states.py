@@ -12,7 +12,7 @@ from gwq_export.runtime.states import COPIES, HISTORY, States, state_bytes
 from tests.support.cli import call
 
 IDS = np.random.default_rng(5).integers(3, 1000, 200)
-NAMES = ["lfm2", "lfm2-untied"]
+NAMES = ["lfm2", "lfm2-untied", "lfm3"]
 
 
 @pytest.fixture(params=NAMES)
