@@ -86,6 +86,7 @@ FOLDERS: dict[str, tuple[Sources, Callable[[str], bool]]] = {
             "prompt_attention.c": "",
             "attend_scalar.c": VECTORS,
             "kv_cache.c": "",
+            "recurrent.c": "",
             "program.c": "",
             "top.c": "",
             "encode.c": VECTORS,

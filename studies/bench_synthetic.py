@@ -82,7 +82,7 @@ def ggml_types(name, tensors, layers):
 
 def our_recipe(tensor, type, outliers):
     """The Recipe of a tensor in a file of OURS."""
-    if len(tensor.shape) == 1:
+    if tensor.type.name == "f32":  # norms, and what else is no matrix
         return Recipe(TYPES["f32"], outliers=0)
     if tensor.name in ("token_embd.weight", "output.weight"):
         type = ENDS

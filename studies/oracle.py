@@ -31,6 +31,8 @@ def checkpoint_weight(array, source, row):
         parts = array.reshape(row.interleaved, heads, -1, *array.shape[1:])
         array = np.concatenate([np.concatenate([part[h] for part in parts]) for h in range(heads)])
     array = np.array((array.T if row.transposed else array) - np.float32(row.plus))
+    if row.channels:
+        return array[:, None]
     return array[None] if row.one_row else array
 
 

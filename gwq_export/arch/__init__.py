@@ -10,8 +10,10 @@ Modules import only those listed above them:
     gpt
     cohere
     glm
+    lfm
     registry
     layout
     rope
+    keys
     config
 """

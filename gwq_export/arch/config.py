@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
 
-import numpy as np
-
+from gwq_export.arch.keys import File, Keys
 from gwq_export.arch.registry import ARCH_BY_GGUF
 from gwq_export.arch.rope import Rope, yarn_amplitude
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError, about
 
-MAX_SIZE = 1 << 24  # of a model's dimensions, unless said otherwise
 MAX_COUNT = 65536  # of heads, blocks and experts, and the size of a head
 MAX_CONTEXT = 1 << 31
+# divisors of the rope frequencies
+ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+MAX_TAPS = 32  # of a short convolution: GWQ_MAX_TAPS of gwq.h
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,13 @@ class Config:
     # of the expert of all tokens, where there is one
     shared_ffn: int
     heads: int
+    # of blocks with attention
     kv_heads: int
     head_dim: int
+    # of each block, "attention" or another of Arch.kinds
+    kinds: tuple[str, ...]
+    # positions that a short convolution sees, 0: there is none
+    taps: int
     vocab: int
     ctx: int
     # of the norms
@@ -79,70 +83,15 @@ class Config:
             "ffn": self.ffn,
             "gate_up": 2 * self.ffn,
             "head": self.head_dim,
+            "heads": self.heads,
             "vocab": self.vocab,
             "ctx": self.ctx,
             "experts": self.experts,
             "expert_ffn": self.expert_ffn,
             "shared_ffn": self.shared_ffn,
+            "conv_in": 3 * self.dim,
+            "taps": self.taps,
         }
-
-
-class File(Protocol):
-    """What `read_config` needs of a format.reader.Reader."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
-    @property
-    def tensors(self) -> Mapping[str, Any]: ...
-
-
-class _Keys:
-    """The keys "<prefix>.*" of a file, checked as they are read."""
-
-    def __init__(self, file: File, prefix: str):
-        self.file = file
-        self.prefix = prefix
-
-    def refuse(self, key: str, value: object) -> NoReturn:
-        raise GwqError(
-            f"metadata key {self.prefix}.{key} is {value!r}, which cannot be; "
-            "export the model again"
-        )
-
-    def _checked(self, key: str, default: Any, low: float, high: float) -> Any:
-        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
-        is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            self.refuse(key, value)
-        return value
-
-    def integer(
-        self, key: str, default: int | None = None, low: int = 1, high: int = MAX_SIZE
-    ) -> int:
-        return int(self._checked(key, default, low, high))
-
-    def number(
-        self, key: str, default: float | None = None, low: float = 1e-6, high: float = 1e6
-    ) -> float:
-        return float(self._checked(key, default, low, high))
-
-    def flag(self, key: str, default: bool = True) -> bool:
-        value = self.file.metadata.get(f"{self.prefix}.{key}", default)
-        if not isinstance(value, bool):
-            self.refuse(key, value)
-        return value
-
-    def flags(self, key: str, count: int) -> list[bool] | None:
-        """A list of `count` truth values, None where the file has no list there."""
-        value = self.file.metadata.get(f"{self.prefix}.{key}")
-        if not isinstance(value, (np.ndarray, list)):
-            return None
-        values = np.asarray(value)
-        if values.shape != (count,) or values.dtype.kind not in "biu":
-            self.refuse(key, value)
-        return values.astype(bool).tolist()
 
 
 def _label(name: object, mixture: bool) -> str:
@@ -172,11 +121,11 @@ def _config(reader: File) -> Config:
     if embed is None or len(embed.shape) != 2:
         raise GwqError("no matrix token_embd.weight; this is not a language model file")
 
-    keys = _Keys(reader, arch.gguf)
+    keys = Keys(reader, arch.gguf)
     heads = keys.integer("attention.head_count", high=MAX_COUNT)
     dim = keys.integer("embedding_length")
     layers = keys.integer("block_count", high=MAX_COUNT)
-    kv_heads = keys.integer("attention.head_count_kv", heads, high=MAX_COUNT)
+    kv_heads, kinds = _kinds(keys, arch, layers, heads)
     head_dim = keys.integer("attention.key_length", dim // heads, high=MAX_COUNT)
     ctx = keys.integer("context_length", high=MAX_CONTEXT)
     value_dim = keys.integer("attention.value_length", head_dim, high=MAX_COUNT)
@@ -206,6 +155,8 @@ def _config(reader: File) -> Config:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        kinds=kinds,
+        taps=keys.integer("shortconv.l_cache", high=MAX_TAPS) if "conv" in kinds else 0,
         vocab=embed.shape[0],
         ctx=ctx,
         eps=keys.number(f"attention.layer_norm_{norm_kind}epsilon", None, 0, 1),
@@ -223,7 +174,20 @@ def _config(reader: File) -> Config:
     )
 
 
-def _windows(keys: _Keys, arch: Arch, layers: int) -> tuple[int, ...]:
+def _kinds(keys: Keys, arch: Arch, layers: int, heads: int) -> tuple[int, tuple[str, ...]]:
+    """(key-value heads of the blocks that have attention, the kind of each block)."""
+    key = "attention.head_count_kv"
+    listed = keys.integers(key, layers, MAX_COUNT) if arch.kinds else None
+    if listed is None:
+        return keys.integer(key, heads, high=MAX_COUNT), ("attention",) * layers
+    counts = {count for count in listed if count} or {heads}
+    if len(counts) > 1:
+        keys.refuse(key, listed)
+    (other,) = {*arch.kinds.values()} - {"attention"}
+    return counts.pop(), tuple("attention" if count else other for count in listed)
+
+
+def _windows(keys: Keys, arch: Arch, layers: int) -> tuple[int, ...]:
     """The window of each block, 0 for none.
 
     The file has a period, as Arch.full_every is one, or says of each block whether it has a window.
@@ -237,7 +201,7 @@ def _windows(keys: _Keys, arch: Arch, layers: int) -> tuple[int, ...]:
     return tuple(window if sliding else 0 for sliding in listed)
 
 
-def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]:
+def _ropes(keys: Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope]:
     """Rope of blocks without a window, and of blocks with one.
 
     The latter scale nothing where the architecture gives them a base frequency of their own.
@@ -268,6 +232,7 @@ def _ropes(keys: _Keys, arch: Arch, head_dim: int, ctx: int) -> tuple[Rope, Rope
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
         amplitude=amplitude,
+        divided=bool(ROPE_TENSORS & {*keys.file.tensors}),
         growth=keys.number("attention.temperature_scale", 0, 0) if arch.queries_grow else 0,
     )
     return rope, swa if arch.swa_rope else rope

@@ -22,6 +22,8 @@ class Arrangement:
     transposed: bool = False
     # it has a matrix of one row
     one_row: bool = False
+    # it has (rows, 1, columns)
+    channels: bool = False
     # rows are seen as an array of this shape, (a, b, c), ...
     split: tuple[int, ...] = ()
     # ... of which these two axes change places
@@ -33,11 +35,15 @@ class Arrangement:
         """The shape in the checkpoint of what has `shape` in the file."""
         if self.one_row:
             return (1, *shape)
+        if self.channels:
+            return (shape[0], 1, shape[1])
         return shape[::-1] if self.transposed else shape
 
     def _place(self, array: np.ndarray) -> np.ndarray:
         if self.one_row:
             return array.reshape(-1)
+        if self.channels:
+            return array.reshape(array.shape[0], array.shape[-1])
         if self.transposed and array.ndim == 2:
             array = np.ascontiguousarray(array.T)
         if self.split:
@@ -61,6 +67,8 @@ class Arrangement:
             array = array.reshape(*split, -1).swapaxes(a, b).reshape(array.shape)
         if self.transposed and array.ndim == 2:
             array = np.ascontiguousarray(array.T)
+        if self.channels:
+            return array[:, None]
         return array[None] if self.one_row else array
 
     def statistics(self, statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -108,4 +116,4 @@ def arrangement(
         count = heads["heads"]
         split = (count, row.interleaved, rows // count // row.interleaved)
         swap = (0, 1)
-    return Arrangement(row.transposed, row.one_row, split, swap, row.plus)
+    return Arrangement(row.transposed, row.one_row, row.channels, split, swap, row.plus)

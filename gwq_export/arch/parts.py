@@ -28,8 +28,12 @@ class TensorRow:
     one_row: bool = False
     # is added to every value
     plus: float = 0.0
+    # the checkpoint has (rows, 1, columns)
+    channels: bool = False
     # some models of the architecture do not have it
     optional: bool = False
+    # "attention" or "conv": only blocks of this kind have it; "": all blocks
+    kind: str = ""
     # which matrix of a tensor (experts, rows, columns) it is, None for a whole tensor
     expert: int | None = None
 

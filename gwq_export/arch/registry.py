@@ -1,12 +1,12 @@
 """The list of families. Export reads the Hugging Face side of a row, the runtime its GGUF side."""
 
-from gwq_export.arch import cohere, gemma, glm, gpt, llama, moe, phi
+from gwq_export.arch import cohere, gemma, glm, gpt, lfm, llama, moe, phi
 from gwq_export.arch.spec import Arch
 
 # Hugging Face class name -> row. The order decides which class a GGUF file becomes again.
 ARCHS: dict[str, Arch] = {
     name: arch
-    for family in (llama, moe, phi, gemma, gpt, cohere, glm)
+    for family in (llama, moe, phi, gemma, gpt, cohere, glm, lfm)
     for name, arch in family.ARCHS.items()
 }
 # What a file says: general.architecture and whether it has experts -> row

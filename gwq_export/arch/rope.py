@@ -35,6 +35,8 @@ class Rope:
     beta_slow: float = 1.0
     # scales cosines and sines
     amplitude: float = 1.0
+    # frequencies are divided by numbers of the file
+    divided: bool = False
     # queries at position p are scaled by 1 + growth * log(1 + floor(p / original)) too
     growth: float = 0.0
 

@@ -39,6 +39,8 @@ class Arch:
     # the last norm, and what is added to its weight
     norm: str = "model.norm.weight"
     norm_plus: float = 0.0
+    # what files call it
+    norm_gguf: str = "output_norm"
     head: str = "lm_head.weight"
     # module path, within a block, of a mixture of experts; "" for dense models
     experts: str = ""
@@ -67,6 +69,11 @@ class Arch:
     # models of so many blocks scale scores by the inverse root of dim / heads, which llama.cpp's
     # files do not say
     wide_queries: int = 0
+
+    # --- kinds of blocks ----------------------------------------------------------------------
+    # the config's `layer_types` -> kind of block (TensorRow.kind); empty: all have attention. Files
+    # say it by a number of key-value heads for each block, 0 of those without attention
+    kinds: dict[str, str] = field(default_factory=dict)
 
     # --- attention windows --------------------------------------------------------------------
     # config key of the sliding window; "": no block has one
@@ -111,6 +118,8 @@ class Arch:
     defaults: dict[str, Any] = field(default_factory=dict)
     # GGUF key -> config key of a positive number
     numbers: dict[str, str] = field(default_factory=dict)
+    # config key of a flag -> tensor of a block that is there where it is set
+    present: dict[str, str] = field(default_factory=dict)
     # config key -> values that this runtime computes with; any other is refused by name, a missing
     # key is fine
     only: dict[str, tuple] = field(default_factory=lambda: SILU)
@@ -126,11 +135,17 @@ class Arch:
     @property
     def last(self) -> Rows:
         """Rows of what comes after the blocks but the head, with full names."""
-        weight = TensorRow("output_norm.weight", self.norm, ("dim",), plus=self.norm_plus)
+        weight = TensorRow(f"{self.norm_gguf}.weight", self.norm, ("dim",), plus=self.norm_plus)
         if not (self.layer_norm and self.norm_biased):
             return (weight,)
-        bias = TensorRow("output_norm.bias", f"{self.norm.removesuffix('weight')}bias", ("dim",))
+        bias = TensorRow(
+            f"{self.norm_gguf}.bias", f"{self.norm.removesuffix('weight')}bias", ("dim",)
+        )
         return (weight, bias)
+
+    def rows(self, kind: str) -> Rows:
+        """Rows of a block of this kind, "attention" where there are no others."""
+        return tuple(row for row in self.block if row.kind in ("", kind))
 
     def sliding(self, block: int, full_every: int) -> bool:
         """Whether this block's attention sees a window only, where the model has one.

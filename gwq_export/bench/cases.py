@@ -26,6 +26,7 @@ SHAPES = [(2048, 2048), (4096, 11008)]
 OUTLIERS = (0.0, 0.01)
 GEMM_TOKENS = (8, 128)
 HEAD = 128  # attention: width of a head
+TAPS = 3  # shortconv: positions that it sees
 GROUP = 4  # attention: query heads that share a key head
 
 # calls, by Ops of the same pool, that each work on data of their own; bytes that one of them reads;
@@ -64,6 +65,7 @@ CASES = [
     Case("rope", "f32", (512, 4096), 512),
     Case("activate", "f32", (512, 11008), 512),
     Case("add", "f32", (512, 4096), 512),
+    Case("shortconv", "f32", (512, 2048), 512),
 ]
 
 
@@ -245,6 +247,25 @@ def add(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Bui
     return _in_place(make, case, working_set, reads=2, flops=1)
 
 
+def shortconv(case: Case, ops: Ops, rng: np.random.Generator, working_set: int) -> Built:
+    """Gated short convolution of a prompt."""
+    n, dim = case.shape
+    pool = ops.pool
+    weight = _uniform(pool, rng, TAPS, dim)
+    state, out = pool.floats((TAPS - 1, dim)), pool.floats((n, dim))
+    nbytes = 3 * 4 * n * dim
+
+    def make() -> Call:
+        values = rng.random((n, 3, dim), np.float32) - 0.5
+        values[:, 0] = 1  # what the inputs are multiplied by, in place, however often it is run
+        x = pool.floats(values)
+        return lambda ops: ops.shortconv(
+            x.ptr, weight.ptr, state.ptr, TAPS - 1, TAPS, n, 0, dim, out.ptr
+        )
+
+    return _copies(make, nbytes, working_set), nbytes, (2 * TAPS + 1) * n * dim
+
+
 def _in_place(
     make: Callable[[], Call], case: Case, working_set: int, reads: int, flops: int
 ) -> Built:
@@ -265,6 +286,7 @@ OPS = {
     "rope": rope,
     "activate": activate,
     "add": add,
+    "shortconv": shortconv,
 }
 
 

@@ -23,7 +23,7 @@ from gwq_export.native.joining import joined
 from gwq_export.native.library import CACHE_LINE, isa
 from gwq_export.native.ops import top
 from gwq_export.native.program import MAX_TOKENS
-from gwq_export.native.recorder import span
+from gwq_export.native.spans import span
 from gwq_export.runtime.buffers import BATCH
 from gwq_export.runtime.model import Model
 from gwq_export.runtime.session import Session

@@ -3,6 +3,7 @@
 Blocks run as transformers' own modules, so rope, masks and attention variants come from there.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ class BlockModel:
     def _empty_model(self) -> Any:
         from transformers import AutoModelForCausalLM
 
+        # it recommends kernels for GPUs, wherever it computes
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
         with translated(f"{self.source.folder}: transformers does not accept the config ({{}})"):
             config = self.source.transformers_config()
             config.use_cache = False

@@ -139,6 +139,8 @@ def command(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
 def _facts(reader: "Reader") -> dict[str, Any]:
     """What --json prints of an open file."""
+    from gwq_export.runtime.kv_cache import text_bytes
+
     tensors = [
         {
             "name": t.name,
@@ -162,6 +164,7 @@ def _facts(reader: "Reader") -> dict[str, Any]:
         "alignment_bytes": reader.nbytes - header - tensor_bytes,
         "gwq": {k: v for k, v in reader.metadata.items() if k.startswith("gwq.")},
         "tensors": tensors,
+        **text_bytes(reader),
     }
 
 
@@ -186,6 +189,11 @@ def _print_facts(path: str, facts: dict[str, Any]) -> None:
         f"  header {facts['header_bytes']} + tensors {facts['tensor_bytes']} "
         f"+ alignment {facts['alignment_bytes']} = {facts['bytes']} bytes"
     )
+    if facts.get("state_bytes"):
+        print(
+            f"  a text takes {size(facts['state_bytes'])} of states, whatever its length, and"
+            f" {facts['cache_bytes']} bytes of KV cache for each token"
+        )
     stock = dict.fromkeys(t["type"] for t in tensors if t["type"] not in TYPES)
     if stock:
         print(

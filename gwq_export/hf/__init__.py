@@ -11,6 +11,7 @@ Modules import only those listed above them:
     source
     gguf_checkpoint
     gguf_source
+    rope_to_gguf
     config_to_gguf
     config_from_gguf
     gguf_model

@@ -15,8 +15,8 @@ from gwq_export.arch.registry import ARCHS
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
-from gwq_export.hf.config_to_gguf import GROWTH, ORIGINAL
-from gwq_export.hf.model_config import SHARED_FFN
+from gwq_export.hf.model_config import ADJUSTED_FFN, SHARED_FFN
+from gwq_export.hf.rope_to_gguf import GROWTH, ORIGINAL, PARTIAL, STILL
 from gwq_export.tokenizer.to_hf import special_ids
 
 
@@ -49,7 +49,9 @@ def config_json(
         arch.eps: _short(c.eps),
         "vocab_size": c.vocab,
         "tie_word_embeddings": "output.weight" not in reader.tensors,
-        "attention_bias": any(f"blk.0.attn_{m}.bias" in reader.tensors for m in ("q", "qkv")),
+        "attention_bias": any(
+            n.endswith((".attn_q.bias", ".attn_qkv.bias")) for n in reader.tensors
+        ),
         "torch_dtype": dtype,
     }
     if arch.window:
@@ -58,6 +60,15 @@ def config_json(
         config["layer_types"] = [
             "sliding_attention" if window else "full_attention" for window in c.windows
         ]
+    if arch.kinds:
+        attention = {False: "full_attention", True: "sliding_attention"}
+        config["layer_types"] = [
+            attention[window > 0] if kind == "attention" else kind
+            for kind, window in zip(c.kinds, c.windows, strict=True)
+        ]
+        config |= {"conv_L_cache": c.taps, ADJUSTED_FFN: False}
+    for key, tensor in arch.present.items():
+        config[key] = any(name.endswith(f".{tensor}") for name in reader.tensors)
     if arch.unturned_every:
         config["no_rope_layer_interval"] = arch.unturned_every
     if arch.experts:
@@ -81,7 +92,8 @@ def config_json(
             _ask(reader, f"a file without the key {arch.gguf}.{key}", remedy)
         config[config_key] = _short(reader.metadata[f"{arch.gguf}.{key}"])
     if c.rope is not None:
-        if "rope_freqs.weight" in reader.tensors and not any_factors:
+        proportional = "proportional" in arch.rope_kinds
+        if "rope_freqs.weight" in reader.tensors and not (any_factors or proportional):
             # three numbers of a config became a vector
             _ask(reader, "its rope factors", remedy)
         config |= _rope(reader, c)
@@ -137,7 +149,10 @@ def _rope(reader: Reader, c: Config) -> dict[str, Any]:
         for tensor in (f"rope_factors_{name}.weight", "rope_freqs.weight")
         if tensor in reader.tensors
     }
-    if divisors:
+    if divisors and "proportional" in arch.rope_kinds:
+        turned = int((divisors["short"] < STILL).sum())
+        scaling = {"rope_type": "proportional", PARTIAL: 2 * turned / rope.rotated}
+    elif divisors:
         scaling = {f"{name}_factor": [_short(v) for v in divisors[name]] for name in divisors}
         scaling |= {"rope_type": "longrope", "attention_factor": _short(rope.amplitude)}
         scaling[ORIGINAL] = rope.original

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gwq_export.arch.config import ROPE_TENSORS
 from gwq_export.arch.layout import Arrangement, arrangement
 from gwq_export.arch.spec import Arch, gguf_name
 from gwq_export.errors import AGAIN, GwqError, about
@@ -18,9 +19,6 @@ from gwq_export.format.foreign import as_float32
 from gwq_export.format.reader import Reader
 from gwq_export.format.tensor import Tensor
 from gwq_export.format.types import TYPES
-
-# the config has these numbers
-ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 @dataclass(frozen=True)

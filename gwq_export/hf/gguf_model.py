@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gwq_export.arch.config import read_config
+from gwq_export.arch.config import ROPE_TENSORS, read_config
 from gwq_export.errors import GwqError, about
 from gwq_export.format.foreign import foreign_type
 from gwq_export.format.reader import Reader
 from gwq_export.hf.config_from_gguf import config_json
-from gwq_export.hf.gguf_checkpoint import ROPE_TENSORS, Checkpoint, bytes_of
+from gwq_export.hf.gguf_checkpoint import Checkpoint, bytes_of
 from gwq_export.hf.source import Source
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class GGUFModel(Source):
         self._numbers = c = read_config(reader)
         self.arch = c.arch
         self.layers = c.layers
+        self.kinds = c.kinds
         self.vocab = c.vocab
         self.heads = {"heads": c.heads, "kv_heads": c.kv_heads}
         self.dims = c.dims

@@ -51,6 +51,7 @@ class GGUFSource(Source):
             ("architecture", theirs.arch.gguf, self.arch.gguf),
             ("number of experts", theirs.experts, self.dims.get("experts", 0)),
             ("number of blocks", theirs.layers, self.layers),
+            ("order of kinds of blocks", theirs.kinds, self.kinds),
             ("number of attention heads", theirs.heads, self.heads["heads"]),
             ("number of key-value heads", theirs.kv_heads, self.heads["kv_heads"]),
             ("width", theirs.dim, self.dims["dim"]),

@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gwq_export.arch.config import MAX_TAPS
 from gwq_export.arch.registry import ARCHS
 from gwq_export.arch.spec import Arch
 from gwq_export.errors import GwqError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 WHOLE = "ForConditionalGeneration"  # ending of the names of classes that have more parts than text
+ADJUSTED_FFN = "block_auto_adjust_ff_dim"  # config key: LFM2's feed-forward width is to be adjusted
 SHARED_FFN = "shared_expert_intermediate_size"  # config key of the width of a shared expert
 
 
@@ -31,6 +33,7 @@ class ModelConfig:
     config: dict[str, Any]
     arch: Arch
     layers: int
+    kinds: tuple[str, ...]  # of each block, "attention" or another of Arch.kinds
     vocab: int
     heads: dict[str, int]  # {"heads", "kv_heads"}
     dims: dict[str, int]  # sizes by the names that the architecture's tensor tables use
@@ -110,7 +113,7 @@ class ModelConfig:
         self.heads = {"heads": heads, "kv_heads": kv_heads}
         q = heads * head
         kv = kv_heads * head
-        ffn = self.integer("intermediate_size", self.arch.ffn_times * dim or None)
+        ffn = self._ffn(dim)
         self.dims = {
             "dim": dim,
             "q": q,
@@ -119,6 +122,7 @@ class ModelConfig:
             "ffn": ffn,
             "gate_up": 2 * ffn,
             "head": head,
+            "heads": heads,
             "vocab": self.vocab,
             "ctx": self.integer("max_position_embeddings"),
         }
@@ -126,6 +130,39 @@ class ModelConfig:
             self.dims["experts"] = self.integer("num_local_experts")
             self.dims["expert_ffn"] = self.integer("moe_intermediate_size")
             self.dims["shared_ffn"] = self.integer(SHARED_FFN, ffn)
+        self._read_kinds()
+
+    def _ffn(self, dim: int) -> int:
+        """Width of a feed-forward layer, which LFM2 has in thirds and rounded up."""
+        ffn = self.integer("intermediate_size", self.arch.ffn_times * dim or None)
+        if not self.config.get(ADJUSTED_FFN):
+            return ffn
+        ffn = int(2 * ffn / 3)
+        key = "block_ffn_dim_multiplier"
+        if self.config.get(key) is not None:
+            ffn = int(self.number(self.config[key], key) * ffn)
+        unit = self.integer("block_multiple_of")
+        return -(-ffn // unit) * unit
+
+    def _read_kinds(self) -> None:
+        """The kind of each block. Raises GwqError for one that is not known."""
+        known = self.arch.kinds
+        if not known:
+            self.kinds = ("attention",) * self.layers
+            return
+        listed = self.config.get("layer_types")
+        if not isinstance(listed, list) or len(listed) != self.layers or not {*listed} <= {*known}:
+            raise GwqError(
+                f"{self.folder}: layer_types = {listed} is not supported for {self.arch.gguf}:"
+                f" give each of the {self.layers} blocks one of {', '.join(known)}"
+            )
+        self.kinds = tuple(known[name] for name in listed)
+        self.dims |= {"conv_in": 3 * self.dims["dim"], "taps": self.integer("conv_L_cache")}
+        if self.dims["taps"] > MAX_TAPS:
+            raise GwqError(
+                f"{self.folder}: conv_L_cache = {self.dims['taps']} is not supported: this version"
+                f" computes convolutions of at most {MAX_TAPS} positions"
+            )
 
     def _saved_key(self, key: str) -> str:
         """What this architecture's configs call a key."""

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from gwq_export.errors import GwqError
-from gwq_export.hf.config_to_gguf import config_keys, rope_factors
+from gwq_export.hf.config_to_gguf import config_keys
 from gwq_export.hf.gguf_model import GGUFModel
 from gwq_export.hf.gguf_source import GGUFSource
 from gwq_export.hf.hub import resolve
 from gwq_export.hf.lora import Adapter
+from gwq_export.hf.rope_to_gguf import rope_factors
 from gwq_export.hf.source import Source
 from gwq_export.tokenizer.from_hf import to_metadata
 

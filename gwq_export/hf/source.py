@@ -184,7 +184,7 @@ class Source(ModelConfig):
 
         Every matrix of an expert has a row of its own; they come expert by expert.
         """
-        names = {row: self._block_name(i, row) for row in self._rows()}
+        names = {row: self._block_name(i, row) for row in self._rows(i)}
         return {row: name for row, name in names.items() if name in self._shapes}
 
     def ends(self) -> list[tuple[TensorRow, str]]:
@@ -194,10 +194,11 @@ class Source(ModelConfig):
     def _block_name(self, i: int, row: TensorRow) -> str:
         return f"{self.arch.layers}.{i}.{row.hf}"
 
-    def _rows(self) -> list[TensorRow]:
-        """Rows of a block, each of the experts' once for every expert."""
-        of_experts = [row for row in self.arch.block if "{}" in row.hf]
-        rows = [row for row in self.arch.block if row not in of_experts]
+    def _rows(self, i: int) -> list[TensorRow]:
+        """Rows of block i, each of the experts' once for every expert."""
+        of_block = self.arch.rows(self.kinds[i])
+        of_experts = [row for row in of_block if "{}" in row.hf]
+        rows = [row for row in of_block if row not in of_experts]
         for j in range(self.dims.get("experts", 0)):
             rows += [row.of_expert(j) for row in of_experts]
         return rows
@@ -246,7 +247,7 @@ class Source(ModelConfig):
             yield name, row
         yield self.arch.head, self.arch.first[0]
         for i in range(self.layers):
-            for row in self._rows():
+            for row in self._rows(i):
                 yield self._block_name(i, row), row
 
     @cached_property

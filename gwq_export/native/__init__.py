@@ -5,6 +5,7 @@ Modules import only those listed above them:
     library
     maps
     ops
+    spans
     matrix
     cuda
     recorder

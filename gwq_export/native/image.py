@@ -11,7 +11,8 @@ from gwq_export.errors import GwqError
 from gwq_export.format.types import ffi
 from gwq_export.native.library import CACHE_LINE, NULL, Pointer
 from gwq_export.native.program import STRUCTS, packed
-from gwq_export.native.recorder import Op, Span
+from gwq_export.native.recorder import Op
+from gwq_export.native.spans import Span
 
 # bytes of the model's file, of the constants, of the memory that is written; number of a matrix, of
 # the first of some experts' matrices
@@ -141,6 +142,8 @@ class Image:
             return dict.fromkeys(("weight", "bias"), 4 * f["dim"])
         if op.kind == "add":
             return {"y": 4 * f["dim"]}
+        if op.kind == "shortconv":
+            return {"weight": 4 * f["taps"] * f["dim"]}
         if op.kind == "matmul":
             norm = dict.fromkeys(("weight", "shift"), 4 * int(f["m"][0].cols))
             return norm | {"bias": [4 * int(m.rows) for m in f["m"]]}

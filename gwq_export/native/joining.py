@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gwq_export.native.library import NULL, lib
-from gwq_export.native.recorder import Op, Span
+from gwq_export.native.recorder import Op
+from gwq_export.native.spans import Span
 
 
 def _dead(span: Span, later: Sequence[Op]) -> bool:

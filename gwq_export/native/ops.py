@@ -151,6 +151,28 @@ class Ops:
         ):
             check(s, "attention")
 
+    def shortconv(
+        self,
+        x: Pointer,
+        weight: Pointer,
+        state: Pointer,
+        rows: int,
+        taps: int,
+        n: int,
+        start: int,
+        dim: int,
+        out: Pointer,
+    ) -> None:
+        """out (n, dim) = gated short convolution of x (n, 3, dim) by weight (taps, dim).
+
+        The tokens' positions are start .. start + n - 1. state (rows, dim) has the convolution's
+        inputs at the positions before them and gets theirs; x means nothing afterwards.
+        """
+        if s := self.lib.gwq_shortconv(
+            self.pool.ptr, x, weight, state, rows, taps, n, start, dim, out
+        ):
+            check(s, "short convolution")
+
     def activate(self, x: Pointer, up: Pointer, n: int, dim: int, activation: int) -> None:
         """x (n, dim) = activation(x) * up (n, dim); up may be NULL with GWQ_GELU and _GELU_TANH."""
         if s := self.lib.gwq_activate(self.pool.ptr, x, up, n, dim, activation):
@@ -165,6 +187,11 @@ class Ops:
         """x (n, dim) = cap * tanh(x / cap)."""
         if s := self.lib.gwq_softcap(self.pool.ptr, x, n, dim, cap):
             check(s, "softcap")
+
+    def gate(self, x: Pointer, gate: Pointer, n: int, count: int, each: int) -> None:
+        """x (n, count, each) *= sigmoid(gate (n, count))."""
+        if s := self.lib.gwq_gate(self.pool.ptr, x, gate, n, count, each):
+            check(s, "gate")
 
     def scale(self, x: Pointer, n: int, dim: int, scale: float) -> None:
         """x (n, dim) *= scale."""

@@ -13,34 +13,7 @@ import numpy as np
 from gwq_export.format.types import ROWS, ffi
 from gwq_export.native.library import F32, NULL, Pointer, Pool, lib
 from gwq_export.native.ops import Ops
-
-_ADDRESS = ffi.typeof("uintptr_t")
-
-
-@dataclass(frozen=True)
-class Span:
-    """Bytes of memory: `bytes` from address `at` on."""
-
-    at: int
-    bytes: int
-
-    def meets(self, other: "Span") -> bool:
-        """Whether the two share a byte."""
-        return self.at < other.at + other.bytes and other.at < self.at + self.bytes
-
-    def covers(self, other: "Span") -> bool:
-        """Whether every byte of `other` is in here."""
-        return self.at <= other.at and other.at + other.bytes <= self.at + self.bytes
-
-
-def floats(at: Pointer, count: int) -> Span:
-    """The memory of `count` floats."""
-    return Span(int(ffi.cast(_ADDRESS, at)), 4 * count)
-
-
-def span(array: np.ndarray) -> Span:
-    """The memory of a C-contiguous array."""
-    return Span(array.ctypes.data, array.nbytes)
+from gwq_export.native.spans import Span, floats
 
 
 @dataclass
@@ -189,6 +162,23 @@ class Recorder(Ops):
             "attention", n, [floats(q, span)], [floats(out, span)], out=out, **shape, **fields
         )
 
+    def shortconv(
+        self,
+        x: Pointer,
+        weight: Pointer,
+        state: Pointer,
+        rows: int,
+        taps: int,
+        n: int,
+        start: int,
+        dim: int,
+        out: Pointer,
+    ) -> None:
+        """As Ops.shortconv."""
+        wide = floats(x, 3 * n * dim)
+        fields = {"x": x, "weight": weight, "state": state, "rows": rows, "taps": taps, "dim": dim}
+        self._add("shortconv", n, [wide], [wide, floats(out, n * dim)], out=out, **fields)
+
     def activate(self, x: Pointer, up: Pointer, n: int, dim: int, activation: int) -> None:
         """As Ops.activate."""
         reads = [floats(x, n * dim)]
@@ -251,6 +241,12 @@ class Recorder(Ops):
         """As Ops.softcap."""
         span = [floats(x, n * dim)]
         self._add("softcap", n, span, span, x=x, dim=dim, number=cap)
+
+    def gate(self, x: Pointer, gate: Pointer, n: int, count: int, each: int) -> None:
+        """As Ops.gate."""
+        span = floats(x, n * count * each)
+        reads = [span, floats(gate, n * count)]
+        self._add("gate", n, reads, [span], x=x, gate=gate, count=count, each=each)
 
     def scale(self, x: Pointer, n: int, dim: int, scale: float) -> None:
         """As Ops.scale."""

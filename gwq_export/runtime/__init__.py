@@ -2,6 +2,7 @@
 
 Modules import only those listed above them:
     layers
+    states
     kv_cache
     moe
     page_cache

@@ -23,4 +23,7 @@ def widths(c: Config) -> dict[str, int]:
     if has_shared_expert(c):
         ffn = max(ffn, c.shared_ffn)
     kv = c.dims["kv"]
-    return {"x": c.dim, "h": wide, "q": wide, "k": kv, "v": kv, "gate": ffn, "up": ffn}
+    found = {"x": c.dim, "h": wide, "q": wide, "k": kv, "v": kv, "gate": ffn, "up": ffn}
+    if any(row.gguf == "attn_gate.weight" for row in c.arch.block):
+        found["gates"] = c.heads
+    return found | ({"conv": c.dims["conv_in"]} if "conv" in c.kinds else {})

@@ -5,10 +5,13 @@ import numpy as np
 from gwq_export.native.library import F32, Pointer
 from gwq_export.native.ops import Ops
 from gwq_export.native.program import MAX_TOKENS, Program
-from gwq_export.native.recorder import Recorder, Span, floats, span
+from gwq_export.native.recorder import Recorder
+from gwq_export.native.spans import Span, floats, span
 from gwq_export.runtime.buffers import widths
 from gwq_export.runtime.kv_cache import DeviceKVCache, KVCache
+from gwq_export.runtime.layers import Attention, ShortConv
 from gwq_export.runtime.logits import Wanted
+from gwq_export.runtime.states import States
 from gwq_export.runtime.weights import Weights
 
 
@@ -27,7 +30,12 @@ class Forward:
         self._ctx = ctx
         self.ops = Ops(pool)
         self._kv_width = c.dims["kv"]
-        shape = len(self.part.layers), ctx, self._kv_width, weights.cache_type
+        mixers = [layer.mixer for layer in self.part.layers]
+        attention = sum(isinstance(mixer, Attention) for mixer in mixers)
+        states = None
+        if attention < len(mixers):
+            states = States(len(mixers) - attention, c.taps, c.dim, pool)
+        shape = attention, ctx, self._kv_width, weights.cache_type, states
         self.cache = DeviceKVCache(*shape, pool) if pool.on_device else KVCache(*shape)
         self._turned = 0  # positions that there are cosines and sines of
         self._ropes = {
@@ -41,8 +49,10 @@ class Forward:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of this machine's memory that the KV cache takes once the context is full."""
-        return 0 if self._pool.on_device else self.cache.nbytes(self._ctx)
+        """Bytes of this machine's memory that KV cache and states take once the context is full."""
+        states = self.cache.states
+        own = self.cache.nbytes(self._ctx) + (states.nbytes if states else 0)
+        return 0 if self._pool.on_device else own
 
     def run(self, ids: np.ndarray, x: np.ndarray | None, wanted: Wanted) -> None:
         """Run a batch, ids (n,) int32, through the layers; the cache does not count it yet.
@@ -52,6 +62,7 @@ class Forward:
         for the next one.
         """
         n = len(ids)
+        self.cache.begin(n)
         rows = wanted.rows if self.part.head else 0
         # experts are chosen for one token at a time; several at once share what they read
         if n <= (min(1, MAX_TOKENS) if self.config.experts else MAX_TOKENS):
@@ -97,7 +108,9 @@ class Forward:
         """Memory that recorded operations write, beside their own; and tables that they read."""
         tables = [floats(t.ptr, t.size) for pair in self._ropes.values() for t in pair]
         caches = [span(half) for layer in self.cache.layers for half in layer[2]]
-        return [*(floats(b.ptr, b.size) for b in self._buffers.values()), *caches], tables
+        states = self.cache.states.memory if self.cache.states else []
+        buffers = [*self._buffers.values(), *states]
+        return [*(floats(b.ptr, b.size) for b in buffers), *caches], tables
 
     def _compute(self, ops: Ops, ids: np.ndarray, start: int, logits: Pointer, rows: int) -> None:
         """The forward pass of ids (n,) at positions from `start` on, through this part's layers.
@@ -106,19 +119,9 @@ class Forward:
         """
         c = self.config
         w = self.part
-        cache = self.cache
-        type = cache.type.id
         n = len(ids)
-        first = start * self._kv_width  # the batch's first number in K and V of a layer
-        numbers = n * self._kv_width
-        shape = (c.heads, c.kv_heads, c.head_dim)
-        scores = (c.attention_scale, c.attention_softcap)
-        x, h, q, k, v, gate, up = (self._buffers[name].ptr for name in self._widths)
-        # cos and sin (n, rotated / 2) from position `start` on
-        ropes = {
-            rope: [table.ptr + start * (rope.rotated // 2) for table in tables]
-            for rope, tables in self._ropes.items()
-        }
+        x, h, q = (self._buffers[name].ptr for name in ("x", "h", "q"))
+        gate, up = (self._buffers[name].ptr for name in ("gate", "up"))
 
         # x (n, dim) = embedding of the ids (+ learned positions) (* scale)
         if w.embed:
@@ -129,38 +132,32 @@ class Forward:
             if c.embedding_scale != 1:
                 ops.scale(x, n, c.dim, c.embedding_scale)
 
-        for layer, (keys, values, _) in zip(w.layers, cache.layers, strict=True):
-            # q (n, heads, head_dim), k and v (n, kv_heads, head_dim) of h (n, dim) = norm(x)
-            layer.qkv(ops, layer.attn_norm(ops, x, n, h), n, q, k, v)
-            if not c.arch.norms_turned:
-                layer.q_norm(ops, q, n, q)
-                layer.k_norm(ops, k, n, k)
-            # turn Q and K by their positions
-            for rope, turned, heads in (
-                (layer.rope, q, c.heads),
-                (layer.key_rope, k, c.kv_heads),
-            ):
-                if rope:
-                    cos, sin = ropes[rope]
-                    rotated, style = rope.rotated, self.weights.rope_style
-                    ops.rope(turned, cos, sin, n, heads, c.head_dim, rotated, style)
-            if c.arch.norms_turned:
-                layer.q_norm(ops, q, n, q)
-                layer.k_norm(ops, k, n, k)
-            # keys and values (start + n, kv_heads, head_dim) get those of the batch
-            ops.cache(k, numbers, type, keys, first)
-            ops.cache(v, numbers, type, values, first)
+        caches = iter(self.cache.layers)
+        states = iter(self.cache.states.layers if self.cache.states else [])
+        for layer in w.layers:
+            # of every token what others mix it with goes to the cache or the state
+            normed = layer.attn_norm(ops, x, n, h)
+            mixer = layer.mixer
+            if isinstance(mixer, Attention):
+                keys, values, _ = next(caches)
+                self._store(ops, mixer, normed, n, start, keys, values)
+            else:
+                self._convolve(ops, mixer, normed, n, start, next(states), h)
             if w.head and layer is w.layers[-1] and n > MAX_TOKENS:
                 # from here on only the tokens whose logits are wanted; a few share what is read
                 if not rows:
                     return
                 others = n - rows
                 q, x = q + others * c.dims["q"], x + others * c.dim
+                h = h if isinstance(mixer, Attention) else h + others * c.dim
                 start, n = start + others, rows
-            # h (n, heads, head_dim) = softmax(scale * q @ keys) @ values
-            ops.attention(q, keys, values, type, n, start, *shape, *scores, layer.window, h)
-            # q (n, dim) = output of attention; the queries are not needed any more
-            layer.attn_output(ops, h, n, q)
+            if isinstance(mixer, Attention):
+                self._attend(ops, mixer, q, n, start, keys, values, h)
+                if mixer.gated:  # of the last n tokens
+                    gates = self._buffers["gates"].ptr + (len(ids) - n) * c.heads
+                    ops.gate(h, gates, n, c.heads, c.head_dim)
+            # q (n, dim) = output of what mixes; the queries are not needed any more
+            mixer.output(ops, h, n, q)
             layer.attn_post_norm(ops, q, n, q)
             # x += attention; parallel blocks feed both halves with the same x and add afterwards
             if not c.parallel:
@@ -180,6 +177,74 @@ class Forward:
             w.head(ops, last, rows, logits)
             if c.logit_softcap:
                 ops.softcap(logits, rows, c.vocab, c.logit_softcap)
+
+    def _store(
+        self,
+        ops: Ops,
+        mixer: Attention,
+        x: Pointer,
+        n: int,
+        start: int,
+        keys: Pointer,
+        values: Pointer,
+    ) -> None:
+        """Queries (n, heads, head_dim) of x (n, dim) to the buffer `q`, keys and values to a cache.
+
+        The tokens' positions are those from `start` on.
+        """
+        c = self.config
+        q, k, v = (self._buffers[name].ptr for name in ("q", "k", "v"))
+        mixer.qkv(ops, x, n, q, k, v, *([self._buffers["gates"].ptr] if mixer.gated else []))
+        if not c.arch.norms_turned:
+            mixer.q_norm(ops, q, n, q)
+            mixer.k_norm(ops, k, n, k)
+        for rope, turned, heads in ((mixer.rope, q, c.heads), (mixer.key_rope, k, c.kv_heads)):
+            if rope:  # turn Q and K by their positions; cos and sin (n, rotated / 2)
+                cos, sin = (t.ptr + start * (rope.rotated // 2) for t in self._ropes[rope])
+                rotated, style = rope.rotated, self.weights.rope_style
+                ops.rope(turned, cos, sin, n, heads, c.head_dim, rotated, style)
+        if c.arch.norms_turned:
+            mixer.q_norm(ops, q, n, q)
+            mixer.k_norm(ops, k, n, k)
+        # keys and values (start + n, kv_heads, head_dim) get those of the batch
+        width, type = self._kv_width, self.cache.type.id
+        ops.cache(k, n * width, type, keys, start * width)
+        ops.cache(v, n * width, type, values, start * width)
+
+    def _attend(
+        self,
+        ops: Ops,
+        mixer: Attention,
+        q: Pointer,
+        n: int,
+        start: int,
+        keys: Pointer,
+        values: Pointer,
+        out: Pointer,
+    ) -> None:
+        """out (n, heads, head_dim) = softmax(scale * q @ keys) @ values."""
+        c = self.config
+        shape = (c.heads, c.kv_heads, c.head_dim)
+        scores = (c.attention_scale, c.attention_softcap)
+        ops.attention(
+            q, keys, values, self.cache.type.id, n, start, *shape, *scores, mixer.window, out
+        )
+
+    def _convolve(
+        self,
+        ops: Ops,
+        mixer: ShortConv,
+        x: Pointer,
+        n: int,
+        start: int,
+        state: Pointer,
+        out: Pointer,
+    ) -> None:
+        """out (n, dim) = gated convolution of x (n, dim), which may be out, at `start` and on."""
+        assert self.cache.states is not None
+        wide, rows, dim = self._buffers["conv"].ptr, self.cache.states.rows, self.config.dim
+        mixer.inputs(ops, x, n, wide)
+        ops.shortconv(wide, mixer.weight.ptr, state, rows, mixer.taps, n, start, dim, out)
 
     def reserve(self, positions: int) -> None:
         """Make room for so many positions. Raises NoMemory."""

@@ -5,13 +5,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gwq_export.arch.config import Config
+from gwq_export.arch.config import Config, read_config
 from gwq_export.errors import GwqError, NoMemory
 from gwq_export.format.reader import Reader
 from gwq_export.format.types import TYPES, TensorType, ffi
 from gwq_export.machine import free_memory, size
 from gwq_export.native.library import NULL, Pointer, Pool, check, pointer
 from gwq_export.native.ops import CACHE
+from gwq_export.runtime.states import States, state_bytes
 
 Layer: TypeAlias = tuple[Pointer, Pointer, Any]
 FIRST = 256  # positions that there is room for at first
@@ -35,8 +36,26 @@ def cache_type(reader: Reader, config: Config, name: str | None = None) -> Tenso
     return type
 
 
+def text_bytes(reader: Reader) -> dict[str, int]:
+    """{"state_bytes", "cache_bytes"}: memory that a text takes, and each of its tokens beside that.
+
+    Empty for a file that the runtime does not run.
+    """
+    try:
+        config = read_config(reader)
+        type = cache_type(reader, config)
+    except GwqError:
+        return {}
+    convolutions = config.kinds.count("conv")
+    rows = 2 * type.nbytes(1, config.dims["kv"])
+    return {
+        "state_bytes": state_bytes(convolutions, config.taps, config.dim) if convolutions else 0,
+        "cache_bytes": (config.layers - convolutions) * rows,
+    }
+
+
 class KVCache:
-    """K and V of every layer for the token ids computed so far, `pos` of at most `ctx`.
+    """K and V of every attention layer for the token ids computed so far, `pos` of at most `ctx`.
 
     Memory is taken as it is needed: `reserve` makes room, twice as much each time, so that all its
     copying together costs no more than writing the cache twice.
@@ -44,12 +63,16 @@ class KVCache:
     width: numbers that K, and V, have at one position. type: of these numbers, one of
     `native.ops.CACHE`. layers: of every layer K and V, void pointers to (room, width) numbers,
     which the forward function writes at the positions from `pos` on before it calls `append`; and
-    the array that they point into, uint8 (2, room, bytes).
+    the array that they point into, uint8 (2, room, bytes). states: of the layers that have one
+    instead, which decide how far back the cache can go.
     """
 
-    def __init__(self, layers: int, ctx: int, width: int, type: TensorType) -> None:
+    def __init__(
+        self, layers: int, ctx: int, width: int, type: TensorType, states: States | None = None
+    ) -> None:
         self.ctx = ctx
         self.type = type
+        self.states = states
         self.pos = 0
         self.room = 0  # positions that there is memory for
         self._row = type.nbytes(1, width)  # bytes of K, and of V, at one position of a layer
@@ -105,6 +128,16 @@ class KVCache:
         new[:, : self.pos] = layer[2][:, : self.pos]
         return pointer(new[0], "void *"), pointer(new[1], "void *"), new
 
+    @property
+    def ids(self) -> np.ndarray:
+        """The token ids held, int32 (pos,)."""
+        return self._ids[: self.pos]
+
+    def begin(self, n: int) -> None:
+        """Make ready for a forward pass of n tokens, for which there is room."""
+        if self.states:
+            self.states.begin(self.pos, n)
+
     def append(self, ids: np.ndarray) -> None:
         """Count ids (n,) as held: every layer has their K and V.
 
@@ -114,23 +147,32 @@ class KVCache:
         end = self.pos + len(ids)
         self._ids[self.pos : end] = ids
         self.pos = end
+        if self.states:
+            self.states.end(end, len(ids))
 
-    def rewind(self, pos: int = 0) -> None:
-        """Forget everything from position `pos` on. Raises GwqError when it is negative."""
+    def rewind(self, pos: int = 0) -> int:
+        """Forget everything from position `pos` on, or from the last one before that it can go to.
+
+        Returns which: where there are states, it may be an earlier one. Raises GwqError when `pos`
+        is negative.
+        """
         if pos < 0:
             raise GwqError(f"position {pos} is before the text: give a number from 0")
-        self.pos = min(pos, self.pos)
+        pos = min(pos, self.pos)
+        self.pos = self.states.nearest(pos) if self.states else pos
+        return self.pos
 
     def reuse(self, ids: Sequence[int] | np.ndarray, keep: int = 1) -> int:
-        """Rewind to the longest common prefix of `ids` and the ids held; returns its length.
+        """Rewind to the longest common prefix of `ids` and the ids held, as `rewind` does.
+
+        Returns the length of what is kept.
 
         keep: logits of the last so many ids are wanted, so these are never part of the prefix.
         """
         longest = max(0, min(self.pos, len(ids) - keep))
         different = np.flatnonzero(self._ids[:longest] != np.asarray(ids[:longest]))
         shared = int(different[0]) if len(different) else longest
-        self.rewind(shared)
-        return shared
+        return self.rewind(shared)
 
 
 class DeviceKVCache(KVCache):
@@ -139,8 +181,16 @@ class DeviceKVCache(KVCache):
     pool: the device.
     """
 
-    def __init__(self, layers: int, ctx: int, width: int, type: TensorType, pool: Pool) -> None:
-        super().__init__(layers, ctx, width, type)
+    def __init__(
+        self,
+        layers: int,
+        ctx: int,
+        width: int,
+        type: TensorType,
+        states: States | None,
+        pool: Pool,
+    ) -> None:
+        super().__init__(layers, ctx, width, type, states)
         self.pool = pool
 
     def _free(self) -> None:

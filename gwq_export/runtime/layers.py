@@ -81,18 +81,42 @@ class FeedForward:
 
 
 @dataclass
+class Attention:
+    """What a block with a KV cache mixes tokens by.
+
+    gated: qkv has a fourth result, (n, heads): what a head gives is multiplied by its sigmoid.
+    """
+
+    qkv: Linear | Split
+    gated: bool
+    q_norm: Normalize
+    k_norm: Normalize
+    output: Linear
+    window: int  # how many positions attention sees, 0: all
+    rope: Rope | None  # of queries
+    key_rope: Rope | None
+
+
+@dataclass
+class ShortConv:
+    """What a block with a state mixes tokens by: a gated short convolution.
+
+    inputs: makes (n, 3, dim) of x (n, dim). weight: (taps, dim).
+    """
+
+    inputs: Linear
+    weight: F32
+    taps: int
+    output: Linear
+
+
+@dataclass
 class Layer:
     """One decoder block."""
 
     attn_norm: Normalize
-    qkv: Linear | Split
-    q_norm: Normalize
-    k_norm: Normalize
-    attn_output: Linear
+    mixer: Attention | ShortConv
     attn_post_norm: Normalize
     ffn_norm: Normalize
     ffn: FeedForwardLayer
     ffn_post_norm: Normalize
-    window: int  # how many positions attention sees, 0: all
-    rope: Rope | None  # of queries
-    key_rope: Rope | None

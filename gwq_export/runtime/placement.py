@@ -17,6 +17,7 @@ from gwq_export.native.matrix import Matrix
 from gwq_export.native.program import MAX_TOKENS
 from gwq_export.runtime.buffers import BATCH, DEVICE_BATCH, has_shared_expert, widths
 from gwq_export.runtime.moe import work_floats
+from gwq_export.runtime.states import state_bytes
 
 MARGIN = 256 << 20  # bytes of a device left to graphs, to the seams of its memory, to others
 PLANNED = 4096  # positions of a KV cache that there should be room for, unless a context is given
@@ -71,12 +72,15 @@ class _Sizes:
     def __init__(self, reader: Reader, c: Config, positions: int, cache: TensorType) -> None:
         self.config = c
         self.positions = positions
-        self.kv = 2 * positions * cache.nbytes(1, c.dims["kv"])  # of a block
+        kv = 2 * positions * cache.nbytes(1, c.dims["kv"])
+        state = state_bytes(1, c.taps, c.dim)
+        self.held = [kv if kind == "attention" else state for kind in c.kinds]  # by blocks
         self.blocks = [0] * c.layers
         self.head = self.embedding = 0
         self.largest = 0  # matrix, in the file: an upload copies it first
         self.columns = c.dim
         tied = "output.weight" not in reader.tensors
+        last = {row.gguf for row in c.arch.last}
         of_block = {f"blk.{i}.{row.gguf}": i for i in range(c.layers) for row in c.arch.block}
         for t in reader.tensors.values():
             if t.companion:
@@ -84,7 +88,11 @@ class _Sizes:
             taken = self._taken(t)
             if t.name in of_block:
                 self.blocks[of_block[t.name]] += taken
-            elif t.name.startswith("output") or (tied and t.name == "token_embd.weight"):
+            elif (
+                t.name in last
+                or t.name == "output.weight"
+                or (tied and t.name == "token_embd.weight")
+            ):
                 self.head += taken
             elif t.name in ("token_embd.weight", "position_embd.weight"):
                 self.embedding += taken
@@ -117,7 +125,7 @@ class _Sizes:
             + work_floats(batch, c.experts, c.experts_used, c.dim, has_shared_expert(c))
         )
         scratch = 2 * cuda_lib().gwq_scratch_bytes(batch, self.columns)
-        return FLOAT * floats + scratch + self.kv * (c.layers - first)
+        return FLOAT * floats + scratch + sum(self.held[first:])
 
 
 def check_layers(layers: int | None, on_device: bool) -> None:

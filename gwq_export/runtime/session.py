@@ -47,11 +47,17 @@ class Session:
         return self._cache.pos
 
     def rewind(self, pos: int = 0) -> None:
-        """Forget everything from position `pos` on. Raises GwqError when it is negative."""
-        self._cache.rewind(pos)
+        """Forget everything from position `pos` on. Raises GwqError when it is negative.
+
+        Where a state cannot go back so far, what lies between it and `pos` is computed again.
+        """
+        held = self._cache.ids[: max(0, pos)].copy()
+        at = self._cache.rewind(pos)
+        if at < len(held):
+            self.forward(held[at:], keep=0)
 
     def reuse(self, ids: Sequence[int] | np.ndarray, keep: int = 1) -> int:
-        """Rewind to the longest prefix of `ids` that the cache holds; returns its length.
+        """Rewind to the longest prefix of `ids` that the cache can go back to; returns its length.
 
         keep: at least so many of the last ids are left to be computed, for their logits.
         """

@@ -51,6 +51,10 @@ class Table:
         """What the config says that the tensor's shape is."""
         return tuple(self.dims[d] for d in self.rows[name].shape)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a row, and the file has its tensor."""
+        return name in self.rows and self.prefix + name in self.reader.tensors
+
     def matrices(self, name: str, shape: tuple[int, ...]) -> list[Matrix]:
         """Those of a tensor: one, or one for each expert."""
         tensor = self._required(name, shape)
@@ -63,13 +67,14 @@ class Table:
         """The one of a tensor that has no experts."""
         return self.matrices(name, self.shape(name))[0]
 
-    def values(self, name: str, size: int) -> np.ndarray:
-        """All values of a tensor, float32 (size,)."""
-        return self._required(name, (size,)).dequantize()
+    def values(self, name: str) -> np.ndarray:
+        """All values of a tensor, float32, of a matrix (rows, columns)."""
+        shape = self.shape(name)
+        return self._required(name, shape).dequantize().reshape(shape)
 
     def vector(self, name: str, size: int) -> F32:
-        """The same, in the pool."""
-        return self.pool.floats(self.values(name, size))
+        """All values of a tensor (size,)."""
+        return self.pool.floats(self._required(name, (size,)).dequantize())
 
     def optional_vector(self, name: str, size: int) -> F32 | None:
         """All values of a tensor (size,), or None if the file lacks it."""

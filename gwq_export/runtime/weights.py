@@ -16,7 +16,15 @@ from gwq_export.native.library import Pool, lib
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.runtime.guard import FileGuard
 from gwq_export.runtime.kv_cache import cache_type
-from gwq_export.runtime.layers import FeedForward, FeedForwardLayer, Layer, Normalize, unchanged
+from gwq_export.runtime.layers import (
+    Attention,
+    FeedForward,
+    FeedForwardLayer,
+    Layer,
+    Normalize,
+    ShortConv,
+    unchanged,
+)
 from gwq_export.runtime.moe import Experts, SharedExpert
 from gwq_export.runtime.page_cache import bring_in
 from gwq_export.runtime.placement import Placement, check_layers, place
@@ -107,12 +115,12 @@ class Weights:
         They begin at position `first`. ctx: of the whole context; how long it is may decide on the
         frequencies.
         """
-        c = self.config
         tables = {}
-        ropes = {rope for layer in layers for rope in (layer.rope, layer.key_rope) if rope}
+        mixers = [layer.mixer for layer in layers if isinstance(layer.mixer, Attention)]
+        ropes = {rope for mixer in mixers for rope in (mixer.rope, mixer.key_rope) if rope}
         for rope in ropes:
             divisors = None
-            if c.rope and rope.of_keys == c.rope.of_keys:
+            if rope.divided:
                 longer = ctx > rope.original
                 divisors = self._long_divisors if longer else self._short_divisors
             tables[rope] = rope.table(positions, divisors.array if divisors else None, first)
@@ -138,7 +146,7 @@ class Weights:
             if "position_embd.weight" in outer.rows:
                 part.positions = outer.matrix("position_embd.weight")
         if head:
-            part.norm = outer.norm("output_norm", c.dim)
+            part.norm = outer.norm(c.arch.norm_gguf, c.dim)
             matrix = part.embed
             if "output.weight" in self.reader.tensors:
                 (matrix,) = outer.matrices("output.weight", (c.vocab, c.dim))
@@ -153,34 +161,52 @@ class Weights:
 
     def _layer(self, i: int, pool: Pool) -> Layer:
         c = self.config
-        table = Table(self.reader, c, c.arch.block, pool, f"blk.{i}.")
+        table = Table(self.reader, c, c.arch.rows(c.kinds[i]), pool, f"blk.{i}.")
+        attn_norm = table.norm("attn_norm", c.dim)
+        ffn_norm = table.norm("ffn_norm", c.dim)
+        if c.parallel and "ffn_norm.weight" not in table.rows:
+            ffn_norm = attn_norm
+        mixer = self._attention(table, i) if c.kinds[i] == "attention" else self._shortconv(table)
+        return Layer(
+            attn_norm=attn_norm,
+            mixer=mixer,
+            attn_post_norm=table.norm("post_attention_norm", c.dim),
+            ffn_norm=ffn_norm,
+            ffn=self._experts(table) if c.experts else self._feed_forward(table),
+            ffn_post_norm=table.norm("post_ffw_norm", c.dim),
+        )
+
+    def _attention(self, table: Table, i: int) -> Attention:
+        c = self.config
         q, kv = c.dims["q"], c.dims["kv"]
         qkv: Linear | Split
         if "attn_qkv.weight" in table.rows:
             qkv = table.split("attn_qkv", q, kv, kv)
         else:
-            qkv = table.linear("attn_q", "attn_k", "attn_v")
-        ffn = self._experts(table) if c.experts else self._feed_forward(table)
+            gate = ["attn_gate"] if table.has("attn_gate.weight") else []
+            qkv = table.linear("attn_q", "attn_k", "attn_v", *gate)
         rope = None
         if c.turned[i]:
             rope = c.rope_swa if c.windows[i] else c.rope
-        attn_norm = table.norm("attn_norm", c.dim)
-        ffn_norm = table.norm("ffn_norm", c.dim)
-        if c.parallel and "ffn_norm.weight" not in table.rows:
-            ffn_norm = attn_norm
-        return Layer(
-            attn_norm=attn_norm,
+        return Attention(
             qkv=qkv,
+            gated=table.has("attn_gate.weight"),
             q_norm=table.norm("attn_q_norm", q),
             k_norm=table.norm("attn_k_norm", kv),
-            attn_output=table.linear("attn_output"),
-            attn_post_norm=table.norm("post_attention_norm", c.dim),
-            ffn_norm=ffn_norm,
-            ffn=ffn,
-            ffn_post_norm=table.norm("post_ffw_norm", c.dim),
+            output=table.linear("attn_output"),
             window=c.windows[i],
             rope=rope,
             key_rope=rope and rope.of_keys,
+        )
+
+    def _shortconv(self, table: Table) -> ShortConv:
+        c = self.config
+        weight = table.values("shortconv.conv.weight")
+        return ShortConv(
+            inputs=table.linear("shortconv.in_proj"),
+            weight=table.pool.floats(np.ascontiguousarray(weight.T)),
+            taps=c.taps,
+            output=table.linear("shortconv.out_proj"),
         )
 
     def _activation(self) -> int:
@@ -192,7 +218,7 @@ class Weights:
         names = [name for name in table.rows if "_exps" in name]  # gate, up, down
         shared = None
         if "ffn_up_shexp.weight" in table.rows:
-            share = table.values("ffn_gate_inp_shexp.weight", c.dim)
+            share = table.values("ffn_gate_inp_shexp.weight")
             gate_up = table.linear("ffn_gate_shexp", "ffn_up_shexp")
             shared = SharedExpert(table.pool, share, gate_up, table.linear("ffn_down_shexp"))
         gate, up, down = (table.matrices(name, table.shape(name)) for name in names)

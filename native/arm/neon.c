@@ -95,6 +95,7 @@ const gwq_kernels gwq_neon = {
     .rmsnorm = gwq_neon_rmsnorm,
     .activate = gwq_neon_activate,
     .softcap = gwq_neon_softcap,
+    .convolve = gwq_neon_convolve,
     .to_halves = gwq_neon_to_halves,
     .scores = gwq_neon_scores,
     .largest = gwq_neon_largest,

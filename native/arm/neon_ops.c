@@ -91,6 +91,23 @@ void gwq_neon_rmsnorm(const float *x, const float *weight, float eps, int64_t di
     for (int64_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
 }
 
+void gwq_neon_convolve(const float *const *u, const float *weight, int64_t stride, int taps,
+                       const float *gate, int64_t count, float *out) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) { /* no vfmaq: other rows round twice */
+        float32x4_t sum = vmulq_f32(vld1q_f32(weight + i), vld1q_f32(u[0] + i));
+        for (int j = 1; j < taps; j++) {
+            const float32x4_t w = vld1q_f32(weight + j * stride + i);
+            sum = vaddq_f32(sum, vmulq_f32(w, vld1q_f32(u[j] + i)));
+        }
+        vst1q_f32(out + i, vmulq_f32(vld1q_f32(gate + i), sum));
+    }
+    if (i == count) return;
+    const float *rest[GWQ_MAX_TAPS];
+    for (int j = 0; j < taps; j++) rest[j] = u[j] + i;
+    gwq_scalar.convolve(rest, weight + i, stride, taps, gate + i, count - i, out + i);
+}
+
 /* FMIN and FMAX pass a NaN on. */
 void gwq_neon_to_halves(const float *x, int64_t count, uint16_t *out) {
     int64_t i = 0;

@@ -28,6 +28,8 @@ void gwq_neon_quantize(const float *x, int64_t cols, int64_t lanes, int8_t *q, f
 void gwq_neon_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
                     float *out);
 void gwq_neon_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
+void gwq_neon_convolve(const float *const *u, const float *weight, int64_t stride, int taps,
+                       const float *gate, int64_t count, float *out);
 void gwq_neon_to_halves(const float *x, int64_t count, uint16_t *out);
 uint64_t gwq_neon_read_memory(const uint8_t *data, uint64_t bytes, int streams, int ahead);
 

@@ -39,7 +39,7 @@ static struct answer run(struct model *m, const struct command *c, int64_t *kept
         if (c->depth) model_forward(m, ids, c->depth);
         *kept = c->depth;
     }
-    m->pos = c->depth;
+    m->pos = c->depth; /* states have gone on, which costs no time */
     const int64_t start = now();
     const float *logits = model_forward(m, ids + c->depth, c->prompt);
     const int64_t middle = now();

@@ -121,6 +121,23 @@ static void attention(const struct linked *l, gwq_op_attention *o) {
     WRITE(o->out, all);
 }
 
+static void shortconv(const struct linked *l, gwq_op_shortconv *o) {
+    all_tokens(l);
+    const uint64_t dim = (uint64_t)dimension(l, o->dim), all = times(l, l->op->n, o->dim);
+    if (o->taps < 1 || o->taps > GWQ_MAX_TAPS || o->rows < 1 || o->taps > o->rows + 1)
+        record_damaged(l->r, "the shape of an operation");
+    WRITE(o->x, 3 * all);
+    READ(o->weight, (uint64_t)o->taps * dim);
+    WRITE(o->state, times(l, dimension(l, o->rows), o->dim));
+    WRITE(o->out, all);
+}
+
+static void gate(const struct linked *l, gwq_op_gate *o) {
+    const uint64_t count = times(l, l->op->n, dimension(l, o->count));
+    WRITE(o->x, times(l, (int64_t)count, dimension(l, o->each)));
+    READ(o->gate, count);
+}
+
 static int within(const void *p, const void *start, uint64_t bytes) {
     const uintptr_t at = (uintptr_t)p, from = (uintptr_t)start;
     return at + sizeof(int32_t) > from && at < from + bytes;
@@ -208,6 +225,10 @@ void record_link_op(struct record *r, const struct record_pass *pass, gwq_op *op
         return route(l, &op->route);
     case GWQ_OP_ATTENTION:
         return attention(l, &op->attention);
+    case GWQ_OP_GATE:
+        return gate(l, &op->gate);
+    case GWQ_OP_SHORTCONV:
+        return shortconv(l, &op->shortconv);
     case GWQ_OP_MATMUL:
         return matmul(l, &op->matmul);
     default:

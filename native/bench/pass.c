@@ -71,6 +71,12 @@ static int attention(const struct model *m, const gwq_op *op, int64_t n) {
                          o->kv_heads, o->dim, o->scale, o->softcap, o->window, o->out, m->scratch);
 }
 
+static int shortconv(const struct model *m, const gwq_op *op) {
+    const gwq_op_shortconv *o = &op->shortconv;
+    return gwq_shortconv(m->pool, o->x, o->weight, o->state, o->rows, o->taps, op->n, m->pos,
+                         o->dim, o->out);
+}
+
 static int embed(const gwq_op_embed *o, const int32_t *ids, int64_t n, int64_t pos) {
     int status = GWQ_OK;
     for (int64_t i = 0; i < n && !status; i++) {
@@ -110,6 +116,10 @@ static int call(const struct model *m, const gwq_op *op, const int32_t *ids, int
         return route(&op->route, op->n);
     case GWQ_OP_ATTENTION:
         return attention(m, op, n);
+    case GWQ_OP_GATE:
+        return gwq_gate(m->pool, op->gate.x, op->gate.gate, op->n, op->gate.count, op->gate.each);
+    case GWQ_OP_SHORTCONV:
+        return shortconv(m, op);
     default:
         return gwq_matmul(m->pool, op->matmul.m, op->matmul.count, op->matmul.x, op->n,
                           op->matmul.y, m->scratch, m->scratch_bytes);

@@ -44,6 +44,7 @@ static void overlay(gwq_kernels *to, const gwq_kernels *from) {
     TAKE(rmsnorm);
     TAKE(activate);
     TAKE(softcap);
+    TAKE(convolve);
     TAKE(to_halves);
     TAKE(scores);
     TAKE(largest);

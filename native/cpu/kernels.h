@@ -89,6 +89,10 @@ typedef struct gwq_kernels {
     void (*activate)(float *x, const float *up, int64_t count, int activation);
     /* x = cap * tanh(x / cap) */
     void (*softcap)(float *x, int64_t count, float cap);
+    /* out[i] = gate[i] * sum over j < taps of weight[j * stride + i] * u[j][i], added up in this
+     * order. Identical bits on every instruction set. */
+    void (*convolve)(const float *const *u, const float *weight, int64_t stride, int taps,
+                     const float *gate, int64_t count, float *out);
     /* FP16 to nearest even; at most +-65504, NaN stays */
     void (*to_halves)(const float *x, int64_t count, uint16_t *out);
 

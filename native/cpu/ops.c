@@ -9,10 +9,10 @@
 struct rows_job {
     void (*row)(const struct rows_job *j, int64_t i);
     int64_t n, dim;
-    int64_t heads, rotated; /* rope */
+    int64_t heads, rotated; /* rope; heads: gates */
     float *out;             /* (n, dim) */
     const float *x;
-    const float *a, *b;     /* weight and bias, up, cos and sin */
+    const float *a, *b;     /* weight and bias, up, cos and sin, gate */
     float number;           /* eps, cap */
     int style;              /* enum gwq_activation, enum gwq_rope_style */
 };
@@ -151,6 +151,30 @@ int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap) {
         .dim = dim,
         .x = x,
         .number = cap,
+        .out = x,
+    };
+    return run_rows(pool, &j);
+}
+
+static void gate_row(const struct rows_job *j, int64_t i) {
+    const int64_t each = j->dim / j->heads;
+    float *x = j->out + i * j->dim;
+    for (int64_t h = 0; h < j->heads; h++, x += each) {
+        const float share = 1 / (1 + expf(-j->a[i * j->heads + h]));
+        for (int64_t k = 0; k < each; k++) x[k] *= share;
+    }
+}
+
+int gwq_gate(gwq_pool *pool, float *x, const float *gate, int64_t n, int64_t count, int64_t each) {
+    if (n && !gate) return GWQ_E_ARGUMENT;
+    if (count < 1 || count > INT32_MAX || each < 1 || each > INT32_MAX) return GWQ_E_ARGUMENT;
+    struct rows_job j = {
+        .row = gate_row,
+        .n = n,
+        .dim = count * each,
+        .heads = count,
+        .x = x,
+        .a = gate,
         .out = x,
     };
     return run_rows(pool, &j);

@@ -53,6 +53,11 @@ static int cache(const struct walk *w, const gwq_op_cache *o) {
     return gwq_cache(o->x, w->n * o->width, o->type, o->cache, w->pos * o->width);
 }
 
+static int shortconv(const struct walk *w, const gwq_op_shortconv *o) {
+    return gwq_shortconv(NULL, o->x, o->weight, o->state, o->rows, o->taps, w->n, w->pos, o->dim,
+                         o->out);
+}
+
 static int alone(const struct walk *w, const gwq_op *op) {
     switch (op->kind) {
     case GWQ_OP_EMBED:
@@ -80,6 +85,10 @@ static int alone(const struct walk *w, const gwq_op *op) {
     case GWQ_OP_ROUTE:
         return gwq_route(op->route.scores, op->n, op->route.experts, op->route.used,
                          op->route.normed, op->route.chosen, op->route.weights);
+    case GWQ_OP_GATE:
+        return gwq_gate(NULL, op->gate.x, op->gate.gate, op->n, op->gate.count, op->gate.each);
+    case GWQ_OP_SHORTCONV:
+        return op->n == w->n ? shortconv(w, &op->shortconv) : GWQ_E_ARGUMENT;
     default:
         return GWQ_E_ARGUMENT;
     }

@@ -226,6 +226,7 @@ const gwq_kernels gwq_scalar = {
     .rmsnorm = gwq_scalar_rmsnorm,
     .activate = gwq_scalar_activate,
     .softcap = gwq_scalar_softcap,
+    .convolve = gwq_scalar_convolve,
     .to_halves = gwq_scalar_to_halves,
     .scores = gwq_scalar_scores,
     .largest = gwq_scalar_largest,

@@ -42,6 +42,8 @@ void gwq_scalar_panel(const float *x, int64_t stride, int count, int64_t width, 
 void gwq_scalar_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
 void gwq_scalar_activate(float *x, const float *up, int64_t count, int activation);
 void gwq_scalar_softcap(float *x, int64_t count, float cap);
+void gwq_scalar_convolve(const float *const *u, const float *weight, int64_t stride, int taps,
+                         const float *gate, int64_t count, float *out);
 void gwq_scalar_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_scalar_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                        int keys, int64_t dim, float (*s)[GWQ_QUERIES]);

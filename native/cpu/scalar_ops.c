@@ -59,6 +59,15 @@ void gwq_scalar_softcap(float *x, int64_t count, float cap) {
     for (int64_t i = 0; i < count; i++) x[i] = cap * tanhf(x[i] / cap);
 }
 
+void gwq_scalar_convolve(const float *const *u, const float *weight, int64_t stride, int taps,
+                         const float *gate, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++) {
+        float sum = weight[i] * u[0][i];
+        for (int j = 1; j < taps; j++) sum += weight[j * stride + i] * u[j][i];
+        out[i] = gate[i] * sum;
+    }
+}
+
 static uint16_t to_half(float x) {
     uint32_t u;
     memcpy(&u, &x, 4);

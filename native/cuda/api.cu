@@ -139,6 +139,14 @@ int gwq_softcap(gwq_pool *, float *x, int64_t n, int64_t dim, float most) {
     END;
 }
 
+int gwq_gate(gwq_pool *, float *x, const float *gate, int64_t n, int64_t count, int64_t each) {
+    if (count < 1 || count > INT32_MAX || each < 1 || each > INT32_MAX) return GWQ_E_ARGUMENT;
+    if (!countable(n, count * each) || (n && (!x || !gate))) return GWQ_E_ARGUMENT;
+    BEGIN;
+    if (n) open_gates(stream, x, gate, n * count, each);
+    END;
+}
+
 int gwq_scale(float *x, int64_t n, int64_t dim, float factor) {
     if (!countable(n, dim) || (n && dim && !x)) return GWQ_E_ARGUMENT;
     BEGIN;
@@ -245,6 +253,19 @@ int gwq_cuda_combine(const float *x, int64_t most, const int32_t *rows, const fl
     BEGIN;
     TRY(put_rows(rows, n * used, most, work));
     combine(stream, x, work, weights, n, used, dim, out);
+    END;
+}
+
+/* --- layers with a state ---------------------------------------------------------------------- */
+
+int gwq_shortconv(gwq_pool *, float *x, const float *weight, float *state, int64_t rows,
+                  int64_t taps, int64_t n, int64_t start, int64_t dim, float *out) {
+    gwq_op_shortconv o = {x, weight, state, rows, taps, dim, out};
+    if (start < 0 || start > INT32_MAX) return GWQ_E_ARGUMENT;
+    TRY(check_shortconv(&o, n));
+    if (!countable(n, 3 * dim)) return GWQ_E_ARGUMENT;
+    BEGIN;
+    if (n) convolve(stream, o, start, nullptr, n);
     END;
 }
 

@@ -102,6 +102,8 @@ void normalize(cudaStream_t stream, const gwq_op_norm &o, int layer, int64_t n);
 void rotate(cudaStream_t stream, const gwq_op_rope &o, const int *base, int64_t n);
 void activate(cudaStream_t stream, float *x, const float *up, int64_t count, int activation);
 void cap(cudaStream_t stream, float *x, int64_t count, float cap);
+/* x (count, each) *= sigmoid(gate (count)) */
+void open_gates(cudaStream_t stream, float *x, const float *gate, int64_t count, int64_t each);
 void scale(cudaStream_t stream, float *x, int64_t count, float factor);
 void fill(cudaStream_t stream, float *x, int64_t count, float number);
 /* x (n, dim) += factor * y (n, dim), or y (dim) */
@@ -118,6 +120,9 @@ void combine(cudaStream_t stream, const float *x, const int *rows, const float *
 /* count numbers from first + *base * width on (base may be NULL) */
 void store(cudaStream_t stream, const float *x, int64_t count, int type, void *cache,
            int64_t first, const int *base, int64_t width);
+/* As gwq_shortconv at positions from start + *base on (base may be NULL) */
+void convolve(cudaStream_t stream, const gwq_op_shortconv &o, int64_t start, const int *base,
+              int64_t n);
 
 /* --- best.cu ---------------------------------------------------------------------------------- */
 

@@ -65,6 +65,15 @@ void cap(cudaStream_t stream, float *x, int64_t count, float most) {
     LAUNCH(cap_kernel, blocks_of(count), THREADS, stream, x, count, most);
 }
 
+__global__ void gate_kernel(float *x, const float *gate, int64_t count, int64_t each) {
+    const int64_t i = thread_index();
+    if (i < count) x[i] *= 1 / (1 + expf(-gate[i / each]));
+}
+
+void open_gates(cudaStream_t stream, float *x, const float *gate, int64_t count, int64_t each) {
+    LAUNCH(gate_kernel, blocks_of(count * each), THREADS, stream, x, gate, count * each, each);
+}
+
 __global__ void scale_kernel(float *x, int64_t count, float factor) {
     const int64_t i = thread_index();
     if (i < count) x[i] *= factor;
@@ -172,4 +181,49 @@ void store(cudaStream_t stream, const float *x, int64_t count, int type, void *c
            int64_t first, const int *base, int64_t width) {
     LAUNCH(store_kernel, blocks_of(count), THREADS, stream, x, count, type, cache, first, base,
            width);
+}
+
+/* --- layers with a state ---------------------------------------------------------------------- */
+
+/* u of a token of the batch */
+DEVICE float u_of(const gwq_op_shortconv &o, int64_t token, int64_t channel) {
+    const float *x = o.x + token * 3 * o.dim + channel;
+    return x[0] * x[2 * o.dim];
+}
+
+/* A thread for every channel of every token */
+__global__ void convolve_kernel(gwq_op_shortconv o, int64_t start, const int *base,
+                                int64_t count) {
+    const int64_t i = thread_index();
+    if (i >= count) return;
+    const int64_t t = i / o.dim, channel = i % o.dim;
+    const int64_t first = start + (base ? *base : 0);
+    const int64_t most = first + t + 1; /* positions there are */
+    const int64_t taps = o.taps < most ? o.taps : most;
+    float sum = 0;
+    for (int64_t k = 0; k < taps; k++) {
+        const int64_t token = t - taps + 1 + k; /* of the batch, below 0 before it */
+        const float u = token >= 0 ? u_of(o, token, channel)
+                                   : o.state[(first + token) % o.rows * o.dim + channel];
+        sum += o.weight[(o.taps - taps + k) * o.dim + channel] * u;
+    }
+    o.out[i] = o.x[(t * 3 + 1) * o.dim + channel] * sum;
+}
+
+/* The last tokens of the batch, from `token` on, into the state */
+__global__ void remember_kernel(gwq_op_shortconv o, int64_t start, const int *base, int64_t token,
+                                int64_t count) {
+    const int64_t i = thread_index();
+    if (i >= count) return;
+    const int64_t t = token + i / o.dim, channel = i % o.dim;
+    const int64_t position = start + (base ? *base : 0) + t;
+    o.state[position % o.rows * o.dim + channel] = u_of(o, t, channel);
+}
+
+void convolve(cudaStream_t stream, const gwq_op_shortconv &o, int64_t start, const int *base,
+              int64_t n) {
+    const int64_t count = n * o.dim, kept = n < o.rows ? n : o.rows;
+    LAUNCH(convolve_kernel, blocks_of(count), THREADS, stream, o, start, base, count);
+    LAUNCH(remember_kernel, blocks_of(kept * o.dim), THREADS, stream, o, start, base, n - kept,
+           kept * o.dim);
 }

@@ -91,6 +91,16 @@ static int check_op(const gwq_op *op, int64_t n) {
     }
     case GWQ_OP_ATTENTION:
         return rows == n ? check_attention(&op->attention, n, 0) : GWQ_E_ARGUMENT;
+    case GWQ_OP_GATE: {
+        const gwq_op_gate *o = &op->gate;
+        if (!o->x || !o->gate || !dims(rows, o->count) || !dims(rows, o->each))
+            return GWQ_E_ARGUMENT;
+        return dims(rows, o->count * o->each) ? GWQ_OK : GWQ_E_ARGUMENT;
+    }
+    case GWQ_OP_SHORTCONV: {
+        const gwq_op_shortconv *o = &op->shortconv;
+        return rows == n && dims(3 * n, o->dim) ? check_shortconv(o, n) : GWQ_E_ARGUMENT;
+    }
     case GWQ_OP_MATMUL:
         return check_product(&op->matmul, rows);
     default:
@@ -157,6 +167,12 @@ static void run_op(const gwq_op *op, int64_t n, const device_matrix *experts, vo
         break;
     case GWQ_OP_ATTENTION:
         attend(stream, op->attention, n, 0, position, (float *)scratch);
+        break;
+    case GWQ_OP_GATE:
+        open_gates(stream, op->gate.x, op->gate.gate, op->n * op->gate.count, op->gate.each);
+        break;
+    case GWQ_OP_SHORTCONV:
+        convolve(stream, op->shortconv, 0, position, n);
         break;
     default:
         run_product({&op->matmul, op->n, experts}, scratch);

@@ -155,3 +155,10 @@ int check_attention(const gwq_op_attention *o, int64_t n, int64_t start) {
     const bool plain = o->type == GWQ_TYPE_F16 || o->type == GWQ_TYPE_F32;
     return plain || (o->type == GWQ_TYPE_Q8_0 && o->dim % 32 == 0) ? GWQ_OK : GWQ_E_TYPE;
 }
+
+int check_shortconv(const gwq_op_shortconv *o, int64_t n) {
+    if (n < 0 || o->dim < 1 || o->dim > INT32_MAX || o->rows < 1 || o->rows > INT32_MAX)
+        return GWQ_E_ARGUMENT;
+    if (o->taps < 1 || o->taps > GWQ_MAX_TAPS || o->taps > o->rows + 1) return GWQ_E_ARGUMENT;
+    return o->state && (!n || (o->x && o->weight && o->out)) ? GWQ_OK : GWQ_E_ARGUMENT;
+}

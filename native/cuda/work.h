@@ -19,4 +19,6 @@ void run_product(const product_job &j, void *scratch);
 
 /* GWQ_E_ARGUMENT, _TYPE */
 int check_attention(const gwq_op_attention *o, int64_t n, int64_t start);
+/* GWQ_E_ARGUMENT */
+int check_shortconv(const gwq_op_shortconv *o, int64_t n);
 #endif

@@ -121,6 +121,8 @@ int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64
 int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim, int activation);
 /* x (n, dim) = cap * tanh(x / cap), cap positive. */
 int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap);
+/* x (n, count, each) *= sigmoid(gate (n, count)) = 1 / (1 + exp(-gate)). */
+int gwq_gate(gwq_pool *pool, float *x, const float *gate, int64_t n, int64_t count, int64_t each);
 /* x (n, dim) *= scale. */
 int gwq_scale(float *x, int64_t n, int64_t dim, float scale);
 /* x (n, dim) += scale * y (n, dim), or scale * y (dim) for every row when `broadcast`. */
@@ -158,6 +160,19 @@ uint64_t gwq_attention_bytes(int64_t n, int64_t heads, int64_t dim);
 int gwq_attention(gwq_pool *pool, const float *q, const void *k, const void *v, int type, int64_t n,
                   int64_t start, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
                   float softcap, int64_t window, float *out, void *scratch);
+
+/* --- layers with a state ---------------------------------------------------------------------- */
+
+enum gwq_convolution { GWQ_MAX_TAPS = 32 };
+/* A gated short convolution over n tokens at positions from `start` on. x (n, 3, dim) has of each
+ * token b, c and x, and means nothing afterwards. With u = b * x of a token,
+ *     out (n, dim) = c * sum over j < taps of weight[j] (taps, dim) * u of the token taps - 1 - j
+ *                    positions earlier,
+ * added up in this order; u is 0 before position 0. state (rows, dim): the u of position p lies in
+ * row p % rows, where those from start - taps + 1 on are read and the batch's last `rows` are put.
+ * taps: 1..GWQ_MAX_TAPS, at most rows + 1. Identical bits on every instruction set. */
+int gwq_shortconv(gwq_pool *pool, float *x, const float *weight, float *state, int64_t rows,
+                  int64_t taps, int64_t n, int64_t start, int64_t dim, float *out);
 
 /* --- export ----------------------------------------------------------------------------------- */
 

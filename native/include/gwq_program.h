@@ -29,6 +29,8 @@ enum gwq_op_kind {
     GWQ_OP_FILL,
     GWQ_OP_ROUTE,
     GWQ_OP_ATTENTION,
+    GWQ_OP_SHORTCONV,
+    GWQ_OP_GATE,
     GWQ_OP_MATMUL
 };
 
@@ -108,6 +110,22 @@ typedef struct gwq_op_attention {
     float *out;
 } gwq_op_attention;
 
+/* x (n, 3, dim) and out (n, dim); state (rows, dim), of the run's positions */
+typedef struct gwq_op_shortconv {
+    float *x;
+    const float *weight;
+    float *state;
+    int64_t rows, taps, dim;
+    float *out;
+} gwq_op_shortconv;
+
+/* x (n, count, each) *= sigmoid(gate (n, count)) */
+typedef struct gwq_op_gate {
+    float *x;
+    const float *gate;
+    int64_t count, each;
+} gwq_op_gate;
+
 /* What comes before a product, of x (n, cols) */
 enum gwq_op_before { GWQ_BEFORE_NOTHING = 0, GWQ_BEFORE_NORM, GWQ_BEFORE_ACTIVATION };
 
@@ -140,7 +158,7 @@ typedef struct gwq_op_matmul {
 
 typedef struct gwq_op {
     int32_t kind; /* enum gwq_op_kind, which of the following it is */
-    int64_t n;    /* rows; of EMBED, ROPE, CACHE, ATTENTION as many as the run has tokens */
+    int64_t n;    /* rows; of EMBED, ROPE, CACHE, ATTENTION, SHORTCONV: the run's tokens */
     union {
         gwq_op_embed embed;
         gwq_op_norm norm;
@@ -151,6 +169,8 @@ typedef struct gwq_op {
         gwq_op_cache cache;
         gwq_op_route route;
         gwq_op_attention attention;
+        gwq_op_shortconv shortconv;
+        gwq_op_gate gate;
         gwq_op_matmul matmul;
     };
 } gwq_op;

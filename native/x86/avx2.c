@@ -100,6 +100,7 @@ const gwq_kernels gwq_avx2 = {
     .rmsnorm = gwq_avx2_rmsnorm,
     .activate = gwq_avx2_activate,
     .softcap = gwq_avx2_softcap,
+    .convolve = gwq_avx2_convolve,
     .to_halves = gwq_avx2_to_halves,
     .scores = gwq_avx2_scores,
     .largest = gwq_avx2_largest,

@@ -140,6 +140,23 @@ void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t di
 
 /* --- attention -------------------------------------------------------------------------------- */
 
+void gwq_avx2_convolve(const float *const *u, const float *weight, int64_t stride, int taps,
+                       const float *gate, int64_t count, float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        __m256 sum = _mm256_mul_ps(_mm256_loadu_ps(weight + i), _mm256_loadu_ps(u[0] + i));
+        for (int j = 1; j < taps; j++) {
+            const __m256 w = _mm256_loadu_ps(weight + j * stride + i);
+            sum = _mm256_add_ps(sum, _mm256_mul_ps(w, _mm256_loadu_ps(u[j] + i)));
+        }
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps(gate + i), sum));
+    }
+    if (i == count) return;
+    const float *rest[GWQ_MAX_TAPS];
+    for (int j = 0; j < taps; j++) rest[j] = u[j] + i;
+    gwq_scalar.convolve(rest, weight + i, stride, taps, gate + i, count - i, out + i);
+}
+
 void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out) {
     const __m256 most = _mm256_set1_ps(65504);
     const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), most);

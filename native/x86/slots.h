@@ -25,6 +25,8 @@ void gwq_avx2_quantize16(const float *x, int64_t cols, int16_t *codes, float *sc
 void gwq_avx2_panel(const float *x, int64_t stride, int count, int64_t width, int lanes,
                       float *out);
 void gwq_avx2_rmsnorm(const float *x, const float *weight, float eps, int64_t dim, float *out);
+void gwq_avx2_convolve(const float *const *u, const float *weight, int64_t stride, int taps,
+                       const float *gate, int64_t count, float *out);
 void gwq_avx2_to_halves(const float *x, int64_t count, uint16_t *out);
 void gwq_avx2_scores(const float *const q[GWQ_QUERIES], const void *k, int type, int64_t stride,
                      int keys, int64_t dim, float (*s)[GWQ_QUERIES]);

@@ -123,6 +123,9 @@ def test_what_stock_files_leave_to_the_architecture():
     assert listed.windows == (0, 8) and listed.turned == (False, True)
     assert ggml_config("exaone4").turned == (True, True)
     assert ggml_config("granite", logit_scale=4.0).logit_scale == 0.25
+    mixed = ggml_config("lfm2", attention__head_count_kv=np.array([0, 2]), shortconv__l_cache=3)
+    assert (mixed.kinds, mixed.kv_heads, mixed.taps) == (("conv", "attention"), 2, 3)
+    assert ggml_config("lfm2", attention__head_count_kv=2).kinds == ("attention",) * 2
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,17 @@ def test_what_stock_files_leave_to_the_architecture():
         ("phi3", {"attention__value_length": 16}, "does not compute"),
         ("gpt2", {}, "layer_norm_epsilon is None"),
         ("exaone4", {"attention__sliding_window_pattern": [True]}, "window_pattern is .True"),
+        ("lfm2", {"attention__head_count_kv": np.array([0, 2, 0])}, "head_count_kv is array"),
+        ("lfm2", {"attention__head_count_kv": np.array([2, 3])}, r"head_count_kv is \[2, 3\]"),
+        ("lfm2", {"attention__head_count_kv": np.array([-1, 2])}, "head_count_kv is array"),
+        ("lfm2", {"attention__head_count_kv": np.array([0, 4])}, "does not compute"),
+        ("lfm2", {"attention__head_count_kv": np.array([0, 2])}, "l_cache is None"),
+        (
+            "lfm2",
+            {"attention__head_count_kv": np.array([0, 2]), "shortconv__l_cache": 33},
+            "l_cache is 33",
+        ),
+        ("llama", {"attention__head_count_kv": np.array([0, 2])}, "head_count_kv is array"),
     ],
 )
 def test_keys_that_cannot_be_are_refused(arch, keys, words):
@@ -154,6 +168,10 @@ YARN = {
     "rope_theta": 1e4,
     "factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+PROPORTIONAL = {
+    "full_attention": {"rope_type": "proportional", "rope_theta": 1e4, "factor": 2.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}
 
@@ -197,6 +215,11 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [
         ("ministral3", {"rope_parameters": {"rope_type": "default"}}, "'default'"),
         ("ministral3", {"rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 1}}, "mscale"),
         ("ministral3", {"rope_parameters": YARN}, "llama_4_scaling_beta"),
+        ("lfm2", {"conv_bias": True}, "conv_bias = True"),
+        ("lfm2", {"conv_L_cache": 33}, "conv_L_cache = 33"),
+        ("lfm2", {"layer_types": ["sliding_attention"] * 5}, "attention, conv$"),
+        ("lfm3", {"sliding_window": None}, "layer_types"),
+        ("lfm3", {"rope_parameters": PROPORTIONAL}, "'proportional' with .* and factor 2"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),

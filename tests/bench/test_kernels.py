@@ -66,6 +66,7 @@ SMALL = [
     Case("gemm", "f16", (64, 256), 8),
     Case("attention", "f16", (40, 128), 2),
     Case("rmsnorm", "f32", (8, 256), 8),
+    Case("shortconv", "f32", (8, 256), 8),
     Case("rope", "f32", (8, 256), 8),
     Case("activate", "f32", (8, 256), 8),
     Case("add", "f32", (8, 256), 8),
@@ -81,7 +82,7 @@ class Recorder(Ops):
 
     def __getattribute__(self, name):
         method = super().__getattribute__(name)
-        if name not in ("matmul", "attention", "rmsnorm", "rope", "activate", "add"):
+        if name not in ("matmul", "attention", "rmsnorm", "rope", "activate", "add", "shortconv"):
             return method
 
         def noted(*args):
@@ -111,6 +112,7 @@ def test_every_call_runs_its_op_on_data_of_its_own(case):
         "activate": (2 * rows * cols * 4, 5 * rows * cols),
         "gemm": (rows * cols * 2, 2 * 8 * rows * cols),
         "gemv": (nbytes, 2 * rows * cols),
+        "shortconv": (3 * rows * cols * 4, 7 * rows * cols),
     }
     if case.op in want:
         assert (nbytes, flops) == want[case.op]

@@ -38,7 +38,14 @@ SIZES = {
     "pad_token_id",
 }
 # without which another class of blocks is meant
-KINDS = {"granite4": {"layer_types", "position_embedding_type"}}
+LFM2 = {"layer_types", "conv_L_cache", "block_multiple_of", "block_auto_adjust_ff_dim"}
+KINDS = {
+    "granite4": {"layer_types", "position_embedding_type"},
+    "lfm2": LFM2,
+    "lfm2-untied": LFM2,
+    "lfm3": LFM2 | {"sliding_window"},
+    "lfm3-plain": LFM2 | {"use_sandwich_norm", "use_attention_gate", "rope_parameters"},
+}
 
 
 @pytest.mark.parametrize("name", sorted(TINY_MODELS))

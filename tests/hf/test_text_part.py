@@ -29,6 +29,8 @@ WHOLES = {
     "InternVLConfig": ("qwen2", {}, {"vision_config": VISION | HEADS} | APART),
     "LlavaOnevisionConfig": ("qwen3", {}, {"vision_config": VISION | HEADS} | TIED),
     "Cohere2VisionConfig": ("cohere2", {}, {"vision_config": VISION | HEADS} | TIED),
+    "Lfm2VlConfig": ("lfm2", {}, {"vision_config": VISION | HEADS} | TIED),
+    "Lfm3VlConfig": ("lfm3", {}, {"vision_config": VISION | HEADS} | TIED),
     "Qwen2VLConfig": (
         "qwen2",
         {"rope_parameters": MROPE},

@@ -74,6 +74,20 @@ static void check_activations(const float *x, int cols, int kind) {
     }
 }
 
+static void check_convolve(const float *x, int cols) {
+    static float a[MOST], b[MOST];
+    enum { TAPS = 5 };
+    for (int taps = 1; taps <= TAPS; taps++) {
+        const int count = cols / (TAPS + 1); /* of channels; x has weights and inputs */
+        const float *u[TAPS];
+        for (int j = 0; j < taps; j++) u[j] = x + (j * 2 + 1) * count / 2;
+        gwq_scalar.convolve(u, x, count, taps, x + count, count, b);
+        in_use()->convolve(u, x, count, taps, x + count, count, a);
+        for (int i = 0; i < count; i++)
+            if (b[i] == b[i]) same_bits(a + i, b + i, sizeof *a, "short convolution");
+    }
+}
+
 static void check_rows_of_numbers(void) {
     for (int kind = 0; kind < KINDS; kind++)
         for (int w = 0; w < WIDTHS; w++) {
@@ -85,6 +99,7 @@ static void check_rows_of_numbers(void) {
                 check_quantize(x, cols);
                 check_halves(x, cols);
                 check_activations(x, cols, kind);
+                check_convolve(x, cols);
                 gwq_scalar.rmsnorm(x, x, 1e-5f, cols, b);
                 in_use()->rmsnorm(x, x, 1e-5f, cols, a);
                 if (kind != 2) close_to(a, b, cols, 2e-6f, 0, "RMS norm");

@@ -25,6 +25,7 @@ from tests.native.test_emulated import COMPILERS, emulated
 from tests.support.cli import assert_one_line, call
 
 ARCHS = ["llama-bias", "mistral", "longrope", "gemma2", "gpt2", "gptneox", "cohere2", "granite4"]
+ARCHS += ["lfm2", "lfm3"]
 EXPERTS = ["mixtral", "qwen2moe"]  # the second one has experts of all tokens
 SAME = "8 of the first 8 tokens are those of the machine that recorded the model"
 MUTATIONS = 150  # of a record, and of the model's file

@@ -15,6 +15,7 @@ from tests.native.test_program import WRONG_CALLS
 from tests.support.kernel_cases import activations, make, random
 
 DIM, FFN, EPS, HEADS, VOCAB, EXPERTS = 64, 160, 1e-5, 2, 50, 4
+TAPS, ROWS = 3, 12  # of a short convolution, and of its state
 F32_ID = TYPES["f32"].id
 
 pytestmark = pytest.mark.usefixtures("cuda_device")
@@ -34,7 +35,16 @@ class Parts:
         self.weight, self.shift = self.floats(1, DIM), self.floats(1, DIM, 1)
         self.cos, self.sin = self.floats(16, DIM // 2 // HEADS), self.floats(16, DIM // 2 // HEADS)
         self.keys = self.device.floats((16, DIM))
-        names = {"x": DIM, "h": DIM, "part": DIM, "gate": FFN, "scores": EXPERTS, "weights": 2}
+        self.taps, self.state = self.floats(TAPS, DIM), self.floats(ROWS, DIM)
+        names = {
+            "x": DIM,
+            "h": DIM,
+            "part": DIM,
+            "gate": FFN,
+            "wide": 3 * DIM,
+            "scores": EXPERTS,
+            "weights": 2,
+        }
         self.buffers = {name: self.device.floats((n, width)) for name, width in names.items()}
         self.chosen = self.device.floats((n, 2))
 
@@ -48,7 +58,7 @@ class Parts:
     def forward(self, ops, ids, start):
         """All ops but the choice of an expert; a Recorder takes that too."""
         n = self.n
-        x, h, part, gate, scores, weights = (b.ptr for b in self.buffers.values())
+        x, h, part, gate, wide, scores, weights = (b.ptr for b in self.buffers.values())
         chosen = ffi.cast("int32_t *", self.chosen.ptr)
         cos, sin = (t.ptr + start * (DIM // 2 // HEADS) for t in (self.cos, self.sin))
         keys = ffi.cast("void *", self.keys.ptr)
@@ -58,6 +68,11 @@ class Parts:
         ops.rope(x, cos, sin, n, HEADS, DIM // HEADS, DIM // HEADS, lib().GWQ_ROPE_PAIRS)
         ops.cache(x, n * DIM, F32_ID, keys, start * DIM)
         ops.attention(x, keys, keys, F32_ID, n, start, HEADS, HEADS, DIM // HEADS, 0.2, 20, 0, h)
+        ops.gate(h, x, n, HEADS, DIM // HEADS)
+        for third in range(3):
+            ops.copy(h, DIM, n, DIM, wide + third * n * DIM)
+        state = self.taps.ptr, self.state.ptr, ROWS, TAPS
+        ops.shortconv(wide, *state, n, start, DIM, h)
         ops.layernorm(h, self.weight.ptr, self.shift.ptr, EPS, n, DIM, part)
         self.up(ops, part, n, gate)
         ops.activate(gate, NULL, n, FFN, lib().GWQ_GELU)
@@ -123,13 +138,28 @@ NEEDED = {  # pointers without which an op cannot be
     "cache": ("x", "cache"),
     "route": ("scores", "chosen", "weights"),
     "attention": ("q", "k", "v", "out"),
+    "shortconv": ("x", "weight", "state", "out"),
+    "gate": ("x", "gate"),
     "matmul": ("x",),
 }
 STRUCT = dict(  # kind of an op -> its struct
     enumerate(["embed", "norm", "norm", "rope", "each", "each", "each", "add", "copy", "cache"])
 )
-STRUCT |= dict(enumerate(["each", "route", "attention", "matmul"], len(STRUCT)))
-SIZES = ("dim", "heads", "width", "experts", "used", "stride", "count", "expert_count")
+STRUCT |= dict(
+    enumerate(["each", "route", "attention", "shortconv", "gate", "matmul"], len(STRUCT))
+)
+SIZES = (
+    "taps",
+    "each",
+    "dim",
+    "heads",
+    "width",
+    "experts",
+    "used",
+    "stride",
+    "count",
+    "expert_count",
+)
 
 
 def test_what_is_refused():

@@ -120,6 +120,47 @@ def test_rope(lib, pool, style, dim, rotated):
     assert_allclose(x.reshape(n, heads, dim), want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [1, 7, 8, 37, 64, 600])
+@pytest.mark.parametrize("taps, rows", [(1, 1), (3, 2), (4, 9), (32, 40)])
+def test_shortconv(lib, pool, dim, taps, rows):
+    """In one piece and in pieces: the same bits, and the state that they leave."""
+    n = 40
+    x, weight = activations(n, 3 * dim), guarded(activations(taps, dim, 1))
+    b, c, u = x.reshape(n, 3, dim).transpose(1, 0, 2)
+    u = b * u
+    padded = np.concatenate([np.zeros((taps - 1, dim), np.float32), u]).astype(float)
+    want = c * sum(weight[j] * padded[j : j + n] for j in range(taps))
+
+    def run(steps):
+        state, out, at = guarded(np.full((rows, dim), np.nan, np.float32)), [], 0
+        for count in steps:
+            part = guarded(x[at : at + count])
+            y = guarded(np.full((count, dim), np.nan, np.float32))
+            args = pointer(part), pointer(weight), pointer(state), rows, taps, count, at, dim
+            assert lib.gwq_shortconv(pool(2), *args, pointer(y)) == 0
+            out.append(y.copy())
+            at += count
+        return np.concatenate(out), state.copy()
+
+    whole, state = run([n])
+    assert_allclose(whole, want, rtol=1e-5, atol=1e-5)
+    kept = np.arange(max(0, n - rows), n)
+    same_bits(state[kept % rows], u[kept])
+    for steps in ([1] * n, [7] * 5 + [5], [39, 1], [3, 37]):
+        out, left = run(steps)
+        same_bits(out, whole)
+        same_bits(left, state)
+
+
+@pytest.mark.parametrize("n,count,each", [(1, 1, 1), (3, 5, 7), (2, 9, 1), (40, 6, 96)])
+def test_gate(lib, pool, n, count, each):
+    x = guarded(activations(n * count, each).reshape(n, count, each))
+    gate = guarded(6 * activations(n, count, 1))
+    want = x / (1 + np.exp(-gate.astype(float)))[..., None]
+    assert lib.gwq_gate(pool(2), pointer(x), pointer(gate), n, count, each) == 0
+    assert_allclose(x, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("broadcast", [0, 1])
 def test_add(lib, broadcast):
     x, y = guarded(activations(3, 37)), guarded(activations(1 if broadcast else 3, 37, 1))
@@ -197,6 +238,20 @@ BAD = {  # op -> arguments after the pool, where it takes one; X and Y are array
         "X Y Y 2 1 8 0 0",
         "X Y Y 2 1 8 8 2",
     ],
+    "shortconv": [  # x, weight, state, its rows, taps, n, start, dim, out
+        "0 Y Y 2 2 1 0 2 Y",
+        "X 0 Y 2 2 1 0 2 Y",
+        "X Y 0 2 2 1 0 2 Y",
+        "X Y Y 2 2 1 0 2 0",
+        "X Y Y 0 1 1 0 2 Y",
+        "X Y Y 2 0 1 0 2 Y",
+        "X Y Y 2 4 1 0 2 Y",
+        "X Y Y 40 33 1 0 2 Y",
+        "X Y Y 2 2 -1 0 2 Y",
+        "X Y Y 2 2 1 -1 2 Y",
+        "X Y Y 2 2 1 0 0 Y",
+    ],
+    "gate": ["0 Y 2 4 2", "X 0 2 4 2", "X Y -1 4 2", "X Y 2 0 2", "X Y 2 4 0"],
     "scale": ["0 2 8 1.0", "X -2 8 1.0"],
     "add": ["X 0 2 8 1.0 0"],
     "copy": ["X 7 2 8 Y", "0 8 2 8 Y"],

@@ -16,6 +16,7 @@ from tests.support.paths import DATA, REFERENCE
 # llama.cpp knows Gemma's factor of the scores and EXAONE's windows by the number of blocks alone,
 # and whether experts' weights add up to 1 by the architecture
 OTHER = ("gemma2-scalar", "qwen3moe-plain", "qwen2moe-normed", "exaone4")
+OTHER += ("lfm3", "lfm3-plain")  # the newest one does not know LFM3
 SAME = [name for name in TINY_MODELS if name not in OTHER]
 
 

@@ -232,6 +232,55 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
         {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.25},
     ),
     "glm4": ("Glm4Config", {"pad_token_id": None, "num_hidden_layers": 4}),
+    # less sharp: gates multiply activations, and what rounds them
+    "lfm2": (
+        "Lfm2Config",
+        {
+            "initializer_range": 0.08,
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 8,
+            "pad_token_id": None,
+        },
+    ),
+    "lfm2-untied": (
+        "Lfm2Config",
+        {
+            "layer_types": ["full_attention", "conv", "full_attention"],
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+            "pad_token_id": None,
+        },
+    ),
+    "lfm3": (
+        "Lfm3Config",
+        {
+            "initializer_range": 0.08,
+            "num_hidden_layers": 5,
+            "layer_types": [
+                *("conv", "sliding_attention", "full_attention", "conv", "sliding_attention")
+            ],
+            "sliding_window": 8,
+            "conv_L_cache": 7,
+            "pad_token_id": None,
+        },
+    ),
+    "lfm3-plain": (
+        "Lfm3Config",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "use_sandwich_norm": False,
+            "use_attention_gate": False,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "pad_token_id": None,
+        },
+    ),
     "gpt2": ("GPT2Config", {"n_inner": 200}),
     "gptneox": ("GPTNeoXConfig", {}),
     "gptneox-serial": ("GPTNeoXConfig", {"use_parallel_residual": False}),

@@ -58,7 +58,7 @@ CALLS = [  # a file calls only files of earlier lines
     {"avxvnni", "avx512", "dotprod", "i8mm"},
     {"avx512vbmi"},
     {"dispatch"},
-    {"matrix", "massive", "ops", "kv_cache", "prompt_attention", "encode", "gemm"},
+    {"matrix", "massive", "ops", "kv_cache", "recurrent", "prompt_attention", "encode", "gemm"},
     {"attention", "matmul"},
     {"program"},
     {"say", "sha256", "json", "files"},
