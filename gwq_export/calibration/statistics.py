@@ -56,6 +56,8 @@ import numpy as np
 import torch
 
 from gwq_export.compute.linalg import add_gram, mirror, pieces
+from gwq_export.compute.products import multiply
+from gwq_export.compute.threads import each
 
 # name -> what is taken of a sample's gradient g; the mean over samples is kept
 STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -217,8 +219,11 @@ def _products_in_groups(g: torch.Tensor) -> torch.Tensor:
     """g^T g for g (tokens, rows), of which groups of rows are kept: (rows, min(rows, GROUP))."""
     rows = g.shape[1]
     out = g.new_zeros(rows, min(rows, GROUP))
-    for part in pieces(rows, GROUP):
-        torch.mm(g[:, part].T, g[:, part], out=out[part, : part.stop - part.start])
+
+    def fill(part: slice) -> None:
+        multiply(g[:, part].T, g[:, part], out[part, : part.stop - part.start])
+
+    each(fill, pieces(rows, GROUP))
     return out
 
 

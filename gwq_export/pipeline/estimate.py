@@ -55,12 +55,13 @@ class Estimate:
             self._sampling += seconds if statistics else 0
 
     def seconds(
-        self, plans: Sequence[TensorPlan], budgeted: bool, tuning: float = 0
+        self, plans: Sequence[TensorPlan], budgeted: bool, passes: float = 0
     ) -> float | None:
         """Seconds that an export by these plans takes.
 
-        budgeted: what choosing under a budget takes comes on top. tuning: time of tuning, as a
-        share of the calibration's. None when an earlier run did the calibration.
+        budgeted: what choosing under a budget takes comes on top. passes: time of other passes
+        through the model, for drift and tuning, as a share of the calibration's. None when an
+        earlier run did the calibration.
         """
         calibrated = sum(p.weights for p in plans if p.recipe.statistics)
         if calibrated and not self._seen:
@@ -80,5 +81,5 @@ class Estimate:
             total += self._calibrating + self._choosing - self._sampling
         elif calibrated:
             total += self._calibrating * calibrated / self._seen
-        total += self._calibrating * tuning
+        total += self._calibrating * passes
         return total

@@ -51,6 +51,9 @@ CTX = 512  # tokens of a calibration sample, unless asked for
 # Of what lies in a work folder. A folder of another layout is refused like another export's.
 WORK_LAYOUT = 5
 DRIFT_WINDOWS = 0.5  # share of the calibration's; more take longer than they are worth
+# Forward passes that measuring drift on a window takes the time of: two streams, each through a
+# block once and, for every input in it, up to there
+DRIFT_PASSES = 4.3
 
 
 @dataclass

@@ -36,13 +36,13 @@ from gwq_export.pipeline.artifacts import finish, write_sensitivities
 from gwq_export.pipeline.coding import encode, read
 from gwq_export.pipeline.estimate import Estimate
 from gwq_export.pipeline.imatrix import write_imatrix
-from gwq_export.pipeline.job import Job, prepare
+from gwq_export.pipeline.job import DRIFT_PASSES, DRIFT_WINDOWS, Job, prepare
 from gwq_export.pipeline.options import ExportOptions, StrPath
 from gwq_export.pipeline.plan import sizes
 from gwq_export.pipeline.sensitivity import Offers, fit, predictions, sensitivities
 from gwq_export.pipeline.statistics_store import StatisticsStore, opened_beside, store_bytes
 from gwq_export.pipeline.tensors import write
-from gwq_export.pipeline.tuning_steps import share, worthwhile
+from gwq_export.pipeline.tuning_steps import PASSES, share, worthwhile
 
 log = logging.getLogger("gwq_export")
 Progress = Callable[[str, int, int], None]
@@ -221,8 +221,9 @@ def _estimate(job: Job, estimate: Estimate, tuned: bool) -> dict[str, Any]:
     if tuned and job.calibration and job.tune_tokens is not None:
         windows, ctx = job.tune_tokens.shape
         tuning = share(windows, ctx, job.tune_steps, job.calibration.tokens.numel())
+    drift = DRIFT_WINDOWS * DRIFT_PASSES / PASSES if job.drifting else 0.0
     return {
-        "estimated_seconds": estimate.seconds(job.plans, job.options.budgeted, tuning),
+        "estimated_seconds": estimate.seconds(job.plans, job.options.budgeted, tuning + drift),
         "estimated_peak_rss_bytes": peak_rss(),
     }
 

@@ -57,8 +57,7 @@ def sensitivities(
         if (done := work.get(hf)) and (kept is None or hf in kept):
             rows[hf] = done[0]
     wanted = {s for p in chosen for s in SALIENCY[p.recipe.saliency].statistics}
-    if kept is not None:
-        wanted |= {s for p in chosen for s in p.recipe.statistics}
+    wanted |= {s for p in chosen for s in p.recipe.statistics}
     items = gradients(
         source,
         calibration,
