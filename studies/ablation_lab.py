@@ -23,7 +23,7 @@ from gwq_export.format.types import TYPES, tensor_type
 from gwq_export.hf.source import Source
 from gwq_export.native.library import Pool
 from gwq_export.pipeline.plan import plan_tensors
-from gwq_export.pipeline.presets import PRESETS
+from gwq_export.pipeline.presets import FAST, PRESETS
 from gwq_export.quantization.allocate import allocate, fill
 from gwq_export.quantization.curvature import Curvatures
 from gwq_export.quantization.loss_model import OFFERED, Sample, choices
@@ -242,6 +242,7 @@ class Lab:
                     samples=self.samples,
                     ctx=self.ctx,
                     seed=seed,
+                    fast=True,
                     progress=note,
                 )
                 model = dequantized_model(self.source.folder, path, ends=False)
@@ -271,6 +272,7 @@ class Lab:
                     calib=self.calib,
                     ctx=self.ctx,
                     tensor_type=ends,
+                    fast=True,
                     **{"samples": self.samples} | options,
                 )
                 models = [runtime_logits(gwq_export.load(path, threads=1))]
@@ -318,8 +320,8 @@ def _size(entry, recipe):
 
 
 def default(type, **changes):
-    """The default preset's recipe."""
-    return Recipe(tensor_type(type), **PRESETS["default"].recipe | changes)
+    """The default preset's recipe with `--fast`: `studies/drift` is about what that leaves out."""
+    return Recipe(tensor_type(type), **PRESETS["default"].recipe | FAST | changes)
 
 
 def paper(type, **changes):

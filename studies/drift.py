@@ -1,26 +1,34 @@
 """What feedback between rows and codes for drifted inputs are worth: docs/results/drift.md.
 
-    studies/drift [MODEL] [--types gwq4,gwq3,gwq2] [--seeds 3] [--text FILE] [--out FILE.md]
+    studies/drift [--seeds 3]                     the bundled model, a new page
+    studies/drift MODEL --rows 'neither|default' --add    another one's table at the page's end
 
-Every row is a file that `gwq-export` writes from the model's folder, by default the bundled one,
-run by the runtime; files of one type have the same size.
+MODEL: a folder, or a quantized GGUF file, of which a float reference is made
+(`studies/real_reference`). Every row is a file that `gwq-export` writes, run by the runtime; files
+of one type have the same size.
 """
 
 import argparse
+import re
+import shlex
 import statistics
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 import gwq_export
 from gwq_export.bench.tables import table
 from gwq_export.evaluation.perplexity import evaluate
+from gwq_export.evaluation.predictors import Predictor, runtime_logits
 from gwq_export.evaluation.reference import transformers_logits
 from gwq_export.machine import cpu_name, default_threads
 from gwq_export.pipeline.presets import PRESETS
+from studies import real_reference
 from studies.paths import DATA, REFERENCE, RESULTS
+from studies.real_scores import float_model
 
 TAKEN = "gwq_export.quantization.quantize.TAKEN"
 WINDOWS = "gwq_export.pipeline.job.DRIFT_WINDOWS"
@@ -45,26 +53,44 @@ VARIANTS = {
 INTRO = """\
 # Feedback between rows, and drift
 
-What the two are that `--fast` leaves out says [method.md](../method.md#error-feedback). `{command}`
-wrote this on {cpus} CPUs of {cpu}.
+What the two are that `--fast` leaves out says [method.md](../method.md#error-feedback). KL
+divergence from the model, nats per token, of files that `gwq-export --type TYPE --tune 0` writes,
+without tuning, which would hide some of it, and in brackets the ratio to the first row. The
+evaluation text is no calibration text, and its windows are the same in all rows: differences
+between rows are surer than the standard error over windows, which is given below each table.
+"""
+TABLE = """
+## {model}
 
-KL divergence from the model, nats per token, of files that `gwq-export --type TYPE --tune 0`
-writes, without tuning, which would hide some of it: the mean over {seeds} calibration seeds and, in
-brackets, the ratio to the first row. The evaluation text ({text}, windows of {ctx} tokens) is no
-calibration text; its windows are the same in all rows. The standard error over windows of one file
-is {error:.0%} of a figure, but differences between rows are surer than that.
+`{command}` on {cpus} CPUs of {cpu}; calibration seeds: {seeds}.
+
+{table}
+
+The first {characters} characters of {text} in windows of {ctx} tokens; the standard error of one
+file is at most {error:.0%}.
 """
 
 
-def measured(folder: Path, type: str, variant: Variant, seed: int, text: str, ctx: int) -> Any:
+def opened(model: Path, work: Path) -> tuple[Path, Predictor]:
+    """(what is exported, what it predicts): a folder as it is, a file's float reference."""
+    if model.is_dir():
+        return model, transformers_logits(model)
+    reference = work / "reference.gguf"
+    real_reference.write(model, reference, 0)
+    return reference, runtime_logits(float_model(reference))
+
+
+def measured(
+    model: Path, against: Predictor, type: str, variant: Variant, seed: int, text: str, ctx: int
+) -> tuple[float, float, float]:
     """(KL divergence, its standard error, seconds of the export) of one file."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         stack.enter_context(patch.dict(PRESETS["default"].recipe, variant.recipe))
         for name, value in variant.patched.items():
             stack.enter_context(patch(name, value))
         path = Path(work) / "model.gguf"
-        result = gwq_export.export(folder, path, type=type, seed=seed, tune=0)
-        found = evaluate(gwq_export.load(path), text, ctx, transformers_logits(folder))
+        result = gwq_export.export(model, path, type=type, seed=seed, tune=0)
+        found = evaluate(gwq_export.load(path), text, ctx, against)
         return found["kld_mean"], found["kld_error"], result["seconds"]
 
 
@@ -73,41 +99,51 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path, default=REFERENCE)
     parser.add_argument("--types", default="gwq4,gwq3,gwq2")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
     parser.add_argument("--text", type=Path, default=DATA / "eval.txt")
-    parser.add_argument("--characters", type=int, default=60000, help="of the text, from its start")
+    parser.add_argument("--characters", type=int, default=40000, help="of the text, from its start")
     parser.add_argument("--ctx", type=int, default=256, help="tokens of an evaluation window")
     parser.add_argument("--out", type=Path, default=RESULTS / "drift.md")
+    parser.add_argument("--add", action="store_true", help="to what the page has")
     args = parser.parse_args(argv)
     types = args.types.split(",")
     text = args.text.read_text(encoding="utf-8")[: args.characters]
     rows: list[list[str]] = []
     first: dict[str, float] = {}
     errors = []
-    for name, variant in VARIANTS.items():
-        row, times = [name], []
-        for type in types:
-            runs = [
-                measured(args.model, type, variant, seed, text, args.ctx)
-                for seed in range(args.seeds)
-            ]
-            kld = statistics.mean(run[0] for run in runs)
-            errors += [run[1] / run[0] for run in runs]
-            times += [run[2] for run in runs]
-            row.append(f"{kld:.4g} ({kld / first.setdefault(type, kld):.2f})")
-        rows.append([*row, f"{statistics.median(times):.0f}"])
-        print(" | ".join(rows[-1]), flush=True)
-    page = INTRO.format(
-        command=f"studies/drift {args.model.name} --seeds {args.seeds}",
+    with tempfile.TemporaryDirectory() as work:
+        model, against = opened(args.model, Path(work))
+        for name, variant in VARIANTS.items():
+            if not re.search(args.rows, name):
+                continue
+            row, times = [name], []
+            for type in types:
+                runs = [
+                    measured(model, against, type, variant, seed, text, args.ctx)
+                    for seed in range(args.seeds)
+                ]
+                kld = statistics.mean(run[0] for run in runs)
+                errors += [run[1] / run[0] for run in runs]
+                times += [run[2] for run in runs]
+                row.append(f"{kld:.4g} ({kld / first.setdefault(type, kld):.2f})")
+            rows.append([*row, f"{statistics.median(times):.0f}"])
+            print(" | ".join(rows[-1]), flush=True)
+    given = sys.argv[1:] if argv is None else argv
+    section = TABLE.format(
+        model=args.model.name,
+        command=shlex.join(["studies/drift", *(Path(a).name for a in given)]),
         cpus=default_threads(),
         cpu=cpu_name(),
         seeds=args.seeds,
-        text=args.text.name,
+        table=table(["", *types, "seconds of an export, median"], rows),
         ctx=args.ctx,
+        text=args.text.name,
+        characters=args.characters,
         error=max(errors),
     )
-    header = [args.model.name, *types, "seconds of an export, median"]
-    args.out.write_text(f"{page}\n{table(header, rows)}\n", encoding="utf-8")
+    before = args.out.read_text(encoding="utf-8") if args.add else INTRO
+    args.out.write_text(before + section, encoding="utf-8")
 
 
 if __name__ == "__main__":

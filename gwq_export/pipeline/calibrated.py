@@ -69,7 +69,7 @@ class Calibrated:
         if self.job.drifting:
             self._code_with_drift(self.kept)
         else:
-            for name in self.plans:
+            for name in self.plans.keys() - self.finished:
                 self._from_kept(self.kept, name)
         self.progress("quantize", len(self.plans), len(self.plans))
 

@@ -37,8 +37,11 @@ def encode(
 
 
 def decode(pool: Pool, plan: TensorPlan, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """What `encode` made of a matrix, float32, in the checkpoint's layout."""
+    """What `encode` made of a matrix, float32, in the checkpoint's layout.
+
+    Of a bridge file what every program reads, without the corrections beside it.
+    """
     data, *table = parts
-    side = (table[0], table[1].view(np.int32)) if table else None
+    side = (table[0], table[1].view(np.int32)) if table and plan.recipe.type.bits else None
     matrix = Matrix(plan.name, plan.recipe.type, plan.shape[-2:], data, side)
     return plan.arrange.inverse(matrix.dequantize(pool))

@@ -53,6 +53,8 @@ def test_transformers_computes_the_same(tiny, exported, name):
 def test_a_file_gives_what_its_folder_gives(tiny, exported, calib, tmp_path, name):
     """The same codes, and the same keys beside those that name the file."""
     options = {"type": "gwq4", "outliers": 0.002, "calib": calib} | QUICK
+    if name == "llama3-rope":  # the file has its factors rounded: last bits of states differ
+        options |= {"fast": True}
     path, _ = exported(tiny(name), type="f32")
     gwq_export.export(path, tmp_path / "m.gguf", **options)
     one, two = (

@@ -13,6 +13,7 @@ from gwq_export.evaluation.perplexity import score
 from gwq_export.evaluation.predictors import runtime_logits
 from gwq_export.evaluation.reference import transformers_logits
 from gwq_export.hf.source import Source
+from gwq_export.pipeline import coding
 from gwq_export.pipeline import tensors as produce
 from tests.support.paths import DATA, REFERENCE
 
@@ -97,7 +98,7 @@ def test_rearranged_weights_are_compared_with_their_source(tiny, tmp_path, name)
 
 def damaged(monkeypatch, name):
     """Exports go wrong in one way from now on."""
-    original = produce.quantize
+    original = coding.quantize
 
     def wrong(weight, statistics, recipe, *rest):
         if recipe.type.bits:
@@ -109,7 +110,7 @@ def damaged(monkeypatch, name):
             }[name]
         return original(weight, statistics, recipe, *rest)
 
-    monkeypatch.setattr(produce, "quantize", wrong)
+    monkeypatch.setattr(coding, "quantize", wrong)
 
 
 @pytest.mark.parametrize(

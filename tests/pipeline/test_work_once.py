@@ -27,8 +27,8 @@ def test_planning_reads_only_headers(tmp_path, monkeypatch, options):
         opened[path.name] += 1
         return opening(path)
 
-    opening = shards._open
-    monkeypatch.setattr(shards, "_open", counted)
+    opening = shards.open_file
+    monkeypatch.setattr(shards, "open_file", counted)
     monkeypatch.setattr(shards.Shards, "read", None)  # no weight is read
     encoded = counting(monkeypatch, Tokenizer, "encode")
     job = prepare(folder, tmp_path / "m.gguf", ExportOptions(dry_run=True, **options))

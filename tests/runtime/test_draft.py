@@ -89,7 +89,7 @@ def test_texts_are_the_same(path, smaller, eager, sampling, lookup):
         if not lookup:
             assert stats["guessed"] == 0
     assert texts[0] == texts[1]
-    assert stats["drafted"] > stats["accepted"] > 0 and stats["speedup"] > 0
+    assert stats["drafted"] >= stats["accepted"] > 0 and stats["speedup"] > 0
 
 
 def test_texts_are_the_same_by_the_clock(path, smaller):

@@ -55,7 +55,7 @@ def test_perplexity_equals_transformers(exported, type, tolerance):
 
 
 @pytest.mark.parametrize("folder", ["stories260K", "babyllama-tok361-1.0M"])
-@pytest.mark.parametrize("type, tolerance", [("f32", 1e-3), ("gwq4", 5e-3)])
+@pytest.mark.parametrize("type, tolerance", [("f32", 1e-3), ("gwq4", 1e-2)])
 def test_perplexity_of_shared_models(shared, exported, folder, type, tolerance):
     """Widths of 64, 128, 172 and 352: none is a multiple of 256, and everything is quantized."""
     source = shared / "models" / folder

@@ -79,7 +79,9 @@ def test_outliers_are_the_largest_weights_in_the_permuted_order(exported, preset
     """With the weight's FP16 value where the table has a zero to stand beneath them and no errors
     of others are fed to them.
     """
-    reader = gwq_export.open_gguf(exported(type="gwq2", preset=preset, saliency="magnitude")[0])
+    reader = gwq_export.open_gguf(
+        exported(type="gwq2", preset=preset, saliency="magnitude", fast=True)[0]
+    )
     tensor = reader.tensors["blk.2.attn_q.weight"]
     weight = Source(REFERENCE).tensor("model.layers.2.self_attn.q_proj.weight").numpy().reshape(-1)
     count = round({"paper": 0.01, "default": 0.0025}[preset] * weight.size)
@@ -118,9 +120,9 @@ def test_statistics_follow_their_rows(exported, preset, rule):
     weight, statistics = found[wanted]
     statistics["hessian"] = Curvature(statistics["hessian"], calibration.tokens.numel())
     score = SALIENCY[rule].score(weight, statistics, None, None).reshape(-1)
-    tensor = gwq_export.open_gguf(exported(type="gwq4", preset=preset, saliency=rule)[0]).tensors[
-        "blk.2.attn_k.weight"
-    ]
+    tensor = gwq_export.open_gguf(
+        exported(type="gwq4", preset=preset, saliency=rule, fast=True)[0]
+    ).tensors["blk.2.attn_k.weight"]
     mask = np.zeros(tensor.shape, bool)
     (row, col, _) = unpack_outliers(*tensor.outliers, tensor.shape)
     mask[row, col] = True
