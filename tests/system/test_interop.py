@@ -100,7 +100,7 @@ def test_a_bridge_is_the_stock_file_and_more(exported, linked, kld):
     linear = [t for t in full.tensors.values() if t.outliers]
     assert {t.type.name for t in linear} == {"q4_0"}
     assert sum(t.outlier_count for t in linear) == pytest.approx(0.02 * 3.145e6, rel=0.01)
-    assert kld(linked) < 0.85 * kld(linked, True)
+    assert kld(linked) < 0.95 * kld(linked, True)
     oracle = logits(dequantized_model(REFERENCE, linked), IDS)  # transformers with base plus deltas
     found = [
         np.abs(gwq_export.load(linked, base=without).logits(IDS) - oracle).max()
