@@ -248,9 +248,12 @@ def test_a_dry_run_counts_the_time(tmp_path, tiny, calib, monkeypatch):
         "gwq_export.pipeline.estimate.Estimate.seconds",
         lambda self, entries, budgeted, after: seen.append(after) or 1.0,
     )
-    for options in ({}, {"tune": 0}):
+    for options in ({}, {"tune": 0}, {"tune": 0, "fast": True}):
         gwq_export.export(
             tiny("llama"), tmp_path / "m.gguf", dry_run=True, calib=calib, **SMALL | options
         )
     _, windows = drawn(tiny("llama"), calib)
-    assert seen == [tuning_steps.share(len(windows), 16, 3, 5 * 16), 0] and seen[0] > 0
+    with_both, with_drift, fast = seen
+    tuning = tuning_steps.share(len(windows), 16, 3, 5 * 16)
+    assert with_both - with_drift == pytest.approx(tuning) and tuning > 0
+    assert with_drift > 0.3 and fast == 0
