@@ -54,6 +54,7 @@ class DriftPass:
         self.model = BlockModel(source, device)
         self.original = BlockPass(self.model, tokens, keep, "drift.model.")
         self.file = BlockPass(self.model, tokens, keep, "drift.file.")
+        self._names: dict[str, str] = {}  # of the loaded block: Hugging Face name: path in it
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # path: model's, file's
         self._input = threading.local()
 
