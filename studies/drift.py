@@ -94,19 +94,24 @@ def measured(
         return found["kld_mean"], found["kld_error"], result["seconds"]
 
 
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("model", nargs="?", type=Path, default=REFERENCE)
+    p.add_argument("--types", default="gwq4,gwq3,gwq2")
+    p.add_argument("--seeds", type=int, default=1)
+    p.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
+    p.add_argument("--text", type=Path, default=DATA / "eval.txt")
+    p.add_argument("--characters", type=int, default=40000, help="of the text, from its start")
+    p.add_argument("--ctx", type=int, default=256, help="tokens of an evaluation window")
+    p.add_argument("--out", type=Path, default=RESULTS / "drift.md")
+    p.add_argument("--add", action="store_true", help="to what the page has")
+    return p
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", type=Path, default=REFERENCE)
-    parser.add_argument("--types", default="gwq4,gwq3,gwq2")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
-    parser.add_argument("--text", type=Path, default=DATA / "eval.txt")
-    parser.add_argument("--characters", type=int, default=40000, help="of the text, from its start")
-    parser.add_argument("--ctx", type=int, default=256, help="tokens of an evaluation window")
-    parser.add_argument("--out", type=Path, default=RESULTS / "drift.md")
-    parser.add_argument("--add", action="store_true", help="to what the page has")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     types = args.types.split(",")
     text = args.text.read_text(encoding="utf-8")[: args.characters]
     rows: list[list[str]] = []
