@@ -9,9 +9,15 @@ import torch
 from gwq_export import GwqError
 from gwq_export.hf.source import Source
 from tests.support.folders import IDS
-from tests.support.prequantized import change_tensors, logits_agree, quantized, stands_for
+from tests.support.prequantized import (
+    MATRIX,
+    change_tensors,
+    logits_agree,
+    quantized,
+    replaced,
+    stands_for,
+)
 
-MATRIX = "model.layers.1.mlp.up_proj"
 LEVELS = torch.linspace(-1, 1, 16) ** 3
 BYTES = torch.linspace(-1, 1, 256)
 
@@ -102,11 +108,6 @@ def test_logits_are_those_of_the_library(tmp_path, round_model, kind):
     with torch.no_grad():
         expected = model.dequantize(torch.float32).eval()(torch.tensor([IDS])).logits[0].numpy()
     logits_agree(tmp_path / "m", expected, 2e-4)
-
-
-def replaced(ending, change):
-    name = f"{MATRIX}.{ending}"
-    return lambda t: t.update({name: change(t[name])})
 
 
 STATE = "weight.quant_state.bitsandbytes__nf4"

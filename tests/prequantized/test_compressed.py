@@ -1,24 +1,22 @@
 """Models in the formats of compressed-tensors."""
 
-from shutil import copytree
-
 import pytest
 import torch
 
 from gwq_export import GwqError
 from gwq_export.hf.source import Source
-from tests.support.folders import expected_logits
 from tests.support.prequantized import (
+    MATRIX,
     change_config,
     change_tensors,
+    decoded_by_compressed_tensors,
     in_groups,
     logits_agree,
     packed,
     quantized,
+    replaced,
     stands_for,
 )
-
-MATRIX = "model.layers.1.mlp.up_proj"
 
 
 def config(kind, **weights):
@@ -151,14 +149,8 @@ def test_logits_are_those_of_transformers(tmp_path, round_model, kind):
     pytest.importorskip("compressed_tensors", reason=reason)
     encode, settings = KINDS[kind]
     folder, _ = quantized(round_model, tmp_path / "m", encode, settings)
-    plain = copytree(folder, tmp_path / "plain")
-    change_config(plain, quantization_config=settings | {"dequantize": True})
-    logits_agree(folder, expected_logits(plain), 5e-3)
-
-
-def replaced(ending, change):
-    name = f"{MATRIX}.{ending}"
-    return lambda t: t.update({name: change(t[name])})
+    expected = decoded_by_compressed_tensors(folder, settings, tmp_path / "plain")
+    logits_agree(folder, expected, 5e-3)
 
 
 DAMAGE = {  # what is wrong -> (kind, change of the tensors, words of the sentence)

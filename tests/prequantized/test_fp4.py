@@ -1,22 +1,20 @@
 """Models in FP4, two codes to a byte: NVFP4 and MXFP4."""
 
-from shutil import copytree
-
 import pytest
 import torch
 
 from gwq_export import GwqError
 from gwq_export.hf.source import Source
-from tests.support.folders import expected_logits
 from tests.support.prequantized import (
-    change_config,
+    MATRIX,
     change_tensors,
+    decoded_by_compressed_tensors,
     logits_agree,
     quantized,
+    replaced,
     stands_for,
 )
 
-MATRIX = "model.layers.1.mlp.up_proj"
 LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
@@ -95,14 +93,8 @@ def test_logits_are_those_of_transformers(tmp_path, round_model, kind):
     pytest.importorskip("compressed_tensors", reason=reason)
     encode, config = KINDS[kind]
     folder, _ = quantized(round_model, tmp_path / "m", encode, config)
-    plain = copytree(folder, tmp_path / "plain")
-    change_config(plain, quantization_config=config | {"dequantize": True})
-    logits_agree(folder, expected_logits(plain), 2e-2)
-
-
-def replaced(ending, change):
-    name = f"{MATRIX}.{ending}"
-    return lambda t: t.update({name: change(t[name])})
+    expected = decoded_by_compressed_tensors(folder, config, tmp_path / "plain")
+    logits_agree(folder, expected, 2e-2)
 
 
 DAMAGE = {  # what is wrong -> (kind, change of the tensors, words of the sentence)

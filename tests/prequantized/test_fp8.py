@@ -9,6 +9,7 @@ from gwq_export.hf.source import Source
 from tests.support.folders import expected_logits
 from tests.support.models import TINY, TINY_MODELS, save_tokenizer
 from tests.support.prequantized import (
+    MATRIX,
     change_config,
     change_tensors,
     logits_agree,
@@ -17,7 +18,6 @@ from tests.support.prequantized import (
 )
 
 FP8 = torch.float8_e4m3fn
-MATRIX = "model.layers.1.mlp.up_proj"
 
 
 def in_blocks(rows, cols, scale_name="weight_scale_inv", scale_dtype=torch.float32):

@@ -11,16 +11,16 @@ from gwq_export.hf.source import Source
 from gwq_export.prequantized.bits import unpack
 from tests.support.folders import expected_logits
 from tests.support.prequantized import (
+    MATRIX,
     change_config,
     change_tensors,
     in_groups,
     logits_agree,
     packed,
     quantized,
+    replaced,
     stands_for,
 )
-
-MATRIX = "model.layers.1.mlp.up_proj"
 
 
 def gptq(bits, size=32, ordered=False, symmetric=False, first_format=True, index=True):
@@ -145,11 +145,6 @@ def test_it_is_calibrated_and_quantized_again(tmp_path, tiny, calib):
     up = file.tensors["blk.1.ffn_up.weight"].dequantize()
     plain = meant[f"{MATRIX}.weight"].numpy()
     assert ((up - plain) ** 2).mean() < 0.002 * (plain**2).mean()
-
-
-def replaced(ending, change):
-    name = f"{MATRIX}.{ending}"
-    return lambda t: t.update({name: change(t[name])})
 
 
 DAMAGE = {  # what is wrong -> (kind, change of the tensors, words of the sentence)

@@ -12,11 +12,27 @@ from gwq_export.hf.source import Source
 
 WEIGHTS = "model.safetensors"
 MATRICES = ("_proj.weight", "_linear.weight")  # endings of what gets quantized
+MATRIX = "model.layers.1.mlp.up_proj"  # that tests damage
 
 
 def is_matrix(name, tensor):
     """Whether a quantizer takes a tensor: the linear layers of the blocks."""
     return name.endswith(MATRICES) and ".layers." in name and tensor.dim() == 2
+
+
+def replaced(ending, change):
+    """A change of {name: tensor}: the tensor of MATRIX with this ending becomes change(it)."""
+    name = f"{MATRIX}.{ending}"
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+def decoded_by_compressed_tensors(folder, config, plain):
+    """Logits of transformers, which loads a copy at `plain` of a folder with that library."""
+    from tests.support.folders import expected_logits
+
+    shutil.copytree(folder, plain)
+    change_config(plain, quantization_config=config | {"dequantize": True})
+    return expected_logits(plain)
 
 
 def quantized(model, folder, encode, config):
