@@ -54,7 +54,8 @@ class DriftPass:
         self.model = BlockModel(source, device)
         self.original = BlockPass(self.model, tokens, keep, "drift.model.")
         self.file = BlockPass(self.model, tokens, keep, "drift.file.")
-        self._names: dict[str, str] = {}  # of the loaded block: Hugging Face name: path in it
+        self._block = torch.nn.Module()  # that is loaded
+        self._paths: dict[str, str] = {}  # Hugging Face name of its linears: path in it
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # path: model's, file's
         self._input = threading.local()
 
@@ -85,29 +86,25 @@ class DriftPass:
 
         Without experts, whose tokens differ between the streams.
         """
-        block = self.model.load(i)
-        self._names = {
-            name: row.hf
-            for row, name in self.model.source.block(i).items()
-            if row.linear and row.expert is None
-        }
+        linear = {row: name for row, name in self.model.source.block(i).items() if row.linear}
+        self._block = self.model.load(i)
+        self._paths = {name: row.hf for row, name in linear.items()}
         self._weights = {}
-        for names in self._called_together(i, block):
-            yield Drifted(names, *self._moments(i, self._names[names[0]]))
+        alone = [name for row, name in linear.items() if row.expert is None]
+        for names in self._called_together(i, alone):
+            yield Drifted(names, *self._moments(i, names[0]))
 
     def put(self, name: str, weight: np.ndarray) -> None:
         """What the file has of a matrix of the loaded block, in the checkpoint's layout."""
-        i = self.reached
-        prefix = f"{self.model.source.arch.layers}.{i}."
-        parameter = self.model.blocks[i].get_parameter(name.removeprefix(prefix))
+        path = self._paths[name]
         own = torch.from_numpy(np.ascontiguousarray(weight)).to(self.model.device)
-        self._weights[name.removeprefix(prefix)] = parameter.data, own
+        self._weights[path] = self._block.get_parameter(path).data, own
 
     def finish(self, i: int) -> None:
         """Run both streams through block i, the file's with what was `put`, and drop it."""
         outputs = {}
         for stream in (self.original, self.file):
-            self._use(i, stream)
+            self._use(stream)
             states = stream.get(f"state.{i}")
             run = partial(self._output, i, states)
             outputs[stream] = torch.cat(each(run, range(len(states))))
@@ -118,18 +115,22 @@ class DriftPass:
         self._weights = {}
         self.model.drop(i)
 
-    def _use(self, i: int, stream: BlockPass) -> None:
+    def _use(self, stream: BlockPass) -> None:
         """Give the loaded block the weights of a stream."""
         for path, pair in self._weights.items():
-            self.model.blocks[i].get_parameter(path).data = pair[stream is self.file]
+            self._block.get_parameter(path).data = pair[stream is self.file]
+
+    def _module(self, name: str) -> torch.nn.Module:
+        """The loaded block's module of a matrix."""
+        return self._block.get_submodule(self._paths[name].removesuffix(".weight"))
 
     @torch.no_grad()
     def _output(self, i: int, states: torch.Tensor, s: int) -> torch.Tensor:
         return self.model.run(i, states[s : s + 1])
 
     @torch.no_grad()
-    def _called_together(self, i: int, block: torch.nn.Module) -> list[list[str]]:
-        """Names of the matrices by the input they have, in the order of their modules' calls."""
+    def _called_together(self, i: int, alone: list[str]) -> list[list[str]]:
+        """Some matrices by the input they have, in the order in which their modules are called."""
         inputs: list[torch.Tensor] = []  # alive, so that equal addresses mean equal tensors
         groups: list[list[str]] = []
         found: dict[tuple[int, torch.Size], int] = {}
@@ -143,26 +144,22 @@ class DriftPass:
             groups[at].append(name)
 
         handles = [
-            block.get_submodule(path.removesuffix(".weight")).register_forward_pre_hook(
-                partial(note, name)
-            )
-            for name, path in self._names.items()
+            self._module(name).register_forward_pre_hook(partial(note, name)) for name in alone
         ]
         self.model.run(i, self.original.get(f"state.{i}")[:1])
         for handle in handles:
             handle.remove()
         return groups
 
-    def _moments(self, i: int, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """(H', D) of the inputs of a module of the loaded block."""
-        module = self.model.blocks[i].get_submodule(path.removesuffix(".weight"))
-        handle = module.register_forward_pre_hook(self._stop)
+    def _moments(self, i: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(H', D) of a matrix of the loaded block."""
+        handle = self._module(name).register_forward_pre_hook(self._stop)
         states = {stream: stream.get(f"state.{i}") for stream in (self.original, self.file)}
         sums: list[torch.Tensor] = []
         for batch in batches(len(self.file.tokens)):
             x: dict[BlockPass, list[torch.Tensor]] = {}
             for stream, hidden in states.items():
-                self._use(i, stream)
+                self._use(stream)
                 x[stream] = each(partial(self._reach, i, hidden), batch)
             for before, after in zip(x[self.original], x[self.file], strict=True):
                 sums = sums or [after.new_zeros(2 * after.shape[1:]) for _ in range(2)]

@@ -80,9 +80,8 @@ class Adapter:
         self._path = self.folder / WEIGHTS
         if not self._path.is_file():
             raise self._refuse(f"there is no {WEIGHTS}; save it with save_pretrained")
-        self._copies: list[
-            str
-        ] = []  # tensors of the model itself, of ends that the adapter changes
+        # tensors of the model itself, of ends that the adapter changes
+        self._copies: list[str] = []
         self._modules = self._find()
         self._pairs: dict[str, Pair] = {}
 

@@ -69,18 +69,26 @@ class Calibrated:
         if self.job.drifting:
             self._code_with_drift(self.kept)
         else:
-            for name in self.plans.keys() - self.finished:
-                self._from_kept(self.kept, name)
+            for name in self.plans:  # in this order, matrices with one Hessian are neighbours
+                if name not in self.finished:
+                    self._from_kept(self.kept, name)
         self.progress("quantize", len(self.plans), len(self.plans))
 
     def _calibrated(self) -> Iterator[Item]:
         """Matrices and their statistics, as gradients appear."""
         job, kept = self.job, self.kept
         assert job.calibration is not None
+        later = set() if kept is None else job.drifting  # whose Hessian is measured with drift
+        wanted = {
+            statistic
+            for name, (plan, _) in self.plans.items()
+            for statistic in plan.recipe.statistics
+            if statistic != "hessian" or name not in later
+        }
         return gradients(
             job.source,
             job.calibration,
-            sorted({s for p, _ in self.plans.values() for s in p.recipe.statistics}),
+            sorted(wanted),
             [hf for hf, (p, _) in self.plans.items() if not p.linear],
             job.options.device,
             self.progress,

@@ -98,18 +98,8 @@ class Job:
 
     @property
     def drifting(self) -> set[str]:
-        """Hugging Face names of the matrices that are coded for the inputs they have in the file.
-
-        Those of an expert are not: its tokens are others there.
-        """
-        names = {hf for p in self.coded if p.linear and p.recipe.drift for hf in p.sources}
-        experts = {
-            hf
-            for i in range(self.source.layers if names else 0)
-            for row, hf in self.source.block(i).items()
-            if row.expert is not None
-        }
-        return names - experts if self.calibration else set()
+        """Hugging Face names of the matrices that are coded for inputs as the file has them."""
+        return {hf for p in self.plans if p.drifts and self.calibration for hf in p.sources}
 
     def give_drift_up(self) -> None:
         """Code every matrix for the inputs that it has in the model."""

@@ -55,6 +55,14 @@ class TensorPlan:
         return stored / (rows * cols * type.unit_bytes / BLOCK) - 1
 
     @property
+    def drifts(self) -> bool:
+        """Whether it is coded for the inputs that it has in the file (`calibration.drift`).
+
+        Those of experts, whose tokens are others there, are not.
+        """
+        return self.linear and self.recipe.encoded and self.recipe.drift and len(self.shape) == 2
+
+    @property
     def outliers(self) -> int:
         """How many of its weights stay FP16."""
         return self.recipe.outlier_count(self.shape)

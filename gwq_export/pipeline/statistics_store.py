@@ -85,8 +85,7 @@ def store_bytes(plans: Sequence[TensorPlan]) -> int:
     for plan in plans:
         if len(plan.shape) > 1:
             rows, cols = plan.shape[-2:]
-            alone = plan.linear and plan.recipe.drift and len(plan.sources) == 1
-            hessian = 0 if alone else 2 * cols * (cols + STRIP)
+            hessian = 0 if plan.drifts else 2 * cols * (cols + STRIP)
             size = {"hessian": 0, "rows": rows, OUTPUTS: rows * min(rows, GROUP)}
             floats = sum(size.get(s, rows * cols) for s in plan.recipe.statistics)
             total += len(plan.sources) * (hessian + 4 * floats)

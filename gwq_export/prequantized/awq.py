@@ -17,6 +17,7 @@ from gwq_export.prequantized.scheme import (
     Settings,
     Shape,
     Tensors,
+    matrix_shape,
     wrong,
 )
 
@@ -51,9 +52,7 @@ def schemes(config: Settings) -> list[Scheme]:
 def _shape(size: int, pieces: Pieces, read: Read) -> Shape:
     """(rows, columns). qweight is (columns, words of the rows), scales (groups, rows)."""
     codes, zero = pieces["codes"], pieces["zero"]
-    if len(codes.shape) != 2:
-        raise wrong(codes, "is no matrix")
-    cols, packed = codes.shape
+    cols, packed = matrix_shape(codes)
     rows = packed * 32 // BITS
     groups = check_groups(pieces["scale"], rows, cols, size)
     if zero.dtype != "I32" or zero.shape != (groups, words(rows, BITS)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 from gwq_export.errors import GwqError
 from gwq_export.prequantized.scheme import (
@@ -14,6 +15,8 @@ from gwq_export.prequantized.scheme import (
     Shape,
     Tensors,
     divided,
+    matrix_shape,
+    positive,
     wrong,
 )
 
@@ -79,13 +82,9 @@ def _state(text: torch.Tensor) -> State:
         )
     except (ValueError, KeyError, TypeError) as e:
         raise GwqError(f"its settings cannot be read ({e!r}); download the model again") from None
-    if not all(map(_positive, (rows, cols, state.run, state.nested_run or 1))):
+    if not all(map(positive, (rows, cols, state.run, state.nested_run or 1))):
         raise GwqError(f"its settings cannot be: {said}; download the model again")
     return state
-
-
-def _positive(value: Any) -> bool:
-    return type(value) is int and value > 0
 
 
 def _shape_of_levels(pieces: Pieces, read: Read) -> Shape:
@@ -94,10 +93,7 @@ def _shape_of_levels(pieces: Pieces, read: Read) -> Shape:
         raise wrong(pieces["state"], "holds no settings")
     state = _state(read(pieces["state"].name))
     rows, cols = state.shape
-    stored = 1
-    for n in codes.shape:
-        stored *= n
-    if stored != divided(rows * cols, 2):
+    if math.prod(codes.shape) != divided(rows * cols, 2):
         raise wrong(codes, f"holds no matrix of {rows}x{cols} with 4 bits")
     runs = divided(rows * cols, state.run)
     if levels.dtype != "F32" or levels.shape != (_LEVELS,):
@@ -141,14 +137,13 @@ def _decode_levels(tensors: Tensors) -> torch.Tensor:
 
 def _shape_of_bytes(pieces: Pieces, read: Read) -> Shape:
     codes, scale = pieces["codes"], pieces["scale"]
-    if len(codes.shape) != 2:
-        raise wrong(codes, "is no matrix")
-    if scale.dtype not in ("F32", "F16", "BF16") or scale.shape != codes.shape[:1]:
-        raise wrong(scale, f"holds no scales for {codes.shape[0]} rows")
+    shape = matrix_shape(codes)
+    if scale.dtype not in ("F32", "F16", "BF16") or scale.shape != shape[:1]:
+        raise wrong(scale, f"holds no scales for {shape[0]} rows")
     order = pieces.get("format")
     if order is not None and bool(read(order.name).any()):
         raise wrong(order, "names an order of weights that is not read (row by row is)")
-    return codes.shape
+    return shape
 
 
 def _decode_bytes(tensors: Tensors) -> torch.Tensor:

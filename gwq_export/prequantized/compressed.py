@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gwq_export.errors import GwqError
 from gwq_export.prequantized import fp4, fp8
@@ -20,6 +20,8 @@ from gwq_export.prequantized.scheme import (
     Settings,
     Shape,
     Tensors,
+    matrix_shape,
+    positive,
     wrong,
 )
 
@@ -89,17 +91,13 @@ def _blocks(weights: Sequence[Settings]) -> list[Block]:
     blocks: set[Block] = set()
     for settings in weights:
         size, block = settings.get("group_size"), settings.get("block_structure")
-        if _positive(size):
+        if positive(size):
             blocks.add((1, size))  # type: ignore[arg-type]
         if isinstance(block, str):  # an older way to write it: "128x128"
             block = [int(n) for n in block.split("x") if n.isdecimal()]
-        if isinstance(block, list) and len(block) == 2 and all(map(_positive, block)):
+        if isinstance(block, list) and len(block) == 2 and all(map(positive, block)):
             blocks.add((block[0], block[1]))
     return sorted(blocks)
-
-
-def _positive(value: Any) -> bool:
-    return type(value) is int and value > 0
 
 
 def _packed_shape(
@@ -157,13 +155,11 @@ def _decode_packed(
 
 
 def _plain_shape(blocks: Sequence[Block], pieces: Pieces, read: Read) -> Shape:
-    codes = pieces["codes"]
-    if len(codes.shape) != 2:
-        raise wrong(codes, "is no matrix")
-    check_scale(codes.shape, pieces["scale"], blocks)
+    shape = matrix_shape(pieces["codes"])
+    check_scale(shape, pieces["scale"], blocks)
     if zero := pieces.get("zero"):
         _check_zero(zero, pieces["scale"])
-    return codes.shape
+    return shape
 
 
 def _decode_plain(blocks: Sequence[Block], tensors: Tensors) -> torch.Tensor:

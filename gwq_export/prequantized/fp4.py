@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gwq_export.prequantized.bits import unpack
 from gwq_export.prequantized.fp8 import ACTIVATIONS
 from gwq_export.prequantized.scales import as_scale, scaled
-from gwq_export.prequantized.scheme import Pieces, Read, Scheme, Shape, Tensors, wrong
+from gwq_export.prequantized.scheme import Pieces, Read, Scheme, Shape, Tensors, matrix_shape, wrong
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,8 @@ def scheme(name: str, codes: str, overall: str, divides: bool) -> Scheme:
 
 def _shape(pieces: Pieces, read: Read) -> Shape:
     codes, scale, overall = pieces["codes"], pieces["scale"], pieces.get("overall")
-    if len(codes.shape) != 2:
-        raise wrong(codes, "is no matrix")
-    rows, cols = codes.shape[0], 2 * codes.shape[1]
+    rows, packed = matrix_shape(codes)
+    cols = 2 * packed
     group = _GROUPS.get(scale.dtype)
     if group is None or cols % group or scale.shape != (rows, cols // group):
         raise wrong(scale, f"holds no scales for FP4 codes of {rows}x{cols}")

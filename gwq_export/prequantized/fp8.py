@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from gwq_export.errors import GwqError
 from gwq_export.prequantized.scales import Block, check_scale, scaled
-from gwq_export.prequantized.scheme import Pieces, Read, Scheme, Shape, Tensors, wrong
+from gwq_export.prequantized.scheme import (
+    Pieces,
+    Read,
+    Scheme,
+    Shape,
+    Tensors,
+    matrix_shape,
+    positive,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +52,8 @@ def block_sizes(config: Mapping[str, Any], default: Block) -> list[Block]:
     value = config.get("weight_block_size", default)
     if value is None:
         return []
-    good = isinstance(value, (list, tuple)) and len(value) == 2
-    if not good or not all(type(n) is int and n > 0 for n in value):
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not pair or not all(map(positive, value)):
         raise GwqError(
             f"weight_block_size is {value!r}, expected two positive numbers; "
             "download the model again"
@@ -54,11 +62,9 @@ def block_sizes(config: Mapping[str, Any], default: Block) -> list[Block]:
 
 
 def _shape(blocks: Sequence[Block], pieces: Pieces, read: Read) -> Shape:
-    codes = pieces["codes"]
-    if len(codes.shape) != 2:
-        raise wrong(codes, "is no matrix")
-    check_scale(codes.shape, pieces["scale"], blocks)
-    return codes.shape
+    shape = matrix_shape(pieces["codes"])
+    check_scale(shape, pieces["scale"], blocks)
+    return shape
 
 
 def _decode(blocks: Sequence[Block], tensors: Tensors) -> torch.Tensor:

@@ -18,6 +18,7 @@ from gwq_export.prequantized.scheme import (
     Shape,
     Tensors,
     divided,
+    matrix_shape,
     wrong,
 )
 
@@ -66,9 +67,7 @@ def group_size(config: Settings) -> int:
 def _shape(bits: int, size: int, pieces: Pieces, read: Read) -> Shape:
     """(rows, columns). qweight is (words of the columns, rows), scales (groups, rows)."""
     codes, group = pieces["codes"], pieces.get("group")
-    if len(codes.shape) != 2:
-        raise wrong(codes, "is no matrix")
-    lines, rows = codes.shape
+    lines, rows = matrix_shape(codes)
     cols = lines * 32 // bits
     if group is not None:
         if len(group.shape) != 1 or words(group.shape[0], bits) != lines:

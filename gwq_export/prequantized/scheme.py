@@ -60,6 +60,19 @@ def wrong(piece: Piece, what: str) -> GwqError:
     )
 
 
+def positive(value: Any) -> bool:
+    """Whether something that a file says is a positive whole number."""
+    return type(value) is int and value > 0
+
+
+def matrix_shape(codes: Piece) -> tuple[int, int]:
+    """Rows and columns of a tensor as it lies in a file. Raises GwqError if it is no matrix."""
+    if len(codes.shape) != 2:
+        raise wrong(codes, "is no matrix")
+    rows, cols = codes.shape
+    return rows, cols
+
+
 def divided(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

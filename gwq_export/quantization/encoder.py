@@ -31,6 +31,7 @@ from gwq_export.format.types import BLOCK, MAX_EXPONENT, TensorType, ffi, padded
 from gwq_export.quantization.curvature import Curvature
 from gwq_export.quantization.feedback import (
     ColumnGains,
+    RowPart,
     column_gains,
     keep_column_gains,
     row_parts,
@@ -125,14 +126,17 @@ def _with_row_feedback(
         e = run(here, target[here])
         runs.append((here, e))
         errors = np.split(e.values - target[here], np.cumsum([len(p.rows) for _, p in parts])[:-1])
-
-        def answer(at: int) -> None:
-            start, part = parts[at]  # noqa: B023 it runs before the next round
-            moved = plain_product(part.gain.T, errors[at])  # noqa: B023
-            target[start + part.later] += moved
-
-        each(answer, range(len(parts)))
+        each(partial(_answer, target), list(zip(parts, errors, strict=True)))
     return runs
+
+
+def _answer(target: np.ndarray, given: tuple[tuple[int, RowPart], np.ndarray]) -> None:
+    """Move the targets of a group's later rows.
+
+    given: (first row of the group, part of it), the part's errors.
+    """
+    (start, part), error = given
+    target[start + part.later] += plain_product(part.gain.T, error)
 
 
 def _joined(runs: Sequence[Encoded]) -> Encoded:

@@ -52,7 +52,7 @@ def column_gains(
     """The gains of blocks of `step` columns. Raises GwqError where there is no factorization."""
     kept: dict[int, ColumnGains] = curvature.gains.get((type.history, step), {})
     if kept:
-        return [kept[part.start] for part in blocks]  # without `each`: threads of it may ask
+        return [kept[part.start] for part in blocks]
     factor = curvature.factor
 
     def gains(part: slice) -> ColumnGains:

@@ -105,6 +105,24 @@ def test_codes_answer_to_drifted_inputs():
     assert scale(coded(True)) == pytest.approx(1 - module.TAKEN / 3, abs=0.02)
 
 
+@pytest.mark.parametrize("options", [{"type": "gwq3"}, {"bpw": 6.0}])
+def test_exports_are_coded_for_it(tiny, tmp_path, monkeypatch, options):
+    """Without the correction other codes come out, but in the first block's first matrices, whose
+    inputs have not drifted.
+    """
+    files = []
+    for taken in (0.7, 0):
+        monkeypatch.setattr("gwq_export.quantization.quantize.TAKEN", taken)
+        out = tmp_path / f"{taken}.gguf"
+        gwq_export.export(tiny("llama-bias"), out, samples=4, ctx=32, tune=0, **options)
+        with Reader(out) as reader:
+            files.append({name: bytes(t.data) for name, t in reader.tensors.items()})
+    differ = {name for name in files[0] if files[0][name] != files[1][name]}
+    assert {"blk.0.ffn_down.weight", "blk.1.attn_q.weight", "blk.2.attn_output.weight"} <= differ
+    if "type" in options:  # else the embedding is coded, too
+        assert not {name for name in differ if "blk.0.attn_q" in name}
+
+
 def test_files_are_closer_with_it(tmp_path):
     """The bundled model, and of which files the header says so."""
     folder = DATA / "gwq-reference"
