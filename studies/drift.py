@@ -58,6 +58,7 @@ divergence from the model, nats per token, of files that `gwq-export --type TYPE
 without tuning, which would hide some of it, and in brackets the ratio to the first row. The
 evaluation text is no calibration text, and its windows are the same in all rows: differences
 between rows are surer than the standard error over windows, which is given below each table.
+Seconds are those of whatever else the machine did meanwhile, too.
 """
 TABLE = """
 ## {model}

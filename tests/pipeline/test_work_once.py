@@ -90,3 +90,12 @@ def test_matrices_with_the_same_inputs_share_a_factor(monkeypatch):
         statistics = curvatures.put({"hessian": hessian, "rows": np.ones(16, np.float32)})
         assert statistics["hessian"].factor.shape == (64, 64)
     assert times == [1]
+
+
+def test_a_budget_factorizes_each_hessian_twice(tmp_path, monkeypatch, tiny, calib):
+    """For the choice and for the codes: matrices with the same inputs are neighbours in both."""
+    times = counting(monkeypatch, curvature, "cholesky_inverse")
+    options = {"bpw": 6.0, "fast": True, "calib": calib, "samples": 2, "ctx": 32}
+    gwq_export.export(tiny("llama"), tmp_path / "m.gguf", **options)
+    inputs = 3 * len(["q, k, v", "output", "gate, up", "down"]) + len(["embedding", "head"])
+    assert inputs < times[0] <= 2 * inputs
