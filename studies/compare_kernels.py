@@ -19,13 +19,13 @@ import json, sys
 from functools import partial
 from inspect import signature
 from itertools import cycle
-from gwq_export.bench.cases import Case, build
+from gwq_export.bench.cases import OPS, Case, build
 from gwq_export.bench.kernels import sample
 from gwq_export.native.library import Pool, isa
 from gwq_export.native.ops import Ops
 
 ops = Ops(Pool(int(sys.argv[1])))
-print(json.dumps({"isa": isa()}), flush=True)
+print(json.dumps({"isa": isa(), "ops": list(OPS)}), flush=True)
 for line in sys.stdin:
     case = json.loads(line)
     if case:  # a new one; {}: the same again
@@ -77,7 +77,7 @@ def compare_kernels(
     rounds: int,
     working_set: int = WORKING_SET,
 ) -> int:
-    """Print a row for each case; returns how many ratios are below LEAST.
+    """Print a row for each case that both know; returns how many ratios are below LEAST.
 
     The ratio is that of the rates, this checkout's over the other's: the median of `rounds`
     neighbouring samples with their quartiles. Raises GwqError.
@@ -100,6 +100,8 @@ def _rows(pair: tuple[Stopped, Stopped], cases: Sequence[Case], threads: int, ro
     isas = "/".join(dict.fromkeys(p.facts["isa"] for p in pair))
     slower = 0
     for case in cases:
+        if not all(case.op in p.facts["ops"] for p in pair):
+            continue  # of one of them only
         ours, theirs, each = ratios(pair, case, rounds)
         low, median, high = statistics.quantiles(each, n=4)
         slower += median < LEAST

@@ -34,7 +34,7 @@ GWQ_INLINE void gemv_tile(const tile_ops *ops, const gwq_matrix *m, const gwq_in
     for (int k = 0; k < nb; k++) {
         const size_t at = nb * scales + k * lines; /* the block's lines within the tile */
         for (int i = 0; i < streams; i++) {
-            prefetch(s[i].tile + at, ops->ahead, bytes);
+            if (ops->ahead) prefetch(s[i].tile + at, ops->ahead, bytes);
             if (ops->pages) prefetch(s[i].tile + at, ops->pages, 1);
             ops->block(table, tile[i] + k * scales, tile[i] + at, in->q + (b + k) * GWQ_BLOCK,
                        in->scale[b + k], in->bias + 8 * (b + k), s[i].dense);
@@ -109,7 +109,8 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
         for (int k = 0; k < nb; k++) {
             const uint8_t *scale = whole + k * scales, *line = whole + nb * scales + k * lines;
             const int64_t at = t * in->blocks + b + k;
-            if (!t) prefetch(tile + nb * scales + k * lines, ops->ahead, scales + lines);
+            if (!t && ops->ahead)
+                prefetch(tile + nb * scales + k * lines, ops->ahead, scales + lines);
             if (count == 4) ops->four(table, scale, line, in, at, dense);
             if (count == 2) ops->two(table, scale, line, in, at, dense);
             if (count == 1)

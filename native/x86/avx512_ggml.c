@@ -24,11 +24,10 @@ GWQ_INLINE __m512 add_unit(half_fn half, const int scaled, const uint8_t *p, con
     return _mm512_fmadd_ps(halves_of(p), s, sum);
 }
 
-/* As rows_fn */
-GWQ_INLINE void ggml_rows(half_fn half, const int scaled, size_t unit_bytes,
+/* As rows_fn; ahead: bytes between a read and its prefetch, 0: no prefetch */
+GWQ_INLINE void ggml_rows(half_fn half, const int scaled, size_t unit_bytes, const size_t ahead,
                           const uint8_t *const *row, const int count, int64_t cols,
                           const float *x, float *y) {
-    enum { AHEAD = 4096 };
     const int64_t units = cols / 32, rest = cols % 32;
     __m512 sum[STREAMS], v[2];
     for (int k = 0; k < STREAMS; k++) sum[k] = _mm512_setzero_ps();
@@ -36,7 +35,7 @@ GWQ_INLINE void ggml_rows(half_fn half, const int scaled, size_t unit_bytes,
         for (int i = 0; i < 2; i++) v[i] = _mm512_loadu_ps(x + 32 * u + 16 * i);
         for (int k = 0; k < count; k++) {
             const uint8_t *p = row[k] + (size_t)u * unit_bytes;
-            prefetch(p, AHEAD, unit_bytes);
+            if (ahead) prefetch(p, ahead, unit_bytes);
             sum[k] = add_unit(half, scaled, p, v, sum[k]);
         }
     }
@@ -86,21 +85,27 @@ GWQ_INLINE void four_rows(const float (*w)[CHUNK], const float *x, int64_t cols,
         for (int r = 0; r < rows; r++) y[i * stride + r] += sums[i][r];
 }
 
-#define GGML_TYPE(name, unit_bytes, scaled)                                                    \
-    GWQ_INLINE void name##_rows(const uint8_t *const *row, int count, int64_t cols,            \
-                                const float *x, float *y) {                                    \
-        ggml_rows(name##_half, scaled, unit_bytes, row, count, cols, x, y);                    \
-    }                                                                                          \
+#define ROWS(name, cpu, unit_bytes, scaled, ahead)                                             \
+    GWQ_INLINE void name##_##cpu##_rows(const uint8_t *const *row, int count, int64_t cols,    \
+                                        const float *x, float *y) {                            \
+        ggml_rows(name##_half, scaled, unit_bytes, ahead, row, count, cols, x, y);             \
+    }
+/* zen4: bytes of prefetch there, where whole cache lines are read faster without */
+#define GGML_TYPE(name, unit_bytes, scaled, zen4)                                              \
+    ROWS(name, any, unit_bytes, scaled, 4096)                                                  \
+    ROWS(name, amdfam19h, unit_bytes, scaled, zen4)                                            \
     void gwq_avx512_matmul_##name(const gwq_matrix *m, int64_t first, int64_t last,            \
                                   const gwq_input *in, float *y) {                             \
-        if (in->n == 1) ggml_gemv(name##_rows, m, first, last, in, y);                         \
-        else if (in->n <= GWQ_FEW) ggml_few(name##_rows, m, first, last, in, y);               \
+        if (in->n == 1 && __builtin_cpu_is("amdfam19h"))                                       \
+            ggml_gemv(name##_amdfam19h_rows, m, first, last, in, y);                           \
+        else if (in->n == 1) ggml_gemv(name##_any_rows, m, first, last, in, y);                \
+        else if (in->n <= GWQ_FEW) ggml_few(name##_any_rows, m, first, last, in, y);           \
         else                                                                                   \
             ggml_gemm(name##_floats, unit_bytes, four_rows, AT_ONCE, m, first, last, in, y);   \
     }
-GGML_TYPE(f16, 64, 0)
-GGML_TYPE(bf16, 64, 0)
-GGML_TYPE(q8_0, 34, 1)
+GGML_TYPE(f16, 64, 0, 0)
+GGML_TYPE(bf16, 64, 0, 0)
+GGML_TYPE(q8_0, 34, 1, 4096)
 
 /* Of few tokens memory alone is the limit, and AVX2's smaller loads read it a little faster. */
 void gwq_avx512_matmul_f32(const gwq_matrix *m, int64_t first, int64_t last, const gwq_input *in,

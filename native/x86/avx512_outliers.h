@@ -105,12 +105,12 @@ GWQ_INLINE void add_many(const uint8_t *record, int total, const int16_t *codes,
 /* sum[i] += a record, of the tile-th tile, for token t + i, i < count (constant); returns the next
  * record */
 GWQ_INLINE const uint8_t *add_record(const uint8_t *record, const gwq_input *in, int64_t tile,
-                                     int64_t t, const int count, __m512 *sum) {
+                                     int64_t t, const int count, size_t ahead, __m512 *sum) {
     const int n = total(record);
     const int64_t tiles = gwq_tiles(in->cols), at = t * tiles + tile;
     const int16_t *codes = in->codes16 + at * GWQ_TILE;
     const float *scale = in->scale16 + at;
-    prefetch(record, RECORDS_AHEAD, n <= 16 ? 64 : GWQ_ROWS + 3 * (size_t)n);
+    if (ahead) prefetch(record, RECORDS_AHEAD, n <= 16 ? 64 : GWQ_ROWS + 3 * (size_t)n);
     if (n <= 16) add_sixteen(record, n, codes, scale, tiles, count, sum);
     else add_many(record, n, codes, scale, tiles, count, sum);
     return record + GWQ_ROWS + 3 * n;
@@ -121,10 +121,9 @@ GWQ_INLINE const uint8_t *outliers(const tile_ops *ops, const struct side_table 
                                    const uint8_t *first, const uint8_t *next_tile, float *sum) {
     const int64_t tiles = gwq_tiles(side->in->cols);
     __m512 s = _mm512_loadu_ps(sum);
-    (void)ops;
     for (int64_t i = 0; i < tiles; i++) {
         prefetch(next_tile, i * WHILE_RECORD, WHILE_RECORD);
-        first = add_record(first, side->in, i, 0, 1, &s);
+        first = add_record(first, side->in, i, 0, 1, ops->ahead, &s);
     }
     _mm512_storeu_ps(sum, s);
     return first;
@@ -135,10 +134,9 @@ GWQ_INLINE const uint8_t *record(const tile_ops *ops, const struct side_table *s
                                  const uint8_t *first, int64_t i, int64_t t, const int count,
                                  float (*sum)[GWQ_ROWS]) {
     __m512 s[4] = {0};
-    (void)ops;
 #pragma GCC unroll 4
     for (int k = 0; k < count; k++) s[k] = _mm512_loadu_ps(sum[k]);
-    first = add_record(first, side->in, i, t, count, s);
+    first = add_record(first, side->in, i, t, count, ops->ahead, s);
 #pragma GCC unroll 4
     for (int k = 0; k < count; k++) _mm512_storeu_ps(sum[k], s[k]);
     return first;

@@ -175,11 +175,11 @@ TOKENS(8)
 
 /* On Zen 5 one row group at a time and two pages ahead, as the processor's own prefetches stop
  * where a page of 4 KB ends: faster than no prefetches, than 1 to 4 KB ahead, and than two or four
- * row groups. Zen 4 (family 19h) is slower with pages touched, and from 4 bits on with any
+ * row groups. Zen 4 (family 19h) is slower with pages touched, and from 3 bits on with any
  * prefetch. Sapphire Rapids reads memory 1.22 to 1.25 times as fast with three row groups, 1 KB
  * ahead, and loses 2 to 8 % by touching pages. */
 #define READ_AS_ON_ZEN5 .streams = 1, .ahead = 8192, .pages = 32768,
-#define READ_AS_ON_ZEN4(N) .streams = 1, .ahead = N < 4 ? 4096 : 0,
+#define READ_AS_ON_ZEN4(N) .streams = 1, .ahead = N < 3 ? 4096 : 0,
 #define READ_AS_ON_INTEL .streams = 3, .ahead = 1024,
 
 /* N: bits of a code */
