@@ -44,7 +44,7 @@ def export(
     lora: str | Path | None = None,
     revision: str | None = None,
     tokenizer_pre: str | None = None,
-    calib: str | Path | None = None,
+    calib: str | Path | Sequence[str | Path] = (),
     samples: int | None = None,
     ctx: int | None = None,
     seed: int = 0,
@@ -84,7 +84,8 @@ def export(
     lora: folder of a LoRA adapter (PEFT) that is added to the weights
     revision: of the hub's model
     tokenizer_pre: name of the pre-tokenizer to write where it is not recognised
-    calib: UTF-8 text file; None: the bundled text. samples x ctx tokens of it are used
+    calib: UTF-8 text file, .jsonl file of chats ({"messages": [{"role", "content"}, ...]} in
+        every line), or a list of such; none: the bundled text. samples x ctx tokens of it are used
     samples: None: the preset's, 32
     ctx: tokens per sample, cut to the model's context; None: 512
     seed: of the draw of samples, and of random rules
@@ -116,7 +117,7 @@ def export(
     report_only, only what is known of model and calibration, and "sensitivities" ([{"name",
     "shape", "choices": [{"type", "outliers", "bytes", "loss"}]}]). Raises GwqError.
     """
-    from gwq_export.pipeline.options import ExportOptions
+    from gwq_export.pipeline.options import ExportOptions, StrPath
     from gwq_export.pipeline.run import export
 
     options = ExportOptions(
@@ -136,7 +137,7 @@ def export(
         lora=lora,
         revision=revision,
         tokenizer_pre=tokenizer_pre,
-        calib=calib,
+        calib=[calib] if isinstance(calib, StrPath) else calib,
         samples=samples,
         ctx=ctx,
         seed=seed,

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from gwq_export import GwqError
-from gwq_export.calibration.text import CALIBRATION
+from gwq_export.calibration.sources import CALIBRATION
 from gwq_export.machine import cpu_name
 from studies.ablation_lab import Lab
 from studies.ablation_svg import plot

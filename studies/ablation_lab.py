@@ -15,6 +15,7 @@ import torch
 
 import gwq_export
 from gwq_export.calibration.gradients import gradients
+from gwq_export.calibration.sources import read_calibration
 from gwq_export.calibration.text import draw_calibration
 from gwq_export.evaluation.perplexity import PROTOCOLS, mean_error, score, windows
 from gwq_export.evaluation.predictors import module_logits, runtime_logits
@@ -152,7 +153,8 @@ class Lab:
     # --- what they do ---
 
     def tokens(self, seed, samples=None):
-        return draw_calibration(self.tokenizer, self.calib, samples or self.samples, self.ctx, seed)
+        text = read_calibration(self.tokenizer, [self.calib] if self.calib else [])
+        return draw_calibration(text, samples or self.samples, self.ctx, seed)
 
     def statistics(self, seed, samples=None):
         """{GGUF name: (weight, calibration statistics)}, rows in the file's order."""

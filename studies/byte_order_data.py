@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gwq_export.calibration.text import CALIBRATION
+from gwq_export.calibration.sources import CALIBRATION
 
 CTX = 256  # tokens of a sample
 

@@ -33,6 +33,7 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.spec import gguf_name
 from gwq_export.bench.tables import table
+from gwq_export.calibration.sources import read_calibration
 from gwq_export.calibration.text import draw_calibration
 from gwq_export.evaluation.perplexity import PROTOCOLS, score, windows
 from gwq_export.evaluation.predictors import Predictor, module_logits
@@ -269,9 +270,8 @@ class Comparison:
         args = self.args
         if args.no_importance:
             return {}, "none"
-        calibration = draw_calibration(
-            self.tokenizer, args.calib, args.samples, self.ctx, args.seed
-        )
+        text = read_calibration(self.tokenizer, [args.calib] if args.calib else [])
+        calibration = draw_calibration(text, args.samples, self.ctx, args.seed)
         samples, ctx = calibration.tokens.shape
         return ggml.importance(self.original, calibration.tokens), f"{samples} x {ctx} tokens"
 

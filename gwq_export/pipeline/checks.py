@@ -15,10 +15,11 @@ def check_options(options: ExportOptions, model: StrPath, out: StrPath | None) -
         if is_so:
             raise GwqError(sentence)
     outputs = _outputs(options, out)
-    others = {"MODEL": model, "--base": options.base, "--calib": options.calib}
-    others |= {"--verify-text": options.verify_text, "--work-dir": options.work_dir}
+    others = [("MODEL", model), ("--base", options.base)]
+    others += [("--verify-text", options.verify_text), ("--work-dir", options.work_dir)]
+    others += [("--calib", path) for path in options.calib]
     for i, (flag, path) in enumerate(outputs):
-        for other, name in [*outputs[:i], *others.items()]:
+        for other, name in [*outputs[:i], *others]:
             if _same_file(path, name):
                 raise GwqError(
                     f"{flag} {path}: that is the file of {other} too; give {flag} another name"

@@ -1,6 +1,6 @@
 """The importance of every input column, by the gradients, as llama-quantize --imatrix takes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ def write_imatrix(
     out: str | Path,
     source: Source,
     calibration: Calibration,
-    dataset: str | Path,
+    datasets: Sequence[str | Path],
     device: str,
     progress: Callable[[str, int, int], None],
     keep: Memory | None = None,
@@ -32,8 +32,8 @@ def write_imatrix(
 
     For every matrix of a tensor the file has sums over tokens, and how many tokens these are: of an
     expert's matrix, those that were routed to it. llama.cpp's own files have sums of x^2 in this
-    place, and llama-quantize weights all columns alike where no token was seen. dataset: name of
-    the calibration text. keep: for the hidden states, empty. Raises GwqError.
+    place, and llama-quantize weights all columns alike where no token was seen. datasets: the files
+    of the calibration text. keep: for the hidden states, empty. Raises GwqError.
     """
     gguf_names = {
         hf: gguf_name(i, row)
@@ -57,7 +57,7 @@ def write_imatrix(
     samples, ctx = calibration.tokens.shape
     keys = {
         "general.type": "imatrix",
-        "imatrix.datasets": [Path(dataset).name],
+        "imatrix.datasets": [Path(path).name for path in datasets],
         "imatrix.chunk_count": np.uint32(samples),
         "imatrix.chunk_size": np.uint32(ctx),
     }

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gwq_export.calibration.sources import Encoder, Text, read_calibration
 from gwq_export.calibration.text import (
     Calibration,
-    Encoder,
-    Remembering,
     draw_calibration,
     draw_held_out,
     draw_tuning,
@@ -199,8 +198,11 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
     plans = plan_tensors(source, recipe, overrides)
     check_steps(plans, options.tune)
     budget = budget_bytes(options, sum(p.weights for p in plans))
-    tokenizer = Remembering(Tokenizer(opened.keys))
-    calibration, held_out = _draw(options, plans, tokenizer, samples, ctx)
+    tokenizer = Tokenizer(opened.keys)
+    calibrates = options.calibrates or any(p.recipe.statistics for p in plans)
+    reads = calibrates or options.verifies
+    text = read_calibration(tokenizer, options.calib) if reads else Text([], None)
+    calibration = draw_calibration(text, samples, ctx, options.seed) if calibrates else None
     steps = _steps(options, calibration)
     type_name = "mixed" if options.budgeted else recipe.type.name
     job = Job(
@@ -216,9 +218,9 @@ def prepare(model: StrPath, out: StrPath | None, options: ExportOptions) -> Job:
         header=general_keys(source, opened.name, type_name) | opened.keys,
         rope=opened.rope,
         calibration=calibration,
-        held_out=held_out,
+        held_out=_draw_held_out(options, tokenizer, text, calibration, ctx),
         tune_steps=steps,
-        tune_tokens=_draw_tuning(options, tokenizer, calibration, steps),
+        tune_tokens=_draw_tuning(options, text, calibration, steps),
     )
     job.header |= _made_how(job)
     if budget is not None:
@@ -246,23 +248,20 @@ def _context(asked: int | None, source: Source) -> int:
     return min(CTX if asked is None else asked, limit)
 
 
-def _draw(
+def _draw_held_out(
     options: ExportOptions,
-    plans: Sequence[TensorPlan],
     tokenizer: Encoder,
-    samples: int,
+    text: Text,
+    calibration: Calibration | None,
     ctx: int,
-) -> tuple[Calibration | None, np.ndarray | None]:
-    """(calibration samples, held-out windows), each only where it is needed."""
-    calibration, held_out = None, None
-    needs_all = options.budgeted or options.imatrix or options.report_only
-    if needs_all or any(p.recipe.statistics for p in plans):
-        calibration = draw_calibration(tokenizer, options.calib, samples, ctx, options.seed)
-    if options.verifies:
-        held_out = draw_held_out(
-            tokenizer, options.verify_text, options.calib, calibration, ctx, options.seed
-        )
-    return calibration, held_out
+) -> np.ndarray | None:
+    """Windows of --verify-text, else of the calibration's text that it left, to verify on."""
+    if not options.verifies:
+        return None
+    if options.verify_text is None:
+        return draw_held_out(text, calibration, ctx, options.seed)
+    other = read_calibration(tokenizer, [options.verify_text], "--verify-text")
+    return draw_held_out(other, None, ctx, options.seed)
 
 
 def _steps(options: ExportOptions, calibration: Calibration | None) -> int:
@@ -273,13 +272,13 @@ def _steps(options: ExportOptions, calibration: Calibration | None) -> int:
 
 
 def _draw_tuning(
-    options: ExportOptions, tokenizer: Encoder, calibration: Calibration | None, steps: int
+    options: ExportOptions, text: Text, calibration: Calibration | None, steps: int
 ) -> torch.Tensor | None:
     """Windows for so many steps, None where they are too few."""
     if calibration is None or not steps:
         return None
     count = windows_wanted(steps, calibration.tokens.shape[1])
-    tokens = draw_tuning(tokenizer, options.calib, calibration, count, options.seed)
+    tokens = draw_tuning(text, calibration, count, options.seed)
     return tokens if len(tokens) >= WINDOWS else None
 
 

@@ -182,12 +182,14 @@ class ExportOptions:
             metavar="NAME",
         ),
     )
-    calib: StrPath | None = field(
-        default=None,
+    calib: Sequence[StrPath] = field(
+        default=(),
         metadata=_row(
             _CALIBRATION,
-            "calibration text, UTF-8 (default: a bundled one)",
+            "calibration text, UTF-8, or .jsonl with a chat in every line (default: a bundled"
+            " text); several are read one after another",
             metavar="FILE",
+            kind="list",
         ),
     )
     samples: int | None = field(
@@ -316,9 +318,10 @@ class ExportOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("tensor_type", "exclude"):  # one string is a list of one
+        for name in ("tensor_type", "exclude", "calib"):  # one is a list of one, None of none
             value = getattr(self, name)
-            object.__setattr__(self, name, [value] if isinstance(value, str) else list(value))
+            one = isinstance(value, StrPath)
+            object.__setattr__(self, name, [value] if one else list(value or ()))
 
     @property
     def plain(self) -> bool:
@@ -330,6 +333,11 @@ class ExportOptions:
     def budgeted(self) -> bool:
         """Whether types and outliers are chosen under a budget."""
         return self.bpw is not None or self.size is not None or self.plain
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether gradients are needed, whatever the types."""
+        return bool(self.budgeted or self.imatrix or self.report_only)
 
     @property
     def verifies(self) -> bool:

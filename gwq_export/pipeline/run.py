@@ -26,8 +26,8 @@ except ImportError as e:
     message = f'export needs {e.name}: install it with pip install "gwq-export[export]"'
     raise GwqError(message) from None
 
+from gwq_export.calibration.sources import CALIBRATION
 from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS
-from gwq_export.calibration.text import CALIBRATION
 from gwq_export.compute.results import Memory, Workdir
 from gwq_export.compute.threads import cpus, one_thread_each
 from gwq_export.machine import peak_rss, release_memory
@@ -239,10 +239,10 @@ def _write(
     """Write the file, and the importance matrix before it."""
     options = job.options
     if options.imatrix and job.calibration:
-        text = options.calib or CALIBRATION
+        texts = options.calib or [CALIBRATION]
         states = None if work.folder else work.section("imatrix")  # no later run goes on with them
         write_imatrix(
-            options.imatrix, job.source, job.calibration, text, options.device, progress, states
+            options.imatrix, job.source, job.calibration, texts, options.device, progress, states
         )
     kld = write(job, work.section("tensors"), pool, tuned, progress, kept)
     return {"tuned_kld": kld} if kld else {}

@@ -12,6 +12,7 @@ from gwq_export import GwqError
 from gwq_export.arch.config import read_config
 from gwq_export.arch.spec import gguf_name
 from gwq_export.calibration.gradients import gradients
+from gwq_export.calibration.sources import read_calibration
 from gwq_export.calibration.text import draw_calibration
 from gwq_export.format.outliers import unpack_outliers
 from gwq_export.hf.source import Source
@@ -31,7 +32,8 @@ def test_weights_and_statistics_move_alike(tiny, exported, name):
     tiled = gwq_export.open_gguf(
         exported(tiny(name), type="gwq4", preset="paper", samples=2, ctx=64)[0]
     ).tensors
-    calibration = draw_calibration(Tokenizer(to_metadata(tiny(name), source.vocab)), None, 2, 64, 0)
+    text = read_calibration(Tokenizer(to_metadata(tiny(name), source.vocab)))
+    calibration = draw_calibration(text, 2, 64, 0)
     found = {
         hf: statistics["abs"] for hf, _, statistics in gradients(source, calibration, ("abs",))
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gwq_export
-from gwq_export.calibration.text import CALIBRATION
+from gwq_export.calibration.sources import CALIBRATION
 from gwq_export.evaluation import predictors
 from gwq_export.evaluation.perplexity import log_softmax
 from gwq_export.hf.opened import open_model

@@ -7,6 +7,7 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
+from gwq_export.calibration.sources import read_calibration
 from gwq_export.calibration.text import draw_calibration, draw_held_out, draw_tuning
 from gwq_export.compute.results import DONE
 from gwq_export.format.tiles import unpack_tiles
@@ -36,9 +37,10 @@ def kld(folder, path, windows):
 def drawn(folder, calib, samples=5, ctx=16, steps=3):
     """(calibration, windows of the tuning) of an export with seed 0."""
     tokenizer = tokenizer_of(folder)
-    calibration = draw_calibration(tokenizer, calib, samples, ctx, 0)
+    text = read_calibration(tokenizer, [calib] if calib else [])
+    calibration = draw_calibration(text, samples, ctx, 0)
     count = tuning_steps.windows_wanted(steps, ctx)
-    return calibration, draw_tuning(tokenizer, calib, calibration, count, 0).numpy()
+    return calibration, draw_tuning(text, calibration, count, 0).numpy()
 
 
 @pytest.fixture
@@ -186,12 +188,13 @@ def test_steps_use_other_windows_than_the_judge():
 
 def test_text_of_the_tuning_is_fresh_first():
     tokenizer = tokenizer_of(REFERENCE)
-    calibration = draw_calibration(tokenizer, None, 8, 128, 0)
+    text = read_calibration(tokenizer)
+    calibration = draw_calibration(text, 8, 128, 0)
     used = {w.tobytes() for w in calibration.tokens.numpy()}
-    used |= {w.tobytes() for w in draw_held_out(tokenizer, None, None, calibration, 128, 0)}
-    few = draw_tuning(tokenizer, None, calibration, 20, 0).numpy()
+    used |= {w.tobytes() for w in draw_held_out(text, calibration, 128, 0)}
+    few = draw_tuning(text, calibration, 20, 0).numpy()
     assert len(few) == 20 and not used & {w.tobytes() for w in few}
-    everything = draw_tuning(tokenizer, None, calibration, 1 << 30, 0).numpy()
+    everything = draw_tuning(text, calibration, 1 << 30, 0).numpy()
     assert np.array_equal(everything[:20], few)
     assert {w.tobytes() for w in everything[-8:]} <= used
 

@@ -8,6 +8,7 @@ import pytest
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.layout import Arrangement
+from gwq_export.calibration.sources import read_calibration
 from gwq_export.calibration.text import HELD_OUT, draw_calibration, draw_held_out
 from gwq_export.evaluation.perplexity import score
 from gwq_export.evaluation.predictors import runtime_logits
@@ -46,14 +47,15 @@ def test_figures_are_those_of_transformers(verified):
 
 
 def held_out_windows(model, samples, ctx, seed=0):
-    calibration = draw_calibration(model.tokenizer, None, samples, ctx, seed)
-    return draw_held_out(model.tokenizer, None, None, calibration, ctx, seed)
+    text = read_calibration(model.tokenizer)
+    return draw_held_out(text, draw_calibration(text, samples, ctx, seed), ctx, seed)
 
 
 def test_held_out_text_is_not_calibration_text(verified):
     tokenizer = gwq_export.load(verified[0]).tokenizer
-    calibration = draw_calibration(tokenizer, None, 40, 256, 5)
-    held_out = draw_held_out(tokenizer, None, None, calibration, 256, 5)
+    text = read_calibration(tokenizer)
+    calibration = draw_calibration(text, 40, 256, 5)
+    held_out = draw_held_out(text, calibration, 256, 5)
     assert held_out.shape == (HELD_OUT, 256)
     assert len({w.tobytes() for w in held_out}) == HELD_OUT
     assert not {w.tobytes() for w in held_out} & {w.tobytes() for w in calibration.tokens.numpy()}

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gwq_export.calibration.text import CALIBRATION
+from gwq_export.calibration.sources import CALIBRATION
 from gwq_export.evaluation.perplexity import PROTOCOLS, score
 from gwq_export.evaluation.predictors import module_logits
 from studies import ablation

@@ -188,7 +188,8 @@ def test_importance_of_experts(tiny, tmp_path, name):
     gguf = pytest.importorskip("gguf")
     source = Source(tiny(name))
     tokens = torch.from_numpy(np.random.default_rng(0).integers(3, 1024, (3, 40)))
-    write_imatrix(tmp_path / "im.gguf", source, Calibration(tokens), "text", "cpu", lambda *_: None)
+    calibration = Calibration(tokens)
+    write_imatrix(tmp_path / "im.gguf", source, calibration, ["text"], "cpu", lambda *_: None)
     found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "im.gguf").tensors}
     expected = whole_factors(tiny(name), tokens)
     assert found["blk.0.attn_q.weight.counts"].tolist() == [[120]]

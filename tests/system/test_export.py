@@ -8,7 +8,7 @@ import pytest
 
 import gwq_export
 from gwq_export import GwqError
-from gwq_export.calibration.text import CALIBRATION
+from gwq_export.calibration.sources import CALIBRATION, read_calibration
 from gwq_export.evaluation.perplexity import evaluate
 from gwq_export.evaluation.predictors import runtime_logits
 from gwq_export.format.outliers import unpack_outliers
@@ -112,7 +112,8 @@ def test_statistics_follow_their_rows(exported, preset, rule):
 
     source = Source(REFERENCE)
     wanted = "model.layers.2.self_attn.k_proj.weight"
-    calibration = draw_calibration(Tokenizer(to_metadata(REFERENCE, source.vocab)), None, 4, 256, 0)
+    text = read_calibration(Tokenizer(to_metadata(REFERENCE, source.vocab)))
+    calibration = draw_calibration(text, 4, 256, 0)
     found = {
         name: (w, s)
         for name, w, s in gradients(source, calibration, ("abs", "square", "hessian", "rows"))

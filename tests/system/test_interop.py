@@ -249,6 +249,7 @@ def test_widths_that_a_block_does_not_divide(tiny, tmp_path, caplog, options):
 def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys):
     """As autograd gives it token by token, in the keys and shapes of llama.cpp's files."""
     gguf, torch = pytest.importorskip("gguf"), pytest.importorskip("torch")
+    from gwq_export.calibration.sources import read_calibration
     from gwq_export.calibration.text import draw_calibration
     from gwq_export.hf.source import Source
     from gwq_export.tokenizer.from_hf import to_metadata
@@ -277,7 +278,8 @@ def test_importance_is_the_fisher_information_of_columns(tiny, tmp_path, capsys)
     assert all(t.tensor_type == 0 for t in reader.tensors)
     source = Source(folder)
     model = original_model(folder)
-    tokens = draw_calibration(Tokenizer(to_metadata(folder, source.vocab)), None, 2, 32, 0).tokens
+    text = read_calibration(Tokenizer(to_metadata(folder, source.vocab)))
+    tokens = draw_calibration(text, 2, 32, 0).tokens
     module = model.model.layers[1].mlp.down_proj
     seen = {}
     total = 0
