@@ -37,8 +37,9 @@ def provenance_keys(
         "saliency": None if is_ggml else recipe.saliency,
         "table": None if is_ggml else recipe.table,
         "error_feedback": recipe.feedback,
-        "row_feedback": recipe.feedback and recipe.outputs,
-        "drift_correction": recipe.drift,
+        # left out where false, so that files made without are what they were before these keys
+        "row_feedback": (recipe.feedback and recipe.outputs) or None,
+        "drift_correction": recipe.drift or None,
     }
     if calibration:
         samples, ctx = calibration.tokens.shape
