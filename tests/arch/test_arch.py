@@ -282,5 +282,5 @@ def test_numbers_of_blocks_are_checked():
     assert of_blocks(np.array([0.5, 0.25], np.float32)) == (0.5, 0.25)
     assert of_blocks(np.float32(0.5)) == (0.5, 0.5)  # as llama.cpp reads it
     for value in (None, "x", np.ones(3), np.array([1, 2]), np.array([1.0, np.nan])):
-        with pytest.raises(GwqError, match="xielu.beta"):
+        with pytest.raises(GwqError, match=r"xielu\.beta"):
             of_blocks(value)
