@@ -70,6 +70,23 @@ def short_of_memory(error: BaseException) -> bool:
     )
 
 
+def not_imported(error: ImportError, what: str, extra: str) -> GwqError:
+    """The error to raise where `what` needs a package that cannot be imported.
+
+    extra: of this package, that installs it. A package that is there, but does not load, is another
+    matter than a missing one, and a lack of memory has to do with neither.
+    """
+    name = (error.name or "a package").partition(".")[0]
+    if short_of_memory(error):
+        return NoMemory(f"there is not enough memory to load what {what} needs")
+    if isinstance(error, ModuleNotFoundError):
+        return GwqError(f'{what} needs {name}: pip install "gwq-export[{extra}]"')
+    return GwqError(
+        f"{what} needs a package that does not load ({one_line(error)}): install it again, "
+        f'pip install --force-reinstall "gwq-export[{extra}]"'
+    )
+
+
 @contextlib.contextmanager
 def translated(sentence: str) -> Iterator[None]:
     """Turn whatever another library raises in this block into a GwqError.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-from gwq_export.errors import GwqError
+from gwq_export.errors import not_imported
 from gwq_export.evaluation.predictors import load, runtime_logits
 from gwq_export.evaluation.tasks import encode_pair, score
 from gwq_export.runtime.sampling import Sampling
@@ -23,12 +23,11 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ImportError as e:
-    missing = (e.name or "lm_eval").partition(".")[0]
-    message = f'lm-evaluation-harness needs {missing}: pip install "gwq-export[lm-eval]"'
+    unusable = not_imported(e, "lm-evaluation-harness", "lm-eval")
     if __name__ == "__main__":
-        print(f"gwq_export.evaluation.lm_eval: error: {message}", file=sys.stderr)
+        print(f"gwq_export.evaluation.lm_eval: error: {unusable}", file=sys.stderr)
         sys.exit(2)
-    raise GwqError(message) from None
+    raise unusable from None
 
 
 @register_model("gwq")

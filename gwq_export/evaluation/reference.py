@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.errors import GwqError, translated
+from gwq_export.errors import GwqError, not_imported, translated
 from gwq_export.evaluation.predictors import Predictor, load, module_logits, runtime_logits
 from gwq_export.machine import default_threads
 from gwq_export.runtime.model import Model
@@ -91,9 +91,7 @@ def _of_folder(folder: str | PathLike[str], threads: int | None) -> tuple[Predic
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ImportError as e:
-        raise GwqError(
-            f'--against a Hugging Face folder needs {e.name}: pip install "gwq-export[export]"'
-        ) from None
+        raise not_imported(e, "--against a Hugging Face folder", "export") from None
 
     def refuse(why: str) -> GwqError:
         return GwqError(f"--against {folder}: {why}: {SAME}")

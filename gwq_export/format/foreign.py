@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from gwq_export.errors import AGAIN, GwqError, about
+from gwq_export.errors import AGAIN, GwqError, about, not_imported
 from gwq_export.format.header import GGML_TYPES
 from gwq_export.format.reader import Reader
 from gwq_export.format.tensor import Tensor
@@ -28,9 +28,7 @@ def _gguf() -> ModuleType:
         import gguf
         import gguf.quants
     except ImportError as e:
-        raise GwqError(
-            f'a file with ggml tensor types needs {e.name}: pip install "gwq-export[export]"'
-        ) from None
+        raise not_imported(e, "a file with ggml tensor types", "export") from None
     return gguf
 
 

@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from gwq_export.errors import GwqError
+from gwq_export.errors import not_imported
 
 try:
     import safetensors  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401
 except ImportError as e:
-    message = f'export needs {e.name}: install it with pip install "gwq-export[export]"'
-    raise GwqError(message) from None
+    raise not_imported(e, "export", "export") from None
 
 from gwq_export.calibration.sources import CALIBRATION
 from gwq_export.calibration.statistics import MIN_EXPERT_TOKENS

@@ -11,6 +11,7 @@ import gwq_export
 from gwq_export import GwqError
 from gwq_export.errors import NoMemory
 from gwq_export.files import save
+from gwq_export.format.foreign import _gguf
 from gwq_export.hf.model_class import ModelClass
 from gwq_export.hf.shards import Shards
 from gwq_export.hf.source import Source
@@ -99,6 +100,42 @@ def test_a_lack_of_memory_is_not_the_configs_fault(monkeypatch, raised):
     with pytest.raises(NoMemory) as caught:
         ModelClass({"model_type": "llama"}, REFERENCE / "config.json")
     assert "config.json" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raised, kind, words",
+    [
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            GwqError,
+            "needs torch: pip",
+        ),
+        (
+            ImportError("libtorch.so: failed to map segment", name="_C"),
+            NoMemory,
+            "not enough memory",
+        ),
+        (
+            ImportError("undefined symbol: x", name="_C"),
+            GwqError,
+            r"not load \(undefined symbol: x\)",
+        ),
+    ],
+)
+def test_a_package_that_does_not_load_is_not_missing(monkeypatch, raised, kind, words):
+    """As gguf, which reading its types needs."""
+    original = builtins.__import__
+
+    def failing(name, *args, **kwargs):
+        if name == "gguf":
+            raise raised
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", failing)
+    with pytest.raises(GwqError, match=words) as caught:
+        _gguf()
+    assert type(caught.value) is kind
+    assert ("pip install" in str(caught.value)) == (kind is GwqError)
 
 
 @pytest.fixture
