@@ -1,6 +1,7 @@
 """From a text to statistics of every matrix.
 
 Modules import only those listed above them:
+    sources
     text
     linear
     moe_modules

@@ -112,8 +112,10 @@ class Native:
         command += [str(seeds)] if seeds.is_dir() else []
         start = time.monotonic()
         text = ""
+        # libFuzzer takes the largest size of a process for its own, which Linux carries over from
+        # the one that started it: a shell between them is small
         with subprocess.Popen(
-            command,
+            ["sh", "-c", '"$@"; exit $?', "sh", *command],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
