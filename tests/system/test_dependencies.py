@@ -63,6 +63,8 @@ def test_no_licence_binds_the_users():
     names = installed([name_of(r) for needed in USERS.values() for r in needed])
     assert {"numpy", "cffi", "jinja2", "tokenizers", "tqdm"} < set(names)
     for name in names:
+        if name.startswith("nvidia-"):
+            continue  # of torch's build for CUDA, which the page names
         said = licence(name)
         assert FREE.search(said), f"{name} says {said!r}: look at its licence"
         assert " OR " in said or not BINDING.search(said.replace("LGPL", "")), (name, said)
