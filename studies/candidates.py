@@ -1,4 +1,4 @@
-"""What several candidates for the codes are worth: the table in docs/results/ablation.md.
+"""What several candidates for the codes are worth: the table in docs/results/tried.md.
 
     studies/candidates [MODEL] [--types gwq4,gwq3,gwq2] [--seeds 2]
 

@@ -1,4 +1,4 @@
-"""What wider windows would be worth at 2 and 3 bits: the table in docs/results/ablation.md.
+"""What wider windows would be worth at 2 and 3 bits: the table in docs/results/tried.md.
 
     studies/windows [--rings 2000] [--restarts 3]
 
