@@ -71,8 +71,8 @@ def variants() -> dict[str, Variant]:
     return made
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and print."""
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("model", nargs="?", type=Path, default=REFERENCE)
     p.add_argument("--types", default="gwq4,gwq3,gwq2")
@@ -80,7 +80,12 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--text", type=Path, default=DATA / "eval.txt")
     p.add_argument("--characters", type=int, default=40000, help="of the text, from its start")
     p.add_argument("--ctx", type=int, default=256, help="tokens of an evaluation window")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = parser().parse_args(argv)
     text = args.text.read_text(encoding="utf-8")[: args.characters]
     against = transformers_logits(args.model)
     types = args.types.split(",")

@@ -76,12 +76,17 @@ def loss(bits: int, width: int, rings: int, restarts: int) -> float:
     return error(judge, min(tables, key=lambda t: error(fit, t)))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and print."""
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--rings", type=int, default=2000, help="that tables are fitted to")
     p.add_argument("--restarts", type=int, default=3, help="tables tried for each window")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = parser().parse_args(argv)
     rows = []
     for bits, widths in WINDOWS.items():
         losses = {width: loss(bits, width, args.rings, args.restarts) for width in widths}
