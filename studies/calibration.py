@@ -28,10 +28,10 @@ from studies.paths import REFERENCE, RESULTS
 INTRO = """\
 # Calibration text
 
-What more of it is worth, or another one. KL divergence from the model, nats per token, of files that
-`gwq-export` writes, in brackets the ratio to the first row; the evaluation texts are no calibration
-texts. Differences between rows are surer than the standard error over windows, which is given below
-each table.
+What more of it is worth, or another one. KL divergence from the model, nats per token, of files
+that `gwq-export` writes, in brackets the ratio to the first row; the evaluation texts are no
+calibration texts. Differences between rows are surer than the standard error over windows, which is
+given below each table.
 """
 TABLE = """
 ## {model}
