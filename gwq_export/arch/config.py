@@ -69,8 +69,6 @@ class Config:
     logit_scale: float
     residual_scale: float
     embedding_scale: float
-    # of each block, by their keys: numbers of the activation
-    numbers: dict[str, tuple[float, ...]]
 
     @property
     def dims(self) -> dict[str, int]:
@@ -91,7 +89,6 @@ class Config:
             "experts": self.experts,
             "expert_ffn": self.expert_ffn,
             "shared_ffn": self.shared_ffn,
-            "one": 1,
             "conv_in": 3 * self.dim,
             "taps": self.taps,
         }
@@ -174,7 +171,6 @@ def _config(reader: File) -> Config:
         logit_scale=1 / logit_scale if arch.logits_divided else logit_scale,
         residual_scale=keys.number("residual_scale", 1),
         embedding_scale=keys.number("embedding_scale", dim**0.5 if arch.scaled_embedding else 1),
-        numbers={row.gguf: keys.of_blocks(row.gguf, layers) for row in arch.block if row.key},
     )
 
 

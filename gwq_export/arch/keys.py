@@ -75,22 +75,6 @@ class Keys:
             self.refuse(key, value)
         return [int(v) for v in values]
 
-    def of_blocks(self, key: str, blocks: int) -> tuple[float, ...]:
-        """A number of each block, under a key without a prefix; the file may have one for all."""
-        value = self.file.metadata.get(key)
-        numbers = np.asarray(value if value is not None else [])
-        if numbers.ndim == 0:
-            numbers = np.full(blocks, value)
-        if (
-            numbers.shape != (blocks,)
-            or numbers.dtype.kind != "f"
-            or not np.isfinite(numbers).all()
-        ):
-            raise GwqError(
-                f"metadata key {key} is {value!r}, which cannot be; export the model again"
-            )
-        return tuple(numbers.tolist())
-
     def flags(self, key: str, count: int) -> list[bool] | None:
         """A list of `count` truth values, None where the file has no list there."""
         value = self.file.metadata.get(f"{self.prefix}.{key}")

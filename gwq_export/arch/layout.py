@@ -104,7 +104,7 @@ def arrangement(
 
     dims: sizes by their names there; heads: {"heads", "kv_heads"}.
     """
-    rows = dims[row.shape[0]] if row.shape else 1
+    rows = dims[row.shape[0]]
     split: tuple[int, ...] = ()
     swap: tuple[int, ...] = ()
     if row.heads and arch.rope == "pairs":

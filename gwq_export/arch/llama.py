@@ -9,8 +9,6 @@ from gwq_export.arch.parts import (
     LLAMA_BLOCK,
     PAIRED_ATTENTION,
     QK_NORMS,
-    TensorRow,
-    linear,
     norm,
 )
 from gwq_export.arch.spec import LLAMA_ROPES, OFF, SILU, Arch
@@ -35,19 +33,6 @@ HUNYUAN_BLOCK = (
     norm("attn_q_norm", "self_attn.query_layernorm", "head"),
     norm("attn_k_norm", "self_attn.key_layernorm", "head"),
     *_REST,
-)
-APERTUS_BLOCK = (  # without a gate: the activation has numbers of its own in each block
-    norm("attn_norm", "attention_layernorm"),
-    *ATTENTION,
-    *QK_NORMS,
-    *ATTENTION_OUTPUT,
-    norm("ffn_norm", "feedforward_layernorm"),
-    *linear("ffn_up", "mlp.up_proj", "ffn", "dim", bias=False),
-    *linear("ffn_down", "mlp.down_proj", "dim", "ffn", bias=False),
-    TensorRow("xielu.alpha_n", "mlp.act_fn.alpha_n", ("one",), key=True),
-    TensorRow("xielu.alpha_p", "mlp.act_fn.alpha_p", ("one",), key=True),
-    TensorRow("xielu.beta", "mlp.act_fn.beta", (), key=True),
-    TensorRow("xielu.eps", "mlp.act_fn.eps", (), key=True),
 )
 _GRANITE = Arch(
     "granite",
@@ -115,14 +100,6 @@ ARCHS = {  # Hugging Face class name -> row
         rope_kinds=("default", "linear", "yarn", "alpha"),
         norms_turned=True,
         model_type="hunyuan_v1_dense",
-    ),
-    "ApertusForCausalLM": Arch(
-        "apertus",
-        "halves",
-        APERTUS_BLOCK,
-        rope_kinds=LLAMA_ROPES,
-        activation="xielu",
-        only={"hidden_act": ("xielu",), "attention_bias": OFF},
     ),
     "Ernie4_5ForCausalLM": Arch(
         "ernie4_5",

@@ -34,8 +34,6 @@ class TensorRow:
     optional: bool = False
     # "attention" or "conv": only blocks of this kind have it; "": all blocks
     kind: str = ""
-    # the file has it as a number of each block, an array under the key `gguf`
-    key: bool = False
     # which matrix of a tensor (experts, rows, columns) it is, None for a whole tensor
     expert: int | None = None
 

@@ -56,7 +56,7 @@ class Arch:
     # LayerNorm in place of RMSNorm, with a bias unless the next says no
     layer_norm: bool = False
     norm_biased: bool = True
-    # "silu", "gelu" (erf), "gelu_tanh" or "xielu"
+    # "silu", "gelu" (erf) or "gelu_tanh"
     activation: str = "silu"
     # embeddings are multiplied by the root of their width
     scaled_embedding: bool = False

@@ -142,14 +142,4 @@ def config_keys(source: Source) -> dict[str, Any]:
         keys[key] = source.number(config.get(config_key), config_key)
     if arch.parallel and "use_parallel_residual" in config:
         keys["use_parallel_residual"] = bool(config["use_parallel_residual"])
-    return {f"{arch.gguf}.{key}": value for key, value in keys.items()} | _of_blocks(source)
-
-
-def _of_blocks(source: Source) -> dict[str, np.ndarray]:
-    """{key: float32 (blocks,)} of the tensors that files have as numbers of each block."""
-    numbers: dict[str, list[float]] = {}
-    for i in range(source.layers):
-        for row, name in source.block(i).items():
-            if row.key:
-                numbers.setdefault(row.gguf, []).append(source.tensor(name).item())
-    return {key: np.array(values, np.float32) for key, values in numbers.items()}
+    return {f"{arch.gguf}.{key}": value for key, value in keys.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gwq_export.arch.config import ROPE_TENSORS, read_config
+from gwq_export.arch.config import ROPE_TENSORS
 from gwq_export.arch.layout import Arrangement, arrangement
 from gwq_export.arch.spec import Arch, gguf_name
 from gwq_export.errors import AGAIN, GwqError, about
@@ -25,8 +25,8 @@ from gwq_export.format.types import TYPES
 class Place:
     """Where a tensor of the checkpoint is in the file, and how it is arranged there."""
 
-    gguf: str  # name of the file's tensor, or of the key that has a number of each block
-    matrix: int  # which of its matrices or numbers
+    gguf: str  # name of the file's tensor
+    matrix: int  # which of its matrices
     shape: tuple[int, ...]  # in the file: (rows, columns) or (n,)
     arrange: Arrangement
 
@@ -75,11 +75,7 @@ class Checkpoint:
         known = {row.gguf: (row.hf, row) for row in (*arch.first, *arch.last)}
         known["output.weight"] = arch.head, arch.first[0]
         for i in range(layers):
-            known |= {
-                gguf_name(i, row): (f"{arch.layers}.{i}.{row.hf}", row)
-                for row in arch.block
-                if not row.key
-            }
+            known |= {gguf_name(i, row): (f"{arch.layers}.{i}.{row.hf}", row) for row in arch.block}
         for name, tensor in reader.tensors.items():
             if tensor.companion or name in ROPE_TENSORS:
                 continue
@@ -93,12 +89,6 @@ class Checkpoint:
             arrange = arrangement(row, arch, dims, heads)
             for j in range(tensor.shape[0] if len(tensor.shape) > 2 else 1):
                 self.places[hf.format(j)] = Place(name, j, tensor.shape[-2:], arrange)
-        self._numbers = read_config(reader).numbers
-        for row in (row for row in arch.block if row.key):
-            one = tuple(dims[d] for d in row.shape)
-            for i in range(layers):
-                hf = f"{arch.layers}.{i}.{row.hf}"
-                self.places[hf] = Place(row.gguf, i, one, Arrangement())
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -116,9 +106,6 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """A float32 copy of a tensor, in the checkpoint's layout. Raises GwqError for damage."""
         place = self.places[name]
-        if place.gguf in self._numbers:
-            number = np.float32(self._numbers[place.gguf][place.matrix])
-            return np.full(place.shape, number)
         tensor = self.reader.tensors[place.gguf].matrices()[place.matrix]
         with about(tensor.path):
             tensor = replace(tensor, data=bytes_of(tensor, 0, tensor.nbytes))

@@ -95,8 +95,8 @@ def tensors_of(config: PretrainedConfig, head: str, where: object) -> dict[str, 
         model = AutoModelForCausalLM.from_config(config)
     last = model.get_output_embeddings()
     own = next(name for name, module in model.named_modules() if module is last)
-    tensors = model.state_dict()  # parameters, and the buffers that checkpoints have
+    parameters = model.named_parameters(remove_duplicate=False)
     return {
-        head if name == f"{own}.weight" else name: tuple(tensor.shape)
-        for name, tensor in tensors.items()
+        head if name == f"{own}.weight" else name: tuple(parameter.shape)
+        for name, parameter in parameters
     }

@@ -125,7 +125,6 @@ class ModelConfig:
             "heads": heads,
             "vocab": self.vocab,
             "ctx": self.integer("max_position_embeddings"),
-            "one": 1,
         }
         if self.arch.experts:
             self.dims["experts"] = self.integer("num_local_experts")

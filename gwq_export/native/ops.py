@@ -174,10 +174,7 @@ class Ops:
             check(s, "short convolution")
 
     def activate(self, x: Pointer, up: Pointer, n: int, dim: int, activation: int) -> None:
-        """x (n, dim) = activation(x) * up (n, dim); up may be NULL with GWQ_GELU and _GELU_TANH.
-
-        With GWQ_XIELU there is no factor, and up (4,) are the numbers that gwq.h names.
-        """
+        """x (n, dim) = activation(x) * up (n, dim); up may be NULL with GWQ_GELU and _GELU_TANH."""
         if s := self.lib.gwq_activate(self.pool.ptr, x, up, n, dim, activation):
             check(s, "activation")
 

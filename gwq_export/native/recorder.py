@@ -183,7 +183,7 @@ class Recorder(Ops):
         """As Ops.activate."""
         reads = [floats(x, n * dim)]
         if up != NULL:
-            reads.append(floats(up, 4 if activation == lib().GWQ_XIELU else n * dim))
+            reads.append(floats(up, n * dim))
         self._add("activate", n, reads, reads[:1], x=x, up=up, dim=dim, activation=activation)
 
     def cache(self, x: Pointer, count: int, type: int, cache: Pointer, first: int) -> None:

@@ -115,8 +115,7 @@ def _tensors_of_file(source: Source) -> Iterable[tuple[TensorRow, str, list[str]
     for i in range(source.layers):
         of_block: dict[str, tuple[TensorRow, list[str]]] = {}  # experts share a GGUF name
         for row, hf in source.block(i).items():
-            if not row.key:
-                of_block.setdefault(gguf_name(i, row), (row, []))[1].append(hf)
+            of_block.setdefault(gguf_name(i, row), (row, []))[1].append(hf)
         for name, (row, names) in of_block.items():
             yield row, name, names, row.linear
     for row in source.arch.last:

@@ -116,7 +116,7 @@ def _run_source(
         tap.attach({n: block.get_submodule(r.hf.removesuffix(".weight")) for r, n in alone.items()})
         yield
         tap.remove()
-        for name in (name for row, name in rows.items() if not row.key):
+        for name in rows.values():
             plan = plan_of[name]
             if plan.name not in errors:
                 x = [inputs[s][name] for s in sorted(inputs)] if name in alone.values() else None

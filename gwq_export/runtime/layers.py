@@ -61,22 +61,14 @@ class FeedForward:
     """A dense feed-forward layer: down(activation(gate) * up), or down(activation(up)) ungated.
 
     inputs: makes gate and up (n, ffn) of x if `gated`, else only up. activation: enum
-    gwq_activation; numbers (4,): those of GWQ_XIELU.
+    gwq_activation.
     """
 
-    def __init__(
-        self,
-        inputs: Linear | Split,
-        gated: bool,
-        down: Linear,
-        activation: int,
-        numbers: F32 | None = None,
-    ) -> None:
+    def __init__(self, inputs: Linear | Split, gated: bool, down: Linear, activation: int) -> None:
         self.inputs = inputs
         self.gated = gated
         self.down = down
         self.activation = activation
-        self.numbers = numbers
         self.width = down.cols
 
     def __call__(
@@ -84,8 +76,7 @@ class FeedForward:
     ) -> None:
         """x (n, dim) to out (n, dim), which may be x; gate and up (n, ffn) are work space."""
         self.inputs(ops, x, n, *((gate, up) if self.gated else (gate,)))
-        factor = self.numbers.ptr if self.numbers else NULL
-        ops.activate(gate, up if self.gated else factor, n, self.down.cols, self.activation)
+        ops.activate(gate, up if self.gated else NULL, n, self.down.cols, self.activation)
         self.down(ops, gate, n, out)
 
 

@@ -12,7 +12,7 @@ from gwq_export.arch.rope import Rope
 from gwq_export.errors import GwqError
 from gwq_export.format.reader import Reader
 from gwq_export.native.cuda import MAX_HEAD, Cuda, pool_of, room_of
-from gwq_export.native.library import F32, Pool, lib
+from gwq_export.native.library import Pool, lib
 from gwq_export.native.matrix import Linear, Matrix, Split
 from gwq_export.runtime.guard import FileGuard
 from gwq_export.runtime.kv_cache import cache_type
@@ -172,7 +172,7 @@ class Weights:
             mixer=mixer,
             attn_post_norm=table.norm("post_attention_norm", c.dim),
             ffn_norm=ffn_norm,
-            ffn=self._experts(table) if c.experts else self._feed_forward(table, i),
+            ffn=self._experts(table) if c.experts else self._feed_forward(table),
             ffn_post_norm=table.norm("post_ffw_norm", c.dim),
         )
 
@@ -232,7 +232,7 @@ class Weights:
             shared,
         )
 
-    def _feed_forward(self, table: Table, i: int) -> FeedForwardLayer:
+    def _feed_forward(self, table: Table) -> FeedForwardLayer:
         width = self.config.ffn
         fused = table.rows["ffn_up.weight"].shape[0] == "gate_up"
         gated = fused or "ffn_gate.weight" in table.rows
@@ -243,13 +243,4 @@ class Weights:
             inputs = table.linear("ffn_gate", "ffn_up")
         else:
             inputs = table.linear("ffn_up")
-        numbers = self._xielu(table.pool, i) if self.config.numbers else None
-        return FeedForward(inputs, gated, table.linear("ffn_down"), self._activation(), numbers)
-
-    def _xielu(self, pool: Pool, i: int) -> F32:
-        """alpha_n, alpha_p, beta and eps of a block's activation, as gwq.h has them."""
-        raw = {key: values[i] for key, values in self.config.numbers.items()}
-        beta = raw["xielu.beta"]
-        alpha_n = beta + np.logaddexp(0, raw["xielu.alpha_n"])
-        alpha_p = np.logaddexp(0, raw["xielu.alpha_p"])
-        return pool.floats(np.array([alpha_n, alpha_p, beta, raw["xielu.eps"]], np.float32))
+        return FeedForward(inputs, gated, table.linear("ffn_down"), self._activation())

@@ -1,6 +1,5 @@
 /* NEON: the exponential function, and what is made of it: SiLU, GELU, soft caps, softmax. */
 #include "neon.h"
-#include "cpu/scalar.h"
 
 GWQ_INLINE float32x4_t all(float v) { return vdupq_n_f32(v); }
 
@@ -85,8 +84,7 @@ GWQ_INLINE void activate(float *x, const float *up, int64_t count, const int act
 void gwq_neon_activate(float *x, const float *up, int64_t count, int activation) {
     if (activation == GWQ_SILU) activate(x, up, count, GWQ_SILU);
     else if (activation == GWQ_GELU) activate(x, up, count, GWQ_GELU);
-    else if (activation == GWQ_GELU_TANH) activate(x, up, count, GWQ_GELU_TANH);
-    else gwq_scalar_activate(x, up, count, activation);
+    else activate(x, up, count, GWQ_GELU_TANH);
 }
 
 /* tanh y: of |y| its series to y^9 up to 1/4 (error 1e-8 of it), then (1 - e) / (1 + e), e = exp(-2

@@ -81,15 +81,15 @@ int gwq_layernorm(gwq_pool *pool, const float *x, const float *weight, const flo
 }
 
 static void activate_row(const struct rows_job *j, int64_t i) {
-    const int64_t row = j->style == GWQ_XIELU ? 0 : i; /* which has the same numbers in all */
-    const float *up = j->a ? j->a + row * j->dim : NULL;
+    const float *up = j->a ? j->a + i * j->dim : NULL;
     gwq_in_use()->activate(j->out + i * j->dim, up, j->dim, j->style);
 }
 
 int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim,
                  int activation) {
-    if (activation < GWQ_SILU || activation > GWQ_XIELU) return GWQ_E_ARGUMENT;
-    if (n && !up && (activation == GWQ_SILU || activation == GWQ_XIELU)) return GWQ_E_ARGUMENT;
+    int silu = activation == GWQ_SILU;
+    if (!silu && activation != GWQ_GELU && activation != GWQ_GELU_TANH) return GWQ_E_ARGUMENT;
+    if (n && silu && !up) return GWQ_E_ARGUMENT;
     struct rows_job j = {
         .row = activate_row,
         .n = n,

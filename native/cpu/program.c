@@ -208,7 +208,6 @@ static int check(const struct walk *w, const gwq_op *op) {
         return GWQ_E_ARGUMENT;
     if (!o->x || (o->before == GWQ_BEFORE_NORM && !o->weight)) return GWQ_E_ARGUMENT;
     if (o->before == GWQ_BEFORE_ACTIVATION) { /* which is there, if it is so for no rows */
-        if (o->activation == GWQ_XIELU && !o->up) return GWQ_E_ARGUMENT;
         if (o->activation == GWQ_SILU && !o->up) return GWQ_E_ARGUMENT;
         int status = gwq_activate(NULL, NULL, o->up, 0, o->m[0]->cols, o->activation);
         if (status) return status;

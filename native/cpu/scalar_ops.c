@@ -43,19 +43,9 @@ void gwq_scalar_rmsnorm(const float *x, const float *weight, float eps, int64_t 
     for (int64_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
 }
 
-/* p: the four numbers of gwq.h */
-static float xielu(float x, const float *p) {
-    if (x > 0) return p[1] * x * x + p[2] * x;
-    return p[0] * (expm1f(x < p[3] ? x : p[3]) - x) + p[2] * x;
-}
-
 /* GELU: x P(X < x) for a normal X, = x/2 erfc(-x / sqrt(2)). Its approximation by tanh:
  * x/2 (1 + tanh u) with u = sqrt(2 / pi) (x + 0.044715 x^3), = x / (1 + exp(-2u)). */
 void gwq_scalar_activate(float *x, const float *up, int64_t count, int activation) {
-    if (activation == GWQ_XIELU) {
-        for (int64_t i = 0; i < count; i++) x[i] = xielu(x[i], up);
-        return;
-    }
     for (int64_t i = 0; i < count; i++) {
         float v = x[i], y;
         if (activation == GWQ_SILU) y = v / (1 + expf(-v));

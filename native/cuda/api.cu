@@ -124,9 +124,9 @@ int gwq_rope(gwq_pool *, float *x, const float *cos, const float *sin, int64_t n
 }
 
 int gwq_activate(gwq_pool *, float *x, const float *up, int64_t n, int64_t dim, int activation) {
-    if (activation < GWQ_SILU || activation > GWQ_XIELU) return GWQ_E_ARGUMENT;
+    if (activation < GWQ_SILU || activation > GWQ_GELU_TANH) return GWQ_E_ARGUMENT;
     if (!countable(n, dim) || dim < 1 || (n && !x)) return GWQ_E_ARGUMENT;
-    if (n && !up && (activation == GWQ_SILU || activation == GWQ_XIELU)) return GWQ_E_ARGUMENT;
+    if (n && activation == GWQ_SILU && !up) return GWQ_E_ARGUMENT;
     BEGIN;
     if (n) activate(stream, x, up, n * dim, activation);
     END;

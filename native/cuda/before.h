@@ -18,7 +18,7 @@ DEVICE float before(const activations &a, int token, int c, const moments &norm)
     if (a.before == GWQ_BEFORE_NORM)
         return normalized(x, norm, a.weight[c], a.shift ? a.shift[c] : 0, a.layer);
     if (a.before == GWQ_BEFORE_ACTIVATION)
-        return activated(x, a.up, at, a.activation);
+        return activated(x, a.activation) * (a.up ? a.up[at] : 1);
     return x;
 }
 #endif

@@ -4,18 +4,13 @@
 #include "device.h"
 #include "gwq.h"
 
-/* Number `at` of gwq_activate, by its formulas. GELU: x P(X < x) for a normal X, = x/2 erfc(-x /
+/* By enum gwq_activation, the formulas of gwq.h. GELU: x P(X < x) for a normal X, = x/2 erfc(-x /
  * sqrt(2)). Its approximation by tanh: x/2 (1 + tanh u) with u = sqrt(2 / pi) (x + 0.044715 x^3),
  * = x / (1 + exp(-2u)). */
-DEVICE float activated(float x, const float *up, int64_t at, int activation) {
-    if (activation == GWQ_XIELU) {
-        if (x > 0) return up[1] * x * x + up[2] * x;
-        return up[0] * (expm1f(fminf(x, up[3])) - x) + up[2] * x;
-    }
-    const float factor = up ? up[at] : 1;
-    if (activation == GWQ_SILU) return x / (1 + expf(-x)) * factor;
-    if (activation == GWQ_GELU) return 0.5f * x * erfcf(x * -0.70710678f) * factor;
-    return x / (1 + expf(-1.59576912f * (x + 0.044715f * x * x * x))) * factor;
+DEVICE float activated(float x, int activation) {
+    if (activation == GWQ_SILU) return x / (1 + expf(-x));
+    if (activation == GWQ_GELU) return 0.5f * x * erfcf(x * -0.70710678f);
+    return x / (1 + expf(-1.59576912f * (x + 0.044715f * x * x * x)));
 }
 
 /* 2^k, k so that |x| / 2^k lies between 2^14 and 2^15 for the largest x, as FP16 numbers go to

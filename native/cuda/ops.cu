@@ -49,7 +49,7 @@ void rotate(cudaStream_t stream, const gwq_op_rope &o, const int *base, int64_t 
 
 __global__ void activate_kernel(float *x, const float *up, int64_t count, int activation) {
     const int64_t i = thread_index();
-    if (i < count) x[i] = activated(x[i], up, i, activation);
+    if (i < count) x[i] = activated(x[i], activation) * (up ? up[i] : 1);
 }
 
 void activate(cudaStream_t stream, float *x, const float *up, int64_t count, int activation) {

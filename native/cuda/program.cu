@@ -60,9 +60,8 @@ static int check_op(const gwq_op *op, int64_t n) {
     }
     case GWQ_OP_ACTIVATE: {
         const gwq_op_each *o = &op->each;
-        if (o->activation < GWQ_SILU || o->activation > GWQ_XIELU) return GWQ_E_ARGUMENT;
+        if (o->activation < GWQ_SILU || o->activation > GWQ_GELU_TANH) return GWQ_E_ARGUMENT;
         if (o->activation == GWQ_SILU && !o->up) return GWQ_E_ARGUMENT;
-        if (o->activation == GWQ_XIELU && !o->up) return GWQ_E_ARGUMENT;
         return o->x && dims(rows, o->dim) ? GWQ_OK : GWQ_E_ARGUMENT;
     }
     case GWQ_OP_SOFTCAP:

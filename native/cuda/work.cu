@@ -45,9 +45,8 @@ int check_product(const gwq_op_matmul *o, int64_t n) {
     }
     if (o->before == GWQ_BEFORE_NORM && !o->weight) return GWQ_E_ARGUMENT;
     if (o->before == GWQ_BEFORE_ACTIVATION) {
-        if (o->activation < GWQ_SILU || o->activation > GWQ_XIELU) return GWQ_E_ARGUMENT;
+        if (o->activation < GWQ_SILU || o->activation > GWQ_GELU_TANH) return GWQ_E_ARGUMENT;
         if (o->activation == GWQ_SILU && !o->up) return GWQ_E_ARGUMENT;
-        if (o->activation == GWQ_XIELU && !o->up) return GWQ_E_ARGUMENT;
     }
     return o->choice ? check_experts(o) : GWQ_OK;
 }

@@ -53,7 +53,7 @@ typedef struct gwq_matrix {
 enum gwq_rope_style { GWQ_ROPE_PAIRS = 0, GWQ_ROPE_HALVES = 1 };
 
 /* x / (1 + exp(-x)); x/2 (1 + erf(x / sqrt(2))); its approximation by tanh */
-enum gwq_activation { GWQ_SILU = 0, GWQ_GELU = 1, GWQ_GELU_TANH = 2, GWQ_XIELU = 3 };
+enum gwq_activation { GWQ_SILU = 0, GWQ_GELU = 1, GWQ_GELU_TANH = 2 };
 
 /* --- the library ------------------------------------------------------------------------------ */
 
@@ -117,8 +117,7 @@ int gwq_layernorm(gwq_pool *pool, const float *x, const float *weight, const flo
 int gwq_rope(gwq_pool *pool, float *x, const float *cos, const float *sin, int64_t n, int64_t heads,
              int64_t dim, int64_t rotated, int style);
 /* x (n, dim) = activation(x) * up (n, dim), by enum gwq_activation; up may be NULL for no factor,
- * with the GELUs. XIELU has none: up (4) are numbers p of it, f(x) = p1 x^2 + p2 x for x > 0, else
- * p0 (exp(min(x, p3)) - 1 - x) + p2 x. */
+ * with the GELUs. */
 int gwq_activate(gwq_pool *pool, float *x, const float *up, int64_t n, int64_t dim, int activation);
 /* x (n, dim) = cap * tanh(x / cap), cap positive. */
 int gwq_softcap(gwq_pool *pool, float *x, int64_t n, int64_t dim, float cap);

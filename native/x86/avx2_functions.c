@@ -1,7 +1,6 @@
 /* AVX2 and FMA: the exponential function, and what is made of it: SiLU, GELU, soft caps,
  * softmax. */
 #include "avx2.h"
-#include "cpu/scalar.h"
 
 /* e^x = 2^n e^r, |r| <= ln(2)/2, Taylor to r^7 (error 5e-9). e^-87 below -87; from 88.4 on n = 128,
  * infinity. */
@@ -86,8 +85,7 @@ GWQ_INLINE void activate(float *x, const float *up, int64_t count, const int act
 void gwq_avx2_activate(float *x, const float *up, int64_t count, int activation) {
     if (activation == GWQ_SILU) activate(x, up, count, GWQ_SILU);
     else if (activation == GWQ_GELU) activate(x, up, count, GWQ_GELU);
-    else if (activation == GWQ_GELU_TANH) activate(x, up, count, GWQ_GELU_TANH);
-    else gwq_scalar_activate(x, up, count, activation);
+    else activate(x, up, count, GWQ_GELU_TANH);
 }
 
 /* tanh |y|: its series to y^9 up to 1/4 (error 1e-8 of it), then (1 - e) / (1 + e), e = exp(-2

@@ -10,7 +10,6 @@ import pytest
 import gwq_export
 from gwq_export import GwqError
 from gwq_export.arch.config import read_config
-from gwq_export.arch.keys import Keys
 from gwq_export.arch.spec import gguf_name
 from gwq_export.calibration.gradients import gradients
 from gwq_export.calibration.sources import read_calibration
@@ -274,15 +273,3 @@ def test_part_of_a_head_turns(tmp_path, config_class, part, rotated):
     expected = logits(original_model(folder), ids)
     assert model.weights.config.rope.rotated == rotated
     assert np.abs(model.logits(ids) - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-def test_numbers_of_blocks_are_checked():
-    def of_blocks(value):
-        file = SimpleNamespace(path="m.gguf", metadata={"xielu.beta": value}, tensors={})
-        return Keys(file, "apertus").of_blocks("xielu.beta", 2)
-
-    assert of_blocks(np.array([0.5, 0.25], np.float32)) == (0.5, 0.25)
-    assert of_blocks(np.float32(0.5)) == (0.5, 0.5)  # as llama.cpp reads it
-    for value in (None, "x", np.ones(3), np.array([1, 2]), np.array([1.0, np.nan])):
-        with pytest.raises(GwqError, match=r"xielu\.beta"):
-            of_blocks(value)

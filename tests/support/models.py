@@ -207,7 +207,6 @@ TINY_MODELS = {  # name -> (transformers config class, its own settings)
             }
         },
     ),
-    "apertus": ("ApertusConfig", {"pad_token_id": None}),
     "ernie": ("Ernie4_5Config", {}),
     "ministral3": (
         "Ministral3Config",
