@@ -24,10 +24,19 @@ def test_holds(file, name, capsys):
     assert capsys.readouterr().out.startswith(f"{name}: holds: ")
 
 
-def test_memory_that_stays_is_noticed(file, capsys):
+@pytest.mark.parametrize("bytes_each, grows", [(1 << 20, True), (0, False)])
+def test_memory_that_stays_is_noticed(monkeypatch, bytes_each, grows):
+    """Beside 100 MiB that are there before; how much this process has is another matter."""
     kept = []
-    grown = soak.growth(150, lambda i: kept.append(np.ones(1 << 18)))
-    assert grown > soak.GROWTH
+    monkeypatch.setattr(soak, "resident", lambda: (100 << 20) + sum(map(len, kept)))
+    grown = soak.growth(150, lambda i: kept.append(bytes(bytes_each)))
+    assert (grown > soak.GROWTH) == grows
+
+
+def test_resident_memory_is_that_of_this_process():
+    before = soak.resident()
+    kept = np.ones(64 << 20, np.uint8)
+    assert soak.resident() - before > 0.9 * kept.nbytes
 
 
 def test_wrong_logits_are_noticed(file, monkeypatch, capsys):
