@@ -9,7 +9,6 @@ KL divergence, in brackets the ratio to the first row, of files without tuning.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from gwq_export.bench.tables import table
 from gwq_export.evaluation.reference import transformers_logits
 from gwq_export.pipeline.presets import PRESETS
 from gwq_export.quantization import encoder, tile_codes
 from gwq_export.quantization.matrix_codes import Encoded
 from gwq_export.quantization.recipe import Recipe
-from studies.drift import Variant, measured
+from studies.drift import Variant, measured_rows, table_of
 from studies.paths import DATA, REFERENCE
 
 ENCODE_ROWS = encoder._encode_rows
@@ -87,23 +85,10 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parser().parse_args(argv)
     text = args.text.read_text(encoding="utf-8")[: args.characters]
-    against = transformers_logits(args.model)
     types = args.types.split(",")
-    first: dict[str, float] = {}
-    rows = []
-    for name, variant in variants().items():
-        row, seconds = [name], []
-        for type in types:
-            runs = [
-                measured(args.model, against, type, variant, seed, text, args.ctx)
-                for seed in range(args.seeds)
-            ]
-            kld = statistics.mean(run[0] for run in runs)
-            seconds += [run[2] for run in runs]
-            row.append(f"{kld:.4g} ({kld / first.setdefault(type, kld):.2f})")
-        rows.append([*row, f"{statistics.median(seconds):.0f}"])
-        print(" | ".join(rows[-1]), flush=True)
-    print(table(["", *types, "seconds of an export, median"], rows))
+    against = transformers_logits(args.model)
+    rows = measured_rows(args.model, against, variants(), types, args.seeds, text, args.ctx)
+    print(table_of(types, rows))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -95,6 +96,46 @@ def measured(
         return found["kld_mean"], found["kld_error"], result["seconds"]
 
 
+class Rows(NamedTuple):
+    """cells: of the table's rows. error: the largest standard error, as a fraction."""
+
+    cells: list[list[str]]
+    error: float
+
+
+def measured_rows(
+    model: Path,
+    against: Predictor,
+    variants: Mapping[str, Variant],
+    types: Sequence[str],
+    seeds: int,
+    text: str,
+    ctx: int,
+) -> Rows:
+    """A row for each variant, printed as it comes, each type's ratio being to the first row."""
+    rows: list[list[str]] = []
+    first: dict[str, float] = {}
+    errors = []
+    for name, variant in variants.items():
+        row, times = [name], []
+        for type in types:
+            runs = [
+                measured(model, against, type, variant, seed, text, ctx) for seed in range(seeds)
+            ]
+            kld = statistics.mean(run[0] for run in runs)
+            errors += [run[1] / run[0] for run in runs]
+            times += [run[2] for run in runs]
+            row.append(f"{kld:.4g} ({kld / first.setdefault(type, kld):.2f})")
+        rows.append([*row, f"{statistics.median(times):.0f}"])
+        print(" | ".join(rows[-1]), flush=True)
+    return Rows(rows, max(errors))
+
+
+def table_of(types: Sequence[str], rows: Rows) -> str:
+    """The rows as Markdown."""
+    return table(["", *types, "seconds of an export, median"], rows.cells)
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -115,26 +156,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     types = args.types.split(",")
     text = args.text.read_text(encoding="utf-8")[: args.characters]
-    rows: list[list[str]] = []
-    first: dict[str, float] = {}
-    errors = []
+    kept = {name: v for name, v in VARIANTS.items() if re.search(args.rows, name)}
     with tempfile.TemporaryDirectory() as work:
         model, against = opened(args.model, Path(work))
-        for name, variant in VARIANTS.items():
-            if not re.search(args.rows, name):
-                continue
-            row, times = [name], []
-            for type in types:
-                runs = [
-                    measured(model, against, type, variant, seed, text, args.ctx)
-                    for seed in range(args.seeds)
-                ]
-                kld = statistics.mean(run[0] for run in runs)
-                errors += [run[1] / run[0] for run in runs]
-                times += [run[2] for run in runs]
-                row.append(f"{kld:.4g} ({kld / first.setdefault(type, kld):.2f})")
-            rows.append([*row, f"{statistics.median(times):.0f}"])
-            print(" | ".join(rows[-1]), flush=True)
+        rows = measured_rows(model, against, kept, types, args.seeds, text, args.ctx)
     given = sys.argv[1:] if argv is None else argv
     section = TABLE.format(
         model=args.model.name,
@@ -142,11 +167,11 @@ def main(argv: list[str] | None = None) -> None:
         cpus=default_threads(),
         cpu=cpu_name(),
         seeds=args.seeds,
-        table=table(["", *types, "seconds of an export, median"], rows),
+        table=table_of(types, rows),
         ctx=args.ctx,
         text=args.text.name,
         characters=args.characters,
-        error=max(errors),
+        error=rows.error,
     )
     before = args.out.read_text(encoding="utf-8") if args.add else INTRO
     args.out.write_text(before + section, encoding="utf-8")

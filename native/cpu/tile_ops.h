@@ -64,7 +64,7 @@ typedef struct tile_ops {
     int bits;
     int streams;  /* row groups at the same time, at most STREAMS */
     int groups;   /* that `tokens` takes at most: up to TOGETHER */
-    size_t ahead; /* bytes between a read and its prefetch, 0: no prefetch */
+    size_t ahead; /* bytes between a read and its prefetch, of one token 0 for none */
     /* of one token, bytes between a read and the first touch of its page, or 0: where pages have
      * 4 KB, as a file's do, the processor finds their addresses meanwhile, which may take longer
      * than memory itself */

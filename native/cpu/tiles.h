@@ -109,8 +109,7 @@ GWQ_INLINE void few_tokens_group(const tile_ops *ops, const gwq_matrix *m, int64
         for (int k = 0; k < nb; k++) {
             const uint8_t *scale = whole + k * scales, *line = whole + nb * scales + k * lines;
             const int64_t at = t * in->blocks + b + k;
-            if (!t && ops->ahead)
-                prefetch(tile + nb * scales + k * lines, ops->ahead, scales + lines);
+            if (!t) prefetch(tile + nb * scales + k * lines, ops->ahead, scales + lines);
             if (count == 4) ops->four(table, scale, line, in, at, dense);
             if (count == 2) ops->two(table, scale, line, in, at, dense);
             if (count == 1)

@@ -86,6 +86,13 @@ def test_kernels_of_both_are_timed(checkout, factor, slower, between, capsys):
         assert low < float(row[head.index("times as fast")]) < high
 
 
+def test_an_operation_that_one_of_them_lacks_is_left_out(checkout, capsys):
+    other = checkout({"bench/cases.py": ('    "add": add,\n', "")})
+    assert compare_kernels(other, [ADD, GEMV], 1, 3, 1 << 16) <= 1
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| gemv"]
+
+
 def test_kernels_of_a_checkout_that_fails_are_an_error(checkout):
     other = checkout({"bench/kernels.py": ("def sample(", "def no_sample(")})
     with pytest.raises(GwqError, match=r"(?s)the kernels of .*copy ended .*sample"):

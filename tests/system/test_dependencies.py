@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
 
@@ -33,7 +34,7 @@ def licence(name):
 
 def installed(names):
     """The packages that are here of these and of all that they need."""
-    found, left = set(), [name.lower() for name in names]
+    found, left = set(), [canonicalize_name(name) for name in names]
     while left:
         name = left.pop()
         try:
@@ -44,7 +45,7 @@ def installed(names):
             found.add(name)
             for requirement in map(Requirement, needed):
                 if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                    left.append(requirement.name.lower())
+                    left.append(canonicalize_name(requirement.name))
     return sorted(found)
 
 
